@@ -1,0 +1,275 @@
+"""The command line. stdout carries the result alone; everything else goes to stderr. Exit: 0, 1 error, 2 usage, 130
+interrupted.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from npgemma.errors import NpgemmaError
+from npgemma.io.checkpoint import read_tensors
+from npgemma.io.picture import read_picture, write_picture
+from npgemma.model import EMBEDDED, Generation, Model, load
+from npgemma.sampling import Sampling
+from npgemma.tasks import OCR_PROMPT, Box, answer_prompt, caption_prompt, detect_prompt, draw_boxes, parse_boxes
+
+SAMPLE = EMBEDDED.parent / "sample.png"
+SAMPLE_LABELS = ("blue star", "orange ring", "green circle")
+SAMPLE_QUESTIONS = ("how many shapes are there?", "what color is the star?", "what is on the right?")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    parser = build_parser()
+    a = parser.parse_args(arguments)
+    try:
+        a.run(a)
+    except NpgemmaError as error:
+        print(f"npgemma: {printable(str(error))}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("npgemma: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+# --------------------------------------------------------------------------------------------------------- commands
+
+
+def run_demo(a: argparse.Namespace) -> None:
+    """Caption, questions and boxes on the sample picture with the embedded model."""
+    model, image = load(), read_picture(SAMPLE)
+    prompts = [caption_prompt(), *map(answer_prompt, SAMPLE_QUESTIONS), OCR_PROMPT, detect_prompt(SAMPLE_LABELS)]
+    answers = model.generate([image] * len(prompts), prompts)
+    boxes = parse_boxes(answers[-1].text, *image.size)
+    for prompt, answer in zip(prompts[:-1], answers[:-1], strict=True):
+        print(f"{prompt}\n    {answer.text}")
+    print(prompts[-1])
+    for box in boxes:
+        print(f"    {box.label:<14} x {box.x0:3.0f} to {box.x1:3.0f}   y {box.y0:3.0f} to {box.y1:3.0f}")
+    write_picture(draw_boxes(image, boxes), a.draw)
+    print(f"wrote {a.draw}, the sample picture with the boxes drawn", file=sys.stderr)
+
+
+def run_prompt(a: argparse.Namespace) -> None:
+    """generate, caption, answer, ocr: the text that the model writes, streamed."""
+    model, prompt = load(a.model, a.dtype), a.prompt(a)
+    if a.format == "json":
+        print_json(prompt, generate(model, a, prompt))
+        return
+    wrote = False
+    with working("reading the picture") as done:
+        for piece in model.stream(a.images, prompt, **sampling(a)):
+            done()
+            print(printable(piece), end="", flush=sys.stdout.isatty())
+            wrote = True
+    print()
+    if not wrote:
+        print("npgemma: the model answered with nothing", file=sys.stderr)
+
+
+def run_detect(a: argparse.Namespace) -> None:
+    """A line a box: label, x0, y0, x1, y1 in pixels, with tabs between."""
+    model, prompt = load(a.model, a.dtype), detect_prompt(a.objects)
+    image = read_picture(a.image)
+    a.images = [image]
+    with working("reading the picture"):
+        generation = generate(model, a, prompt)
+    boxes = parse_boxes(generation.text, *image.size)
+    if a.draw:
+        write_picture(draw_boxes(image, boxes), a.draw)
+    if a.format == "json":
+        print_json(prompt, generation, boxes)
+        return
+    for box in boxes:
+        print(printable(box.label), *(round(side) for side in (box.x0, box.y0, box.x1, box.y1)), sep="\t")
+    if not boxes:
+        print("npgemma: nothing found", file=sys.stderr)
+
+
+def run_inspect(a: argparse.Namespace) -> None:
+    """What a model folder holds; its weights are mapped and checked, not read."""
+    model = load(a.model)
+    config = model.config
+    tensors = read_tensors(model.folder, config)
+    stored = {"float32": "F32", "float16": "F16", "uint16": "BF16"}
+    sizes = Counter[str]()
+    for tensor in tensors.values():
+        sizes[stored[tensor.dtype.name]] += tensor.size
+    text, vision = config.text, config.vision
+    cache = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * 4
+    facts: dict[str, Any] = {
+        "folder": str(model.folder),
+        "parameters": sum(sizes.values()),
+        "stored as": dict(sizes),
+        "bytes on disk": sum(tensor.nbytes for tensor in tensors.values()),
+        "image": f"{vision.image_size} x {vision.image_size} pixels, {vision.num_patches} tokens",
+        "vision": f"{vision.num_hidden_layers} layers, width {vision.hidden_size}, "
+        f"{vision.num_attention_heads} heads of {vision.head_dim}",
+        "text": f"{text.num_hidden_layers} layers, width {text.hidden_size}, {text.num_attention_heads} query and "
+        f"{text.num_key_value_heads} key heads of {text.head_dim}",
+        "vocabulary": f"{text.vocab_size} rows, <image> is {config.image_token_index}",
+        "cache": f"{cache} bytes a token in float32",
+        "tokenizer": f"{len(model.tokenizer)} pieces" if (model.folder / "tokenizer.model").exists() else "none",
+    }
+    if a.format == "json":
+        print(json.dumps(facts, indent=2))
+        return
+    for name, value in facts.items():
+        shown = ", ".join(f"{count:,} {kind}" for kind, count in value.items()) if isinstance(value, dict) else value
+        print(f"{name:<14} {printable(f'{shown:,}' if isinstance(shown, int) else shown)}")
+
+
+# ------------------------------------------------------------------------------------------------------------ parts
+
+
+def sampling(a: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `generate` and `stream` that flags set."""
+    return {name: getattr(a, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")}
+
+
+def generate(model: Model, a: argparse.Namespace, prompt: str) -> Generation:
+    return model.generate(a.images, prompt, **sampling(a))
+
+
+def print_json(prompt: str, generation: Generation, boxes: list[Box] | None = None) -> None:
+    """One object on one line."""
+    result = {"prompt": prompt, **asdict(generation)}
+    if boxes is not None:
+        result["boxes"] = [asdict(box) for box in boxes]
+    print(json.dumps(result, ensure_ascii=False))
+
+
+def printable(text: str) -> str:
+    """`text` with control characters written out: what comes from files must not steer a terminal."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)
+
+
+@contextmanager
+def working(what: str) -> Iterator[Callable[[], None]]:
+    """Says on a terminal's stderr that `what` is going on; wiped when `done` is first called, or at the end."""
+    shown = sys.stderr.isatty()
+
+    def done() -> None:
+        nonlocal shown
+        if shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        shown = False
+
+    if shown:
+        print(f"{what} ...", end="", file=sys.stderr, flush=True)
+    try:
+        yield done
+    finally:
+        done()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="npgemma", description="PaliGemma in plain NumPy: ask a picture, on a CPU. Nothing is ever downloaded."
+    )
+    parser.add_argument("--version", action="version", version=f"npgemma {version('npgemma')}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    form = argparse.ArgumentParser(add_help=False)
+    form.add_argument("--format", choices=("text", "json"), default="text", help="what stdout gets (default: text)")
+    common = argparse.ArgumentParser(add_help=False, parents=[form])
+    common.add_argument(
+        "-m",
+        "--model",
+        metavar="FOLDER",
+        help="a PaliGemma in Hugging Face layout (default: the small one inside npgemma)",
+    )
+    common.add_argument(
+        "--max-new-tokens", type=positive, default=256, metavar="N", help="stop after N tokens (default: 256)"
+    )
+    common.add_argument(
+        "--temperature",
+        type=checked("temperature", float),
+        default=0.0,
+        metavar="T",
+        help="0 takes the likeliest token (default)",
+    )
+    common.add_argument("--top-k", type=checked("top_k", int), metavar="K", help="draw from the K likeliest tokens")
+    common.add_argument(
+        "--top-p",
+        type=checked("top_p", float),
+        default=1.0,
+        metavar="P",
+        help="draw from the likeliest tokens that make up P",
+    )
+    common.add_argument(
+        "--seed", type=checked("seed", int), default=0, metavar="S", help="seed of the draws (default: 0)"
+    )
+    common.add_argument(
+        "--dtype", choices=("float32", "float64"), default="float32", help="what is computed in (default: float32)"
+    )
+
+    demo = commands.add_parser(
+        "demo", help="caption, questions and boxes on a sample picture, with the model inside npgemma"
+    )
+    demo.add_argument(
+        "--draw", type=Path, default=Path("npgemma-demo.png"), metavar="FILE", help="default: npgemma-demo.png"
+    )
+    demo.set_defaults(run=run_demo)
+
+    generate = commands.add_parser("generate", parents=[common], help="any prompt, about one or several pictures")
+    generate.add_argument("images", nargs="+", metavar="IMAGE")
+    generate.add_argument("text", metavar="PROMPT")
+    generate.set_defaults(run=run_prompt, prompt=lambda a: a.text)
+
+    caption = commands.add_parser("caption", parents=[common], help="what is on the picture")
+    caption.add_argument("images", nargs=1, metavar="IMAGE")
+    caption.add_argument("--language", default="en", help="default: en")
+    caption.set_defaults(run=run_prompt, prompt=lambda a: caption_prompt(a.language))
+
+    answer = commands.add_parser("answer", parents=[common], help="the answer to a question about the picture")
+    answer.add_argument("images", nargs=1, metavar="IMAGE")
+    answer.add_argument("question", metavar="QUESTION")
+    answer.add_argument("--language", default="en", help="default: en")
+    answer.set_defaults(run=run_prompt, prompt=lambda a: answer_prompt(a.question, a.language))
+
+    ocr = commands.add_parser("ocr", parents=[common], help="the text on the picture")
+    ocr.add_argument("images", nargs=1, metavar="IMAGE")
+    ocr.set_defaults(run=run_prompt, prompt=lambda a: OCR_PROMPT)
+
+    detect = commands.add_parser(
+        "detect", parents=[common], help="boxes of the named things: label, x0, y0, x1, y1 in pixels"
+    )
+    detect.add_argument("image", metavar="IMAGE")
+    detect.add_argument("objects", nargs="+", metavar="OBJECT")
+    detect.add_argument("--draw", type=Path, metavar="FILE", help="write the picture with the boxes drawn")
+    detect.set_defaults(run=run_detect)
+
+    inspect = commands.add_parser("inspect", parents=[form], help="what a model folder holds")
+    inspect.add_argument("model", nargs="?", metavar="FOLDER")
+    inspect.set_defaults(run=run_inspect)
+    return parser
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
+    return number
+
+
+def checked(name: str, kind: Callable[[str], float]) -> Callable[[str], float]:
+    """An argparse type that holds a number against the rules of Sampling, so that a wrong one is a usage error."""
+
+    def parse(text: str) -> float:
+        number = kind(text)
+        try:
+            Sampling(**{name: number})  # type: ignore[arg-type]
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return number
+
+    return parse

@@ -1,0 +1,19 @@
+"""What npgemma raises when something that reached it from outside is wrong: one sentence on what, where, why and what
+to do.
+"""
+
+
+class NpgemmaError(Exception):
+    """The base of every error below; catch it to catch them all."""
+
+
+class BadModel(NpgemmaError):
+    """A model folder cannot be used: a file is missing, damaged, or does not fit its config."""
+
+
+class BadPicture(NpgemmaError):
+    """A picture cannot be read, or an array is not a picture."""
+
+
+class BadPrompt(NpgemmaError):
+    """A prompt, its ids or its number of pictures cannot be used."""

@@ -1,0 +1,138 @@
+"""Pictures -> pixel values, bit for bit as transformers' PIL backend makes them.
+
+A path is read as a person would see it: turned upright by its EXIF tag. A PIL image or an array is taken as it is. Both
+are brought to RGB: transparency over white, 16 bits scaled to 8 and not clipped.
+"""
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from npgemma.errors import BadPicture
+from npgemma.layers.shapes import Array, Float
+
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "TIFF",
+    "PPM",
+)  # the rest can start programs or has been a door too often
+MAX_PIXELS = 89_000_000  # Pillow only warns here; a larger picture is likelier an attack than a photograph
+
+Picture: TypeAlias = str | Path | Image.Image | Array
+
+
+def read_picture(picture: Picture) -> Image.Image:
+    """An RGB image of a path, a PIL image, or a uint8 array [H W], [H W 1], [H W 3] or [H W 4]. BadPicture if it is
+    none.
+    """
+    if isinstance(picture, np.ndarray):
+        return to_rgb(from_array(picture))
+    if isinstance(picture, Image.Image):
+        return to_rgb(picture)
+    if not isinstance(picture, (str, Path)):
+        raise BadPicture(f"a picture is a path, a PIL image or a uint8 array, not a {type(picture).__name__}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of metadata, and of sizes, which are checked here
+            with Image.open(picture, formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    size = f"{image.width} x {image.height} pixels"
+                    raise BadPicture(f"{picture} has {size}; npgemma reads up to {MAX_PIXELS // 1_000_000} million")
+                return to_rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError:
+        raise BadPicture(f"{picture} is missing: there is no such picture") from None
+    except UnidentifiedImageError:
+        raise BadPicture(f"{picture} is not a picture that npgemma reads ({', '.join(FORMATS)})") from None
+    except Image.DecompressionBombError as error:
+        raise BadPicture(f"{picture}: {error}") from None
+    # what Pillow's own fuzzers count as a clean refusal of a damaged file
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        NotImplementedError,
+        OverflowError,
+        EOFError,
+        IndexError,
+        MemoryError,
+    ) as error:
+        raise BadPicture(f"{picture} cannot be read: {error}") from None
+
+
+def from_array(array: Array) -> Image.Image:
+    """A PIL image of a uint8 array. BadPicture for another dtype or shape: guessing a range would be silently wrong."""
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if (
+        array.dtype != np.uint8
+        or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4)))
+        or not array.size
+    ):
+        raise BadPicture(
+            f"a picture array is uint8 [H W], [H W 1], [H W 3] or [H W 4], not {array.dtype} {list(array.shape)}"
+        )
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode to RGB: 16-bit grays scaled by 1/257, transparency composited over white, everything else as Pillow
+    converts.
+    """
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(eight_bits(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def eight_bits(gray: Array) -> Array:
+    """Grays of 0 .. 65535 to 0 .. 255; grays that all fit in 8 bits already stay. BadPicture for what lies outside
+    both.
+    """
+    if not np.isfinite(gray).all() or gray.min() < 0 or gray.max() > 65535:
+        raise BadPicture(f"gray values run from {gray.min()} to {gray.max()}; npgemma reads 0 to 65535")
+    deep = gray.dtype != np.float32 and (gray.dtype == np.uint16 or gray.max() > 255)
+    return np.rint(gray / 257 if deep or gray.max() > 255 else gray).astype(np.uint8)
+
+
+def pixel_values(images: Sequence[Image.Image], side: int) -> Float[Array, "B 3 S S"]:
+    """RGB images as float32 in -1 .. 1: squashed to S x S (bicubic, antialiased, 8 bits), (u8/255 - 0.5) / 0.5.
+
+    The aspect ratio is not kept: PaliGemma never saw it. The division by 255 is a product with 1/255 in float64,
+    rounded to float32 once, as in transformers; anything else differs in the last bit.
+    """
+    values = np.empty((len(images), 3, side, side), np.float32)
+    for i, image in enumerate(images):
+        small = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
+        unit = (small.astype(np.float64) * (1 / 255)).astype(np.float32)
+        values[i] = ((unit - np.float32(0.5)) / np.float32(0.5)).transpose(2, 0, 1)
+    return values
+
+
+def write_picture(image: Image.Image, path: Path) -> None:
+    """Save `image` in the format that the ending of `path` names: beside it first, then renamed, so no half picture is
+    left.
+
+    Raises BadPicture if the ending names no format or the file cannot be written.
+    """
+    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        image.save(beside)
+        beside.replace(path)
+    except ValueError:
+        raise BadPicture(f"{path} cannot be written: end its name in .png or .jpg") from None
+    except OSError as error:
+        raise BadPicture(f"{path} cannot be written: {error.strerror or error}") from None
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,87 @@
+"""safetensors files as arrays that are views of memory maps: nothing is read until it is used.
+
+The safetensors library checks the file (https://github.com/huggingface/safetensors, 'Format'); then the tensors are
+mapped here, because its NumPy side copies them and has no bfloat16. In npgemma bfloat16 is uint16 bits (see
+layers.shapes).
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from npgemma.errors import BadModel
+from npgemma.io.config import read_json
+from npgemma.layers.shapes import Array
+
+DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+
+
+def open_file(path: Path) -> dict[str, Array]:
+    """The tensors of one file, mapped read-only. BadModel if the file is missing, damaged or holds a dtype not in
+    DTYPES.
+    """
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length), object_pairs_hook=named_once)
+        data = np.asarray(np.memmap(path, np.uint8, "r"))[8 + length :]
+    except FileNotFoundError:
+        raise BadModel(f"{path} is missing") from None
+    except (OSError, ValueError, SafetensorError) as error:
+        hint = "is it still downloading, or a placeholder for a large file?"
+        raise BadModel(f"{path} is not a usable safetensors file ({error}); {hint}") from None
+    header.pop("__metadata__", None)
+    return {name: tensor(data, entry, f"{path}: tensor {name!r}") for name, entry in header.items()}
+
+
+def named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object of distinct keys. The format forbids the same name twice, its readers let the last one win."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a tensor name appears twice")
+    return found
+
+
+def tensor(data: Array, entry: Mapping[str, Any], where: str) -> Array:
+    """The view of `data` that a header entry describes; its sizes were checked when the file was opened."""
+    if entry["dtype"] not in DTYPES:
+        raise BadModel(f"{where} is stored as {entry['dtype']}; npgemma reads {', '.join(DTYPES)}")
+    start, end = entry["data_offsets"]
+    try:
+        return data[start:end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    except ValueError as error:
+        raise BadModel(f"{where} of shape {entry['shape']}: {error}") from None
+
+
+def open_folder(folder: Path) -> dict[str, Array]:
+    """All tensors of a model folder: model.safetensors, or the shards that model.safetensors.index.json names.
+
+    A shard must be a plain file name in that folder: an index that says ../ or /etc would read what is not the model's.
+    """
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return open_file(folder / "model.safetensors")
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise BadModel(f"{index}: weight_map is missing or empty")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or not re.fullmatch(r"\w[\w.-]*\.safetensors", shard, re.ASCII):
+            raise BadModel(
+                f"{index}: tensor {name!r} is in {shard!r}, which is no plain file name ending in .safetensors"
+            )
+    shards = {shard: open_file(folder / shard) for shard in sorted(set(weight_map.values()))}
+    tensors: dict[str, Array] = {}
+    for shard, found in shards.items():
+        listed = {name for name, home in weight_map.items() if home == shard}
+        if listed != found.keys():
+            missing, extra = sorted(listed - found.keys()), sorted(found.keys() - listed)
+            raise BadModel(f"{index} and {shard} disagree: only listed {missing[:10]}, only stored {extra[:10]}")
+        tensors |= found
+    return tensors

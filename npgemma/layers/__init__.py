@@ -1,0 +1,1 @@
+"""The mathematics: functions of arrays that know nothing of files, configs or models."""

@@ -1,0 +1,36 @@
+"""bfloat16, to the bit: a float32 without its lower 16 bits.
+
+    float32   s eeeeeeee mmmmmmmmmmmmmmmmmmmmmmm
+    bfloat16  s eeeeeeee mmmmmmm
+
+So widening is a shift and exact; narrowing is rounding at bit 16. NumPy has no bfloat16: its bits travel as uint16.
+"""
+
+import numpy as np
+
+from npgemma.layers.shapes import Array, Bits, Float
+
+
+def widen(bits: Bits[Array, "*R"]) -> Float[Array, "*R"]:
+    """The float32 numbers that bfloat16 `bits` stand for, exactly: the bits become the upper half of a float32."""
+    upper = bits.astype(np.uint32)
+    upper <<= 16
+    return upper.view(np.float32)
+
+
+def pack(x: Float[Array, "*R"]) -> Bits[Array, "*R"]:
+    """The bits of the bfloat16 numbers nearest to float32 `x`, ties to even (IEEE 754 round-to-nearest).
+
+    Adding 0x7fff, and one more where the last kept bit is set, carries into the kept half exactly when rounding goes
+    up. The carry may run into the exponent, which is right: the largest numbers become infinity. A NaN stays a (quiet)
+    NaN.
+    """
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    nearest = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16
+    quiet = bits >> 16 | 0x0040
+    return np.where(bits & 0x7FFFFFFF > 0x7F800000, quiet, nearest).astype(np.uint16).reshape(x.shape)
+
+
+def round_to_bfloat16(x: Float[Array, "*R"]) -> Float[Array, "*R"]:
+    """`x`, each number moved to the nearest bfloat16 number, in `x`'s own dtype."""
+    return widen(pack(x)).astype(x.dtype, copy=False)

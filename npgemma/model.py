@@ -1,0 +1,207 @@
+"""`load` and `Model`: a folder on disk as an object that answers questions about pictures."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Unpack, overload
+
+import numpy as np
+
+from npgemma.errors import BadModel, BadPrompt
+from npgemma.generate import Token, generate_tokens
+from npgemma.io.checkpoint import load_paligemma
+from npgemma.io.config import Config, read_config
+from npgemma.io.processor import Pictures, Processor
+from npgemma.io.tokenizer import Tokenizer, read_tokenizer
+from npgemma.layers.shapes import Array, Float, Int
+from npgemma.layers.taps import Tap, silent
+from npgemma.models.paligemma import PaliGemma, Prompt, forward, image_features
+from npgemma.sampling import Sampling, SamplingOptions
+
+EMBEDDED = Path(__file__).parent / "assets" / "tiny"
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What was written to one prompt. `token_ids` ends with the end token if `finish_reason` is 'stop'; the other is
+    'length'.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+
+
+class Model:
+    """A PaliGemma: `config`, `weights`, `dtype`, and what `load` found beside them. Nothing is read from disk before it
+    is used.
+    """
+
+    def __init__(self, folder: Path, config: Config, weights: PaliGemma, dtype: np.dtype) -> None:
+        self.folder = folder
+        self.config = config
+        self.weights = weights
+        self.dtype = dtype
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """BadModel if the folder has none that fits the config."""
+        return read_tokenizer(self.folder, self.config.image_token_index)
+
+    @cached_property
+    def processor(self) -> Processor:
+        vision = self.config.vision
+        return Processor(self.tokenizer, vision.image_size, vision.num_patches, self.config.bos_token_id)
+
+    def forward(
+        self,
+        input_ids: Int[Array, "T"],
+        pixel_values: Float[Array, "B 3 S S"] | None = None,
+        token_type_ids: Int[Array, "T"] | None = None,
+        tap: Tap = silent,
+    ) -> Float[Array, "T V"]:
+        """The logits of every row: row t scores the token after input_ids[t]. token_type 0 is prefix (the default), 1
+        suffix.
+        """
+        ids, pixels = self.check_ids(input_ids), self.check_pixels(pixel_values)
+        types = np.zeros_like(ids) if token_type_ids is None else np.asarray(token_type_ids)
+        if types.shape != ids.shape or not np.isin(types, (0, 1)).all():
+            raise BadPrompt(f"token_type_ids are 0 (prefix) or 1 (suffix), as many as the {len(ids)} input_ids")
+        self.check_images(ids, len(pixels))
+        return forward(self.weights, ids, pixels, types, tap=tap)
+
+    @overload
+    def generate(
+        self, images: Pictures, prompts: str, max_new_tokens: int = ..., **sampling: Unpack[SamplingOptions]
+    ) -> Generation: ...
+
+    @overload
+    def generate(
+        self,
+        images: Sequence[Pictures],
+        prompts: list[str],
+        max_new_tokens: int = ...,
+        **sampling: Unpack[SamplingOptions],
+    ) -> list[Generation]: ...
+
+    def generate(
+        self, images: Any, prompts: str | list[str], max_new_tokens: int = 256, **sampling: Unpack[SamplingOptions]
+    ) -> Generation | list[Generation]:
+        """One Generation a prompt; for a single string, the Generation itself.
+
+        `images` holds for each prompt a picture or a list of pictures; for a single string it is that one entry.
+        `sampling` is temperature, top_k, top_p and seed, as in `Sampling`; without, the likeliest token is taken.
+        Tokens that the tokenizer has no text for are never chosen. Raises BadPicture, BadPrompt, ValueError.
+        """
+        if isinstance(prompts, str):
+            return self.generate([images], [prompts], max_new_tokens, **sampling)[0]
+        ids: list[list[int]] = [[] for _ in prompts]
+        reasons = [""] * len(prompts)
+        for token in self.tokens(images, prompts, max_new_tokens, Sampling(**sampling)):
+            ids[token.row].append(token.id)
+            reasons[token.row] = token.finish_reason or ""
+        return [Generation(self.tokenizer.decode(row), row, reason) for row, reason in zip(ids, reasons, strict=True)]
+
+    def stream(
+        self, image: Pictures, prompt: str, max_new_tokens: int = 256, **sampling: Unpack[SamplingOptions]
+    ) -> Iterator[str]:
+        """The text of `generate` in pieces as they come; a character of several tokens waits until it is whole."""
+        ids: list[int] = []
+        sent = ""
+        for token in self.tokens([image], [prompt], max_new_tokens, Sampling(**sampling)):
+            ids.append(token.id)
+            text = self.tokenizer.decode(ids)
+            if token.finish_reason is None:
+                text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+            if len(text) > len(sent):
+                yield text[len(sent) :]
+                sent = text
+
+    def generate_ids(
+        self,
+        input_ids: Int[Array, "T"],
+        pixel_values: Float[Array, "B 3 S S"] | None = None,
+        max_new_tokens: int = 256,
+        eos_ids: Sequence[int] | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> list[int]:
+        """The ids that follow `input_ids`, for people with ids and pixels of their own; any column may be chosen."""
+        ids, pixels = self.check_ids(input_ids), self.check_pixels(pixel_values)
+        prompts = self.make_prompts([ids], pixels, [len(pixels)])
+        eos = self.config.eos_token_ids if eos_ids is None else eos_ids
+        columns = self.config.text.vocab_size
+        tokens = generate_tokens(self.weights, prompts, max_new_tokens, Sampling(**sampling), eos, columns)
+        return [token.id for token in tokens]
+
+    def tokens(
+        self, images: Sequence[Pictures], prompts: Sequence[str], max_new_tokens: int, sampling: Sampling
+    ) -> Iterator[Token]:
+        """The tokens of all prompts as they are chosen, step by step."""
+        if not prompts:
+            return iter(())
+        inputs = self.processor(images, prompts)
+        made = self.make_prompts(inputs.input_ids, inputs.pixel_values, inputs.images)
+        # the image token and the rows that only fill up the table are no text
+        return generate_tokens(
+            self.weights, made, max_new_tokens, sampling, self.config.eos_token_ids, self.tokenizer.image_id
+        )
+
+    def make_prompts(
+        self, input_ids: Sequence[Int[Array, "T"]], pixel_values: Float[Array, "B 3 S S"], images: Sequence[int]
+    ) -> list[Prompt]:
+        """All pictures through the vision tower, then dealt out: `images[i]` of them to prompt i."""
+        features = image_features(self.weights, pixel_values.astype(self.dtype, copy=False))
+        prompts, first = [], 0
+        for ids, count in zip(input_ids, images, strict=True):
+            self.check_images(ids, count)
+            rows = features[first : first + count].reshape(-1, features.shape[-1])
+            prompts.append(Prompt(ids, np.zeros_like(ids), rows))
+            first += count
+        return prompts
+
+    def check_ids(self, input_ids: Int[Array, "T"]) -> Int[Array, "T"]:
+        """One row of token ids that the embedding table has. BadPrompt if they are not."""
+        ids = np.asarray(input_ids)
+        if ids.ndim != 1 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
+            raise BadPrompt(f"input_ids are one row of whole numbers, not {ids.dtype} {list(ids.shape)}")
+        rows = self.config.text.vocab_size
+        text = ids[ids != self.config.image_token_index]
+        if text.size and not 0 <= text.min() <= text.max() < rows:
+            raise BadPrompt(f"input_ids run from {text.min()} to {text.max()}; this model has tokens 0 to {rows - 1}")
+        return ids
+
+    def check_pixels(self, pixel_values: Float[Array, "B 3 S S"] | None) -> Float[Array, "B 3 S S"]:
+        """Pixel values in the model's dtype; none is a stack of no pictures. BadPrompt if the shape is another."""
+        side = self.config.vision.image_size
+        pixels = np.empty((0, 3, side, side)) if pixel_values is None else np.asarray(pixel_values)
+        if pixels.shape[1:] != (3, side, side) or not np.issubdtype(pixels.dtype, np.floating):
+            raise BadPrompt(
+                f"pixel_values are floats [pictures, 3, {side}, {side}], not {pixels.dtype} {list(pixels.shape)}"
+            )
+        return pixels.astype(self.dtype, copy=False)
+
+    def check_images(self, ids: Int[Array, "T"], images: int) -> None:
+        """BadPrompt unless the ids hold the image tokens of so many pictures."""
+        tokens, each = int((ids == self.config.image_token_index).sum()), self.config.vision.num_patches
+        if tokens != images * each:
+            raise BadPrompt(
+                f"the ids hold {tokens} image tokens; {images} pictures of {each} tokens need {images * each}"
+            )
+
+
+def load(path: str | Path | None = None, dtype: str = "float32") -> Model:
+    """The model in a Hugging Face folder; without a path, the small one that ships with npgemma.
+
+    Weights stay in the dtype they are stored in and are memory-mapped; `dtype` ("float32" or "float64") is what is
+    computed in. Raises BadModel if the folder cannot be used, ValueError for another dtype.
+    """
+    if dtype not in ("float32", "float64"):
+        raise ValueError(f"dtype is {dtype!r}; npgemma computes in 'float32' or 'float64'")
+    folder = EMBEDDED if path is None else Path(path)
+    if not folder.is_dir():
+        raise BadModel(
+            f"{folder} is not a folder: a model is a folder with config.json, *.safetensors and tokenizer.model"
+        )
+    config = read_config(folder)
+    return Model(folder, config, load_paligemma(folder, config), np.dtype(dtype))

@@ -1,0 +1,156 @@
+"""Gemma, the decoder: rows of one or several sequences in, the same rows out, each sequence's cache grown by its own.
+
+    rows --> L x block --> norm --> logits                            block:  x += attention(norm x)
+                                                                              x += mlp(norm x)
+
+Source: Gemma (Gemma Team 2024), section 2, and the order of operations of google/gemma_pytorch.
+
+Rows of several sequences stand under each other in one `x` [T D]. Linear layers, norms and the MLP treat every row
+alike and never notice; only attention asks which rows belong together. So prompts of different lengths run together
+without padding.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from npgemma.layers.matmul import embed, linear, project, unproject
+from npgemma.layers.ops import RMSNorm, attend, gelu, rms_norm, rope
+from npgemma.layers.shapes import Array, Bool, Float, Int, Weight
+from npgemma.layers.taps import Tap, at, silent
+
+
+class Segment(NamedTuple):
+    """The rows of `x` that are one sequence's, and which of the S rows seen so far (its T the last) each may see."""
+
+    rows: slice
+    mask: Bool[Array, "T S"]
+
+
+class Cache:
+    """Keys and values of one sequence in one layer: allocated once, filled from the front."""
+
+    def __init__(self, capacity: int, key_heads: int, width: int, dtype: np.dtype) -> None:
+        self.keys = np.empty((capacity, key_heads, width), dtype)
+        self.values = np.empty_like(self.keys)
+        self.length = 0
+
+    def append(self, keys: Float[Array, "T K H"], values: Float[Array, "T K H"]) -> tuple[Array, Array]:
+        """Store T more rows; returns all keys and all values so far, [S K H] each, as views. ValueError if they do not
+        fit.
+        """
+        start, self.length = self.length, self.length + len(keys)
+        if self.length > len(self.keys):
+            raise ValueError(f"a cache of {len(self.keys)} rows cannot hold {self.length}")
+        self.keys[start : self.length] = keys
+        self.values[start : self.length] = values
+        return self.keys[: self.length], self.values[: self.length]
+
+
+@dataclass(frozen=True)
+class Attention:
+    q: Weight[Array, "N H D"]
+    k: Weight[Array, "K H D"]
+    v: Weight[Array, "K H D"]
+    theta: float
+    o: Weight[Array, "D N H"]
+
+
+def attention(
+    p: Attention,
+    x: Float[Array, "T D"],
+    positions: Int[Array, "T"],
+    segments: Sequence[Segment],
+    caches: Sequence[Cache],
+    tap: Tap = silent,
+) -> Float[Array, "T D"]:
+    """Each segment's rows look at what its cache holds and at themselves, as far as its mask lets them; the caches
+    grow.
+    """
+    q = tap("q", project(x, p.q))
+    k = tap("k", project(x, p.k))
+    v = tap("v", project(x, p.v))
+    q = tap("q_rope", rope(q, positions, p.theta))
+    k = tap("k_rope", rope(k, positions, p.theta))
+    heads = np.empty_like(q)
+    for i, ((rows, mask), cache) in enumerate(zip(segments, caches, strict=True)):
+        keys, values = cache.append(k[rows], v[rows])
+        heads[rows] = attend(q[rows], keys, values, mask, at(tap, f"segments.{i}"))
+    return tap("out", unproject(tap("heads", heads), p.o))
+
+
+@dataclass(frozen=True)
+class MLP:
+    gate: Weight[Array, "F D"]
+    up: Weight[Array, "F D"]
+    down: Weight[Array, "D F"]
+
+
+def mlp(p: MLP, x: Float[Array, "T D"], tap: Tap = silent) -> Float[Array, "T D"]:
+    """y = down(gelu(gate x) * up x). Source: GeGLU, Shazeer 2020."""
+    gate = tap("gate", gelu(linear(x, p.gate)))
+    up = tap("up", linear(x, p.up))
+    return tap("out", linear(tap("hidden", gate * up), p.down))
+
+
+@dataclass(frozen=True)
+class Block:
+    attn_norm: RMSNorm
+    attn: Attention
+    mlp_norm: RMSNorm
+    mlp: MLP
+
+
+def block(
+    p: Block,
+    x: Float[Array, "T D"],
+    positions: Int[Array, "T"],
+    segments: Sequence[Segment],
+    caches: Sequence[Cache],
+    tap: Tap = silent,
+) -> Float[Array, "T D"]:
+    """x += attention(norm x); x += mlp(norm x)."""
+    h = tap("attn_norm", rms_norm(p.attn_norm, x))
+    x = tap("mid", x + attention(p.attn, h, positions, segments, caches, at(tap, "attn")))
+    h = tap("mlp_norm", rms_norm(p.mlp_norm, x))
+    return tap("out", x + mlp(p.mlp, h, at(tap, "mlp")))
+
+
+@dataclass(frozen=True)
+class Decoder:
+    embedding: Weight[Array, "V D"]
+    blocks: tuple[Block, ...]
+    norm: RMSNorm
+    head: Weight[Array, "V D"]
+
+
+def embed_tokens(p: Decoder, input_ids: Int[Array, "T"], dtype: np.dtype) -> Float[Array, "T D"]:
+    """x[t] = sqrt(D) embedding[id of t]; sqrt(D) is rounded to `dtype` before it multiplies."""
+    return embed(input_ids, p.embedding, dtype) * math.sqrt(p.embedding.shape[1])
+
+
+def new_caches(p: Decoder, capacity: int, dtype: np.dtype) -> list[Cache]:
+    """An empty cache for each layer, for one sequence of up to `capacity` rows."""
+    return [Cache(capacity, block.attn.k.shape[0], block.attn.k.shape[1], dtype) for block in p.blocks]
+
+
+def decoder(
+    p: Decoder,
+    x: Float[Array, "T D"],
+    positions: Int[Array, "T"],
+    segments: Sequence[Segment],
+    caches: Sequence[Sequence[Cache]],
+    tap: Tap = silent,
+) -> Float[Array, "T D"]:
+    """The last hidden states, normed. `caches` holds, for each segment, its caches layer by layer."""
+    for i, (weights, *layer_caches) in enumerate(zip(p.blocks, *caches, strict=True)):
+        x = block(weights, x, positions, segments, layer_caches, at(tap, f"layers.{i}"))
+    return tap("norm", rms_norm(p.norm, x))
+
+
+def logits(p: Decoder, x: Float[Array, "T D"]) -> Float[Array, "T V"]:
+    """A score for each token of the vocabulary: x head^T; the head is nearly always the embedding table itself."""
+    return linear(x, p.head)

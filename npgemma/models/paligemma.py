@@ -1,0 +1,128 @@
+"""PaliGemma: pictures as a soft prompt of a language model.
+
+    pixel_values --> SigLIP --> projector --> image rows --.
+                                                           |-- one row a token --> Gemma --> logits
+    input_ids ---------------------------> text rows ------'
+
+A prompt is [image tokens, bos, prefix, newline | suffix]. The prefix sees all of itself, pictures included; the suffix
+is causal (PaliGemma, Beyer et al. 2024, section 3.2, figure 2).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from npgemma.layers.matmul import linear
+from npgemma.layers.shapes import Array, Bool, Float, Int, Weight
+from npgemma.layers.taps import Tap, at, silent
+from npgemma.models.gemma import Cache, Decoder, Segment, decoder, embed_tokens, logits, new_caches
+from npgemma.models.siglip import VisionTower, vision_tower
+
+
+@dataclass(frozen=True)
+class Projector:
+    weight: Weight[Array, "D E"]
+    bias: Float[Array, "D"]
+
+
+@dataclass(frozen=True)
+class PaliGemma:
+    vision: VisionTower
+    projector: Projector
+    text: Decoder
+    image_token: int
+
+
+class Prompt(NamedTuple):
+    """One sequence to start from: ids, the type of each (0 prefix, 1 suffix), and the image rows its image tokens stand
+    for.
+    """
+
+    input_ids: Int[Array, "T"]
+    token_type_ids: Int[Array, "T"]
+    image_rows: Float[Array, "R D"]
+
+
+def image_features(p: PaliGemma, pixel_values: Float[Array, "B C S S"], tap: Tap = silent) -> Float[Array, "B P D"]:
+    """Each picture as P rows of the decoder's width: what its image tokens are replaced with."""
+    seen = vision_tower(p.vision, pixel_values, at(tap, "vision"))
+    return tap("projector", linear(seen, p.projector.weight, p.projector.bias))
+
+
+def embed_prompt(p: PaliGemma, input_ids: Int[Array, "T"], image_rows: Float[Array, "R D"]) -> Float[Array, "T D"]:
+    """Text tokens are looked up and scaled; the R image tokens become the image rows, in order and unscaled.
+
+    Raises ValueError unless there is one image row an image token.
+    """
+    x = np.empty((len(input_ids), image_rows.shape[1]), image_rows.dtype)
+    is_image = input_ids == p.image_token
+    if is_image.sum() != len(image_rows):
+        raise ValueError(f"the ids hold {is_image.sum()} image tokens, the pictures give {len(image_rows)} rows")
+    x[is_image] = image_rows
+    x[~is_image] = embed_tokens(p.text, input_ids[~is_image], x.dtype)
+    return x
+
+
+def prefix_lm_mask(token_type_ids: Int[Array, "T"]) -> Bool[Array, "T T"]:
+    """t may see s if s is not after t, or if both are prefix (type 0)."""
+    t = np.arange(len(token_type_ids))
+    prefix = token_type_ids == 0
+    return (t <= t[:, None]) | (prefix & prefix[:, None])
+
+
+def prefill(
+    p: PaliGemma,
+    prompts: Sequence[Prompt],
+    caches: Sequence[Sequence[Cache]],
+    first_position: int = 1,
+    tap: Tap = silent,
+) -> Float[Array, "T D"]:
+    """Run whole prompts, under each other as rows, through the decoder; fills their caches, returns the last hidden
+    states.
+
+    Positions count from `first_position`: 1 is transformers' convention, 0 big_vision's. Attention depends only on
+    their differences, so it moves nothing but the cached keys.
+    """
+    ends = np.cumsum([len(prompt.input_ids) for prompt in prompts])
+    segments, positions, rows = [], [], []
+    for prompt, end in zip(prompts, ends.tolist(), strict=True):
+        length = len(prompt.input_ids)
+        segments.append(Segment(slice(end - length, end), prefix_lm_mask(prompt.token_type_ids)))
+        positions.append(np.arange(first_position, first_position + length))
+        rows.append(embed_prompt(p, prompt.input_ids, prompt.image_rows))
+    x = tap("text.embedding", np.concatenate(rows))
+    return decoder(p.text, x, np.concatenate(positions), segments, caches, at(tap, "text"))
+
+
+def step(
+    p: PaliGemma,
+    input_ids: Int[Array, "T"],
+    caches: Sequence[Sequence[Cache]],
+    dtype: np.dtype,
+    first_position: int = 1,
+    tap: Tap = silent,
+) -> Float[Array, "T V"]:
+    """One more token for each of T sequences: the logits of the token after it. Everything cached is seen."""
+    seen = [sequence[0].length + 1 for sequence in caches]
+    segments = [Segment(slice(t, t + 1), np.ones((1, n), bool)) for t, n in enumerate(seen)]
+    positions = np.array(seen) - 1 + first_position
+    x = tap("text.embedding", embed_tokens(p.text, input_ids, dtype))
+    x = decoder(p.text, x, positions, segments, caches, at(tap, "text"))
+    return tap("logits", logits(p.text, x))
+
+
+def forward(
+    p: PaliGemma,
+    input_ids: Int[Array, "T"],
+    pixel_values: Float[Array, "B C S S"],
+    token_type_ids: Int[Array, "T"],
+    first_position: int = 1,
+    tap: Tap = silent,
+) -> Float[Array, "T V"]:
+    """The logits of every row of one sequence, with nothing kept: what training sees, and what golden files record."""
+    features = image_features(p, pixel_values, tap)
+    prompt = Prompt(input_ids, token_type_ids, features.reshape(-1, features.shape[-1]))
+    caches = [new_caches(p.text, len(input_ids), features.dtype)]
+    return tap("logits", logits(p.text, prefill(p, [prompt], caches, first_position, tap)))

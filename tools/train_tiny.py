@@ -1,0 +1,267 @@
+"""Train the embedded model: transformers' own PaliGemma classes on pictures of the shape world.
+
+    python tools/train_tiny.py RUN --steps 12000        # writes RUN/checkpoint.pt and RUN/log.jsonl; resumes where it
+    stopped python tools/train_tiny.py RUN --export npgemma/assets/tiny
+
+What makes it learn in two hours on two cores:
+- every picture goes through the vision tower once and answers several questions;
+- while training, small extra heads ask every patch of the vision tower what covers it (kind, colour, box): a dense
+  signal that teaches the tower to see long before the captions are right. They are thrown away with the run;
+- Muon for the matrices of the layers, AdamW for everything else, and the rate held, then taken linearly to zero.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from shape_world import CHARACTERS, COLORS, SHAPES, Question, Scene, ask, draw_scene
+from torch import Tensor, nn
+from transformers import GemmaTokenizer, PaliGemmaConfig, PaliGemmaForConditionalGeneration
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+ASSETS = Path(__file__).resolve().parent.parent / "npgemma" / "assets" / "tiny"
+SIDE, PATCH = 84, 14
+GRID = SIDE // PATCH
+KINDS = (*SHAPES, *CHARACTERS)
+PROCESSOR = SiglipImageProcessorPil(size={"height": SIDE, "width": SIDE}, image_seq_length=GRID**2)
+
+
+def make_config(tokens: int) -> PaliGemmaConfig:
+    """2 million parameters: width 128, 4 + 4 layers, 4 query heads over 1 key head of 32; rows padded to 64 as on the
+    hub.
+    """
+    return PaliGemmaConfig(
+        vision_config=dict(
+            model_type="siglip_vision_model",
+            hidden_size=128,
+            intermediate_size=512,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            image_size=SIDE,
+            patch_size=PATCH,
+            projection_dim=128,
+            vision_use_head=False,
+        ),
+        text_config=dict(
+            model_type="gemma",
+            hidden_size=128,
+            intermediate_size=512,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=1,
+            head_dim=32,
+            vocab_size=-(-(tokens + 1) // 64) * 64,
+            max_position_embeddings=1024,
+            pad_token_id=0,
+            eos_token_id=1,
+            bos_token_id=2,
+        ),
+        hidden_size=128,
+        projection_dim=128,
+        image_token_index=tokens,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=2,
+    )
+
+
+class PatchHeads(nn.Module):
+    """What covers each patch: its kind (0 = nothing), its colour, and where its box lies from the patch's centre."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.kind = nn.Linear(width, 1 + len(KINDS))
+        self.color = nn.Linear(width, len(COLORS))
+        self.box = nn.Linear(width, 4)
+
+    def loss(self, features: Tensor, targets: dict[str, Tensor]) -> Tensor:
+        features = features.float()
+        covered = targets["kind"] > 0
+        colored = targets["color"] >= 0
+        return (
+            F.cross_entropy(self.kind(features).flatten(0, 1), targets["kind"].flatten())
+            + F.cross_entropy(self.color(features)[colored], targets["color"][colored])
+            + 4 * F.smooth_l1_loss(self.box(features)[covered], targets["box"][covered], beta=0.02)
+        )
+
+
+def patch_targets(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each patch belongs to the thing or character whose box covers most of it, if that is at least a sixth of the
+    patch.
+    """
+    kind, color = np.zeros(GRID**2, np.int64), np.full(GRID**2, -1)
+    box = np.zeros((GRID**2, 4), np.float32)
+    edge = np.arange(GRID) / GRID
+    most = np.full((GRID, GRID), 1 / 6)
+    names = list(COLORS)
+    things = [(t.box, KINDS.index(t.kind) + 1, names.index(t.color)) for t in scene.things]
+    things += [(b, KINDS.index(c) + 1, -1) for b, c in zip(scene.characters, scene.word, strict=True)]
+    for (y0, x0, y1, x1), k, c in things:
+        high = np.clip(np.minimum(edge + 1 / GRID, y1) - np.maximum(edge, y0), 0, None) * GRID
+        wide = np.clip(np.minimum(edge + 1 / GRID, x1) - np.maximum(edge, x0), 0, None) * GRID
+        share = np.outer(high, wide)
+        rows = np.flatnonzero(share > most)
+        most = np.maximum(most, share)
+        center = np.stack([rows // GRID, rows % GRID] * 2, 1) / GRID + 0.5 / GRID
+        kind[rows], color[rows], box[rows] = k, c, np.array([y0, x0, y1, x1]) - center
+    return kind, color, box
+
+
+def make_batch(rng: Random, tokenizer: GemmaTokenizer, pictures: int, questions: int) -> dict[str, Tensor]:
+    """Pixels [B 3 S S], patch targets, and B*questions rows of ids: image tokens, bos, prompt, newline | suffix, eos,
+    pads.
+    """
+    scenes = [draw_scene(rng) for _ in range(pictures)]
+    asked: list[Question] = [question for scene in scenes for question in ask(scene, rng, questions)]
+    prefixes = tokenizer([q.prompt + "\n" for q in asked], add_special_tokens=False).input_ids
+    suffixes = tokenizer([q.suffix for q in asked], add_special_tokens=False).input_ids
+    image = [len(tokenizer)] * GRID**2
+    rows = [([*image, 2, *p], [*s, 1]) for p, s in zip(prefixes, suffixes, strict=True)]
+    length = max(len(p) + len(s) for p, s in rows)
+    ids, types = torch.zeros(len(rows), length, dtype=torch.long), torch.ones(len(rows), length, dtype=torch.long)
+    labels = torch.full((len(rows), length), -100)
+    mask = torch.zeros(len(rows), length, dtype=torch.long)
+    for i, (p, s) in enumerate(rows):
+        end = len(p) + len(s)
+        ids[i, :end] = torch.tensor(p + s)
+        types[i, : len(p)] = 0
+        mask[i, :end] = 1
+        labels[i, len(p) - 1 : end - 1] = torch.tensor(s)  # already shifted: the row that must say it
+    kind, color, box = (torch.from_numpy(np.stack(t)) for t in zip(*map(patch_targets, scenes), strict=True))
+    pixels = PROCESSOR([s.image for s in scenes], return_tensors="pt").pixel_values
+    return dict(pixels=pixels, ids=ids, types=types, mask=mask, labels=labels, kind=kind, color=color, box=box)
+
+
+def losses(
+    model: PaliGemmaForConditionalGeneration, heads: PatchHeads, batch: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """(cross-entropy of the suffix tokens, loss of the patch heads)."""
+    with torch.autocast("cpu", torch.bfloat16):
+        images = model.model.get_image_features(batch["pixels"], return_dict=True)
+        each = len(batch["ids"]) // len(batch["pixels"])
+        seen = images.last_hidden_state
+        images.pooler_output = images.pooler_output.repeat_interleave(each, 0)
+        hidden = model.model(
+            input_ids=batch["ids"],
+            attention_mask=batch["mask"],
+            token_type_ids=batch["types"],
+            mm_encoder_outputs={"image": images},
+            use_cache=False,
+            return_dict=True,
+        ).last_hidden_state
+        said = batch["labels"] >= 0
+        logits = model.lm_head(hidden[said])
+    return F.cross_entropy(logits.float(), batch["labels"][said]), heads.loss(seen, batch)
+
+
+def optimizers(model: nn.Module, heads: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon on the layers' matrices, AdamW on embeddings, norms, biases and the patch heads."""
+    named = dict(model.named_parameters())
+    matrices = [p for n, p in named.items() if ".layers." in n and p.ndim == 2]
+    others = [p for n, p in named.items() if not (".layers." in n and p.ndim == 2)] + list(heads.parameters())
+    return [
+        torch.optim.Muon(matrices, lr=rate, weight_decay=0.02, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def rate_at(step: int, steps: int) -> float:
+    """Share of the full rate: 200 steps up, held, and the last 40% down to zero."""
+    return min(1.0, (step + 1) / 200, max(0.0, (steps - step) / (0.4 * steps)))
+
+
+def train(run: Path, steps: int, pictures: int, questions: int, rate: float, seed: int, minutes: float) -> None:
+    """Train to `steps`, or for `minutes`; a checkpoint every 250 steps, written beside the old one and renamed."""
+    tokenizer = GemmaTokenizer.from_pretrained(ASSETS)
+    torch.manual_seed(seed)
+    model = PaliGemmaForConditionalGeneration(make_config(len(tokenizer)))
+    heads = PatchHeads(128)
+    with torch.no_grad():
+        model.model.vision_tower.embeddings.position_embedding.weight.normal_(0, 0.1)
+    chosen = optimizers(model, heads, rate)
+    first = 0
+    checkpoint = run / "checkpoint.pt"
+    if checkpoint.exists():
+        state = torch.load(checkpoint)
+        model.load_state_dict(state["model"])
+        heads.load_state_dict(state["heads"])
+        for optimizer, saved in zip(chosen, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        first = state["step"]
+    run.mkdir(parents=True, exist_ok=True)
+    started, shown = time.monotonic(), []
+    for step in range(first, steps):
+        batch = make_batch(Random(seed * 1_000_003 + step), tokenizer, pictures, questions)
+        for optimizer in chosen:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * rate_at(step, steps)
+        said, seen = losses(model, heads, batch)
+        (said + 0.3 * seen).backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in chosen:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        shown.append((said.item(), seen.item(), norm.item()))
+        done = step + 1
+        if done % 50 == 0:
+            means = np.mean(shown, axis=0).round(4).tolist()
+            shown.clear()
+            line = dict(
+                step=done,
+                loss=means[0],
+                patch_loss=means[1],
+                grad_norm=means[2],
+                rate=round(rate * rate_at(step, steps), 6),
+            )
+            line["seconds"] = round(time.monotonic() - started)
+            with (run / "log.jsonl").open("a") as log:
+                log.write(json.dumps(line) + "\n")
+        if done % 250 == 0 or done == steps:
+            states = [optimizer.state_dict() for optimizer in chosen]
+            torch.save(
+                dict(model=model.state_dict(), heads=heads.state_dict(), optimizers=states, step=done),
+                run / "partial.pt",
+            )
+            os.replace(run / "partial.pt", checkpoint)
+        if time.monotonic() - started > 60 * minutes:
+            break
+
+
+def export(run: Path, out: Path) -> None:
+    """The checkpoint as a Hugging Face folder: config.json, model.safetensors in bfloat16, preprocessor_config.json."""
+    tokens = len(GemmaTokenizer.from_pretrained(ASSETS))
+    model = PaliGemmaForConditionalGeneration(make_config(tokens))
+    model.load_state_dict(torch.load(run / "checkpoint.pt")["model"])
+    model.to(torch.bfloat16).save_pretrained(out)
+    PROCESSOR.save_pretrained(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of the checkpoint and the log")
+    parser.add_argument(
+        "--export", type=Path, metavar="FOLDER", help="write the checkpoint as a model folder, and stop"
+    )
+    parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long; start again to go on")
+    parser.add_argument("--pictures", type=int, default=24, help="pictures a step")
+    parser.add_argument("--questions", type=int, default=4, help="questions a picture")
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=1)
+    a = parser.parse_args()
+    if a.export:
+        export(a.run, a.export)
+    else:
+        train(a.run, a.steps, a.pictures, a.questions, a.rate, a.seed, a.minutes)
+
+
+if __name__ == "__main__":
+    main()
