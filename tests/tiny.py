@@ -55,7 +55,7 @@ def random_tensors(config: Config = CONFIG, seed: int = 0) -> dict[str, np.ndarr
         elif len(shape) == 1:
             x *= 0.2
             x += 1.0 if "norm" in name and "text" not in name and name.endswith("weight") else 0.0
-        tensors[name] = (np.round(x * 128) / 128).clip(-1.9, 1.9).astype(np.float32)
+        tensors[name] = (np.round(x * 128) / 128).clip(-1.875, 1.875).astype(np.float32)
     return tensors
 
 
@@ -70,11 +70,14 @@ def spell(name: str, spelling: str) -> str:
 
 def save(tensors: Mapping[str, np.ndarray], path: Path, dtype: str = "float32") -> None:
     """Write a safetensors file; dtype is 'float32', 'float16' or 'bfloat16'."""
-    entries = {}
-    for name, x in tensors.items():
-        stored = pack(x) if dtype == "bfloat16" else x.astype(dtype)
-        entries[name] = {"dtype": dtype, "shape": list(x.shape), "data": np.ascontiguousarray(stored).tobytes()}
-    path.write_bytes(safetensors.serialize(entries))
+    stored = {
+        name: np.ascontiguousarray(pack(x) if dtype == "bfloat16" else x.astype(dtype)) for name, x in tensors.items()
+    }
+    specs = {
+        name: safetensors.TensorSpec(dtype=dtype, shape=list(x.shape), data_ptr=x.ctypes.data, data_len=x.nbytes)
+        for name, x in stored.items()
+    }
+    path.write_bytes(safetensors.serialize(specs))
 
 
 def config_json(config: Config = CONFIG) -> dict:
