@@ -201,7 +201,7 @@ def ask_detect(scene: Scene, rng: Random) -> Question:
     if rng.random() < 0.2:
         kind = rng.choice(SHAPES)
         return Question(f"detect {kind}", detection([(t.box, kind) for t in scene.things if t.kind == kind]), "detect")
-    wanted = rng.sample(scene.things, min(len(scene.things), rng.choice((1, 1, 2, 3))))
+    wanted = rng.sample(scene.things, min(len(scene.things), rng.choice((1, 2, 3))))
     labels = [t.label for t in wanted]
     if rng.random() < 0.1:
         labels[rng.randrange(len(labels))] = f"{rng.choice(list(COLORS))} {rng.choice(SHAPES)}"
@@ -249,14 +249,14 @@ def ask_ocr(scene: Scene, rng: Random) -> Question | None:
 
 
 ASKERS = {
-    ask_caption: 6,
-    ask_detect: 6,
-    ask_count: 2,
-    ask_color: 2,
-    ask_shape: 2,
-    ask_side: 2,
+    ask_caption: 5,
+    ask_detect: 8,
+    ask_count: 1,
+    ask_color: 1,
+    ask_shape: 1,
+    ask_side: 1,
     ask_presence: 2,
-    ask_ocr: 3,
+    ask_ocr: 6,
 }
 
 

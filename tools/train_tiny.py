@@ -66,6 +66,7 @@ def make_config(tokens: int) -> PaliGemmaConfig:
         ),
         hidden_size=128,
         projection_dim=128,
+        vocab_size=tokens,
         image_token_index=tokens,
         pad_token_id=0,
         eos_token_id=1,
@@ -236,12 +237,19 @@ def train(run: Path, steps: int, pictures: int, questions: int, rate: float, see
 
 
 def export(run: Path, out: Path) -> None:
-    """The checkpoint as a Hugging Face folder: config.json, model.safetensors in bfloat16, preprocessor_config.json."""
+    """The checkpoint as a Hugging Face folder, weights in bfloat16; transformers' AutoProcessor reads it too."""
     tokens = len(GemmaTokenizer.from_pretrained(ASSETS))
     model = PaliGemmaForConditionalGeneration(make_config(tokens))
     model.load_state_dict(torch.load(run / "checkpoint.pt")["model"])
     model.to(torch.bfloat16).save_pretrained(out)
-    PROCESSOR.save_pretrained(out)
+    (out / "generation_config.json").unlink()  # says nothing that config.json does not
+    named = {"processor_class": "PaliGemmaProcessor"}
+    write_json(out / "preprocessor_config.json", PROCESSOR.to_dict() | named)
+    write_json(out / "tokenizer_config.json", {"tokenizer_class": "GemmaTokenizer", "add_bos_token": False} | named)
+
+
+def write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def main() -> None:
