@@ -1,5 +1,6 @@
-"""The command line. stdout carries the result alone; everything else goes to stderr. Exit: 0, 1 error, 2 usage, 130
-interrupted.
+"""The command line. stdout carries the result alone, everything else goes to stderr.
+
+Exit status: 0, 1 for an error, 2 for wrong usage, 130 when interrupted.
 """
 
 import argparse

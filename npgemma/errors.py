@@ -1,6 +1,4 @@
-"""What npgemma raises when something that reached it from outside is wrong: one sentence on what, where, why and what
-to do.
-"""
+"""What npgemma raises when something from outside is wrong: a sentence on what, where, why and what to do."""
 
 
 class NpgemmaError(Exception):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from npgemma.errors import BadPrompt
+from npgemma.errors import BadModel
 from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import Tap, silent
 from npgemma.models.gemma import logits, new_caches
@@ -36,7 +36,7 @@ def generate_tokens(
     """The tokens of all prompts, step by step, rows in order within a step. Only ids below `choices` are chosen.
 
     Every row draws with a generator of its own, seeded alike, so a row's tokens do not depend on what runs beside it.
-    Raises ValueError if max_new_tokens is below 1, BadPrompt if the logits are not finite.
+    Raises ValueError if max_new_tokens is below 1, BadModel if the logits are not finite.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it is at least 1")
@@ -70,6 +70,6 @@ def pick(
 ) -> Token:
     """The next token of one row, and whether it ends it."""
     if not np.isfinite(scores).all():
-        raise BadPrompt("the model's logits are not finite: its weights hold NaN or infinity, or the pictures do")
+        raise BadModel("the model's logits are not finite: some weight, or a pixel value, is NaN or infinite")
     chosen = choose(scores, sampling, rng)
     return Token(row, chosen, "stop" if chosen in eos_ids else "length" if is_last else None)

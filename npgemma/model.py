@@ -24,9 +24,7 @@ EMBEDDED = Path(__file__).parent / "assets" / "tiny"
 
 @dataclass(frozen=True)
 class Generation:
-    """What was written to one prompt. `token_ids` ends with the end token if `finish_reason` is 'stop'; the other is
-    'length'.
-    """
+    """What was written to one prompt; `finish_reason` is 'stop' (`token_ids` ends with an end token) or 'length'."""
 
     text: str
     token_ids: list[int]
@@ -34,9 +32,7 @@ class Generation:
 
 
 class Model:
-    """A PaliGemma: `config`, `weights`, `dtype`, and what `load` found beside them. Nothing is read from disk before it
-    is used.
-    """
+    """A PaliGemma and what `load` found beside its weights; nothing is read from disk before it is used."""
 
     def __init__(self, folder: Path, config: Config, weights: PaliGemma, dtype: np.dtype) -> None:
         self.folder = folder
@@ -61,14 +57,15 @@ class Model:
         token_type_ids: Int[Array, "T"] | None = None,
         tap: Tap = silent,
     ) -> Float[Array, "T V"]:
-        """The logits of every row: row t scores the token after input_ids[t]. token_type 0 is prefix (the default), 1
-        suffix.
+        """The logits of every row: row t scores the token after input_ids[t].
+
+        A token's type is 0 (prefix, which sees all of itself; the default) or 1 (suffix, causal). BadPrompt if ids,
+        types and pixels do not fit the model and each other.
         """
-        ids, pixels = self.check_ids(input_ids), self.check_pixels(pixel_values)
+        ids, pixels = self.check_inputs(input_ids, pixel_values)
         types = np.zeros_like(ids) if token_type_ids is None else np.asarray(token_type_ids)
         if types.shape != ids.shape or not np.isin(types, (0, 1)).all():
             raise BadPrompt(f"token_type_ids are 0 (prefix) or 1 (suffix), as many as the {len(ids)} input_ids")
-        self.check_images(ids, len(pixels))
         return forward(self.weights, ids, pixels, types, tap=tap)
 
     @overload
@@ -127,7 +124,7 @@ class Model:
         **sampling: Unpack[SamplingOptions],
     ) -> list[int]:
         """The ids that follow `input_ids`, for people with ids and pixels of their own; any column may be chosen."""
-        ids, pixels = self.check_ids(input_ids), self.check_pixels(pixel_values)
+        ids, pixels = self.check_inputs(input_ids, pixel_values)
         prompts = self.make_prompts([ids], pixels, [len(pixels)])
         eos = self.config.eos_token_ids if eos_ids is None else eos_ids
         columns = self.config.text.vocab_size
@@ -154,40 +151,33 @@ class Model:
         features = image_features(self.weights, pixel_values.astype(self.dtype, copy=False))
         prompts, first = [], 0
         for ids, count in zip(input_ids, images, strict=True):
-            self.check_images(ids, count)
             rows = features[first : first + count].reshape(-1, features.shape[-1])
             prompts.append(Prompt(ids, np.zeros_like(ids), rows))
             first += count
         return prompts
 
-    def check_ids(self, input_ids: Int[Array, "T"]) -> Int[Array, "T"]:
-        """One row of token ids that the embedding table has. BadPrompt if they are not."""
+    def check_inputs(
+        self, input_ids: Int[Array, "T"], pixel_values: Float[Array, "B 3 S S"] | None
+    ) -> tuple[Int[Array, "T"], Float[Array, "B 3 S S"]]:
+        """Ids and pixels from a caller's hand, the pixels in the model's dtype; no pixels are a stack of no pictures.
+
+        BadPrompt unless the ids are one row of tokens of this model with the image tokens of just these pictures.
+        """
+        rows, side = self.config.text.vocab_size, self.config.vision.image_size
         ids = np.asarray(input_ids)
         if ids.ndim != 1 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
             raise BadPrompt(f"input_ids are one row of whole numbers, not {ids.dtype} {list(ids.shape)}")
-        rows = self.config.text.vocab_size
-        text = ids[ids != self.config.image_token_index]
-        if text.size and not 0 <= text.min() <= text.max() < rows:
-            raise BadPrompt(f"input_ids run from {text.min()} to {text.max()}; this model has tokens 0 to {rows - 1}")
-        return ids
-
-    def check_pixels(self, pixel_values: Float[Array, "B 3 S S"] | None) -> Float[Array, "B 3 S S"]:
-        """Pixel values in the model's dtype; none is a stack of no pictures. BadPrompt if the shape is another."""
-        side = self.config.vision.image_size
+        is_image = ids == self.config.image_token_index
+        if ((ids < 0) | (ids >= rows))[~is_image].any():
+            raise BadPrompt(f"input_ids run from {ids.min()} to {ids.max()}; this model has tokens 0 to {rows - 1}")
         pixels = np.empty((0, 3, side, side)) if pixel_values is None else np.asarray(pixel_values)
         if pixels.shape[1:] != (3, side, side) or not np.issubdtype(pixels.dtype, np.floating):
-            raise BadPrompt(
-                f"pixel_values are floats [pictures, 3, {side}, {side}], not {pixels.dtype} {list(pixels.shape)}"
-            )
-        return pixels.astype(self.dtype, copy=False)
-
-    def check_images(self, ids: Int[Array, "T"], images: int) -> None:
-        """BadPrompt unless the ids hold the image tokens of so many pictures."""
-        tokens, each = int((ids == self.config.image_token_index).sum()), self.config.vision.num_patches
-        if tokens != images * each:
-            raise BadPrompt(
-                f"the ids hold {tokens} image tokens; {images} pictures of {each} tokens need {images * each}"
-            )
+            found = f"{pixels.dtype} {list(pixels.shape)}"
+            raise BadPrompt(f"pixel_values are floats of shape [pictures, 3, {side}, {side}], not {found}")
+        tokens, wanted = is_image.sum(), len(pixels) * self.config.vision.num_patches
+        if tokens != wanted:
+            raise BadPrompt(f"the ids hold {tokens} image tokens; {len(pixels)} pictures stand for {wanted}")
+        return ids, pixels.astype(self.dtype, copy=False)
 
 
 def load(path: str | Path | None = None, dtype: str = "float32") -> Model:
@@ -200,8 +190,6 @@ def load(path: str | Path | None = None, dtype: str = "float32") -> Model:
         raise ValueError(f"dtype is {dtype!r}; npgemma computes in 'float32' or 'float64'")
     folder = EMBEDDED if path is None else Path(path)
     if not folder.is_dir():
-        raise BadModel(
-            f"{folder} is not a folder: a model is a folder with config.json, *.safetensors and tokenizer.model"
-        )
+        raise BadModel(f"{folder} is no folder; a model is one that holds config.json, *.safetensors, tokenizer.model")
     config = read_config(folder)
     return Model(folder, config, load_paligemma(folder, config), np.dtype(dtype))

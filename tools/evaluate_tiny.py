@@ -3,7 +3,8 @@
     python tools/evaluate_tiny.py                       # the embedded model, 500 pictures
     python tools/evaluate_tiny.py --transformers        # and the same tokens from transformers?
 
-Of each picture it asks the caption, the boxes of everything on it, one question of each kind, and the word where there is one.
+Of each picture it asks the caption, the boxes of everything on it, one question of each kind, and the word where there
+is one.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def iou(a: npgemma.Box, b: npgemma.Box) -> float:
 
 
 def box_ious(scene: Scene, answer: str) -> list[float]:
-    """For each thing of the scene, how well the box of its label fits; 0 if there is none, or boxes that nothing asked for."""
+    """For each thing, how well the box of its label fits, 0 if there is none; and 0 for each box too many."""
     side = scene.image.width
     found = npgemma.parse_boxes(answer, side, side)
     scores = []

@@ -1,9 +1,7 @@
-"""The pictures the embedded model lives on: coloured shapes and a word, drawn with Pillow, and what is asked about
-them.
+"""The world of the embedded model: pictures of coloured shapes and words, and what is asked about them.
 
 A scene is drawn from a `random.Random`, so a seed fixes the picture, the questions and the answers on every machine.
-Pictures are drawn large and go through the same resize as a user's photograph, so training sees what `npgemma` will
-see.
+Pictures are drawn large and resized like a user's photograph, so training sees what npgemma will see.
 
 Lengths are shares of the picture's side; a box is (y0, x0, y1, x1), PaliGemma's order.
 """
@@ -195,9 +193,7 @@ def ask_caption(scene: Scene, rng: Random) -> Question:
 
 
 def ask_detect(scene: Scene, rng: Random) -> Question:
-    """One or two labels, each in the picture most of the time; or a bare kind of shape, which may be there several
-    times.
-    """
+    """One to three labels, nearly always in the picture; or a kind of shape, which may be there several times."""
     if rng.random() < 0.2:
         kind = rng.choice(SHAPES)
         return Question(f"detect {kind}", detection([(t.box, kind) for t in scene.things if t.kind == kind]), "detect")

@@ -35,9 +35,7 @@ PROCESSOR = SiglipImageProcessorPil(size={"height": SIDE, "width": SIDE}, image_
 
 
 def make_config(tokens: int) -> PaliGemmaConfig:
-    """2 million parameters: width 128, 4 + 4 layers, 4 query heads over 1 key head of 32; rows padded to 64 as on the
-    hub.
-    """
+    """2 million parameters; the embedding has rows up to a multiple of 64, as on the hub."""
     return PaliGemmaConfig(
         vision_config=dict(
             model_type="siglip_vision_model",
@@ -95,9 +93,7 @@ class PatchHeads(nn.Module):
 
 
 def patch_targets(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Each patch belongs to the thing or character whose box covers most of it, if that is at least a sixth of the
-    patch.
-    """
+    """A patch belongs to the thing or character whose box covers most of it, if that is a sixth or more."""
     kind, color = np.zeros(GRID**2, np.int64), np.full(GRID**2, -1)
     box = np.zeros((GRID**2, 4), np.float32)
     edge = np.arange(GRID) / GRID
@@ -117,9 +113,7 @@ def patch_targets(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def make_batch(rng: Random, tokenizer: GemmaTokenizer, pictures: int, questions: int) -> dict[str, Tensor]:
-    """Pixels [B 3 S S], patch targets, and B*questions rows of ids: image tokens, bos, prompt, newline | suffix, eos,
-    pads.
-    """
+    """Pixels, patch targets, and B*questions rows of ids: image tokens, bos, prompt, newline | suffix, eos, pads."""
     scenes = [draw_scene(rng) for _ in range(pictures)]
     asked: list[Question] = [question for scene in scenes for question in ask(scene, rng, questions)]
     prefixes = tokenizer([q.prompt + "\n" for q in asked], add_special_tokens=False).input_ids

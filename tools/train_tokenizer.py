@@ -22,9 +22,7 @@ NEWLINES = 8  # the longest run of newlines that is one piece
 
 
 def corpus(scenes: int) -> list[str]:
-    """Prompts and suffixes of `scenes` scenes; the words drawn in pictures are left out, so characters stay single
-    pieces.
-    """
+    """Prompts and suffixes, but not the words drawn in pictures: their characters are to stay single pieces."""
     rng = Random(0)
     lines = []
     for _ in range(scenes):

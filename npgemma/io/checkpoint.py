@@ -97,9 +97,7 @@ def check(tensors: Mapping[str, Array], config: Config, where: Path) -> None:
 
 
 def read_tensors(folder: Path, config: Config) -> dict[str, Array]:
-    """The folder's tensors by plain name, mapped and checked against the config. BadModel as `check` and `open_folder`
-    say.
-    """
+    """The folder's tensors by plain name, mapped and checked. BadModel as `check` and `open_folder` say."""
     tensors: dict[str, Array] = {}
     spelled: dict[str, str] = {}
     for stored, array in open_folder(folder).items():

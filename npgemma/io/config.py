@@ -203,9 +203,7 @@ def read_text(s: Section) -> TextConfig:
 
 
 def read_config(folder: Path) -> Config:
-    """The config of a model folder. BadModel with file and key where a value is missing that has no default, or makes
-    no sense.
-    """
+    """The config of a model folder. BadModel, with file and key, for a value that makes no sense here."""
     path = folder / "config.json"
     s = Section(read_json(path), str(path))
     if s.values.get("model_type") != "paligemma":

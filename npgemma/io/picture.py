@@ -31,9 +31,7 @@ Picture: TypeAlias = str | Path | Image.Image | Array
 
 
 def read_picture(picture: Picture) -> Image.Image:
-    """An RGB image of a path, a PIL image, or a uint8 array [H W], [H W 1], [H W 3] or [H W 4]. BadPicture if it is
-    none.
-    """
+    """An RGB image of a path, a PIL image, or a uint8 array [H W], [H W 1], [H W 3] or [H W 4]; else BadPicture."""
     if isinstance(picture, np.ndarray):
         return to_rgb(from_array(picture))
     if isinstance(picture, Image.Image):
@@ -84,9 +82,7 @@ def from_array(array: Array) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB: 16-bit grays scaled by 1/257, transparency composited over white, everything else as Pillow
-    converts.
-    """
+    """Any mode to RGB: 16-bit grays scaled by 1/257, transparency over white, the rest as Pillow converts it."""
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(eight_bits(np.asarray(image))).convert("RGB")
     if image.has_transparency_data:
@@ -97,9 +93,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def eight_bits(gray: Array) -> Array:
-    """Grays of 0 .. 65535 to 0 .. 255; grays that all fit in 8 bits already stay. BadPicture for what lies outside
-    both.
-    """
+    """Grays of 0 .. 65535 to 0 .. 255; where all fit in 8 bits they stay. BadPicture for what lies outside."""
     if not np.isfinite(gray).all() or gray.min() < 0 or gray.max() > 65535:
         raise BadPicture(f"gray values run from {gray.min()} to {gray.max()}; npgemma reads 0 to 65535")
     deep = gray.dtype != np.float32 and (gray.dtype == np.uint16 or gray.max() > 255)
@@ -121,10 +115,10 @@ def pixel_values(images: Sequence[Image.Image], side: int) -> Float[Array, "B 3 
 
 
 def write_picture(image: Image.Image, path: Path) -> None:
-    """Save `image` in the format that the ending of `path` names: beside it first, then renamed, so no half picture is
-    left.
+    """Save `image` in the format that the ending of `path` names.
 
-    Raises BadPicture if the ending names no format or the file cannot be written.
+    It is written beside `path` and then renamed, so no half picture is left. BadPicture if the ending names no format
+    or the file cannot be written.
     """
     beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:

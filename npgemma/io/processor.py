@@ -16,9 +16,7 @@ Pictures: TypeAlias = Picture | Sequence[Picture]
 
 @dataclass(frozen=True)
 class Inputs:
-    """One row of ids and of types (all 0: prefix) a prompt; the pictures of all prompts in order, `images` counting
-    each prompt's.
-    """
+    """A row of ids and of types (all 0: prefix) for each prompt, all pictures in order, and how many each has."""
 
     input_ids: list[Array]
     token_type_ids: list[Array]

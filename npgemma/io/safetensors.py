@@ -22,9 +22,7 @@ DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2
 
 
 def open_file(path: Path) -> dict[str, Array]:
-    """The tensors of one file, mapped read-only. BadModel if the file is missing, damaged or holds a dtype not in
-    DTYPES.
-    """
+    """The tensors of one file, mapped read-only. BadModel if it is missing, damaged, or of a dtype not in DTYPES."""
     try:
         with safe_open(path, framework="numpy"):
             pass

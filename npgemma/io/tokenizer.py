@@ -60,9 +60,7 @@ class Tokenizer:
 
     @cached_property
     def specials(self) -> dict[str, int]:
-        """The control pieces (<pad>, <bos>, <image> ...), which SentencePiece does not read from text but transformers
-        does.
-        """
+        """The control pieces (<pad>, <bos>, <image> ...): SentencePiece reads none from text, transformers does."""
         ids = [i for i in range(len(self)) if self.pieces.is_control(i) or self.pieces.is_unknown(i)]
         return {self.pieces.id_to_piece(i): i for i in ids}
 
@@ -86,9 +84,7 @@ class Tokenizer:
 
 
 def read_tokenizer(folder: Path, image_id: int) -> Tokenizer:
-    """The tokenizer of a model folder whose config says that `<image>` is `image_id`. BadModel if it is missing or
-    another's.
-    """
+    """The tokenizer of a model folder. BadModel if there is none, or one whose `<image>` is not `image_id`."""
     path = folder / "tokenizer.model"
     try:
         tokenizer = Tokenizer(path.read_bytes())

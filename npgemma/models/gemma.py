@@ -39,9 +39,7 @@ class Cache:
         self.length = 0
 
     def append(self, keys: Float[Array, "T K H"], values: Float[Array, "T K H"]) -> tuple[Array, Array]:
-        """Store T more rows; returns all keys and all values so far, [S K H] each, as views. ValueError if they do not
-        fit.
-        """
+        """Store T more rows; returns views of all S keys and values so far. ValueError if they do not fit."""
         start, self.length = self.length, self.length + len(keys)
         if self.length > len(self.keys):
             raise ValueError(f"a cache of {len(self.keys)} rows cannot hold {self.length}")
@@ -67,9 +65,7 @@ def attention(
     caches: Sequence[Cache],
     tap: Tap = silent,
 ) -> Float[Array, "T D"]:
-    """Each segment's rows look at what its cache holds and at themselves, as far as its mask lets them; the caches
-    grow.
-    """
+    """Each segment's rows look at its cache and at themselves, as far as its mask lets them; the caches grow."""
     q = tap("q", project(x, p.q))
     k = tap("k", project(x, p.k))
     v = tap("v", project(x, p.v))

@@ -36,9 +36,7 @@ class PaliGemma:
 
 
 class Prompt(NamedTuple):
-    """One sequence to start from: ids, the type of each (0 prefix, 1 suffix), and the image rows its image tokens stand
-    for.
-    """
+    """One sequence to start from: ids, the type of each (0 prefix, 1 suffix), and a row for each image token."""
 
     input_ids: Int[Array, "T"]
     token_type_ids: Int[Array, "T"]
@@ -79,8 +77,7 @@ def prefill(
     first_position: int = 1,
     tap: Tap = silent,
 ) -> Float[Array, "T D"]:
-    """Run whole prompts, under each other as rows, through the decoder; fills their caches, returns the last hidden
-    states.
+    """Run whole prompts through the decoder, their rows under each other; fills their caches, returns hidden states.
 
     Positions count from `first_position`: 1 is transformers' convention, 0 big_vision's. Attention depends only on
     their differences, so it moves nothing but the cached keys.

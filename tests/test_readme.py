@@ -1,0 +1,42 @@
+"""README's code runs as it stands, and its commands are what the gate runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import npgemma
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_first_python_block_runs(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    assert len([line for line in code.splitlines() if line]) <= 8
+    scope: dict = {}
+    exec(code, scope)
+    caption, shape = capsys.readouterr().out.splitlines()
+    assert caption == npgemma.load().generate("npgemma/assets/sample.png", "caption en").text
+    assert shape == str(scope["taps"]["text.layers.3.attn.q_rope"].shape)
+
+
+def test_the_gate_runs_the_commands_of_the_readme():
+    gate = ROOT / ".ci" / "run"
+    if not gate.exists():
+        pytest.skip("the gate is not part of a source distribution")
+    first, second = re.findall(r"```bash\n(.*?)\n```", README, re.DOTALL)[:2]
+    assert f'demo="{first}"' in gate.read_text()
+    assert f'tests="{second}"' in gate.read_text()
+
+
+def test_every_file_it_names_is_there():
+    for path in re.findall(r"`((?:npgemma|tests|tools)/[\w./]*)", README) + re.findall(
+        r"(?:\(|\")(npgemma/[\w./-]+)", README
+    ):
+        assert (ROOT / path).exists(), path
+
+
+def test_no_figure_is_left_open():
+    assert not re.search(r"@[A-Z]+@", README)
