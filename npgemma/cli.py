@@ -1,10 +1,11 @@
 """The command line. stdout carries the result alone, everything else goes to stderr.
 
-Exit status: 0, 1 for an error, 2 for wrong usage, 130 when interrupted.
+Exit status: 0, 1 for an error, 2 for wrong usage, 130 when interrupted, 141 when nobody reads stdout any more.
 """
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections import Counter
@@ -17,8 +18,10 @@ from typing import Any
 
 from npgemma.errors import NpgemmaError
 from npgemma.io.checkpoint import read_tensors
+from npgemma.io.config import read_config
 from npgemma.io.picture import read_picture, write_picture
-from npgemma.model import EMBEDDED, Generation, Model, load
+from npgemma.io.tokenizer import TOKENIZER, read_tokenizer
+from npgemma.model import EMBEDDED, Generation, Model, find_folder, load
 from npgemma.sampling import Sampling
 from npgemma.tasks import OCR_PROMPT, Box, answer_prompt, caption_prompt, detect_prompt, draw_boxes, parse_boxes
 
@@ -36,6 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     except NpgemmaError as error:
         print(f"npgemma: {printable(str(error))}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # whoever read stdout, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("npgemma: interrupted", file=sys.stderr)
         return 130
@@ -98,35 +104,39 @@ def run_detect(a: argparse.Namespace) -> None:
 
 def run_inspect(a: argparse.Namespace) -> None:
     """What a model folder holds; its weights are mapped and checked, not read."""
-    model = load(a.model)
-    config = model.config
-    tensors = read_tensors(model.folder, config)
-    stored = {"float32": "F32", "float16": "F16", "uint16": "BF16"}
-    sizes = Counter[str]()
+    folder = find_folder(a.model)
+    config = read_config(folder)
+    tensors = read_tensors(folder, config)
+    stored = Counter[str]()
     for tensor in tensors.values():
-        sizes[stored[tensor.dtype.name]] += tensor.size
-    text, vision = config.text, config.vision
-    cache = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * 4
-    facts: dict[str, Any] = {
-        "folder": str(model.folder),
-        "parameters": sum(sizes.values()),
-        "stored as": dict(sizes),
-        "bytes on disk": sum(tensor.nbytes for tensor in tensors.values()),
-        "image": f"{vision.image_size} x {vision.image_size} pixels, {vision.num_patches} tokens",
-        "vision": f"{vision.num_hidden_layers} layers, width {vision.hidden_size}, "
-        f"{vision.num_attention_heads} heads of {vision.head_dim}",
-        "text": f"{text.num_hidden_layers} layers, width {text.hidden_size}, {text.num_attention_heads} query and "
-        f"{text.num_key_value_heads} key heads of {text.head_dim}",
-        "vocabulary": f"{text.vocab_size} rows, <image> is {config.image_token_index}",
-        "cache": f"{cache} bytes a token in float32",
-        "tokenizer": f"{len(model.tokenizer)} pieces" if (model.folder / "tokenizer.model").exists() else "none",
+        stored["bfloat16" if tensor.dtype == "uint16" else tensor.dtype.name] += tensor.size
+    v, t = config.vision, config.text
+    has_tokenizer = (folder / TOKENIZER).exists()
+    facts = {
+        "folder": str(folder),
+        "parameters": stored.total(),
+        "stored_as": dict(stored),
+        "bytes": sum(tensor.nbytes for tensor in tensors.values()),
+        "tokens_per_image": v.num_patches,
+        "cache_bytes_per_token": 2 * 4 * t.num_hidden_layers * t.num_key_value_heads * t.head_dim,
+        "tokenizer_pieces": len(read_tokenizer(folder, config.image_token_index)) if has_tokenizer else 0,
+        "config": asdict(config),
     }
     if a.format == "json":
         print(json.dumps(facts, indent=2))
         return
-    for name, value in facts.items():
-        shown = ", ".join(f"{count:,} {kind}" for kind, count in value.items()) if isinstance(value, dict) else value
-        print(f"{name:<14} {printable(f'{shown:,}' if isinstance(shown, int) else shown)}")
+    print(
+        f"{printable(str(folder))}",
+        f"weights    {facts['parameters']:,} parameters, {facts['bytes']:,} bytes in {', '.join(stored)}",
+        f"picture    {v.image_size} x {v.image_size} pixels, {v.num_patches} tokens",
+        f"vision     {v.num_hidden_layers} layers, width {v.hidden_size}, "
+        f"{v.num_attention_heads} heads of {v.head_dim}",
+        f"text       {t.num_hidden_layers} layers, width {t.hidden_size}, {t.num_attention_heads} query and "
+        f"{t.num_key_value_heads} key heads of {t.head_dim}",
+        f"cache      {facts['cache_bytes_per_token']:,} bytes a token in float32",
+        f"tokenizer  {facts['tokenizer_pieces']:,} pieces, embedding of {t.vocab_size:,} rows",
+        sep="\n",
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ parts

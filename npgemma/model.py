@@ -180,6 +180,14 @@ class Model:
         return ids, pixels.astype(self.dtype, copy=False)
 
 
+def find_folder(path: str | Path | None) -> Path:
+    """The folder that `path` names, the embedded model's if it names none. BadModel if there is no such folder."""
+    folder = EMBEDDED if path is None else Path(path)
+    if not folder.is_dir():
+        raise BadModel(f"{folder} is no folder; a model is one that holds config.json, *.safetensors, tokenizer.model")
+    return folder
+
+
 def load(path: str | Path | None = None, dtype: str = "float32") -> Model:
     """The model in a Hugging Face folder; without a path, the small one that ships with npgemma.
 
@@ -188,8 +196,6 @@ def load(path: str | Path | None = None, dtype: str = "float32") -> Model:
     """
     if dtype not in ("float32", "float64"):
         raise ValueError(f"dtype is {dtype!r}; npgemma computes in 'float32' or 'float64'")
-    folder = EMBEDDED if path is None else Path(path)
-    if not folder.is_dir():
-        raise BadModel(f"{folder} is no folder; a model is one that holds config.json, *.safetensors, tokenizer.model")
+    folder = find_folder(path)
     config = read_config(folder)
     return Model(folder, config, load_paligemma(folder, config), np.dtype(dtype))

@@ -96,8 +96,8 @@ def eight_bits(gray: Array) -> Array:
     """Grays of 0 .. 65535 to 0 .. 255; where all fit in 8 bits they stay. BadPicture for what lies outside."""
     if not np.isfinite(gray).all() or gray.min() < 0 or gray.max() > 65535:
         raise BadPicture(f"gray values run from {gray.min()} to {gray.max()}; npgemma reads 0 to 65535")
-    deep = gray.dtype != np.float32 and (gray.dtype == np.uint16 or gray.max() > 255)
-    return np.rint(gray / 257 if deep or gray.max() > 255 else gray).astype(np.uint8)
+    deep = gray.dtype == np.uint16 or gray.max() > 255
+    return np.rint(gray / 257 if deep else gray).astype(np.uint8)
 
 
 def pixel_values(images: Sequence[Image.Image], side: int) -> Float[Array, "B 3 S S"]:

@@ -17,6 +17,7 @@ from npgemma.errors import BadModel, BadPrompt
 LOCATIONS = tuple(f"<loc{i:04d}>" for i in range(1024))
 SEGMENTS = tuple(f"<seg{i:03d}>" for i in range(128))
 IMAGE = "<image>"
+TOKENIZER = "tokenizer.model"  # in a model folder
 
 CONTROL, USER_DEFINED = (
     3,
@@ -85,7 +86,7 @@ class Tokenizer:
 
 def read_tokenizer(folder: Path, image_id: int) -> Tokenizer:
     """The tokenizer of a model folder. BadModel if there is none, or one whose `<image>` is not `image_id`."""
-    path = folder / "tokenizer.model"
+    path = folder / TOKENIZER
     try:
         tokenizer = Tokenizer(path.read_bytes())
     except FileNotFoundError:
