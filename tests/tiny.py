@@ -1,4 +1,6 @@
-"""Small PaliGemmas with random weights, in memory and as folders: sizes pairwise distinct, so a swapped axis cannot fit."""
+"""Small PaliGemmas with random weights, in memory and as folders: sizes pairwise distinct, so a swapped axis cannot
+fit.
+"""
 
 import json
 from collections.abc import Mapping
@@ -42,7 +44,8 @@ SPELLINGS = {
 
 
 def random_tensors(config: Config = CONFIG, seed: int = 0) -> dict[str, np.ndarray]:
-    """Every tensor of the config by plain name, float32 on the bfloat16 grid, so that every stored dtype holds it exactly.
+    """Every tensor of the config by plain name, float32 on the bfloat16 grid, so that every stored dtype holds it
+    exactly.
 
     Scaled so that activations stay near one: matrices by their fan-in, norms near their neutral value.
     """

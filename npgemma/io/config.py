@@ -5,6 +5,7 @@ with PaliGemma's own value, which is not always the default of the class that tr
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,13 +74,15 @@ def read_json(path: Path) -> dict[str, Any]:
             raise ValueError("a key appears twice")
         return found
 
-    def no_constant(name: str) -> float:
-        raise ValueError(f"{name} is no JSON number")
+    def finite(number: str) -> float:
+        if not math.isfinite(float(number)):
+            raise ValueError(f"{number} is no finite number")
+        return float(number)
 
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ValueError(f"it is larger than {MAX_JSON_BYTES // 1_000_000} MB")
-        content = json.loads(path.read_bytes(), object_pairs_hook=only_once, parse_constant=no_constant)
+        content = json.loads(path.read_bytes(), object_pairs_hook=only_once, parse_float=finite, parse_constant=finite)
     except FileNotFoundError:
         raise BadModel(f"{path} is missing: a model folder needs it") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -97,10 +100,10 @@ class Section:
         self.where = where
 
     def section(self, key: str) -> "Section":
-        value = self.values.get(key) or {}
-        if not isinstance(value, dict):
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, dict):
             raise BadModel(f"{self.where}: {key} is {value!r}, not an object")
-        return Section(value, f"{self.where}: {key}")
+        return Section(value or {}, f"{self.where}: {key}")
 
     def count(self, key: str, default: int, at_most: int) -> int:
         """A whole number from 1 to `at_most`."""

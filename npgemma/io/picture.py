@@ -5,13 +5,14 @@ are brought to RGB: transparency over white, 16 bits scaled to 8 and not clipped
 """
 
 import os
+import struct
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from npgemma.errors import BadPicture
 from npgemma.layers.shapes import Array, Float
@@ -27,6 +28,31 @@ FORMATS = (
 )  # the rest can start programs or has been a door too often
 MAX_PIXELS = 89_000_000  # Pillow only warns here; a larger picture is likelier an attack than a photograph
 
+# What Pillow raises on a damaged file: the errors its own fuzzers take for a clean refusal, and some seen here.
+DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    NotImplementedError,
+    OverflowError,
+    EOFError,
+    MemoryError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+# How to turn a picture upright, by its EXIF orientation; 1 is upright.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
 Picture: TypeAlias = str | Path | Image.Image | Array
 
 
@@ -34,36 +60,30 @@ def read_picture(picture: Picture) -> Image.Image:
     """An RGB image of a path, a PIL image, or a uint8 array [H W], [H W 1], [H W 3] or [H W 4]; else BadPicture."""
     if isinstance(picture, np.ndarray):
         return to_rgb(from_array(picture))
-    if isinstance(picture, Image.Image):
-        return to_rgb(picture)
-    if not isinstance(picture, (str, Path)):
+    if not isinstance(picture, (str, Path, Image.Image)):
         raise BadPicture(f"a picture is a path, a PIL image or a uint8 array, not a {type(picture).__name__}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of metadata, and of sizes, which are checked here
-            with Image.open(picture, formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    size = f"{image.width} x {image.height} pixels"
-                    raise BadPicture(f"{picture} has {size}; npgemma reads up to {MAX_PIXELS // 1_000_000} million")
-                return to_rgb(ImageOps.exif_transpose(image))
+        return to_rgb(picture) if isinstance(picture, Image.Image) else read_file(Path(picture))
     except FileNotFoundError:
         raise BadPicture(f"{picture} is missing: there is no such picture") from None
     except UnidentifiedImageError:
         raise BadPicture(f"{picture} is not a picture that npgemma reads ({', '.join(FORMATS)})") from None
-    except Image.DecompressionBombError as error:
-        raise BadPicture(f"{picture}: {error}") from None
-    # what Pillow's own fuzzers count as a clean refusal of a damaged file
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        NotImplementedError,
-        OverflowError,
-        EOFError,
-        IndexError,
-        MemoryError,
-    ) as error:
+    except DAMAGE as error:
         raise BadPicture(f"{picture} cannot be read: {error}") from None
+
+
+def read_file(path: Path) -> Image.Image:
+    """The RGB image in a file, upright. BadPicture if it is too large; whatever Pillow raises if it is damaged."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of metadata, and of sizes, which are checked here
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                size = f"{image.width} x {image.height} pixels"
+                raise BadPicture(f"{path} has {size}; npgemma reads up to {MAX_PIXELS // 1_000_000} million")
+            rgb = to_rgb(image)
+            # only now: Pillow turns some formats itself while it reads their pixels, and takes the tag away
+            turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+            return rgb if turn is None else rgb.transpose(turn)
 
 
 def from_array(array: Array) -> Image.Image:
@@ -83,8 +103,12 @@ def from_array(array: Array) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any mode to RGB: 16-bit grays scaled by 1/257, transparency over white, the rest as Pillow converts it."""
+    if not image.width or not image.height:
+        raise BadPicture(f"a picture of {image.width} x {image.height} pixels shows nothing")
     if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(eight_bits(np.asarray(image))).convert("RGB")
+        gray = np.asarray(image)
+        transparent = gray == image.info.get("transparency", np.nan)
+        return Image.fromarray(np.where(transparent, np.uint8(255), eight_bits(gray))).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -96,7 +120,7 @@ def eight_bits(gray: Array) -> Array:
     """Grays of 0 .. 65535 to 0 .. 255; where all fit in 8 bits they stay. BadPicture for what lies outside."""
     if not np.isfinite(gray).all() or gray.min() < 0 or gray.max() > 65535:
         raise BadPicture(f"gray values run from {gray.min()} to {gray.max()}; npgemma reads 0 to 65535")
-    deep = gray.dtype == np.uint16 or gray.max() > 255
+    deep = gray.dtype.itemsize == 2 or gray.max() > 255
     return np.rint(gray / 257 if deep else gray).astype(np.uint8)
 
 
@@ -120,13 +144,15 @@ def write_picture(image: Image.Image, path: Path) -> None:
     It is written beside `path` and then renamed, so no half picture is left. BadPicture if the ending names no format
     or the file cannot be written.
     """
-    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind not in Image.SAVE:
+        raise BadPicture(f"{path} cannot be written: end its name in .png or .jpg")
+    beside = path.parent / f".npgemma-{os.getpid()}{path.suffix}"
     try:
-        image.save(beside)
-        beside.replace(path)
-    except ValueError:
-        raise BadPicture(f"{path} cannot be written: end its name in .png or .jpg") from None
-    except OSError as error:
-        raise BadPicture(f"{path} cannot be written: {error.strerror or error}") from None
-    finally:
-        beside.unlink(missing_ok=True)
+        try:
+            image.save(beside, kind)
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:
+        raise BadPicture(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from None

@@ -7,7 +7,6 @@ baked in. Both end up the same here: what is missing is appended, `<image>` alwa
 import re
 import struct
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from pathlib import Path
 
 import sentencepiece
@@ -45,11 +44,17 @@ class Tokenizer:
     """Text <-> token ids, equal to transformers' GemmaTokenizer as PaliGemmaProcessor sets it up."""
 
     def __init__(self, model: bytes) -> None:
-        """From the bytes of a tokenizer.model. RuntimeError if they are none."""
+        """From the bytes of a tokenizer.model. RuntimeError or UnicodeDecodeError if they are damaged."""
+        if not model:
+            raise RuntimeError("it is empty")
         pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
         absent = [piece for piece in LOCATIONS + SEGMENTS if pieces.piece_to_id(piece) == pieces.unk_id()]
         model = append_pieces(append_pieces(model, absent), [IMAGE], CONTROL)
         self.pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+        # Pieces are looked at one by one, so that one which is no text is found now and not when a model writes it.
+        named = [(self.pieces.id_to_piece(i), i) for i in range(len(self))]
+        # <pad>, <bos>, <image> and their like: SentencePiece reads none of them from text, transformers does.
+        self.specials = {piece: i for piece, i in named if self.pieces.is_control(i) or self.pieces.is_unknown(i)}
 
     def __len__(self) -> int:
         """How many ids there are, the image token included."""
@@ -59,29 +64,24 @@ class Tokenizer:
     def image_id(self) -> int:
         return len(self) - 1
 
-    @cached_property
-    def specials(self) -> dict[str, int]:
-        """The control pieces (<pad>, <bos>, <image> ...): SentencePiece reads none from text, transformers does."""
-        ids = [i for i in range(len(self)) if self.pieces.is_control(i) or self.pieces.is_unknown(i)]
-        return {self.pieces.id_to_piece(i): i for i in ids}
-
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, nothing added. A special piece written out in it, such as <bos>, becomes its id.
 
         Raises BadPrompt for text that is no Unicode (a lone surrogate).
         """
-        ids: list[int] = []
         try:
-            for part in re.split(f"({'|'.join(map(re.escape, self.specials))})", text):
-                ids += [self.specials[part]] if part in self.specials else self.pieces.encode(part)
+            text.encode()
         except UnicodeEncodeError as error:
             raise BadPrompt(f"the prompt is no valid text: {error.reason} at character {error.start}") from None
+        ids: list[int] = []
+        for part in re.split(f"({'|'.join(map(re.escape, self.specials))})", text):
+            ids += [self.specials[part]] if part in self.specials else self.pieces.encode(part)
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; special pieces and ids beyond the last are left out, locations and codes are kept."""
-        known = [i for i in ids if 0 <= i < len(self) and not self.pieces.is_control(i)]
-        return self.pieces.decode(known)
+        special = self.specials.values()
+        return self.pieces.decode([i for i in ids if 0 <= i < len(self) and i not in special])
 
 
 def read_tokenizer(folder: Path, image_id: int) -> Tokenizer:
@@ -91,7 +91,7 @@ def read_tokenizer(folder: Path, image_id: int) -> Tokenizer:
         tokenizer = Tokenizer(path.read_bytes())
     except FileNotFoundError:
         raise BadModel(f"{path} is missing: prompts cannot be read without it (ids can: see generate_ids)") from None
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, UnicodeDecodeError) as error:
         raise BadModel(f"{path} is not a usable SentencePiece model: {error}") from None
     if tokenizer.image_id != image_id:
         ids = f"<image> is token {tokenizer.image_id} by {path} and {image_id} by config.json"

@@ -47,7 +47,8 @@ def unproject(
     x: Float[Array, "*R N H"], w: Weight[Array, "D N H"], bias: Float[Array, "D"] | None = None
 ) -> Float[Array, "*R D"]:
     """A linear layer from N heads of width H: y[d] = sum over n and h of x[n h] W[d n h], + b[d]."""
-    return linear(x.reshape(*x.shape[:-2], -1), w.reshape(len(w), -1), bias)
+    w = w.reshape(len(w), -1)
+    return linear(x.reshape(*x.shape[:-2], w.shape[1]), w, bias)
 
 
 def embed(ids: Int[Array, "T"], table: Weight[Array, "V D"], dtype: np.dtype) -> Float[Array, "T D"]:

@@ -42,7 +42,8 @@ def rms_norm(p: RMSNorm, x: Float[Array, "*R D"]) -> Float[Array, "*R D"]:
 
     Source: Zhang and Sennrich 2019, equation 4. The 1 + weight is Gemma's: its checkpoints store the distance from one.
     """
-    return x / np.sqrt(np.square(x).mean(-1, keepdims=True) + p.eps) * (1 + p.weight)
+    scale = np.add(p.weight, 1, dtype=x.dtype)  # 1 + a float32 weight would be rounded to float32 in a float64 run
+    return x / np.sqrt(np.square(x).mean(-1, keepdims=True) + p.eps) * scale
 
 
 def gelu(x: Float[Array, "*R"]) -> Float[Array, "*R"]:

@@ -40,11 +40,12 @@ class Cache:
 
     def append(self, keys: Float[Array, "T K H"], values: Float[Array, "T K H"]) -> tuple[Array, Array]:
         """Store T more rows; returns views of all S keys and values so far. ValueError if they do not fit."""
-        start, self.length = self.length, self.length + len(keys)
-        if self.length > len(self.keys):
-            raise ValueError(f"a cache of {len(self.keys)} rows cannot hold {self.length}")
-        self.keys[start : self.length] = keys
-        self.values[start : self.length] = values
+        length = self.length + len(keys)
+        if length > len(self.keys):
+            raise ValueError(f"a cache of {len(self.keys)} rows cannot hold {length}")
+        self.keys[self.length : length] = keys
+        self.values[self.length : length] = values
+        self.length = length
         return self.keys[: self.length], self.values[: self.length]
 
 

@@ -35,7 +35,7 @@ def patch_embedding(p: PatchEmbedding, pixel_values: Float[Array, "B C S S"]) ->
     images, _, side, _ = pixel_values.shape
     grid = side // size
     cut = pixel_values[:, :, : grid * size, : grid * size].reshape(images, channels, grid, size, grid, size)
-    patches = cut.transpose(0, 2, 4, 1, 3, 5).reshape(images, grid * grid, -1)  # B P Chw
+    patches = cut.transpose(0, 2, 4, 1, 3, 5).reshape(images, grid * grid, channels * size * size)  # B P Chw
     return linear(patches, p.weight.reshape(width, -1), p.bias) + p.position
 
 

@@ -1,0 +1,22 @@
+"""What holds for every test: annotations are checked, floating-point errors are raised, hypothesis repeats itself."""
+
+import hypothesis
+import numpy as np
+import pytest
+import shapecheck
+
+# the same examples on every run, and no deadline: the first call of a function may have to wait for a busy machine
+hypothesis.settings.register_profile("npgemma", derandomize=True, deadline=None)
+
+
+def pytest_configure() -> None:
+    """Before any test module is imported, so that functions which it takes by name are the checked ones."""
+    hypothesis.settings.load_profile("npgemma")
+    shapecheck.install()
+
+
+@pytest.fixture(autouse=True)
+def _floating_point_errors_raise():
+    """Overflow, division by zero and NaN out of numbers are errors. What is too small to tell from zero is zero."""
+    with np.errstate(all="raise", under="ignore"):
+        yield
