@@ -16,6 +16,7 @@ from npgemma.errors import BadModel, BadPrompt
 LOCATIONS = tuple(f"<loc{i:04d}>" for i in range(1024))
 SEGMENTS = tuple(f"<seg{i:03d}>" for i in range(128))
 IMAGE = "<image>"
+MASK = "<mask>"
 TOKENIZER = "tokenizer.model"  # in a model folder
 
 CONTROL, USER_DEFINED = (
@@ -53,8 +54,11 @@ class Tokenizer:
         self.pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
         # Pieces are looked at one by one, so that one which is no text is found now and not when a model writes it.
         named = [(self.pieces.id_to_piece(i), i) for i in range(len(self))]
-        # <pad>, <bos>, <image> and their like: SentencePiece reads none of them from text, transformers does.
-        self.specials = {piece: i for piece, i in named if self.pieces.is_control(i) or self.pieces.is_unknown(i)}
+        # <pad>, <bos>, <image> and their like: SentencePiece reads none of them from text, transformers does. <mask> is
+        # an ordinary piece to the one and special to the other.
+        self.specials = {
+            piece: i for piece, i in named if self.pieces.is_control(i) or self.pieces.is_unknown(i) or piece == MASK
+        }
 
     def __len__(self) -> int:
         """How many ids there are, the image token included."""

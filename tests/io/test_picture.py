@@ -393,7 +393,7 @@ def test_an_image_without_pixels_is_refused_as_an_array_is(size):
         read_picture(Image.new("RGB", size))
 
 
-# ------------------------------------------------------------------------------------------------------- what is damaged
+# ------------------------------------------------------------------------------------------------------ what is damaged
 
 
 def test_a_missing_picture_is_said_to_be_missing(tmp_path):

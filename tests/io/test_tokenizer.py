@@ -57,7 +57,7 @@ def test_paligemmas_ids_are_the_published_ones(paligemma):
     assert paligemma.encode("caption en ") == [21209, 659, 235248]
 
 
-# ------------------------------------------------------------------------------------------ appended and baked-in pieces
+# ----------------------------------------------------------------------------------------- appended and baked-in pieces
 
 
 def test_the_base_form_is_the_model_without_locations_and_codes():
@@ -169,7 +169,7 @@ def test_these_texts_survive_too(text, tokenizer):
 
 
 def test_nothing_is_added_and_nothing_normalised(tokenizer):
-    """No dummy space before the first word, no bos, no Unicode normalisation: composed and decomposed stay two texts."""
+    """No dummy space before the first word, no bos, no Unicode normalisation: composed and decomposed stay two."""
     assert tokenizer.encode("") == []
     assert tokenizer.encode(" cat") != tokenizer.encode("cat")
     assert tokenizer.encode("\u00e9") != tokenizer.encode("e\u0301")

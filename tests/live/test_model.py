@@ -20,8 +20,8 @@ SEEDS = range(18)
 STORED = ("float32", "bfloat16", "float16")
 MAX_NEW_TOKENS = 8
 
-# Both float32 runs are off by the rounding of the same sums in another order; twice says that nothing else is wrong. Held
-# of the median row of several prompts: how far a single row is off is luck, and a badly conditioned one hides the rest.
+# Both float32 runs are off by the rounding of the same sums in another order; twice says that nothing else is wrong.
+# Held of the median row of several prompts: how far one row is off is luck, and a badly conditioned one hides the rest.
 FLOAT32_RATIO = 2.0
 PROMPTS = 8
 # A float64 run has the sums of a float32 run with roundings 2^29 times finer; 8 for another order of the sums.
