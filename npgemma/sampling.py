@@ -58,7 +58,9 @@ def keep_top_p(scores: Float[Array, "V"], p: float) -> Float[Array, "V"]:
 
 def probabilities(scores: Float[Array, "V"], sampling: Sampling) -> Float[Array, "V"]:
     """The distribution that a token is drawn from, in float64. The temperature must not be 0."""
-    scores = scores.astype(np.float64) / sampling.temperature
+    scores = scores.astype(np.float64)
+    with np.errstate(over="ignore"):  # next to zero, all but the likeliest may become -inf, which is right
+        scores = (scores - scores.max()) / sampling.temperature
     if sampling.top_k is not None:
         scores = keep_top_k(scores, sampling.top_k)
     if sampling.top_p < 1:

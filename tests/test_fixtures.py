@@ -78,12 +78,14 @@ def assert_exact(actual: np.ndarray, case: Case, name: str) -> None:
 
 
 def test_every_tensor_is_transformers_in_float64(case: Case) -> None:
-    """Embeddings, the output of every layer of both towers, projector, norms and logits; and none is left out."""
+    """Embeddings, the output of every layer of both towers, projector, norms, keys and logits; none is left out."""
     model, taps = npgemma.load(case.folder, "float64"), npgemma.Recorder()
     model.forward(case.ids, case.pixels, case.types, tap=taps)
     config = model.config
     layers = config.text.num_hidden_layers + (config.vision.num_hidden_layers if case.pixels is not None else 0)
-    ends = 3 if case.pixels is None else 6  # embedding, norm, logits; of the vision tower embedding, norm, projector
+    ends = (
+        4 if case.pixels is None else 7
+    )  # embedding, keys, norm, logits; of the vision tower embedding, norm, projector
     assert len(case.float64) == ends + layers - 1  # transformers gives the last text layer after the norm alone
     for name in case.float64:
         assert_exact(taps[name], case, name)

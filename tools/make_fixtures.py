@@ -156,10 +156,15 @@ def in_float64(model: PaliGemmaForConditionalGeneration) -> PaliGemmaForConditio
 
 @torch.no_grad()
 def run(model: PaliGemmaForConditionalGeneration, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What one forward computes: logits, and hidden states by the names of npgemma's taps."""
-    seen = model(**inputs, attention_mask=torch.ones_like(inputs["input_ids"]), output_hidden_states=True)
+    """What one forward computes, by the names of npgemma's taps: logits, hidden states, and the first layer's keys as
+    they are cached, the one place where it shows that positions count from 1.
+    """
+    seen = model(
+        **inputs, attention_mask=torch.ones_like(inputs["input_ids"]), output_hidden_states=True, use_cache=True
+    )
     *blocks, last = seen.hidden_states
     found = {"logits": seen.logits[0], "text.embedding": blocks[0][0], "text.norm": last[0]}
+    found["text.layers.0.attn.k_rope"] = seen.past_key_values.layers[0].keys[0].transpose(0, 1)
     found |= {f"text.layers.{i}.out": x[0] for i, x in enumerate(blocks[1:])}
     if "pixel_values" in inputs:
         vision = model.get_image_features(inputs["pixel_values"], output_hidden_states=True)
