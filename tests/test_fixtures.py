@@ -83,9 +83,8 @@ def test_every_tensor_is_transformers_in_float64(case: Case) -> None:
     model.forward(case.ids, case.pixels, case.types, tap=taps)
     config = model.config
     layers = config.text.num_hidden_layers + (config.vision.num_hidden_layers if case.pixels is not None else 0)
-    ends = (
-        4 if case.pixels is None else 7
-    )  # embedding, keys, norm, logits; of the vision tower embedding, norm, projector
+    # embedding, keys, norm and logits of the decoder; embedding and norm of the vision tower, projector
+    ends = 4 if case.pixels is None else 7
     assert len(case.float64) == ends + layers - 1  # transformers gives the last text layer after the norm alone
     for name in case.float64:
         assert_exact(taps[name], case, name)

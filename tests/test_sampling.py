@@ -79,10 +79,6 @@ def test_top_p_keeps_the_likeliest_until_they_reach_p(p, kept):
     np.testing.assert_array_equal(keep_top_p(x, p), expected, strict=True)
 
 
-def test_top_p_of_one_share_that_is_enough_alone_keeps_it_alone():
-    np.testing.assert_array_equal(keep_top_p(scores(0.1, 0.9), 0.89), np.array([-INF, np.log(0.9)]), strict=True)
-
-
 def test_top_p_keeps_one_of_equals():
     """The fewest: of four equals, one reaches a fifth and two reach a third."""
     for p, count in ((0.2, 1), (0.3, 2), (0.6, 3), (0.9, 4)):
@@ -147,7 +143,7 @@ def test_probabilities_are_float64_sum_to_one_and_keep_the_ratios_of_what_is_kep
     np.testing.assert_allclose(found[kept], whole[kept] / whole[kept].sum(), rtol=2.0**-41, strict=True)
 
 
-@pytest.mark.parametrize("temperature", [1e-6, 1e-30, 1e-300, 5e-324])
+@pytest.mark.parametrize("temperature", [1e-6, 1e-30, 1e-300, 1e-308, 1e-310, 5e-324])
 def test_next_to_zero_a_temperature_takes_the_likeliest(temperature):
     """Every positive number is allowed, so no quotient may overflow on the way."""
     found = probabilities(np.array([-300, 2, 300, 299], np.float32), Sampling(temperature=temperature))
@@ -198,12 +194,12 @@ def test_top_k_of_one_draws_what_greedy_takes():
 
 
 def test_tokens_are_drawn_as_often_as_they_are_likely():
-    """20,000 draws: the share of each token is off by no more than five standard deviations."""
+    """4,000 draws: the share of each token is off by no more than five standard deviations."""
     shares = np.array([0.5, 0.25, 0.2, 0.05])
     rng = np.random.default_rng(0)
-    counts = np.bincount([choose(np.log(shares), Sampling(temperature=1), rng) for _ in range(20_000)], minlength=4)
-    deviation = np.sqrt(shares * (1 - shares) / 20_000)
-    assert (np.abs(counts / 20_000 - shares) <= 5 * deviation).all()
+    counts = np.bincount([choose(np.log(shares), Sampling(temperature=1), rng) for _ in range(4_000)], minlength=4)
+    deviation = np.sqrt(shares * (1 - shares) / 4_000)
+    assert (np.abs(counts / 4_000 - shares) <= 5 * deviation).all()
 
 
 def test_another_seed_draws_otherwise():

@@ -42,7 +42,11 @@ def append_pieces(model: bytes, pieces: Iterable[str], kind: int = USER_DEFINED)
 
 
 class Tokenizer:
-    """Text <-> token ids, equal to transformers' GemmaTokenizer as PaliGemmaProcessor sets it up."""
+    """Text <-> token ids, equal to transformers' GemmaTokenizer as PaliGemmaProcessor sets it up.
+
+    It differs where transformers' copy of the algorithm differs from SentencePiece, which the model was trained with:
+    runs of more than 31 spaces, and a literal U+2581 beside spaces.
+    """
 
     def __init__(self, model: bytes) -> None:
         """From the bytes of a tokenizer.model. RuntimeError or UnicodeDecodeError if they are damaged."""
