@@ -4,6 +4,7 @@ Exit status: 0, 1 for an error, 2 for wrong usage, 130 when interrupted, 141 whe
 """
 
 import argparse
+import io
 import json
 import os
 import re
@@ -12,16 +13,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from npgemma.errors import NpgemmaError
 from npgemma.io.checkpoint import read_tensors
 from npgemma.io.config import read_config
-from npgemma.io.picture import read_picture, write_picture
+from npgemma.io.picture import read_picture, write_picture, written_format
 from npgemma.io.tokenizer import TOKENIZER, read_tokenizer
-from npgemma.model import EMBEDDED, Generation, Model, find_folder, load
+from npgemma.model import EMBEDDED, Generation, find_folder, load
 from npgemma.sampling import Sampling
 from npgemma.tasks import OCR_PROMPT, Box, answer_prompt, caption_prompt, detect_prompt, draw_boxes, parse_boxes
 
@@ -32,16 +33,23 @@ SAMPLE_QUESTIONS = ("how many shapes are there?", "what color is the star?", "wh
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    parser = build_parser()
-    a = parser.parse_args(arguments)
+    a = build_parser().parse_args(arguments)
     try:
+        if sys.stdout is None:
+            raise OSError("stdout is closed")
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # an ASCII terminal gets escapes, not an error
         a.run(a)
+        sys.stdout.flush()
     except NpgemmaError as error:
         print(f"npgemma: {printable(str(error))}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # whoever read stdout, such as head, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except (OSError, MemoryError) as error:  # a full disk, a closed stdout, a machine too small
+        print(f"npgemma: {error or 'out of memory'}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("npgemma: interrupted", file=sys.stderr)
         return 130
@@ -53,6 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run_demo(a: argparse.Namespace) -> None:
     """Caption, questions and boxes on the sample picture with the embedded model."""
+    written_format(a.draw)
     model, image = load(), read_picture(SAMPLE)
     prompts = [caption_prompt(), *map(answer_prompt, SAMPLE_QUESTIONS), OCR_PROMPT, detect_prompt(SAMPLE_LABELS)]
     answers = model.generate([image] * len(prompts), prompts)
@@ -70,7 +79,9 @@ def run_prompt(a: argparse.Namespace) -> None:
     """generate, caption, answer, ocr: the text that the model writes, streamed."""
     model, prompt = load(a.model, a.dtype), a.prompt(a)
     if a.format == "json":
-        print_json(prompt, generate(model, a, prompt))
+        with working("reading the picture"):
+            generation = model.generate(a.images, prompt, **sampling(a))
+        print_json(prompt, generation)
         return
     wrote = False
     with working("reading the picture") as done:
@@ -85,21 +96,22 @@ def run_prompt(a: argparse.Namespace) -> None:
 
 def run_detect(a: argparse.Namespace) -> None:
     """A line a box: label, x0, y0, x1, y1 in pixels, with tabs between."""
-    model, prompt = load(a.model, a.dtype), detect_prompt(a.objects)
-    image = read_picture(a.image)
-    a.images = [image]
-    with working("reading the picture"):
-        generation = generate(model, a, prompt)
-    boxes = parse_boxes(generation.text, *image.size)
     if a.draw:
-        write_picture(draw_boxes(image, boxes), a.draw)
+        written_format(a.draw)  # before the work, not after it
+    model, image, prompt = load(a.model, a.dtype), read_picture(a.image), detect_prompt(a.objects)
+    with working("reading the picture"):
+        generation = model.generate(image, prompt, **sampling(a))
+    boxes = parse_boxes(generation.text, *image.size)
     if a.format == "json":
         print_json(prompt, generation, boxes)
-        return
-    for box in boxes:
-        print(printable(box.label), *(round(side) for side in (box.x0, box.y0, box.x1, box.y1)), sep="\t")
-    if not boxes:
-        print("npgemma: nothing found", file=sys.stderr)
+    else:
+        for box in boxes:
+            label = printable(" ".join(box.label.split()))
+            print(label, *(round(side) for side in (box.x0, box.y0, box.x1, box.y1)), sep="\t")
+        if not boxes:
+            print("npgemma: nothing found", file=sys.stderr)
+    if a.draw:
+        write_picture(draw_boxes(image, boxes), a.draw)
 
 
 def run_inspect(a: argparse.Namespace) -> None:
@@ -147,16 +159,13 @@ def sampling(a: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(a, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")}
 
 
-def generate(model: Model, a: argparse.Namespace, prompt: str) -> Generation:
-    return model.generate(a.images, prompt, **sampling(a))
-
-
 def print_json(prompt: str, generation: Generation, boxes: list[Box] | None = None) -> None:
     """One object on one line."""
     result = {"prompt": prompt, **asdict(generation)}
     if boxes is not None:
         result["boxes"] = [asdict(box) for box in boxes]
-    print(json.dumps(result, ensure_ascii=False))
+    # ASCII throughout, so that no encoding and no terminal can trip over it; DEL alone is left to be escaped
+    print(json.dumps(result).replace("\x7f", "\\u007f"))
 
 
 def printable(text: str) -> str:
@@ -187,7 +196,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="npgemma", description="PaliGemma in plain NumPy: ask a picture, on a CPU. Nothing is ever downloaded."
     )
-    parser.add_argument("--version", action="version", version=f"npgemma {version('npgemma')}")
+    parser.add_argument("--version", action=Version, help="show the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     form = argparse.ArgumentParser(add_help=False)
     form.add_argument("--format", choices=("text", "json"), default="text", help="what stdout gets (default: text)")
@@ -208,13 +217,15 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="T",
         help="0 takes the likeliest token (default)",
     )
-    common.add_argument("--top-k", type=checked("top_k", int), metavar="K", help="draw from the K likeliest tokens")
+    common.add_argument(
+        "--top-k", type=checked("top_k", int), metavar="K", help="with a temperature: draw from the K likeliest tokens"
+    )
     common.add_argument(
         "--top-p",
         type=checked("top_p", float),
         default=1.0,
         metavar="P",
-        help="draw from the likeliest tokens that make up P",
+        help="with a temperature: draw from the likeliest tokens that make up P",
     )
     common.add_argument(
         "--seed", type=checked("seed", int), default=0, metavar="S", help="seed of the draws (default: 0)"
@@ -265,18 +276,35 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+class Version(argparse.Action):
+    """--version; looked up when it is asked for, so that a checkout which is not installed runs too."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(nargs=0, **options)
+
+    def __call__(self, *_: Any) -> None:
+        try:
+            print(f"npgemma {version('npgemma')}")
+        except PackageNotFoundError:
+            print("npgemma, not installed")
+        raise SystemExit(0)
+
+
 def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    return int(text)
 
 
 def checked(name: str, kind: Callable[[str], float]) -> Callable[[str], float]:
     """An argparse type that holds a number against the rules of Sampling, so that a wrong one is a usage error."""
 
     def parse(text: str) -> float:
-        number = kind(text)
+        try:
+            number = kind(text)
+        except ValueError:
+            kinds = "whole number" if kind is int else "number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {kinds}") from None
         try:
             Sampling(**{name: number})  # type: ignore[arg-type]
         except ValueError as error:

@@ -1,5 +1,6 @@
 """`load` and `Model`: a folder on disk as an object that answers questions about pictures."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,7 +33,9 @@ class Generation:
 
 
 class Model:
-    """A PaliGemma and what `load` found beside its weights; nothing is read from disk before it is used."""
+    """A PaliGemma and what `load` found beside its weights; its matrices are mapped, and read from disk when they are
+    used.
+    """
 
     def __init__(self, folder: Path, config: Config, weights: PaliGemma, dtype: np.dtype) -> None:
         self.folder = folder
@@ -53,7 +56,7 @@ class Model:
     def forward(
         self,
         input_ids: Int[Array, "T"],
-        pixel_values: Float[Array, "B 3 S S"] | None = None,
+        pixel_values: Float[Array, "B 3 Y X"] | None = None,
         token_type_ids: Int[Array, "T"] | None = None,
         tap: Tap = silent,
     ) -> Float[Array, "T V"]:
@@ -63,10 +66,10 @@ class Model:
         types and pixels do not fit the model and each other.
         """
         ids, pixels = self.check_inputs(input_ids, pixel_values)
-        types = np.zeros_like(ids) if token_type_ids is None else np.asarray(token_type_ids)
+        types = np.zeros_like(ids) if token_type_ids is None else as_array(token_type_ids, "token_type_ids")
         if types.shape != ids.shape or not np.isin(types, (0, 1)).all():
             raise BadPrompt(f"token_type_ids are 0 (prefix) or 1 (suffix), as many as the {len(ids)} input_ids")
-        return forward(self.weights, ids, pixels, types, tap=tap)
+        return forward(self.weights, ids, pixels, types.astype(np.int64), tap=tap)
 
     @overload
     def generate(
@@ -104,9 +107,13 @@ class Model:
         self, image: Pictures, prompt: str, max_new_tokens: int = 256, **sampling: Unpack[SamplingOptions]
     ) -> Iterator[str]:
         """The text of `generate` in pieces as they come; a character of several tokens waits until it is whole."""
+        return self.pieces(self.tokens([image], [prompt], max_new_tokens, Sampling(**sampling)))
+
+    def pieces(self, tokens: Iterator[Token]) -> Iterator[str]:
+        """What each token adds to the text of those before it."""
         ids: list[int] = []
         sent = ""
-        for token in self.tokens([image], [prompt], max_new_tokens, Sampling(**sampling)):
+        for token in tokens:
             ids.append(token.id)
             text = self.tokenizer.decode(ids)
             if token.finish_reason is None:
@@ -118,13 +125,14 @@ class Model:
     def generate_ids(
         self,
         input_ids: Int[Array, "T"],
-        pixel_values: Float[Array, "B 3 S S"] | None = None,
+        pixel_values: Float[Array, "B 3 Y X"] | None = None,
         max_new_tokens: int = 256,
         eos_ids: Sequence[int] | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> list[int]:
         """The ids that follow `input_ids`, for people with ids and pixels of their own; any column may be chosen."""
         ids, pixels = self.check_inputs(input_ids, pixel_values)
+        self.check_length([ids], max_new_tokens)
         prompts = self.make_prompts([ids], pixels, [len(pixels)])
         eos = self.config.eos_token_ids if eos_ids is None else eos_ids
         columns = self.config.text.vocab_size
@@ -138,6 +146,7 @@ class Model:
         if not prompts:
             return iter(())
         inputs = self.processor(images, prompts)
+        self.check_length(inputs.input_ids, max_new_tokens)
         made = self.make_prompts(inputs.input_ids, inputs.pixel_values, inputs.images)
         # the image token and the rows that only fill up the table are no text
         return generate_tokens(
@@ -145,7 +154,7 @@ class Model:
         )
 
     def make_prompts(
-        self, input_ids: Sequence[Int[Array, "T"]], pixel_values: Float[Array, "B 3 S S"], images: Sequence[int]
+        self, input_ids: Sequence[Int[Array, "T"]], pixel_values: Float[Array, "B 3 Y X"], images: Sequence[int]
     ) -> list[Prompt]:
         """All pictures through the vision tower, then dealt out: `images[i]` of them to prompt i."""
         features = image_features(self.weights, pixel_values.astype(self.dtype, copy=False))
@@ -156,21 +165,30 @@ class Model:
             first += count
         return prompts
 
+    def check_length(self, input_ids: Sequence[Int[Array, "T"]], max_new_tokens: int) -> None:
+        """BadPrompt unless every prompt and its answer fit the positions the model has; ValueError for no answer."""
+        if type(max_new_tokens) is not int or max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {max_new_tokens}; it is a whole number from 1 up")
+        longest, limit = max(map(len, input_ids)), self.config.text.max_position_embeddings
+        if longest + max_new_tokens > limit:
+            both = f"a prompt of {longest} tokens and max_new_tokens {max_new_tokens}"
+            raise BadPrompt(f"{both} are more than the {limit} positions of this model; ask for fewer")
+
     def check_inputs(
-        self, input_ids: Int[Array, "T"], pixel_values: Float[Array, "B 3 S S"] | None
-    ) -> tuple[Int[Array, "T"], Float[Array, "B 3 S S"]]:
+        self, input_ids: Int[Array, "T"], pixel_values: Float[Array, "B 3 Y X"] | None
+    ) -> tuple[Int[Array, "T"], Float[Array, "B 3 Y X"]]:
         """Ids and pixels from a caller's hand, the pixels in the model's dtype; no pixels are a stack of no pictures.
 
         BadPrompt unless the ids are one row of tokens of this model with the image tokens of just these pictures.
         """
         rows, side = self.config.text.vocab_size, self.config.vision.image_size
-        ids = np.asarray(input_ids)
+        ids = as_array(input_ids, "input_ids")
         if ids.ndim != 1 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
             raise BadPrompt(f"input_ids are one row of whole numbers, not {ids.dtype} {list(ids.shape)}")
         is_image = ids == self.config.image_token_index
         if ((ids < 0) | (ids >= rows))[~is_image].any():
             raise BadPrompt(f"input_ids run from {ids.min()} to {ids.max()}; this model has tokens 0 to {rows - 1}")
-        pixels = np.empty((0, 3, side, side)) if pixel_values is None else np.asarray(pixel_values)
+        pixels = np.empty((0, 3, side, side)) if pixel_values is None else as_array(pixel_values, "pixel_values")
         if pixels.shape[1:] != (3, side, side) or not np.issubdtype(pixels.dtype, np.floating):
             found = f"{pixels.dtype} {list(pixels.shape)}"
             raise BadPrompt(f"pixel_values are floats of shape [pictures, 3, {side}, {side}], not {found}")
@@ -180,10 +198,18 @@ class Model:
         return ids, pixels.astype(self.dtype, copy=False)
 
 
+def as_array(value: Any, name: str) -> Array:
+    """`value` as an array. BadPrompt for nested lists of unequal lengths, which are none."""
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise BadPrompt(f"{name} has rows of different lengths; give one prompt at a time") from None
+
+
 def find_folder(path: str | Path | None) -> Path:
     """The folder that `path` names, the embedded model's if it names none. BadModel if there is no such folder."""
     folder = EMBEDDED if path is None else Path(path)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike Path.is_dir, False for a name that no folder can have
         raise BadModel(f"{folder} is no folder; a model is one that holds config.json, *.safetensors, tokenizer.model")
     return folder
 
@@ -191,8 +217,9 @@ def find_folder(path: str | Path | None) -> Path:
 def load(path: str | Path | None = None, dtype: str = "float32") -> Model:
     """The model in a Hugging Face folder; without a path, the small one that ships with npgemma.
 
-    Weights stay in the dtype they are stored in and are memory-mapped; `dtype` ("float32" or "float64") is what is
-    computed in. Raises BadModel if the folder cannot be used, ValueError for another dtype.
+    Matrices stay in the dtype they are stored in, memory-mapped; norms, biases and the position table become float32
+    here. `dtype` ("float32" or "float64") is what is computed in. Raises BadModel if the folder cannot be used,
+    ValueError for another dtype.
     """
     if dtype not in ("float32", "float64"):
         raise ValueError(f"dtype is {dtype!r}; npgemma computes in 'float32' or 'float64'")

@@ -34,11 +34,11 @@ class Sampling:
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature is {self.temperature}; it is 0 (greedy) or a positive number")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k is {self.top_k}; it is at least 1")
+        if self.top_k is not None and (type(self.top_k) is not int or self.top_k < 1):
+            raise ValueError(f"top_k is {self.top_k}; it is a whole number from 1 up")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; it is above 0 and at most 1")
-        if self.seed < 0:
+        if type(self.seed) is not int or self.seed < 0:
             raise ValueError(f"seed is {self.seed}; it is a whole number from 0 up")
 
 

@@ -46,9 +46,11 @@ class Box:
 def parse_boxes(text: str, width: int, height: int) -> list[Box]:
     """Every '<loc....><loc....><loc....><loc....> label' of a detection, for a picture of `width` x `height` pixels.
 
-    The four locations are y0 x0 y1 x1, in 1024ths of the side. A label runs to the next ';', '<' or the end.
+    The four locations are y0 x0 y1 x1, in 1024ths of the side. A label runs to the next ';', '<' or the end;
+    segmentation codes before it are passed over.
     """
-    found = re.findall(r"<loc(\d{4})><loc(\d{4})><loc(\d{4})><loc(\d{4})>\s*([^;<>]*)", text)
+    loc = r"<loc(0\d{3}|10[01]\d|102[0-3])>"
+    found = re.findall(loc * 4 + r"\s*(?:<seg\d{3}>)*\s*([^;<>]*)", text, re.ASCII)
     return [
         Box(
             label.strip(),

@@ -9,16 +9,16 @@ from random import Random
 
 from shape_world import draw_scene
 
-SEED = 0  # of the first scene that holds three shapes of three kinds and a word
 SIDE = 448
 
 
 def main() -> None:
-    seed = next(s for s in range(SEED, 1000) if suits(s))
+    seed = next(filter(suits, range(1000)))
     draw_scene(Random(f"sample {seed}"), SIDE).image.save(Path(sys.argv[1]), optimize=True)
 
 
 def suits(seed: int) -> bool:
+    """Three shapes of three kinds and three colours, and a word."""
     scene = draw_scene(Random(f"sample {seed}"), 64)
     return len({t.kind for t in scene.things}) == 3 and len({t.color for t in scene.things}) == 3 and bool(scene.word)
 

@@ -2,9 +2,9 @@
 
     python tools/make_checkpoint.py FOLDER --image-size 224 --dtype bfloat16
 
-The folder has what the hub's has: shards with an index, the hub's spelling of the names, and a config.json as sparse as
-the hub's. Weights are normal with a deviation of 1/sqrt(fan-in), so that activations neither vanish nor explode. One
-shard is in memory at a time.
+The folder has what the hub's has, but for a tokenizer: shards with an index, the hub's spelling of the names, and a
+config.json as sparse as the hub's. Weights are normal with a deviation of 1/sqrt(fan-in), so that activations neither
+vanish nor explode. One shard is in memory at a time.
 """
 
 from __future__ import annotations

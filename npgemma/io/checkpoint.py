@@ -82,7 +82,7 @@ def expected_shapes(c: Config) -> dict[str, tuple[int, ...]]:
 def check(tensors: Mapping[str, Array], config: Config, where: Path) -> None:
     """BadModel, naming every tensor that is missing, unexpected or of another shape than the config asks for."""
     expected = expected_shapes(config)
-    if HEAD in tensors:
+    if HEAD in tensors or not config.tied:
         expected[HEAD] = expected["text.embed_tokens.weight"]
     missing = [f"  missing     {name} {shape}" for name, shape in expected.items() if name not in tensors]
     extra = [f"  unexpected  {name} {x.shape}" for name, x in tensors.items() if name not in expected]
@@ -126,7 +126,7 @@ class Scope:
         return self.tensors[f"{self.prefix}{name}.weight"]
 
     def vector(self, name: str) -> Array:
-        """A weight or bias that is added or multiplied, not looked up: small, so it becomes float32 here."""
+        """A norm, a bias or the position table: what is added or multiplied element by element. It becomes float32."""
         return widened(self.tensors[self.prefix + name], np.dtype(np.float32))
 
 
@@ -188,7 +188,7 @@ def decoder(s: Scope, c: TextConfig) -> gemma.Decoder:
 
 
 def load_paligemma(folder: Path, config: Config) -> PaliGemma:
-    """The weights of a folder. Matrices stay what they are on disk; vectors, which are small, become float32.
+    """The weights of a folder. Matrices stay what they are on disk; norms, biases and positions become float32.
 
     Head axes are made by reshaping, which copies nothing: the rows of q_proj are the heads one after the other.
     BadModel as `read_tensors` says.

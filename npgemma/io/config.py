@@ -56,10 +56,11 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """A PaliGemma: its two halves, and the token that stands for a patch of a picture."""
+    """A PaliGemma: its two halves, whether the head is the embedding table, and the tokens that mean something."""
 
     vision: VisionConfig
     text: TextConfig
+    tied: bool = True
     image_token_index: int = 257152
     bos_token_id: int = 2
     eos_token_ids: tuple[int, ...] = (1,)
@@ -99,6 +100,11 @@ class Section:
         self.values = values
         self.where = where
 
+    def get(self, key: str, default: Any) -> Any:
+        """The value, or the default where there is none or null."""
+        value = self.values.get(key)
+        return default if value is None else value
+
     def section(self, key: str) -> "Section":
         value = self.values.get(key)
         if value is not None and not isinstance(value, dict):
@@ -107,24 +113,21 @@ class Section:
 
     def count(self, key: str, default: int, at_most: int) -> int:
         """A whole number from 1 to `at_most`."""
-        value = self.values.get(key)
-        value = default if value is None else value
+        value = self.get(key, default)
         if type(value) is not int or not 1 <= value <= at_most:
             raise BadModel(f"{self.where}: {key} is {value!r}, not a whole number from 1 to {at_most}")
         return value
 
     def positive(self, key: str, default: float) -> float:
         """A finite number above zero."""
-        value = self.values.get(key)
-        value = default if value is None else value
+        value = self.get(key, default)
         if type(value) not in (int, float) or not 0 < value < 1e30:
             raise BadModel(f"{self.where}: {key} is {value!r}, not a number above zero")
         return float(value)
 
     def token(self, key: str, default: int, at_most: int) -> int:
         """A token id."""
-        value = self.values.get(key)
-        value = default if value is None else value
+        value = self.get(key, default)
         if type(value) is not int or not 0 <= value <= at_most:
             raise BadModel(f"{self.where}: {key} is {value!r}, not a token id from 0 to {at_most}")
         return value
@@ -215,6 +218,7 @@ def read_config(folder: Path) -> Config:
     return Config(
         vision=vision,
         text=text,
+        tied=s.get("tie_word_embeddings", True) is not False,
         # not bounded by the vocabulary: small models leave the image token without a row, for it is never looked up
         image_token_index=s.token("image_token_index", Config.image_token_index, 1 << 24),
         bos_token_id=s.token("bos_token_id", Config.bos_token_id, text.vocab_size - 1),

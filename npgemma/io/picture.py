@@ -1,4 +1,4 @@
-"""Pictures -> pixel values, bit for bit as transformers' PIL backend makes them.
+"""Pictures -> pixel values; of an RGB picture bit for bit those of transformers' PIL backend.
 
 A path is read as a person would see it: turned upright by its EXIF tag. A PIL image or an array is taken as it is. Both
 are brought to RGB: transparency over white, 16 bits scaled to 8 and not clipped.
@@ -117,15 +117,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def eight_bits(gray: Array) -> Array:
-    """Grays of 0 .. 65535 to 0 .. 255; where all fit in 8 bits they stay. BadPicture for what lies outside."""
+    """Grays to 0 .. 255: 16-bit ones by 1/257, wider ones too if any exceeds 255. BadPicture beyond 0 .. 65535."""
     if not np.isfinite(gray).all() or gray.min() < 0 or gray.max() > 65535:
         raise BadPicture(f"gray values run from {gray.min()} to {gray.max()}; npgemma reads 0 to 65535")
     deep = gray.dtype.itemsize == 2 or gray.max() > 255
     return np.rint(gray / 257 if deep else gray).astype(np.uint8)
 
 
-def pixel_values(images: Sequence[Image.Image], side: int) -> Float[Array, "B 3 S S"]:
-    """RGB images as float32 in -1 .. 1: squashed to S x S (bicubic, antialiased, 8 bits), (u8/255 - 0.5) / 0.5.
+def pixel_values(images: Sequence[Image.Image], side: int) -> Float[Array, "B 3 Y X"]:
+    """RGB images as float32 in -1 .. 1: squashed to a square (bicubic, antialiased, 8 bits), (u8/255 - 0.5) / 0.5.
 
     The aspect ratio is not kept: PaliGemma never saw it. The division by 255 is a product with 1/255 in float64,
     rounded to float32 once, as in transformers; anything else differs in the last bit.
@@ -138,15 +138,23 @@ def pixel_values(images: Sequence[Image.Image], side: int) -> Float[Array, "B 3 
     return values
 
 
+def written_format(path: Path) -> str:
+    """The format that the ending of `path` names. BadPicture if it is none to write in, or there is no such folder."""
+    kind = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}.get(path.suffix.lower())
+    if kind is None:
+        raise BadPicture(f"{path} cannot be written: end its name in .png or .jpg")
+    if not path.parent.is_dir():
+        raise BadPicture(f"{path} cannot be written: No such file or directory")
+    return kind
+
+
 def write_picture(image: Image.Image, path: Path) -> None:
     """Save `image` in the format that the ending of `path` names.
 
     It is written beside `path` and then renamed, so no half picture is left. BadPicture if the ending names no format
     or the file cannot be written.
     """
-    kind = Image.registered_extensions().get(path.suffix.lower())
-    if kind not in Image.SAVE:
-        raise BadPicture(f"{path} cannot be written: end its name in .png or .jpg")
+    kind = written_format(path)
     beside = path.parent / f".npgemma-{os.getpid()}{path.suffix}"
     try:
         try:

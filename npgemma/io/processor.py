@@ -20,12 +20,12 @@ class Inputs:
 
     input_ids: list[Array]
     token_type_ids: list[Array]
-    pixel_values: Float[Array, "B 3 S S"]
+    pixel_values: Float[Array, "B 3 Y X"]
     images: list[int]
 
 
 class Processor:
-    """Knows a tokenizer, the side S of the pictures in pixels, and how many tokens a picture stands for."""
+    """Knows a tokenizer, the side of the pictures in pixels, and how many tokens a picture stands for."""
 
     def __init__(self, tokenizer: Tokenizer, side: int, tokens_per_image: int, bos_id: int) -> None:
         self.tokenizer = tokenizer

@@ -4,7 +4,8 @@ Upper-case letters are sizes; one letter means the same thing in every file:
 
     B images        T rows now      S rows seen     D width         V vocabulary
     N query heads   K key heads     H head width    F MLP width     P patches
-    C channels      I in            O out           L layers
+    C channels      Y X pixels      h w of a patch  I in            O out
+    R image rows    E width of the vision tower, where D is the decoder's
 
 `Float[Array, "T D"]` is an array for a type checker and a shape for the reader. `"*R D"` stands for any number of
 leading axes, a digit for that very size. Nothing is checked at run time; the tests bind the letters on every call.

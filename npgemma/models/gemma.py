@@ -88,9 +88,10 @@ class MLP:
 
 def mlp(p: MLP, x: Float[Array, "T D"], tap: Tap = silent) -> Float[Array, "T D"]:
     """y = down(gelu(gate x) * up x). Source: GeGLU, Shazeer 2020."""
-    gate = tap("gate", gelu(linear(x, p.gate)))
+    gate = tap("gate", linear(x, p.gate))
     up = tap("up", linear(x, p.up))
-    return tap("out", linear(tap("hidden", gate * up), p.down))
+    hidden = tap("hidden", gelu(gate) * up)
+    return tap("out", linear(hidden, p.down))
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class Prompt(NamedTuple):
     image_rows: Float[Array, "R D"]
 
 
-def image_features(p: PaliGemma, pixel_values: Float[Array, "B C S S"], tap: Tap = silent) -> Float[Array, "B P D"]:
+def image_features(p: PaliGemma, pixel_values: Float[Array, "B C Y X"], tap: Tap = silent) -> Float[Array, "B P D"]:
     """Each picture as P rows of the decoder's width: what its image tokens are replaced with."""
     seen = vision_tower(p.vision, pixel_values, at(tap, "vision"))
     return tap("projector", linear(seen, p.projector.weight, p.projector.bias))
@@ -113,7 +113,7 @@ def step(
 def forward(
     p: PaliGemma,
     input_ids: Int[Array, "T"],
-    pixel_values: Float[Array, "B C S S"],
+    pixel_values: Float[Array, "B C Y X"],
     token_type_ids: Int[Array, "T"],
     first_position: int = 1,
     tap: Tap = silent,

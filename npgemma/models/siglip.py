@@ -24,7 +24,7 @@ class PatchEmbedding:
     position: Float[Array, "P D"]
 
 
-def patch_embedding(p: PatchEmbedding, pixel_values: Float[Array, "B C S S"]) -> Float[Array, "B P D"]:
+def patch_embedding(p: PatchEmbedding, pixel_values: Float[Array, "B C Y X"]) -> Float[Array, "B P D"]:
     """x[b p] = W patch[b p] + bias + position[p].
 
     A convolution whose stride is its kernel size is a linear layer on patches cut out side by side: no two share a
@@ -100,8 +100,8 @@ class VisionTower:
     norm: LayerNorm
 
 
-def vision_tower(p: VisionTower, pixel_values: Float[Array, "B C S S"], tap: Tap = silent) -> Float[Array, "B P D"]:
-    """One row a patch, of each picture: pixel values in -1 .. 1, S x S pixels, P = (S // patch size)^2."""
+def vision_tower(p: VisionTower, pixel_values: Float[Array, "B C Y X"], tap: Tap = silent) -> Float[Array, "B P D"]:
+    """One row a patch, of each picture: pixel values in -1 .. 1, Y = X, P = (Y // patch size)^2."""
     x = tap("embedding", patch_embedding(p.embedding, pixel_values))
     for i, weights in enumerate(p.blocks):
         x = block(weights, x, at(tap, f"layers.{i}"))

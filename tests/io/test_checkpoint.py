@@ -344,3 +344,12 @@ def test_shapes_are_those_of_the_published_checkpoints(name, shape):
 def test_the_embedded_checkpoint_fits_its_config():
     tensors = read_tensors(EMBEDDED, read_config(EMBEDDED))
     assert {name: x.shape for name, x in tensors.items()} == expected_shapes(read_config(EMBEDDED))
+
+
+def test_a_head_that_is_not_tied_must_be_there(tmp_path):
+    """Without it the embedding table would stand in, and every answer would be nonsense."""
+    folder = tiny.write_folder(tmp_path)
+    config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": False}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BadModel, match=r"missing +text\.lm_head\.weight \(61, 11\)"):
+        load_paligemma(folder, read_config(folder))
