@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (OSError, MemoryError) as error:  # a full disk, a closed stdout, a machine too small
-        print(f"npgemma: {error or 'out of memory'}", file=sys.stderr)
+        print(f"npgemma: {str(error) or 'out of memory'}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("npgemma: interrupted", file=sys.stderr)
@@ -192,14 +192,8 @@ def working(what: str) -> Iterator[Callable[[], None]]:
         done()
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="npgemma", description="PaliGemma in plain NumPy: ask a picture, on a CPU. Nothing is ever downloaded."
-    )
-    parser.add_argument("--version", action=Version, help="show the version and exit")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    form = argparse.ArgumentParser(add_help=False)
-    form.add_argument("--format", choices=("text", "json"), default="text", help="what stdout gets (default: text)")
+def answer_flags(form: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The flags of every command that has a model answer."""
     common = argparse.ArgumentParser(add_help=False, parents=[form])
     common.add_argument(
         "-m",
@@ -233,6 +227,18 @@ def build_parser() -> argparse.ArgumentParser:
     common.add_argument(
         "--dtype", choices=("float32", "float64"), default="float32", help="what is computed in (default: float32)"
     )
+    return common
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="npgemma", description="PaliGemma in plain NumPy: ask a picture, on a CPU. Nothing is ever downloaded."
+    )
+    parser.add_argument("--version", action=Version, help="show the version and exit")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    form = argparse.ArgumentParser(add_help=False)
+    form.add_argument("--format", choices=("text", "json"), default="text", help="what stdout gets (default: text)")
+    common = answer_flags(form)
 
     demo = commands.add_parser(
         "demo", help="caption, questions and boxes on a sample picture, with the model inside npgemma"

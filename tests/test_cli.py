@@ -428,6 +428,16 @@ def test_version_and_help_go_to_stdout(capsys):
     assert err == ""
 
 
+def test_a_machine_too_small_is_said_so(monkeypatch, capsys):
+    """MemoryError often carries no words of its own."""
+
+    def load(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(cli, "load", load)
+    assert refused(capsys, "ocr", PICTURE) == "out of memory"
+
+
 def test_an_interruption_is_130_without_a_traceback(monkeypatch, capsys):
     def load(*_):
         raise KeyboardInterrupt

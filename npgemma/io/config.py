@@ -132,6 +132,13 @@ class Section:
             raise BadModel(f"{self.where}: {key} is {value!r}, not a token id from 0 to {at_most}")
         return value
 
+    def flag(self, key: str, default: bool) -> bool:
+        """true or false."""
+        value = self.get(key, default)
+        if type(value) is not bool:
+            raise BadModel(f"{self.where}: {key} is {value!r}, not true or false")
+        return value
+
     def tokens(self, key: str, default: int, at_most: int) -> tuple[int, ...]:
         """One token id, or a list of them."""
         value = self.values.get(key)
@@ -218,7 +225,7 @@ def read_config(folder: Path) -> Config:
     return Config(
         vision=vision,
         text=text,
-        tied=s.get("tie_word_embeddings", True) is not False,
+        tied=s.flag("tie_word_embeddings", Config.tied),
         # not bounded by the vocabulary: small models leave the image token without a row, for it is never looked up
         image_token_index=s.token("image_token_index", Config.image_token_index, 1 << 24),
         bos_token_id=s.token("bos_token_id", Config.bos_token_id, text.vocab_size - 1),

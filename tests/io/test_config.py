@@ -276,6 +276,18 @@ def test_the_image_token_needs_no_row(tmp_path):
     assert read(changed("image_token_index", 61), tmp_path).image_token_index == 61
 
 
+@pytest.mark.parametrize(("value", "tied"), [(True, True), (False, False), (None, True)])
+def test_the_head_is_the_embedding_table_unless_the_config_says_otherwise(value, tied, tmp_path):
+    assert read(changed("tie_word_embeddings", value), tmp_path).tied is tied
+    assert read(tiny.config_json(), tmp_path).tied
+
+
+@pytest.mark.parametrize("value", [0, 1, "false", "", [], {}])
+def test_whether_the_head_is_tied_is_said_by_true_or_false(value, tmp_path):
+    with pytest.raises(BadModel, match="tie_word_embeddings"):
+        read(changed("tie_word_embeddings", value), tmp_path)
+
+
 def test_several_end_tokens_are_all_kept_in_order(tmp_path):
     assert read(changed("eos_token_id", [1, 7, 3]), tmp_path).eos_token_ids == (1, 7, 3)
 
