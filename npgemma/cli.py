@@ -77,7 +77,7 @@ def run_demo(a: argparse.Namespace) -> None:
 
 def run_prompt(a: argparse.Namespace) -> None:
     """generate, caption, answer, ocr: the text that the model writes, streamed."""
-    model, prompt = load(a.model, a.dtype), a.prompt(a)
+    model, prompt = load(a.model, a.dtype, a.resident), a.prompt(a)
     if a.format == "json":
         with working("reading the picture"):
             generation = model.generate(a.images, prompt, **sampling(a))
@@ -98,7 +98,7 @@ def run_detect(a: argparse.Namespace) -> None:
     """A line a box: label, x0, y0, x1, y1 in pixels, with tabs between."""
     if a.draw:
         written_format(a.draw)  # before the work, not after it
-    model, image, prompt = load(a.model, a.dtype), read_picture(a.image), detect_prompt(a.objects)
+    model, image, prompt = load(a.model, a.dtype, a.resident), read_picture(a.image), detect_prompt(a.objects)
     with working("reading the picture"):
         generation = model.generate(image, prompt, **sampling(a))
     boxes = parse_boxes(generation.text, *image.size)
@@ -226,6 +226,11 @@ def answer_flags(form: argparse.ArgumentParser) -> argparse.ArgumentParser:
     )
     common.add_argument(
         "--dtype", choices=("float32", "float64"), default="float32", help="what is computed in (default: float32)"
+    )
+    common.add_argument(
+        "--resident",
+        action="store_true",
+        help="widen all weights to that first, in memory: for long answers (12 GB for a 3B model)",
     )
     return common
 

@@ -11,8 +11,8 @@ import numpy as np
 from npgemma.errors import BadModel
 from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import Tap, silent
-from npgemma.models.gemma import logits, new_caches
-from npgemma.models.paligemma import PaliGemma, Prompt, prefill, step
+from npgemma.models.gemma import new_caches
+from npgemma.models.paligemma import PaliGemma, Prompt, start, step
 from npgemma.sampling import Sampling, choose
 
 
@@ -43,9 +43,7 @@ def generate_tokens(
     dtype = prompts[0].image_rows.dtype
     caches = [new_caches(p.text, len(prompt.input_ids) + max_new_tokens - 1, dtype) for prompt in prompts]
     rngs = [np.random.default_rng(sampling.seed) for _ in prompts]
-    lasts = np.cumsum([len(prompt.input_ids) for prompt in prompts]) - 1
-    hidden = prefill(p, prompts, caches, tap=tap)
-    scores = tap("logits", logits(p.text, hidden[lasts]))
+    scores = start(p, prompts, caches, tap=tap)
     going = list(range(len(prompts)))
     for count in range(1, max_new_tokens + 1):
         tokens = [

@@ -119,8 +119,8 @@ def test_model_and_dtype_are_what_is_asked_for(dtype, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(cli, "load", lambda *arguments: asked.append(arguments) or Answering("yes"))
     run(capsys, "ocr", PICTURE, "-m", "somewhere", "--dtype", dtype)
-    run(capsys, "detect", PICTURE, "cat", "--model", "somewhere", "--dtype", dtype, "--format", "json")
-    assert asked == [("somewhere", dtype)] * 2
+    run(capsys, "detect", PICTURE, "cat", "--model", "somewhere", "--dtype", dtype, "--format", "json", "--resident")
+    assert asked == [("somewhere", dtype, False), ("somewhere", dtype, True)]
 
 
 def test_a_folder_of_ones_own_answers(folder, capsys):

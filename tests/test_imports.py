@@ -31,8 +31,10 @@ MODULES = {
         "shapes": set(),
         "bfloat16": {"shapes"},
         "taps": {"shapes"},
-        "matmul": {"shapes", "bfloat16", "taps"},
-        "ops": {"shapes", "bfloat16", "taps", "matmul"},
+        "threads": set(),
+        "float16": {"shapes"},
+        "matmul": {"shapes", "bfloat16", "float16", "taps", "threads"},
+        "ops": {"shapes", "bfloat16", "taps", "threads", "matmul"},
     },
     "models": {"__init__": set(), "siglip": set(), "gemma": set(), "paligemma": {"siglip", "gemma"}},
 }

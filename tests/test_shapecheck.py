@@ -126,7 +126,7 @@ def test_the_packages_functions_are_checked_where_they_are_defined_and_where_the
     for module in (ops, npgemma.models.gemma):
         with pytest.raises(ShapeError, match="rope: positions"):
             module.rope(heads, np.arange(3), 10000.0)
-    for module in (npgemma.models.gemma, npgemma.generate):
+    for module in (npgemma.models.gemma, npgemma.models.paligemma):
         assert module.logits is npgemma.models.gemma.logits
     with pytest.raises(ShapeError, match="linear: w"):
         linear(floats(2, 3), floats(3, 2))

@@ -1,6 +1,9 @@
 """Write a checkpoint of PaliGemma 3B's layout with random weights: for measuring, where the real weights cannot be had.
 
     python tools/make_checkpoint.py FOLDER --image-size 224 --dtype bfloat16
+    python tools/make_checkpoint.py FOLDER --set vision.num_hidden_layers=4 --set text.num_key_value_heads=2
+
+Any size of npgemma.io.config's VisionConfig and TextConfig can be set; the others are 3B's.
 
 The folder has what the hub's has, but for a tokenizer: shards with an index, the hub's spelling of the names, and a
 config.json as sparse as the hub's. Weights are normal with a deviation of 1/sqrt(fan-in), so that activations neither
@@ -12,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +64,7 @@ def random_tensor(rng: np.random.Generator, name: str, shape: tuple[int, ...], d
 
 
 def sparse_config(config: Config, dtype: str) -> dict:
-    """config.json as the hub has it: whatever equals a default of its day is left out (image_size at 224 too)."""
+    """config.json as the hub has it: what equals a default of its day is left out, such as image_size at 224."""
     vision, text = config.vision, config.text
     return {
         "architectures": ["PaliGemmaForConditionalGeneration"],
@@ -83,7 +87,8 @@ def sparse_config(config: Config, dtype: str) -> dict:
             "num_image_tokens": vision.num_patches,
             "torch_dtype": dtype,
             "vocab_size": text.vocab_size,
-        },
+        }
+        | changed(text),
         "vision_config": {
             "model_type": "siglip_vision_model",
             "hidden_size": vision.hidden_size,
@@ -96,18 +101,33 @@ def sparse_config(config: Config, dtype: str) -> dict:
             "projector_hidden_act": "gelu_fast",
             "vision_use_head": False,
         }
-        | ({} if vision.image_size == 224 else {"image_size": vision.image_size}),
+        | changed(vision),
     }
+
+
+def changed(part: VisionConfig | TextConfig) -> dict[str, float]:
+    """The sizes that are not 3B's."""
+    return {key: value for key, value in asdict(part).items() if value != getattr(type(part)(), key)}
+
+
+def setting(text: str) -> tuple[str, str, float]:
+    """'vision.patch_size=7' as (vision, patch_size, 7)."""
+    name, _, number = text.partition("=")
+    part, _, key = name.partition(".")
+    default = getattr({"vision": VisionConfig, "text": TextConfig}[part](), key)
+    return part, key, type(default)(number)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--image-size", type=int, default=224, choices=(224, 448, 896))
+    parser.add_argument("--image-size", type=int, default=224, help="224, 448 or 896 (default: 224)")
     parser.add_argument("--dtype", default="bfloat16", choices=sorted(BYTES))
+    parser.add_argument("--set", type=setting, action="append", default=[], metavar="PART.KEY=NUMBER")
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
-    config = Config(VisionConfig(image_size=a.image_size), TextConfig())
+    sizes = {part: {key: number for home, key, number in a.set if home == part} for part in ("vision", "text")}
+    config = Config(VisionConfig(**{"image_size": a.image_size} | sizes["vision"]), TextConfig(**sizes["text"]))
     a.folder.mkdir(parents=True, exist_ok=True)
     (a.folder / "config.json").write_text(json.dumps(sparse_config(config, a.dtype), indent=2))
     rng = np.random.Generator(np.random.SFC64(a.seed))

@@ -15,9 +15,10 @@ import numpy as np
 from npgemma.errors import BadModel
 from npgemma.io.config import Config, TextConfig, VisionConfig
 from npgemma.io.safetensors import open_folder
-from npgemma.layers.matmul import widened
+from npgemma.layers.matmul import row_blocks, widened
 from npgemma.layers.ops import LayerNorm, RMSNorm
 from npgemma.layers.shapes import Array
+from npgemma.layers.threads import in_parallel
 from npgemma.models import gemma, siglip
 from npgemma.models.paligemma import PaliGemma, Projector
 
@@ -77,6 +78,14 @@ def expected_shapes(c: Config) -> dict[str, tuple[int, ...]]:
         shapes[layer + "mlp.up_proj.weight"] = (t.intermediate_size, t.hidden_size)
         shapes[layer + "mlp.down_proj.weight"] = (t.hidden_size, t.intermediate_size)
     return shapes
+
+
+def resident_copy(w: Array, dtype: np.dtype) -> Array:
+    """`w` widened to `dtype`, a block at a time, in memory of its own."""
+    copy = np.empty(w.shape, dtype)
+    for block in row_blocks(w.reshape(len(w), -1)):
+        copy[block] = widened(w[block], dtype)
+    return copy
 
 
 def check(tensors: Mapping[str, Array], config: Config, where: Path) -> None:
@@ -187,13 +196,17 @@ def decoder(s: Scope, c: TextConfig) -> gemma.Decoder:
     return gemma.Decoder(table, blocks, rms_norm(s.at("norm"), c.rms_norm_eps), s.tensors.get(HEAD, table))
 
 
-def load_paligemma(folder: Path, config: Config) -> PaliGemma:
+def load_paligemma(folder: Path, config: Config, resident: np.dtype | None = None) -> PaliGemma:
     """The weights of a folder. Matrices stay what they are on disk; norms, biases and positions become float32.
 
-    Head axes are made by reshaping, which copies nothing: the rows of q_proj are the heads one after the other.
-    BadModel as `read_tensors` says.
+    With `resident`, a dtype, all become that and are in memory, so that the files may go. Head axes are made by
+    reshaping, which copies nothing: the rows of q_proj are the heads one after the other. BadModel as `read_tensors`
+    says.
     """
-    s = Scope(read_tensors(folder, config))
+    tensors = read_tensors(folder, config)
+    if resident is not None:
+        in_parallel(lambda name: tensors.update({name: resident_copy(tensors[name], resident)}), list(tensors))
+    s = Scope(tensors)
     p = s.at("multi_modal_projector")
     projector = Projector(p.matrix("linear"), p.vector("linear.bias"))
     return PaliGemma(

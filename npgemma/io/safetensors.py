@@ -24,12 +24,12 @@ DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2
 def open_file(path: Path) -> dict[str, Array]:
     """The tensors of one file, mapped read-only. BadModel if it is missing, damaged, or of a dtype not in DTYPES."""
     try:
-        with safe_open(path, framework="numpy"):
+        with safe_open(path, framework="numpy", backend="pread"):
             pass
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length), object_pairs_hook=named_once)
-        data = np.asarray(np.memmap(path, np.uint8, "r"))[8 + length :]
+        data = contents(path)[8 + length :]
     except FileNotFoundError:
         raise BadModel(f"{path} is missing") from None
     except (OSError, ValueError, SafetensorError) as error:
@@ -37,6 +37,14 @@ def open_file(path: Path) -> dict[str, Array]:
         raise BadModel(f"{path} is not a usable safetensors file ({error}); {hint}") from None
     header.pop("__metadata__", None)
     return {name: tensor(data, entry, f"{path}: tensor {name!r}") for name, entry in header.items()}
+
+
+def contents(path: Path) -> Array:
+    """The bytes of a file, mapped read-only; read into memory where they cannot be mapped (some network drives)."""
+    try:
+        return np.asarray(np.memmap(path, np.uint8, "r"))
+    except OSError:
+        return np.fromfile(path, np.uint8)
 
 
 def named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ So widening is a shift and exact; narrowing is rounding at bit 16. NumPy has no 
 
 import numpy as np
 
-from npgemma.layers.shapes import Array, Bits, Float
+from npgemma.layers.shapes import Array, Bits, Float, Int
 
 
 def widen(bits: Bits[Array, "*R"]) -> Float[Array, "*R"]:
@@ -16,6 +16,20 @@ def widen(bits: Bits[Array, "*R"]) -> Float[Array, "*R"]:
     upper = bits.astype(np.uint32)
     upper <<= 16
     return upper.view(np.float32)
+
+
+def even_columns(bits: Bits[Array, "O I"], out: Int[Array, "O J"]) -> Float[Array, "O J"]:
+    """Columns 0, 2, 4 ... of a matrix of an even number I of columns, widened into the J = I/2 words of `out`.
+
+    Two neighbours are one 32-bit word, the left one its lower half (bfloat16 files are little-endian): a shift moves it
+    to where a float32 has it, and the other one out. This is several times as fast as `widen`.
+    """
+    return np.left_shift(bits.view(np.uint32), 16, out=out).view(np.float32)
+
+
+def odd_columns(bits: Bits[Array, "O I"], out: Int[Array, "O J"]) -> Float[Array, "O J"]:
+    """Columns 1, 3, 5 ..., likewise: they are where they belong, and a mask takes their neighbours away."""
+    return np.bitwise_and(bits.view(np.uint32), 0xFFFF0000, out=out).view(np.float32)
 
 
 def pack(x: Float[Array, "*R"]) -> Bits[Array, "*R"]:

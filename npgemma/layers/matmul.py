@@ -5,33 +5,97 @@ widened here, a block of rows at a time, so that a 6 GB bfloat16 checkpoint neve
 used while it is in the cache and then forgotten. Widening is exact, so blocks change no number that is stored.
 """
 
+import math
+import threading
+
 import numpy as np
 
-from npgemma.layers.bfloat16 import widen
-from npgemma.layers.shapes import Array, Float, Int, Weight
+from npgemma.layers.bfloat16 import even_columns, odd_columns, widen
+from npgemma.layers.float16 import widen_float16
+from npgemma.layers.shapes import Array, Bits, Float, Int, Weight
+from npgemma.layers.threads import in_parallel
 
-# Elements widened at once: 2 MB of float32. It has to stay in the cache between being widened and being multiplied.
+# Elements of W in a block: read from memory as 1 MB of bfloat16, it is still in the second-level cache when its second
+# half is widened. Twice or half as many cost a fifth: the cache overflows, or threads wait for the interpreter.
 BLOCK = 1 << 19
+# Up to this many rows of x, reading and widening W takes longer than multiplying.
+FEW_ROWS = 32
+# Multiply-adds in one product of few rows: up to 1e6, OpenBLAS multiplies W where it stands; beyond, it first copies W
+# into tiles, which takes five times as long.
+PIECE = 1 << 19
 
 
 def widened(w: Weight[Array, "*R"], dtype: np.dtype) -> Float[Array, "*R"]:
     """The numbers of `w` as `dtype`; `w` itself where it has that dtype already."""
-    return (widen(w) if w.dtype == np.uint16 else w).astype(dtype, copy=False)
+    if w.dtype == np.uint16:
+        w = widen(w)
+    elif w.dtype == np.float16:
+        w = widen_float16(w)
+    return w.astype(dtype, copy=False)
 
 
 def linear(
     x: Float[Array, "*R I"], w: Weight[Array, "O I"], bias: Float[Array, "O"] | None = None
 ) -> Float[Array, "*R O"]:
     """y = x W^T + b, in the dtype of `x`. W is stored [out, in], as torch.nn.Linear stores it."""
-    out_features, in_features = w.shape
-    y = np.empty((*x.shape[:-1], out_features), x.dtype)
-    rows = out_features if w.dtype == x.dtype else max(1, BLOCK // in_features)
-    for start in range(0, out_features, rows):
-        block = slice(start, start + rows)
-        np.matmul(x, widened(w[block], x.dtype).T, out=y[..., block])
+    rows = x.reshape(-1, w.shape[1])
+    in_pairs = w.dtype == np.uint16 and w.shape[1] % 2 == 0 and w.flags.c_contiguous
+    if in_pairs and len(rows) <= FEW_ROWS:
+        y = linear_in_pairs(rows, w)
+    else:
+        y = np.empty((len(rows), len(w)), x.dtype)
+        in_parallel(lambda block: multiply(rows, widened(w[block], x.dtype), y[:, block]), row_blocks(w))
     if bias is not None:
         y += bias
-    return y
+    return y.reshape(*x.shape[:-1], len(w))
+
+
+def linear_in_pairs(x: Float[Array, "T I"], w: Bits[Array, "O I"]) -> Float[Array, "T O"]:
+    """x W^T for few rows of x: the even columns of W apart from the odd ones, since they are widened faster so."""
+    halves = (x[:, 0::2].copy(), even_columns), (x[:, 1::2].copy(), odd_columns)
+    y = np.empty((2, len(x), len(w)), x.dtype)
+
+    def multiply_block(block: slice) -> None:
+        words = scratch.words(w[block].size // 2).reshape(-1, w.shape[1] // 2)
+        for (columns, widen_half), out in zip(halves, y, strict=True):
+            multiply(columns, widen_half(w[block], words).astype(x.dtype, copy=False), out[:, block])
+
+    in_parallel(multiply_block, row_blocks(w))
+    return y[0] + y[1]
+
+
+def multiply(x: Float[Array, "T I"], w: Float[Array, "O I"], out: Float[Array, "T O"]) -> None:
+    """out = x W^T."""
+    pieces = 1 << (w.size * len(x) // PIECE).bit_length()
+    if len(x) == 1:
+        np.dot(w, x[0], out=out[0])  # np.matmul keeps the interpreter to itself in a product as small as this
+    elif pieces > 1 and len(x) <= FEW_ROWS and len(w) % pieces == 0:
+        stacked = w.reshape(pieces, -1, w.shape[1]).transpose(0, 2, 1)
+        np.matmul(x, stacked, out=out.reshape(len(x), pieces, -1).transpose(1, 0, 2))
+    else:
+        np.matmul(x, w.T, out=out)
+
+
+def row_blocks(w: Weight[Array, "O I"]) -> list[slice]:
+    """The rows of W in blocks of about BLOCK elements: one, or a multiple of four of them, so that cores share."""
+    count = math.ceil(w.size / BLOCK)
+    height = len(w) if count <= 1 else math.ceil(len(w) / math.ceil(count / 4) / 64) * 16
+    return [slice(start, start + height) for start in range(0, len(w), max(1, height))]
+
+
+class Scratch(threading.local):
+    """Memory that each thread widens into again and again, so that it stays in the thread's cache."""
+
+    def __init__(self) -> None:
+        self.memory = np.empty(0, np.uint32)
+
+    def words(self, count: int) -> Int[Array, "O"]:
+        if self.memory.size < count:
+            self.memory = np.empty(count, np.uint32)
+        return self.memory[:count]
+
+
+scratch = Scratch()
 
 
 def project(

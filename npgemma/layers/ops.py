@@ -5,12 +5,44 @@ turn a float32 model into a float64 one.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
+from typing import Any
 
 import numpy as np
 
 from npgemma.layers.shapes import Array, Bool, Float, Int
 from npgemma.layers.taps import Tap, silent
+from npgemma.layers.threads import in_parallel
+
+# Numbers that a norm or gelu works on at once: with what they become on the way, they stay in the cache.
+NUMBERS = 1 << 17
+# Scores that attention works on at once, for the same reason; all of them are 4096 x 4096 a head at 896 pixels.
+SCORES = 1 << 18
+
+
+def by_rows(f: Callable[..., Array]) -> Callable[..., Array]:
+    """`f`, which treats each row of its arrays alike, on a block of rows at a time and on several threads."""
+
+    @wraps(f)
+    def blocked(*arguments: Any) -> Array:
+        x = arguments[-1]
+        if x.size <= NUMBERS:
+            return f(*arguments)
+        y = np.empty_like(x)
+        rows, width = x.reshape(-1, x.shape[-1]).shape
+        height = max(1, NUMBERS // width)
+
+        def block(start: int) -> None:
+            part = slice(start, start + height)
+            cut = (a.reshape(rows, width)[part] if isinstance(a, np.ndarray) else a for a in arguments)
+            y.reshape(rows, width)[part] = f(*cut)
+
+        in_parallel(block, range(0, rows, height))
+        return y
+
+    return blocked
 
 
 @dataclass(frozen=True)
@@ -20,6 +52,7 @@ class LayerNorm:
     eps: float
 
 
+@by_rows
 def layer_norm(p: LayerNorm, x: Float[Array, "*R D"]) -> Float[Array, "*R D"]:
     """y = (x - mean) / sqrt(variance + eps) * weight + bias, mean and (biased) variance over the last axis.
 
@@ -37,6 +70,7 @@ class RMSNorm:
     eps: float
 
 
+@by_rows
 def rms_norm(p: RMSNorm, x: Float[Array, "*R D"]) -> Float[Array, "*R D"]:
     """y = x / sqrt(mean(x^2) + eps) * (1 + weight), the mean over the last axis.
 
@@ -46,12 +80,19 @@ def rms_norm(p: RMSNorm, x: Float[Array, "*R D"]) -> Float[Array, "*R D"]:
     return x / np.sqrt(np.square(x).mean(-1, keepdims=True) + p.eps) * scale
 
 
+@by_rows
 def gelu(x: Float[Array, "*R"]) -> Float[Array, "*R"]:
     """y = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), the tanh form, which Gemma and SigLIP were trained with.
 
     Source: Hendrycks and Gimpel 2016, section 2.
     """
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
+
+
+@by_rows
+def geglu(gate: Float[Array, "*R"], up: Float[Array, "*R"]) -> Float[Array, "*R"]:
+    """y = gelu(gate) * up. Source: Shazeer 2020, equation 6."""
+    return gelu(gate) * up
 
 
 def softmax(x: Float[Array, "*R S"]) -> Float[Array, "*R S"]:
@@ -98,8 +139,44 @@ def attend(
     """
     rows, heads, width = q.shape
     seen, groups, _ = keys.shape
-    folded = q.reshape(rows, groups, -1, width).transpose(1, 2, 0, 3).reshape(groups, -1, width)  # K NT/K H
-    scores = (folded @ keys.transpose(1, 2, 0) * width**-0.5).reshape(heads, rows, seen)
-    probs = tap("probs", softmax(np.where(mask, tap("scores", scores), -np.inf)))
-    mixed = probs.reshape(groups, -1, seen) @ values.transpose(1, 0, 2)  # K NT/K H
-    return mixed.reshape(heads, rows, width).transpose(1, 0, 2)
+    q = q.reshape(rows, groups, -1, width).transpose(1, 2, 0, 3)  # K N/K T H
+    keys, values = keys.transpose(1, 2, 0), values.transpose(1, 0, 2)  # K H S, K S H
+    blocks = attention_blocks(*q.shape[:-1], seen)
+
+    def score(block: Block) -> Array:
+        rows = q[block]
+        return (rows.reshape(len(rows), -1, width) @ keys[block[0]] * width**-0.5).reshape(*rows.shape[:-1], seen)
+
+    def weigh(block: Block, scores: Array) -> Array:
+        return softmax(np.where(mask[block[2]], scores, -np.inf))
+
+    def mix(block: Block, probs: Array) -> Array:
+        return (probs.reshape(len(probs), -1, seen) @ values[block[0]]).reshape(*probs.shape[:-1], width)
+
+    def each(f: Callable[[Block], Array], last: int) -> Array:
+        y = np.empty((*q.shape[:-1], last), q.dtype)
+        in_parallel(lambda block: y.__setitem__(block, f(block)), blocks)
+        return y
+
+    if tap is silent:
+        mixed = each(lambda block: mix(block, weigh(block, score(block))), width)
+    else:  # the same blocks, so that looking changes no bit
+        flat = (heads, rows, seen)
+        scores = tap("scores", each(score, seen).reshape(flat)).reshape(*q.shape[:-1], seen)
+        probs = tap("probs", each(lambda block: weigh(block, scores[block]), seen).reshape(flat)).reshape(scores.shape)
+        mixed = each(lambda block: mix(block, probs[block]), width)
+    return mixed.transpose(2, 0, 1, 3).reshape(rows, heads, width)
+
+
+Block = tuple[slice, slice, slice]
+
+
+def attention_blocks(groups: int, per_group: int, rows: int, seen: int) -> list[Block]:
+    """The axes K, N/K and T in blocks of about SCORES scores: some rows of one key head, or all of several."""
+    height = min(rows, max(1, SCORES // (per_group * seen)))
+    depth = max(1, SCORES // (per_group * height * seen))
+    return [
+        (slice(k, k + depth), slice(None), slice(t, t + height))
+        for k in range(0, groups, depth)
+        for t in range(0, rows, max(1, height))
+    ]

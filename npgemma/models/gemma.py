@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from npgemma.layers.matmul import embed, linear, project, unproject
-from npgemma.layers.ops import RMSNorm, attend, gelu, rms_norm, rope
+from npgemma.layers.ops import RMSNorm, attend, geglu, rms_norm, rope
 from npgemma.layers.shapes import Array, Bool, Float, Int, Weight
 from npgemma.layers.taps import Tap, at, silent
 
@@ -67,14 +67,38 @@ def attention(
     tap: Tap = silent,
 ) -> Float[Array, "T D"]:
     """Each segment's rows look at its cache and at themselves, as far as its mask lets them; the caches grow."""
-    q = tap("q", project(x, p.q))
+    seen = remember(p, x, positions, segments, caches, tap)
+    return recall(p, x, positions, segments, seen, tap)
+
+
+def remember(
+    p: Attention,
+    x: Float[Array, "T D"],
+    positions: Int[Array, "T"],
+    segments: Sequence[Segment],
+    caches: Sequence[Cache],
+    tap: Tap = silent,
+) -> list[tuple[Array, Array]]:
+    """The half of attention that fills the caches; returns the S keys and values that each of them holds then."""
     k = tap("k", project(x, p.k))
     v = tap("v", project(x, p.v))
-    q = tap("q_rope", rope(q, positions, p.theta))
     k = tap("k_rope", rope(k, positions, p.theta))
+    return [cache.append(k[s.rows], v[s.rows]) for s, cache in zip(segments, caches, strict=True)]
+
+
+def recall(
+    p: Attention,
+    x: Float[Array, "T D"],
+    positions: Int[Array, "T"],
+    segments: Sequence[Segment],
+    seen: Sequence[tuple[Array, Array]],
+    tap: Tap = silent,
+) -> Float[Array, "T D"]:
+    """The half of attention that looks at what was `seen`."""
+    q = tap("q", project(x, p.q))
+    q = tap("q_rope", rope(q, positions, p.theta))
     heads = np.empty_like(q)
-    for i, ((rows, mask), cache) in enumerate(zip(segments, caches, strict=True)):
-        keys, values = cache.append(k[rows], v[rows])
+    for i, ((rows, mask), (keys, values)) in enumerate(zip(segments, seen, strict=True)):
         heads[rows] = attend(q[rows], keys, values, mask, at(tap, f"segments.{i}"))
     return tap("out", unproject(tap("heads", heads), p.o))
 
@@ -90,7 +114,7 @@ def mlp(p: MLP, x: Float[Array, "T D"], tap: Tap = silent) -> Float[Array, "T D"
     """y = down(gelu(gate x) * up x). Source: GeGLU, Shazeer 2020."""
     gate = tap("gate", linear(x, p.gate))
     up = tap("up", linear(x, p.up))
-    hidden = tap("hidden", gelu(gate) * up)
+    hidden = tap("hidden", geglu(gate, up))
     return tap("out", linear(hidden, p.down))
 
 
@@ -115,6 +139,22 @@ def block(
     x = tap("mid", x + attention(p.attn, h, positions, segments, caches, at(tap, "attn")))
     h = tap("mlp_norm", rms_norm(p.mlp_norm, x))
     return tap("out", x + mlp(p.mlp, h, at(tap, "mlp")))
+
+
+def last_rows_block(
+    p: Block,
+    x: Float[Array, "T D"],
+    positions: Int[Array, "T"],
+    segments: Sequence[Segment],
+    caches: Sequence[Cache],
+) -> Float[Array, "B D"]:
+    """`block` for the last row of each of B segments: of all others, only keys and values will be asked for."""
+    h = rms_norm(p.attn_norm, x)
+    seen = remember(p.attn, h, positions, segments, caches)
+    last = np.array([s.rows.stop - 1 for s in segments])
+    alone = [Segment(slice(i, i + 1), s.mask[-1:]) for i, s in enumerate(segments)]
+    x = x[last] + recall(p.attn, h[last], positions[last], alone, seen)
+    return x + mlp(p.mlp, rms_norm(p.mlp_norm, x))
 
 
 @dataclass(frozen=True)
@@ -147,6 +187,20 @@ def decoder(
     for i, (weights, *layer_caches) in enumerate(zip(p.blocks, *caches, strict=True)):
         x = block(weights, x, positions, segments, layer_caches, at(tap, f"layers.{i}"))
     return tap("norm", rms_norm(p.norm, x))
+
+
+def decoder_last_rows(
+    p: Decoder,
+    x: Float[Array, "T D"],
+    positions: Int[Array, "T"],
+    segments: Sequence[Segment],
+    caches: Sequence[Sequence[Cache]],
+) -> Float[Array, "B D"]:
+    """`decoder`, but the last row of each of B segments alone: what the next tokens are chosen from."""
+    *before, (weights, *layer_caches) = zip(p.blocks, *caches, strict=True)
+    for earlier, *earlier_caches in before:
+        x = block(earlier, x, positions, segments, earlier_caches)
+    return rms_norm(p.norm, last_rows_block(weights, x, positions, segments, layer_caches))
 
 
 def logits(p: Decoder, x: Float[Array, "T D"]) -> Float[Array, "T V"]:

@@ -17,7 +17,16 @@ import numpy as np
 from npgemma.layers.matmul import linear
 from npgemma.layers.shapes import Array, Bool, Float, Int, Weight
 from npgemma.layers.taps import Tap, at, silent
-from npgemma.models.gemma import Cache, Decoder, Segment, decoder, embed_tokens, logits, new_caches
+from npgemma.models.gemma import (
+    Cache,
+    Decoder,
+    Segment,
+    decoder,
+    decoder_last_rows,
+    embed_tokens,
+    logits,
+    new_caches,
+)
 from npgemma.models.siglip import VisionTower, vision_tower
 
 
@@ -70,14 +79,10 @@ def prefix_lm_mask(token_type_ids: Int[Array, "T"]) -> Bool[Array, "T T"]:
     return (t <= t[:, None]) | (prefix & prefix[:, None])
 
 
-def prefill(
-    p: PaliGemma,
-    prompts: Sequence[Prompt],
-    caches: Sequence[Sequence[Cache]],
-    first_position: int = 1,
-    tap: Tap = silent,
-) -> Float[Array, "T D"]:
-    """Run whole prompts through the decoder, their rows under each other; fills their caches, returns hidden states.
+def lay_out(
+    p: PaliGemma, prompts: Sequence[Prompt], first_position: int
+) -> tuple[Float[Array, "T D"], Int[Array, "T"], list[Segment]]:
+    """All prompts as rows under each other: embeddings, positions, and which rows belong together.
 
     Positions count from `first_position`: 1 is transformers' convention, 0 big_vision's. Attention depends only on
     their differences, so it moves nothing but the cached keys.
@@ -89,8 +94,35 @@ def prefill(
         segments.append(Segment(slice(end - length, end), prefix_lm_mask(prompt.token_type_ids)))
         positions.append(np.arange(first_position, first_position + length))
         rows.append(embed_prompt(p, prompt.input_ids, prompt.image_rows))
-    x = tap("text.embedding", np.concatenate(rows))
-    return decoder(p.text, x, np.concatenate(positions), segments, caches, at(tap, "text"))
+    return np.concatenate(rows), np.concatenate(positions), segments
+
+
+def prefill(
+    p: PaliGemma,
+    prompts: Sequence[Prompt],
+    caches: Sequence[Sequence[Cache]],
+    first_position: int = 1,
+    tap: Tap = silent,
+) -> Float[Array, "T D"]:
+    """Run whole prompts through the decoder; fills their caches, returns the hidden states of all their rows."""
+    x, positions, segments = lay_out(p, prompts, first_position)
+    return decoder(p.text, tap("text.embedding", x), positions, segments, caches, at(tap, "text"))
+
+
+def start(
+    p: PaliGemma,
+    prompts: Sequence[Prompt],
+    caches: Sequence[Sequence[Cache]],
+    first_position: int = 1,
+    tap: Tap = silent,
+) -> Float[Array, "B V"]:
+    """Fill the caches of B prompts; the logits of the token after each. A tap is shown all rows, as by `prefill`."""
+    if tap is silent:
+        hidden = decoder_last_rows(p.text, *lay_out(p, prompts, first_position), caches)
+    else:
+        last = np.cumsum([len(prompt.input_ids) for prompt in prompts]) - 1
+        hidden = prefill(p, prompts, caches, first_position, tap)[last]
+    return tap("logits", logits(p.text, hidden))
 
 
 def step(

@@ -19,7 +19,7 @@ POSITIONS = np.array([3, 4, 5, 6, 7])
 MASK = oracle.prefix_lm_mask([0, 0, 0, 1, 1])
 
 BLOCK_TAPS = [
-    *["attn_norm", "attn.q", "attn.k", "attn.v", "attn.q_rope", "attn.k_rope"],
+    *["attn_norm", "attn.k", "attn.v", "attn.k_rope", "attn.q", "attn.q_rope"],
     *["attn.segments.0.scores", "attn.segments.0.probs", "attn.heads", "attn.out"],
     *["mid", "mlp_norm", "mlp.gate", "mlp.up", "mlp.hidden", "mlp.out", "out"],
 ]
