@@ -1,7 +1,8 @@
 """`load` and `Model`: a folder on disk as an object that answers questions about pictures."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,11 +38,19 @@ class Model:
     used.
     """
 
-    def __init__(self, folder: Path, config: Config, weights: PaliGemma, dtype: np.dtype) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: Config,
+        weights: PaliGemma,
+        dtype: np.dtype,
+        mapped: Mapping[Path, os.stat_result] | None = None,
+    ) -> None:
         self.folder = folder
         self.config = config
         self.weights = weights
         self.dtype = dtype
+        self.mapped = mapped or {}
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -65,6 +74,7 @@ class Model:
         A token's type is 0 (prefix, which sees all of itself; the default) or 1 (suffix, causal). BadPrompt if ids,
         types and pixels do not fit the model and each other.
         """
+        self.check_files()
         ids, pixels = self.check_inputs(input_ids, pixel_values)
         types = np.zeros_like(ids) if token_type_ids is None else as_array(token_type_ids, "token_type_ids")
         if types.shape != ids.shape or not np.isin(types, (0, 1)).all():
@@ -157,6 +167,7 @@ class Model:
         self, input_ids: Sequence[Int[Array, "T"]], pixel_values: Float[Array, "B 3 Y X"], images: Sequence[int]
     ) -> list[Prompt]:
         """All pictures through the vision tower, then dealt out: `images[i]` of them to prompt i."""
+        self.check_files()
         features = image_features(self.weights, pixel_values.astype(self.dtype, copy=False))
         prompts, first = [], 0
         for ids, count in zip(input_ids, images, strict=True):
@@ -164,6 +175,18 @@ class Model:
             prompts.append(Prompt(ids, np.zeros_like(ids), rows))
             first += count
         return prompts
+
+    def check_files(self) -> None:
+        """BadModel if a mapped file has become shorter: reading what it lost would end the process, without a word.
+
+        A file that was replaced by another, or unlinked, lives on for as long as it is mapped.
+        """
+        for path, was in self.mapped.items():
+            with suppress(FileNotFoundError):
+                found = path.stat()
+                if found.st_ino == was.st_ino and found.st_size < was.st_size:
+                    sizes = f"{found.st_size} bytes, {was.st_size} when it was loaded"
+                    raise BadModel(f"{path} has been cut short ({sizes}); load the model anew once it is whole")
 
     def check_length(self, input_ids: Sequence[Int[Array, "T"]], max_new_tokens: int) -> None:
         """BadPrompt unless every prompt and its answer fit the positions the model has; ValueError for no answer."""
@@ -218,13 +241,15 @@ def load(path: str | Path | None = None, dtype: str = "float32", resident: bool 
     """The model in a Hugging Face folder; without a path, the small one that ships with npgemma.
 
     Matrices stay in the dtype they are stored in, memory-mapped; norms, biases and the position table become float32
-    here. `dtype` ("float32" or "float64") is what is computed in. `resident` makes all of them `dtype` at once, in
-    memory: that takes longer and up to four times the space (12 GB for 3B parameters in float32), then every token
-    comes sooner and the files are not needed any more. Raises BadModel if the folder cannot be used, ValueError for
-    another dtype, MemoryError.
+    here. `dtype` ("float32" or "float64") is what is computed in. `resident` makes matrices `dtype` at once, in
+    memory: that takes longer and up to four times the space (12 GB for 3B parameters in float32), then tokens come
+    sooner and the weight files may go. Raises BadModel if the folder cannot be used, ValueError for another dtype,
+    MemoryError.
     """
     if dtype not in ("float32", "float64"):
         raise ValueError(f"dtype is {dtype!r}; npgemma computes in 'float32' or 'float64'")
     folder = find_folder(path)
     config = read_config(folder)
-    return Model(folder, config, load_paligemma(folder, config, np.dtype(dtype) if resident else None), np.dtype(dtype))
+    mapped = {} if resident else {path: path.stat() for path in folder.glob("*.safetensors")}
+    weights = load_paligemma(folder, config, np.dtype(dtype) if resident else None)
+    return Model(folder, config, weights, np.dtype(dtype), mapped)

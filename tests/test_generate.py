@@ -95,6 +95,16 @@ def test_rows_of_different_lengths_write_together_what_each_writes_alone(rows, d
     assert [ids(each) for each in generate(model, rows, dtype=dtype)] == alone
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.5, seed=4)], ids=["greedy", "drawn"])
+def test_a_tap_that_only_looks_changes_no_token(sampling, dtype, model):
+    """Although with one all rows of the prompts go through the last layer, and without one the last of each alone."""
+    made, taps = prompts(model, range(len(ROWS)), dtype), Recorder()
+    seen = list(generate_tokens(model, made, NEW, sampling, NEVER, V, taps))
+    assert seen == list(generate_tokens(model, made, NEW, sampling, NEVER, V))
+    assert "text.layers.0.attn.q" in taps
+
+
 def test_tokens_come_step_by_step_and_rows_in_order(model):
     tokens = list(generate_tokens(model, prompts(model, range(4)), NEW, Sampling(), NEVER, V))
     assert [token.row for token in tokens] == [0, 1, 2, 3] * NEW

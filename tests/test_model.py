@@ -3,10 +3,15 @@
 import copy
 import dataclasses
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import oracle
 import pytest
 import tiny
 from hypothesis import given
@@ -141,6 +146,99 @@ def test_nothing_is_read_from_disk_before_it_is_used(folder, tmp_path):
     assert len(model.generate_ids(ids(2, 9), pixels(), max_new_tokens=2)) == 2
     with pytest.raises(BadModel, match=r"tokenizer\.model"):
         model.generate(PICTURES[0], "ocr")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_resident_weights_answer_what_mapped_ones_do(dtype):
+    """The embedded model is stored as bfloat16. Widened once or again and again, sums are in another order, no more."""
+    mapped, resident = load(dtype=dtype), load(dtype=dtype, resident=True)
+    assert resident.dtype == dtype
+    asked = [[SAMPLE, SAMPLE], ["caption en", "detect circle"]]
+    assert resident.generate(*asked, max_new_tokens=40) == mapped.generate(*asked, max_new_tokens=40)
+    made = mapped.processor([SAMPLE], ["caption en"])
+    scores = mapped.forward(made.input_ids[0], made.pixel_values)
+    other = resident.forward(made.input_ids[0], made.pixel_values)
+    assert other.dtype == dtype
+    oracle.assert_agrees(other, scores.astype(np.float64))
+
+
+def test_resident_weights_have_the_dtype_that_is_computed_in(folder):
+    for dtype in ("float32", "float64"):
+        weights = load(folder, dtype, resident=True).weights
+        assert weights.text.blocks[0].mlp.up.dtype == weights.vision.blocks[0].attn.q.dtype == dtype
+        assert weights.text.embedding.dtype == weights.text.head.dtype == dtype
+
+
+def after(change: str, use: str, folder: Path, resident: bool) -> subprocess.CompletedProcess:
+    """A process that loads a copy of the embedded model, changes its weight file, then uses what it loaded."""
+    shutil.copytree(EMBEDDED, folder)
+    script = f"""
+import os, resource
+import npgemma
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+path = {str(folder / "model.safetensors")!r}
+model = npgemma.load({str(folder)!r}, resident={resident})
+{change}
+print({use})
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(npgemma.__file__).parents[1]), "PYTHONUTF8": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", script], timeout=60, check=False, env=environment, capture_output=True, encoding="utf-8"
+    )
+
+
+SAY = f"model.generate({str(SAMPLE)!r}, 'caption en', max_new_tokens=20).text"
+CUT = "os.truncate(path, 4096)"
+# as downloaders and package managers do it: a new file, here one of zeros, takes the name of the old one
+REPLACE = """
+with open(path + ".new", "wb") as new:
+    new.truncate(os.path.getsize(path))
+os.replace(path + ".new", path)
+"""
+posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows lets nobody change a file that is mapped")
+
+
+@posix
+@pytest.mark.parametrize(
+    ("change", "resident"),
+    [
+        pytest.param(CUT, True, id="resident and cut"),
+        pytest.param(REPLACE, True, id="resident and replaced"),
+        pytest.param("os.remove(path)", True, id="resident and removed"),
+        pytest.param(REPLACE, False, id="mapped and replaced"),
+        pytest.param("os.remove(path)", False, id="mapped and removed"),
+    ],
+)
+def test_what_becomes_of_the_file_is_no_matter(change, resident, tmp_path):
+    """To resident weights nothing is; a mapped file lives on as long as it is mapped, whatever has its name."""
+    done = after(change, SAY, tmp_path / "model", resident)
+    assert (done.returncode, done.stdout) == (0, load().generate(SAMPLE, "caption en", max_new_tokens=20).text + "\n")
+
+
+@posix
+def test_a_mapped_file_that_is_cut_would_end_the_process(tmp_path):
+    """Which is why the test above is one: resident weights that still were a map would not survive it."""
+    done = after(CUT, "model.weights.text.embedding.sum()", tmp_path / "model", False)
+    assert done.returncode == -signal.SIGBUS
+
+
+@posix
+def test_a_mapped_file_that_was_cut_is_noticed_before_it_is_read(folder, tmp_path):
+    """By all that computes; and once it is as long as it was, work goes on."""
+    shutil.copytree(folder, tmp_path / "model")
+    model, path = load(tmp_path / "model"), tmp_path / "model" / "model.safetensors"
+    row, expected, content = ids(2, 9), load(folder).forward(ids(2, 9), pixels()), path.read_bytes()
+    os.truncate(path, len(content) - 1)
+    for ask in (
+        lambda: model.forward(row, pixels()),
+        lambda: model.generate_ids(row, pixels(), 2),
+        lambda: model.generate(PICTURES[0], "ocr"),
+    ):
+        with pytest.raises(BadModel, match=rf"model\.safetensors has been cut short \({len(content) - 1} bytes"):
+            ask()
+    with path.open("r+b") as file:
+        file.write(content)
+    np.testing.assert_array_equal(model.forward(row, pixels()), expected, strict=True)
 
 
 def test_without_a_tokenizer_ids_work_and_text_says_what_is_missing(folder, tmp_path):

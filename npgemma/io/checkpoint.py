@@ -199,9 +199,9 @@ def decoder(s: Scope, c: TextConfig) -> gemma.Decoder:
 def load_paligemma(folder: Path, config: Config, resident: np.dtype | None = None) -> PaliGemma:
     """The weights of a folder. Matrices stay what they are on disk; norms, biases and positions become float32.
 
-    With `resident`, a dtype, all become that and are in memory, so that the files may go. Head axes are made by
-    reshaping, which copies nothing: the rows of q_proj are the heads one after the other. BadModel as `read_tensors`
-    says.
+    With `resident`, a dtype, matrices become that, and all is in memory, so that the files may go. Head axes are made
+    by reshaping, which copies nothing: the rows of q_proj are the heads one after the other. BadModel as
+    `read_tensors` says.
     """
     tensors = read_tensors(folder, config)
     if resident is not None:

@@ -18,8 +18,9 @@ from npgemma.layers.threads import in_parallel
 
 # Numbers that a norm or gelu works on at once: with what they become on the way, they stay in the cache.
 NUMBERS = 1 << 17
-# Scores that attention works on at once, for the same reason; all of them are 4096 x 4096 a head at 896 pixels.
-SCORES = 1 << 18
+# Scores that attention works on at once, for the same reason: all of them are 4096 x 4096 a head at 896 pixels. Fewer
+# where that makes four blocks for the cores to share, but not so few that calls take longer than work.
+MOST_SCORES, FEWEST_SCORES = 1 << 20, 1 << 16
 
 
 def by_rows(f: Callable[..., Array]) -> Callable[..., Array]:
@@ -30,7 +31,7 @@ def by_rows(f: Callable[..., Array]) -> Callable[..., Array]:
         x = arguments[-1]
         if x.size <= NUMBERS:
             return f(*arguments)
-        y = np.empty_like(x)
+        y = np.empty(x.shape, x.dtype)
         rows, width = x.reshape(-1, x.shape[-1]).shape
         height = max(1, NUMBERS // width)
 
@@ -133,7 +134,8 @@ def attend(
 
     `mask` is True where row t may look at row s; every t must see some s. Query head n reads key head k = n // (N/K): K
     = N is multi-head, K = 1 multi-query attention, anything between is grouped. The N/K query heads of a key head are
-    folded into the rows of one product, so keys and values are never repeated.
+    folded into the rows of one product, so keys and values are never repeated. Rows and heads do not depend on each
+    other: they are worked out in blocks, and a tap, which is shown all scores at once, changes no bit.
 
     Source: Vaswani et al. 2017, section 3.2.1; Ainslie et al. 2023 (grouped queries).
     """
@@ -141,30 +143,34 @@ def attend(
     seen, groups, _ = keys.shape
     q = q.reshape(rows, groups, -1, width).transpose(1, 2, 0, 3)  # K N/K T H
     keys, values = keys.transpose(1, 2, 0), values.transpose(1, 0, 2)  # K H S, K S H
-    blocks = attention_blocks(*q.shape[:-1], seen)
 
     def score(block: Block) -> Array:
-        rows = q[block]
-        return (rows.reshape(len(rows), -1, width) @ keys[block[0]] * width**-0.5).reshape(*rows.shape[:-1], seen)
+        asking = q[block]
+        folded = asking.reshape(len(asking), -1, width)
+        return (folded @ keys[block[0]] * width**-0.5).reshape(*asking.shape[:-1], seen)
 
     def weigh(block: Block, scores: Array) -> Array:
         return softmax(np.where(mask[block[2]], scores, -np.inf))
 
     def mix(block: Block, probs: Array) -> Array:
-        return (probs.reshape(len(probs), -1, seen) @ values[block[0]]).reshape(*probs.shape[:-1], width)
+        folded = probs.reshape(len(probs), -1, seen)
+        return (folded @ values[block[0]]).reshape(*probs.shape[:-1], width)
 
-    def each(f: Callable[[Block], Array], last: int) -> Array:
+    blocks = attention_blocks(*q.shape[:-1], seen)
+
+    def every(f: Callable[[Block], Array], last: int) -> Array:
         y = np.empty((*q.shape[:-1], last), q.dtype)
         in_parallel(lambda block: y.__setitem__(block, f(block)), blocks)
         return y
 
     if tap is silent:
-        mixed = each(lambda block: mix(block, weigh(block, score(block))), width)
-    else:  # the same blocks, so that looking changes no bit
-        flat = (heads, rows, seen)
-        scores = tap("scores", each(score, seen).reshape(flat)).reshape(*q.shape[:-1], seen)
-        probs = tap("probs", each(lambda block: weigh(block, scores[block]), seen).reshape(flat)).reshape(scores.shape)
-        mixed = each(lambda block: mix(block, probs[block]), width)
+        mixed = every(lambda block: mix(block, weigh(block, score(block))), width)
+    else:
+        scores = every(score, seen)
+        scores = tap("scores", scores.reshape(heads, rows, seen)).reshape(scores.shape)
+        probs = every(lambda block: weigh(block, scores[block]), seen)
+        probs = tap("probs", probs.reshape(heads, rows, seen)).reshape(scores.shape)
+        mixed = every(lambda block: mix(block, probs[block]), width)
     return mixed.transpose(2, 0, 1, 3).reshape(rows, heads, width)
 
 
@@ -172,9 +178,10 @@ Block = tuple[slice, slice, slice]
 
 
 def attention_blocks(groups: int, per_group: int, rows: int, seen: int) -> list[Block]:
-    """The axes K, N/K and T in blocks of about SCORES scores: some rows of one key head, or all of several."""
-    height = min(rows, max(1, SCORES // (per_group * seen)))
-    depth = max(1, SCORES // (per_group * height * seen))
+    """The axes K, N/K and T cut into blocks: some rows of one key head, or all rows of several."""
+    size = max(FEWEST_SCORES, min(MOST_SCORES, groups * per_group * rows * seen // 4))
+    height = min(rows, max(1, size // (per_group * seen)))
+    depth = max(1, size // (per_group * max(1, height) * seen))
     return [
         (slice(k, k + depth), slice(None), slice(t, t + height))
         for k in range(0, groups, depth)

@@ -13,7 +13,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from importlib import import_module
@@ -52,25 +52,25 @@ def in_parallel(f: Callable[[Item], object], items: Sequence[Item]) -> None:
         finally:
             here.working = False
 
+    helpers: list[Future[None]] = []
     with BLAS.on_one_thread() as threads:
-        # each in a copy of this context, so that np.errstate holds in every thread
-        helpers = [pool().submit(copy_context().run, work) for _ in range(min(threads, len(items)) - 1)]
+        with suppress(RuntimeError):  # while Python shuts down, no thread can be asked for help any more
+            for _ in range(min(threads, len(items)) - 1):
+                # a copy of this context, so that np.errstate holds in every thread
+                helpers.append(pool().submit(copy_context().run, work))
         try:
             work()
         finally:
             waiting.clear()
-            for helper in helpers:
-                helper.result()
+            wait(helpers)
+    for helper in helpers:
+        helper.result()
 
 
 @functools.cache
 def pool() -> ThreadPoolExecutor:
     """Threads that wait for work; a thread starts when it is first needed."""
     return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="npgemma")
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=pool.cache_clear)  # threads do not survive a fork
 
 
 class Blas:
@@ -119,3 +119,16 @@ class Blas:
 
 
 BLAS = Blas()
+
+
+def forked() -> None:
+    """Start anew in a forked child: no thread of its parent's is there, neither to help nor to give back BLAS's."""
+    pool.cache_clear()
+    BLAS.lock = threading.Lock()
+    if BLAS.users and BLAS.switch:
+        BLAS.users = 0
+        BLAS.switch[1](BLAS.had)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=forked)

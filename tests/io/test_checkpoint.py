@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import mmap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import tiny
 from npgemma.errors import BadModel
 from npgemma.io.checkpoint import check, expected_shapes, load_paligemma, plain_name, read_tensors
 from npgemma.io.config import Config, TextConfig, VisionConfig, read_config
+from npgemma.layers import matmul
 from npgemma.layers.matmul import widened
 from npgemma.model import EMBEDDED
 
@@ -144,6 +147,67 @@ def test_matrices_stay_maps_of_the_file_in_its_dtype_and_vectors_become_float32(
     small = [x for x in arrays(p).values() if id(x) not in large]
     assert len(small) == len(arrays(p)) - len(large) - 1  # the head is the embedding a second time
     assert {x.dtype for x in small} == {np.dtype(np.float32)}
+
+
+def is_mapped(x: np.ndarray) -> bool:
+    while x is not None and not isinstance(x, np.memmap | mmap.mmap):
+        x = getattr(x, "base", None)
+    return x is not None
+
+
+@pytest.mark.parametrize("block", [1, 100, matmul.BLOCK])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16"])
+def test_resident_weights_are_the_same_numbers_in_memory_of_their_own(
+    stored, dtype, block, reference, tmp_path, monkeypatch
+):
+    """Every one of them, those that need no widening too, however many blocks they are copied in."""
+    monkeypatch.setattr(matmul, "BLOCK", block)
+    folder = tiny.write_folder(tmp_path, dtype=stored)
+    mapped = arrays(load(folder))
+    found = arrays(load_paligemma(folder, tiny.CONFIG, np.dtype(dtype)))
+    assert found.keys() == reference.keys()
+    assert any(map(is_mapped, mapped.values()))
+    for name, x in found.items():
+        np.testing.assert_array_equal(x, reference[name].astype(x.dtype), strict=True, err_msg=name)
+        assert not is_mapped(x), name
+        is_vector = name.endswith(("bias", "position", "norm.weight"))  # float32 in every run; see `Scope.vector`
+        assert x.dtype == ("float32" if is_vector else dtype), name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_resident_or_not_a_tied_head_is_the_embedding_and_takes_no_memory(dtype, tmp_path):
+    """A quarter of a gigabyte in float32 for every 30,000 words of a vocabulary."""
+    text = load_paligemma(tiny.write_folder(tmp_path, dtype="bfloat16"), tiny.CONFIG, np.dtype(dtype)).text
+    assert text.head is text.embedding
+
+
+def test_resident_or_not_a_head_of_its_own_is_used(tmp_path):
+    tensors = tiny.random_tensors()
+    head = tensors["text.embed_tokens.weight"][::-1]
+    tiny.write_folder(tmp_path)
+    stored = {tiny.spell(each, "hub"): x for each, x in tensors.items()} | {"lm_head.weight": head}
+    tiny.save(stored, tmp_path / "model.safetensors", "bfloat16")
+    text = load_paligemma(tmp_path, tiny.CONFIG, np.dtype(np.float32)).text
+    np.testing.assert_array_equal(text.head, head, strict=True)
+    np.testing.assert_array_equal(text.embedding, tensors["text.embed_tokens.weight"], strict=True)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux says what is mapped")
+def test_no_map_of_the_file_is_left_behind_resident_weights(tmp_path):
+    """Else its pages would be counted, and a drive could not be taken out."""
+
+    def is_in_use() -> bool:
+        return str(tmp_path) in Path("/proc/self/maps").read_text()
+
+    tiny.write_folder(tmp_path, shards=3)
+    mapped = load(tmp_path)
+    assert is_in_use()
+    del mapped
+    assert not is_in_use()
+    resident = load_paligemma(tmp_path, tiny.CONFIG, np.dtype(np.float32))
+    assert not is_in_use()
+    del resident
 
 
 # --------------------------------------------------------------------------------------------------------------- names

@@ -1,5 +1,6 @@
 """safetensors files and folders of them: the right arrays as views of maps, and BadModel for everything malformed."""
 
+import errno
 import json
 import os
 import random
@@ -267,6 +268,26 @@ def test_tensors_are_views_of_a_map_of_their_file(tmp_path):
             mapped = mapped.base
         assert mapped.filename == path
         assert np.shares_memory(x, mapped)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_file_that_cannot_be_mapped_is_read(shards, dtype, tmp_path, monkeypatch):
+    """Some network drives and FUSE file systems have no maps: the same tensors come, in memory."""
+    tiny.write_folder(tmp_path, dtype=dtype, shards=shards)
+    mapped, asked = open_folder(tmp_path), []
+
+    def refuse(path, *_):
+        asked.append(path)
+        raise OSError(errno.ENODEV, "No such device")
+
+    monkeypatch.setattr(np, "memmap", refuse)
+    read = open_folder(tmp_path)
+    assert len(asked) == shards
+    assert read.keys() == mapped.keys()
+    for name, x in mapped.items():
+        np.testing.assert_array_equal(read[name], x, strict=True)
+        assert not np.shares_memory(read[name], x)
 
 
 def test_the_file_cannot_be_written_through_a_tensor(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npgemma.layers.bfloat16 import pack, round_to_bfloat16, widen
+from npgemma.layers.bfloat16 import even_columns, odd_columns, pack, round_to_bfloat16, widen
 
 PATTERNS = np.arange(1 << 16, dtype=np.uint16)
 IS_NAN = (PATTERNS & 0x7FFF) > 0x7F80
@@ -105,3 +105,37 @@ def test_rounding_a_float64_is_refused() -> None:
     """A number off a tie by less than float32 can tell: rounding to float32 first would make it a tie, and go wrong."""
     with pytest.raises(TypeError, match="not from float64"):
         round_to_bfloat16(np.array([1 + 2**-8 + 2**-40]))
+
+
+@pytest.mark.parametrize("width", [2, 6, 256, 1 << 16])
+def test_even_and_odd_columns_are_every_other_widened_one_to_the_bit(width: int) -> None:
+    """All 65,536 patterns, NaNs with what they carry included; each pattern is in an even column and in an odd one."""
+    bits = np.concatenate([PATTERNS, PATTERNS[1:], PATTERNS[:1]])
+    bits = bits[: len(bits) // width * width].reshape(-1, width)
+    for columns, first in ((even_columns, 0), (odd_columns, 1)):
+        out = np.full((len(bits), width // 2), 0x12345678, np.uint32)
+        expected = widen(bits)[:, first::2].copy()
+        y = columns(bits, out)
+        assert y.dtype == np.float32
+        np.testing.assert_array_equal(y.view(np.uint32), expected.view(np.uint32), strict=True)
+        assert np.shares_memory(y, out)
+
+
+@pytest.mark.parametrize("offset", [0, 1, 2, 3])
+def test_columns_of_a_file_may_begin_at_any_byte(offset: int) -> None:
+    """Safetensors headers are of any length: two neighbours are then no aligned word. The file is only read."""
+    bits = PATTERNS[: 12 * 6].reshape(12, 6) * np.uint16(911)
+    stored = np.frombuffer(bytes(offset) + bits.tobytes(), np.uint8)[offset:].view(np.uint16).reshape(12, 6)
+    assert stored.view(np.uint32).flags.aligned == (offset == 0)
+    out = np.empty((12, 3), np.uint32)
+    for columns, first in ((even_columns, 0), (odd_columns, 1)):
+        expected = widen(bits)[:, first::2].copy()
+        np.testing.assert_array_equal(columns(stored, out).view(np.uint32), expected.view(np.uint32), strict=True)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0), (1, 2)])
+def test_columns_of_next_to_nothing(shape: tuple[int, int]) -> None:
+    out = np.empty((shape[0], shape[1] // 2), np.uint32)
+    for columns in (even_columns, odd_columns):
+        ones = np.full(shape, 0x3F80, np.uint16)
+        np.testing.assert_array_equal(columns(ones, out), np.ones(out.shape, np.float32), strict=True)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from npgemma.layers import matmul
 from npgemma.layers.bfloat16 import pack, widen
-from npgemma.layers.matmul import embed, linear, project, unproject, widened
+from npgemma.layers.matmul import FEW_ROWS, embed, linear, multiply, project, row_blocks, unproject, widened
 
 STORED = ["float32", "float64", "float16", "bfloat16"]
 COMPUTED = ["float32", "float64"]
@@ -26,10 +26,13 @@ def whole_numbers(rng: np.random.Generator, *shape: int) -> np.ndarray:
 def close_to_the_dot_product(y: np.ndarray, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None = None) -> None:
     """Holds y to the bound of a sum of n products in any order: (n + 1) roundings of the sum of the absolute values."""
     x, w = x.astype(np.float64), w.astype(np.float64)
-    roundings = (x.shape[-1] + 1) * np.finfo(y.dtype).eps
-    size = np.abs(x) @ np.abs(w).T + (0 if bias is None else np.abs(bias))
     # oracle and float64 alike are off by the bound of float64
-    assert np.all(np.abs(y - oracle.linear(x, w, bias)) <= roundings * size * 2)
+    assert np.all(np.abs(y - oracle.linear(x, w, bias)) <= envelope(x, w, y.dtype, bias) * 2)
+
+
+def envelope(x: np.ndarray, w: np.ndarray, dtype: np.dtype, bias: np.ndarray | None = None) -> np.ndarray:
+    roundings = (x.shape[-1] + 1) * np.finfo(dtype).eps
+    return roundings * (np.abs(x) @ np.abs(w).T + (0 if bias is None else np.abs(bias)))
 
 
 def test_linear_of_a_literal() -> None:
@@ -154,3 +157,185 @@ def test_embed_refuses_an_id_without_a_row(ids: list[int]) -> None:
     """A negative one would quietly count from the end."""
     with pytest.raises(IndexError, match=rf"from {min(ids)} to {max(ids)}, .* rows 0 to 3"):
         embed(np.array(ids), np.zeros((4, 3), np.float32), np.dtype(np.float32))
+
+
+# Blocks, pieces and pairs of columns: the ways in which a large packed matrix is cut up.
+
+
+@given(
+    st.integers(0, 40),
+    st.integers(1, 70),
+    st.integers(0, 140),
+    st.sampled_from([1, 64, 300, 1000, matmul.BLOCK]),
+    st.sampled_from([1, 16, 100, 1000, matmul.PIECE]),
+    st.sampled_from(COMPUTED),
+)
+def test_packed_weights_in_any_cut_are_within_the_bound_of_a_dot_product(
+    rows: int, inputs: int, outputs: int, block: int, piece: int, computed: str
+) -> None:
+    """Few rows and many, odd widths and even, blocks of 16 rows and more with a smaller last one, pieces that divide a
+    block and that do not. And so are widened ones, so that the two are no further apart than both bounds together.
+    """
+    rng = np.random.default_rng(rows)
+    x = rng.standard_normal((rows, inputs)).astype(computed)
+    w = pack(rng.standard_normal((outputs, inputs)).astype(np.float32))
+    numbers = widen(w)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matmul, "BLOCK", block)
+        patch.setattr(matmul, "PIECE", piece)
+        packed, plain = linear(x, w), linear(x, numbers)
+    assert packed.dtype == plain.dtype == x.dtype
+    close_to_the_dot_product(packed, x, numbers)
+    close_to_the_dot_product(plain, x, numbers)
+    assert np.all(np.abs(packed - plain) <= 2 * envelope(x.astype(np.float64), numbers.astype(np.float64), x.dtype))
+
+
+@pytest.mark.parametrize("piece", [1, 8, 100, 1000, matmul.PIECE])
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, FEW_ROWS - 1, FEW_ROWS, FEW_ROWS + 1])
+@pytest.mark.parametrize("outputs", [0, 1, 10, 12, 16, 64])
+def test_a_product_in_pieces_is_the_product(outputs: int, rows: int, piece: int, monkeypatch) -> None:
+    """In place, into some columns of a larger result, of which no other number is touched."""
+    monkeypatch.setattr(matmul, "PIECE", piece)
+    rng = np.random.default_rng(0)
+    x, w = whole_numbers(rng, rows, 7).astype(np.float32), whole_numbers(rng, outputs, 7).astype(np.float32)
+    y = np.full((rows, outputs + 5), 999, np.float32)
+    multiply(x, w, y[:, 2 : 2 + outputs])
+    np.testing.assert_array_equal(y[:, 2 : 2 + outputs], oracle.linear(x, w).astype(np.float32), strict=True)
+    assert np.all(y[:, :2] == 999)
+    assert np.all(y[:, 2 + outputs :] == 999)
+
+
+def test_pieces_are_as_small_as_was_said(monkeypatch) -> None:
+    """Else nothing would be gained by them: a product of few rows hands BLAS at most PIECE multiply-adds at a time."""
+    sizes = []
+
+    def spy(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+        sizes.append(a.shape[-2] * b.shape[-2] * b.shape[-1])
+        np.einsum("...ti,...io->...to", a, b, out=out)
+
+    monkeypatch.setattr(matmul, "PIECE", 100)
+    monkeypatch.setattr(matmul.np, "matmul", spy)
+    multiply(np.ones((2, 5)), np.ones((64, 5)), np.empty((2, 64)))
+    assert max(sizes) <= 100
+
+
+@pytest.mark.parametrize("computed", COMPUTED)
+@pytest.mark.parametrize("rows", [1, 5, FEW_ROWS + 1])
+@pytest.mark.parametrize("inputs", [13, 14])
+@pytest.mark.parametrize("offset", [0, 1, 2, 3])
+def test_packed_weights_may_begin_at_any_byte_of_a_file(
+    offset: int, inputs: int, rows: int, computed: str, monkeypatch
+) -> None:
+    """The length of a safetensors header is anybody's choice: two neighbours are then no aligned word."""
+    monkeypatch.setattr(matmul, "BLOCK", 200)
+    rng = np.random.default_rng(0)
+    x, w = whole_numbers(rng, rows, inputs), whole_numbers(rng, 41, inputs)
+    file = np.frombuffer(bytes(offset) + stored(w, "bfloat16").tobytes(), np.uint8)
+    weight = file[offset:].view(np.uint16).reshape(w.shape)
+    assert inputs % 2 or weight.view(np.uint32).flags.aligned == (offset == 0)
+    y = linear(x.astype(computed), weight)
+    np.testing.assert_array_equal(y, oracle.linear(x, w).astype(computed), strict=True)
+
+
+@pytest.mark.parametrize("dtype", STORED)
+@pytest.mark.parametrize("rows", [0, 1, 5, FEW_ROWS + 1])
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda w: w.T,
+        lambda w: w[:, ::2],
+        lambda w: w[:, 1:],
+        lambda w: w[:, 1:-1],
+        lambda w: w[::2],
+        lambda w: w[::-1, ::-1],
+        lambda w: np.asfortranarray(w),
+        lambda w: np.broadcast_to(w[:1], (9, w.shape[1])),
+    ],
+    ids=[
+        "transposed",
+        "every other",
+        "all but one",
+        "all but two",
+        "half the rows",
+        "backwards",
+        "Fortran",
+        "repeated",
+    ],
+)
+def test_weights_need_not_be_contiguous(view, rows: int, dtype: str, monkeypatch) -> None:
+    """Neighbours in memory are then not neighbours in a row, and must not be taken for such."""
+    monkeypatch.setattr(matmul, "BLOCK", 100)
+    rng = np.random.default_rng(0)
+    w = whole_numbers(rng, 38, 24)
+    weight, numbers = view(stored(w, dtype)), view(w)
+    x = whole_numbers(rng, rows, numbers.shape[1])
+    y = linear(x.astype(np.float32), weight)
+    np.testing.assert_array_equal(y, oracle.linear(x, numbers).astype(np.float32), strict=True)
+
+
+@pytest.mark.parametrize("rows", [1, 5, FEW_ROWS + 1])
+@pytest.mark.parametrize("dtype", STORED)
+def test_rows_need_not_be_contiguous(dtype: str, rows: int, monkeypatch) -> None:
+    """The columns of x are taken apart too: here they are every other one, and rows from the last to the first."""
+    monkeypatch.setattr(matmul, "BLOCK", 100)
+    rng = np.random.default_rng(0)
+    x, w = whole_numbers(rng, rows, 48).astype(np.float32), whole_numbers(rng, 38, 24)
+    for view in (x[:, ::2], x[::-1, 24:], np.asfortranarray(x[:, :24])):
+        y = linear(view, stored(w, dtype))
+        np.testing.assert_array_equal(y, oracle.linear(view, w).astype(np.float32), strict=True)
+
+
+@pytest.mark.parametrize("rows", [1, 7, FEW_ROWS, FEW_ROWS + 1, 100])
+@pytest.mark.parametrize("inputs", [130, 131])
+@pytest.mark.parametrize("dtype", STORED)
+def test_neither_the_number_of_threads_nor_the_time_changes_a_bit(
+    dtype: str, inputs: int, rows: int, use_threads, monkeypatch
+) -> None:
+    """A reference that answered otherwise on another machine, or the second time, would be none."""
+    monkeypatch.setattr(matmul, "BLOCK", 5000)
+    monkeypatch.setattr(matmul, "PIECE", 10000)
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((rows, inputs)).astype(np.float32), stored(rng.standard_normal((300, inputs)), dtype)
+    assert len(row_blocks(w)) > 4
+    results = []
+    for count in (1, 1, 2, 2, 3):
+        use_threads(count)
+        results.append(linear(x, w))
+    for y in results[1:]:
+        np.testing.assert_array_equal(y, results[0], strict=True)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_result_is_not_the_memory_that_the_next_one_is_widened_into(dtype: str) -> None:
+    """Threads widen into the same memory again and again."""
+    rng = np.random.default_rng(0)
+    x, w = whole_numbers(rng, 2, 8).astype(np.float32), stored(whole_numbers(rng, 6, 8), dtype)
+    y = linear(x, w)
+    kept = y.copy()
+    linear(x, stored(whole_numbers(rng, 60, 80)[:, :8].copy(), dtype))
+    linear(-x, w)
+    np.testing.assert_array_equal(y, kept, strict=True)
+
+
+@given(st.integers(0, 5000), st.integers(1, 50), st.integers(1, 3000))
+def test_row_blocks_cover_every_row_exactly_once(outputs: int, inputs: int, block: int) -> None:
+    """In order; one block where all fits, else blocks of 16 rows or a multiple, the last one aside."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matmul, "BLOCK", block)
+        blocks = row_blocks(np.broadcast_to(np.float32(0), (outputs, inputs)))
+    rows = np.arange(outputs)
+    np.testing.assert_array_equal(np.concatenate([rows[b] for b in blocks] or [rows]), rows, strict=True)
+    if outputs and outputs * inputs <= block:
+        assert len(blocks) == 1
+    else:
+        assert all(len(rows[b]) % 16 == 0 for b in blocks[:-1])
+        # neither so large that a cache overflows, nor larger than the 16 rows that there are at least
+        assert all(len(rows[b]) * inputs <= max(block, 16 * inputs) * 2 for b in blocks)
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [(257216, 2048), (16384, 2048), (2048, 16384), (4304, 1152)])
+def test_blocks_of_the_matrices_of_the_3b_model_are_near_the_size_that_is_wanted(outputs: int, inputs: int) -> None:
+    blocks = row_blocks(np.broadcast_to(np.float32(0), (outputs, inputs)))
+    sizes = [min(b.stop, outputs) - b.start for b in blocks]
+    assert sum(sizes) == outputs
+    assert matmul.BLOCK / 2 <= sizes[0] * inputs <= matmul.BLOCK * 2

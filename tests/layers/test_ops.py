@@ -1,6 +1,7 @@
 """Norms, gelu, softmax, rotary positions and attention against hand-sized literals and the second spelling."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import oracle
@@ -9,7 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from npgemma.layers.ops import LayerNorm, RMSNorm, attend, gelu, layer_norm, rms_norm, rope, softmax
+from npgemma.layers import ops
+from npgemma.layers.ops import (
+    LayerNorm,
+    RMSNorm,
+    attend,
+    attention_blocks,
+    geglu,
+    gelu,
+    layer_norm,
+    rms_norm,
+    rope,
+    softmax,
+)
 from npgemma.layers.taps import Recorder
 
 # Two spellings in float64 of a formula with some ten roundings, on numbers of size one: 1e-15 was seen.
@@ -120,6 +133,88 @@ def test_gelu_of_x_and_of_minus_x_differ_by_x(x: np.ndarray) -> None:
 def test_gelu_of_large_numbers_is_themselves_or_zero() -> None:
     x = np.array([-1000.0, 1000.0], np.float32)
     np.testing.assert_array_equal(gelu(x), np.array([0, 1000], np.float32), strict=True)
+
+
+# geglu
+
+
+def test_geglu_of_literals_gates_the_second_with_the_first() -> None:
+    """gelu(1) = 0.841192 and gelu(2) = 1.954598; the other way round it would be other numbers."""
+    y = geglu(np.array([1.0, 2.0, 0.0]), np.array([10.0, -1.0, 7.0]))
+    np.testing.assert_allclose(y, np.array([8.41192, -1.954598, 0.0]), rtol=0, atol=5e-6, strict=True)
+
+
+@given(ROWS)
+def test_geglu_is_the_second_spelling(x: np.ndarray) -> None:
+    up = normal(*x.shape)
+    np.testing.assert_allclose(geglu(x, up), oracle.gelu(x) * up, **FLOAT64)
+
+
+# a block of rows at a time
+
+
+def blocked(x: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Each operation that works on rows in blocks, on x: what it gives, and what the second spelling does."""
+    wide = x.astype(np.float64)
+    weight, bias, up = f32(normal(x.shape[-1]), normal(x.shape[-1], seed=1), normal(*x.shape, seed=2))
+    return [
+        (layer_norm(LayerNorm(weight, bias, 1e-6), x), oracle.layer_norm(wide, weight, bias, 1e-6)),
+        (rms_norm(RMSNorm(weight, 1e-6), x), oracle.rms_norm(wide, weight.astype(np.float64), 1e-6)),
+        (gelu(x), oracle.gelu(wide)),
+        (geglu(x, up.astype(x.dtype)), oracle.gelu(wide) * up),
+        (geglu(up.astype(x.dtype), x), oracle.gelu(up.astype(np.float64)) * wide),
+    ]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("numbers", [1, 7, 14, 20, 34, 35, 1000])
+@pytest.mark.parametrize("shape", [(7,), (1, 7), (5, 7), (4, 3, 7), (2, 0, 7), (2, 1, 3, 7)])
+def test_no_edge_of_a_block_of_rows_shows(
+    shape: tuple[int, ...], numbers: int, dtype: str, use_threads, monkeypatch
+) -> None:
+    """Less than a row at a time, a row, several and a rest, all; of one axis and of more, empty too."""
+    use_threads(2)
+    monkeypatch.setattr(ops, "NUMBERS", numbers)
+    for y, expected in blocked(normal(*shape, seed=3).astype(dtype)):
+        assert y.dtype == dtype
+        oracle.assert_agrees(y, expected)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x.transpose(1, 0, 2),
+        lambda x: x.transpose(2, 1, 0),
+        lambda x: x[:, :, ::2],
+        lambda x: x[::-1],
+        lambda x: x[1].T,
+        lambda x: np.broadcast_to(x[:1], (5, *x.shape[1:])),
+    ],
+    ids=["axes changed", "backwards axes", "every other", "backwards", "transposed", "repeated"],
+)
+def test_rows_in_blocks_need_not_be_contiguous(view, monkeypatch) -> None:
+    """A tap may hand back another library's array, in whatever order that keeps it."""
+    monkeypatch.setattr(ops, "NUMBERS", 20)
+    for y, expected in blocked(view(normal(4, 3, 6, seed=3))):
+        oracle.assert_agrees(y, expected)
+
+
+def test_blocks_of_rows_leave_their_arguments_alone(monkeypatch) -> None:
+    monkeypatch.setattr(ops, "NUMBERS", 20)
+    x = normal(5, 7)
+    x.setflags(write=False)
+    for y, _ in blocked(x):
+        assert not np.shares_memory(y, x)
+    np.testing.assert_array_equal(x, normal(5, 7), strict=True)
+
+
+def test_a_number_that_is_none_raises_in_whichever_block_it_is(use_threads, monkeypatch) -> None:
+    use_threads(2)
+    monkeypatch.setattr(ops, "NUMBERS", 7)
+    x = normal(20, 7)
+    x[13, 3] = np.inf
+    with pytest.raises(FloatingPointError):
+        layer_norm(LayerNorm(np.ones(7), np.zeros(7), 1e-6), x)
 
 
 # softmax
@@ -308,6 +403,103 @@ def test_a_tap_that_replaces_changes_what_attend_returns(name: str) -> None:
     np.testing.assert_allclose(y, np.stack([values.mean(0)] * 2), **FLOAT64)
 
 
+def attention_of(key_heads: int, rows: int = 5, seen: int = 9, dtype: str = "float64") -> list[np.ndarray]:
+    """Six query heads of width ten; every row sees itself and what the mask happens to let it see."""
+    tensors = normal(rows, 6, 10), normal(seen, key_heads, 10, seed=1), normal(seen, key_heads, 10, seed=2)
+    mask = normal(rows, seen, seed=3) > 0
+    mask[np.arange(rows), np.arange(rows) % seen] = True
+    return [*(x.astype(dtype) for x in tensors), mask]
+
+
+def cut(patch: pytest.MonkeyPatch, scores: int) -> None:
+    """From here on attention works on as many scores at once."""
+    patch.setattr(ops, "MOST_SCORES", scores)
+    patch.setattr(ops, "FEWEST_SCORES", scores)
+
+
+# Below one row of scores, about a row, a key head, two of them, and all; 5 rows of 9 scores are 45 a query head.
+SCORES = [1, 9, 20, 27, 45, 60, 90, 100, 135, 200, 270, 10**6]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("key_heads", [1, 2, 3, 6])
+@pytest.mark.parametrize("scores", SCORES)
+def test_attend_in_blocks_is_the_second_spelling(
+    scores: int, key_heads: int, dtype: str, use_threads, monkeypatch
+) -> None:
+    """Some rows of a key head at a time, or some key heads: with one for all queries, one for each, and between."""
+    use_threads(2)
+    cut(monkeypatch, scores)
+    *tensors, mask = attention_of(key_heads, dtype=dtype)
+    expected = oracle.attend(*(x.astype(np.float64) for x in tensors), mask)
+    oracle.assert_agrees(attend(*tensors, mask), expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("key_heads", [1, 2, 6])
+@pytest.mark.parametrize("scores", SCORES)
+def test_a_recorder_changes_no_bit_of_attention_in_blocks(scores: int, key_heads: int, dtype: str, monkeypatch) -> None:
+    """And records all scores and probabilities, those of every block in their place."""
+    cut(monkeypatch, scores)
+    q, keys, values, mask = attention_of(key_heads, dtype=dtype)
+    taps = Recorder()
+    y = attend(q, keys, values, mask, taps)
+    np.testing.assert_array_equal(y, attend(q, keys, values, mask), strict=True)
+    expected = np.einsum("tnh,snh->nts", q.astype(np.float64), keys.repeat(6 // key_heads, 1)) / math.sqrt(10)
+    oracle.assert_agrees(taps["scores"], expected)
+    oracle.assert_agrees(taps["probs"], oracle.softmax(np.where(mask, expected, -np.inf)))
+
+
+@pytest.mark.parametrize("key_heads", [1, 2, 6])
+@pytest.mark.parametrize("scores", [20, 100])
+def test_the_number_of_threads_changes_no_bit_of_attention(
+    scores: int, key_heads: int, use_threads, monkeypatch
+) -> None:
+    cut(monkeypatch, scores)
+    results = []
+    for count in (1, 2, 3):
+        use_threads(count)
+        results.append(attend(*attention_of(key_heads, rows=50, seen=60, dtype="float32")))
+    for y in results[1:]:
+        np.testing.assert_array_equal(y, results[0], strict=True)
+
+
+@given(*[st.integers(1, 8)] * 2, st.integers(1, 40), st.integers(1, 40), st.integers(1, 3000), st.integers(1, 3000))
+def test_attention_blocks_cover_every_row_of_every_head_exactly_once(
+    groups: int, per_group: int, rows: int, seen: int, one: int, other: int
+) -> None:
+    """None has more scores than it should, a single row of a key head aside, which is the least there is; and there are
+    four for the cores to share, unless they would be too small.
+    """
+    fewest, most = sorted((one, other))
+    covered = np.zeros((groups, per_group, rows), int)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ops, "MOST_SCORES", most)
+        patch.setattr(ops, "FEWEST_SCORES", fewest)
+        blocks = attention_blocks(groups, per_group, rows, seen)
+    for block in blocks:
+        covered[block] += 1
+        assert covered[block].size * seen <= max(most, per_group * seen)
+    assert np.all(covered == 1)
+    assert len(blocks) >= 4 or covered.size * seen // 4 < max(fewest, per_group * seen)
+
+
+def test_attention_to_many_rows_needs_little_memory(use_threads) -> None:
+    """All 16 x 2048 x 2048 scores would be 256 MB in float32, and softmax makes more of them. A block has 4 MB; each of
+    two threads has some four of it at a time.
+    """
+    use_threads(2)
+    q, key = normal(2048, 16, 4).astype(np.float32), normal(2048, 1, 4).astype(np.float32)
+    mask = np.tri(2048, dtype=bool)
+    tracemalloc.start()
+    try:
+        attend(q, key, key, mask)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 64 << 20
+
+
 # all of them
 
 
@@ -319,6 +511,7 @@ def test_the_dtype_of_the_first_argument_is_kept(dtype: str) -> None:
         layer_norm(LayerNorm(weight, bias, 1e-6), x),
         rms_norm(RMSNorm(weight, 1e-6), x),
         gelu(x),
+        geglu(x, x),
         softmax(x),
         rope(x, np.arange(2), 10000.0),
         attend(x, x, x, np.ones((2, 2), bool)),

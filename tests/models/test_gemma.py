@@ -210,6 +210,65 @@ def test_rows_that_come_one_at_a_time_are_what_they_are_at_once(load) -> None:
         oracle.assert_agrees(y, at_once[t : t + 1])
 
 
+# Rows of sequences side by side: how many each has of its own, and how many are cached already.
+SIDE_BY_SIDE = [
+    pytest.param([(5, 0)], id="one sequence"),
+    pytest.param([(1, 0)], id="one row"),
+    pytest.param([(3, 0), (5, 0)], id="two"),
+    pytest.param([(1, 0), (4, 0), (2, 0)], id="three"),
+    pytest.param([(2, 3), (4, 1)], id="two that go on"),
+    pytest.param([(1, 4), (1, 2), (1, 0)], id="a step of three"),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sizes", SIDE_BY_SIDE)
+def test_the_last_rows_alone_are_the_decoders_last_rows(load, sizes: list[tuple[int, int]], dtype: str) -> None:
+    """And the caches are left to the bit as it leaves them, in every layer: what comes next must not notice."""
+    p, random = load().text, np.random.default_rng(7)
+    whole, alone = ([caches(p, 9, np.dtype(dtype)) for _ in sizes] for _ in range(2))
+    for i, (_, cached) in enumerate(sizes):
+        for kept in (whole[i], alone[i]):
+            segment = Segment(slice(0, cached), np.tri(cached, dtype=bool))
+            if cached:
+                gemma.decoder(p, rows(cached, i).astype(dtype), np.arange(cached), [segment], [kept])
+    ends = np.cumsum([own for own, _ in sizes]).tolist()
+    segments, positions = [], []
+    for (own, cached), end in zip(sizes, ends, strict=True):
+        mask = random.random((own, cached + own)) < 0.5
+        mask[np.arange(own), cached + np.arange(own)] = True
+        segments.append(Segment(slice(end - own, end), mask))
+        positions.append(np.arange(cached, cached + own))
+    x, positions = rows(ends[-1], 9).astype(dtype), np.concatenate(positions)
+    expected = gemma.decoder(p, x, positions, segments, whole)[[end - 1 for end in ends]]
+    y = gemma.decoder_last_rows(p, x, positions, segments, alone)
+    assert y.dtype == dtype
+    oracle.assert_agrees(y, expected.astype(np.float64))
+    for one, other in zip(whole, alone, strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert a.length == b.length
+            np.testing.assert_array_equal(b.keys[: b.length], a.keys[: a.length], strict=True)
+            np.testing.assert_array_equal(b.values[: b.length], a.values[: a.length], strict=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layers", [1, 3])
+def test_the_last_row_alone_is_the_second_spellings(load, layers: int, dtype: str) -> None:
+    """With one layer it is the last and the first at once."""
+    config = replace(tiny.CONFIG, text=replace(C, num_hidden_layers=layers))
+    p, x = load(config).text, rows(5).astype(dtype)
+    expected = oracle.text_decoder(tiny.random_tensors(config), config, x.astype(np.float64), POSITIONS, MASK)
+    y = gemma.decoder_last_rows(p, x, POSITIONS, [Segment(slice(0, 5), MASK)], [caches(p, 5, x.dtype)])
+    oracle.assert_agrees(y, expected[-1:])
+
+
+def test_a_last_block_of_last_rows_leaves_its_rows_alone(load) -> None:
+    p, x = load().text, rows(5)
+    kept = [layer[0] for layer in zip(caches(p), strict=True)]
+    gemma.last_rows_block(p.blocks[0], x, POSITIONS, [Segment(slice(0, 5), MASK)], kept[:1])
+    np.testing.assert_array_equal(x, rows(5), strict=True)
+
+
 def test_the_decoder_taps_every_step(load) -> None:
     taps = Recorder()
     y = decode(load().text, rows(5), taps)

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from npgemma.layers.taps import Recorder
 from npgemma.models import gemma, paligemma
-from npgemma.models.paligemma import PaliGemma, Prompt, embed_prompt, forward, image_features, prefix_lm_mask, step
+from npgemma.models.paligemma import (
+    PaliGemma,
+    Prompt,
+    embed_prompt,
+    forward,
+    image_features,
+    prefix_lm_mask,
+    start,
+    step,
+)
 
 DTYPES = ["float32", "float64"]
 C = tiny.CONFIG
@@ -256,6 +265,63 @@ def test_steps_from_a_cache_give_the_logits_of_the_whole(load, first: int, in_th
     oracle.assert_agrees(scores, whole[:start])
     for t in range(start, len(IDS)):
         oracle.assert_agrees(step(p, IDS[t : t + 1], caches, x.dtype, first), whole[t : t + 1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("first", [0, 1, 100])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_start_gives_the_logits_of_the_last_row_of_each_prompt(load, count: int, first: int, dtype: str) -> None:
+    """Those of the whole, computed with no other row in the last layer; a tap, which is shown all rows, changes no more
+    than the order of sums, and no cached number.
+    """
+    p, taps = load(), Recorder()
+    prompts = [
+        prompt(p, PREFIX, pictures(1, dtype)),
+        prompt(p, [2, 7], pictures(0, dtype)),
+        prompt(p, [*IMAGE, 2, 8, 10, 12, 3], pictures(1, dtype, seed=2), suffix=1),
+    ][:count]
+    whole, expected_caches = prefill(p, prompts, 60, first)
+    ends = np.cumsum([len(made.input_ids) for made in prompts])
+    expected = whole[ends - 1].astype(np.float64)
+    quiet, tapped = ([gemma.new_caches(p.text, 60, np.dtype(dtype)) for _ in prompts] for _ in range(2))
+    y, seen = start(p, prompts, quiet, first), start(p, prompts, tapped, first, taps)
+    assert y.dtype == seen.dtype == dtype
+    oracle.assert_agrees(y, expected)
+    oracle.assert_agrees(seen, expected)
+    assert y.shape == taps["logits"].shape == (count, C.text.vocab_size)
+    assert len(taps["text.norm"]) == len(taps["text.layers.2.out"]) == ends[-1]
+    np.testing.assert_array_equal(taps["logits"], seen, strict=True)
+    for made, *layers in zip(prompts, *map(list, (expected_caches, quiet, tapped)), strict=True):
+        for expected_cache, *others in zip(*layers, strict=True):
+            for cache in others:
+                assert cache.length == expected_cache.length == len(made.input_ids)
+                for kept, wanted in ((cache.keys, expected_cache.keys), (cache.values, expected_cache.values)):
+                    np.testing.assert_array_equal(kept[: cache.length], wanted[: cache.length], strict=True)
+
+
+def test_a_start_counts_positions_from_one_unless_told(load) -> None:
+    p, made = load(), prompt(load(), PREFIX, pictures())
+    default, one = (gemma.new_caches(p.text, 40, np.dtype(np.float64)) for _ in range(2))
+    start(p, [made], [default])
+    start(p, [made], [one], 1)
+    np.testing.assert_array_equal(default[0].keys[: len(PREFIX)], one[0].keys[: len(PREFIX)], strict=True)
+
+
+def test_what_a_tap_puts_into_a_start_is_what_it_goes_on_with(load) -> None:
+    """Also the rows of a prompt that are not its last, in the last layer: they reach no logits, its last one does."""
+    p, made = load(), prompt(load(), PREFIX, pictures())
+
+    def logits_with(row: int) -> np.ndarray:
+        def louder(name: str, x: np.ndarray) -> np.ndarray:
+            x = x.copy()
+            x[row] *= 2 if name == "text.layers.2.mid" else 1
+            return x
+
+        return start(p, [made], [gemma.new_caches(p.text, 40, np.dtype(np.float64))], tap=louder)
+
+    plain = start(p, [made], [gemma.new_caches(p.text, 40, np.dtype(np.float64))], tap=Recorder())
+    np.testing.assert_array_equal(logits_with(0), plain, strict=True)
+    assert np.abs(logits_with(-1) - plain).max() > 1e-3
 
 
 def test_a_step_beyond_the_capacity_is_refused(load) -> None:
