@@ -41,6 +41,7 @@ from npgemma.models.paligemma import Prompt, image_features, start, step
 
 FLOAT32 = np.dtype(np.float32)
 PREFIX = [2, 21603, 659, 108]  # <bos>, two words, newline
+REST = 0.3  # seconds after BLAS was at work: its threads wait for more, on the cores, for 0.12
 NOT_A_USERS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 
 
@@ -158,14 +159,14 @@ def task_side_by_side(folder: Path, repeats: int) -> dict[str, Any]:
 
     for _ in range(repeats):
         note("floor first", floor.products(floor.prompt))
+        time.sleep(REST)
         for name, run in runs.items():
             figures = run.first()
             note(f"{name} first", figures["first"])
             note(f"{name} vision", figures["vision"])
     for _ in range(4 * repeats):
-        time.sleep(0.1)  # BLAS's own threads go on waiting for a while, on the cores
         note("floor step", floor.products(floor.token))
-        time.sleep(0.1)
+        time.sleep(REST)
         for name, run in runs.items():
             note(f"{name} step", run.step())
     for name, run in runs.items():

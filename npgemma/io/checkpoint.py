@@ -15,7 +15,7 @@ import numpy as np
 from npgemma.errors import BadModel
 from npgemma.io.config import Config, TextConfig, VisionConfig
 from npgemma.io.safetensors import open_folder
-from npgemma.layers.matmul import row_blocks, widened
+from npgemma.layers.matmul import BLOCK, row_blocks, widened
 from npgemma.layers.ops import LayerNorm, RMSNorm
 from npgemma.layers.shapes import Array
 from npgemma.layers.threads import in_parallel
@@ -83,7 +83,7 @@ def expected_shapes(c: Config) -> dict[str, tuple[int, ...]]:
 def resident_copy(w: Array, dtype: np.dtype) -> Array:
     """`w` widened to `dtype`, a block at a time, in memory of its own."""
     copy = np.empty(w.shape, dtype)
-    for block in row_blocks(w.reshape(len(w), -1)):
+    for block in row_blocks(w.reshape(len(w), -1), BLOCK):
         copy[block] = widened(w[block], dtype)
     return copy
 

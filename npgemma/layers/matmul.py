@@ -15,9 +15,15 @@ from npgemma.layers.float16 import widen_float16
 from npgemma.layers.shapes import Array, Bits, Float, Int, Weight
 from npgemma.layers.threads import in_parallel
 
-# Elements of W in a block: read from memory as 1 MB of bfloat16, it is still in the second-level cache when its second
-# half is widened. Twice or half as many cost a fifth: the cache overflows, or threads wait for the interpreter.
+# Elements of W in a block that few rows of x meet: read from memory as 1 MB of bfloat16, it is still in the
+# second-level cache when its second half is widened. With half or twice as many a step takes 1.2 times as long: threads
+# wait for the interpreter, or the cache overflows.
 BLOCK = 1 << 19
+# The same for many rows, or where nothing is widened. There are fewer, since for each block BLAS copies x into tiles:
+# with half as many elements, the product that ends an MLP takes 1.3 times as long.
+LARGE_BLOCK = 1 << 20
+# A matrix of no more elements is one block: to share it would take longer than to multiply it.
+SMALL = 1 << 18
 # Up to this many rows of x, reading and widening W takes longer than multiplying.
 FEW_ROWS = 32
 # Multiply-adds in one product of few rows: up to 1e6, OpenBLAS multiplies W where it stands; beyond, it first copies W
@@ -44,7 +50,8 @@ def linear(
         y = linear_in_pairs(rows, w)
     else:
         y = np.empty((len(rows), len(w)), x.dtype)
-        in_parallel(lambda block: multiply(rows, widened(w[block], x.dtype), y[:, block]), row_blocks(w))
+        size = BLOCK if w.dtype != x.dtype and len(rows) <= FEW_ROWS else LARGE_BLOCK
+        in_parallel(lambda block: multiply(rows, widened(w[block], x.dtype), y[:, block]), row_blocks(w, size))
     if bias is not None:
         y += bias
     return y.reshape(*x.shape[:-1], len(w))
@@ -60,7 +67,7 @@ def linear_in_pairs(x: Float[Array, "T I"], w: Bits[Array, "O I"]) -> Float[Arra
         for (columns, widen_half), out in zip(halves, y, strict=True):
             multiply(columns, widen_half(w[block], words).astype(x.dtype, copy=False), out[:, block])
 
-    in_parallel(multiply_block, row_blocks(w))
+    in_parallel(multiply_block, row_blocks(w, BLOCK))
     return y[0] + y[1]
 
 
@@ -76,10 +83,11 @@ def multiply(x: Float[Array, "T I"], w: Float[Array, "O I"], out: Float[Array, "
         np.matmul(x, w.T, out=out)
 
 
-def row_blocks(w: Weight[Array, "O I"]) -> list[slice]:
-    """The rows of W in blocks of about BLOCK elements: one, or a multiple of four of them, so that cores share."""
-    count = math.ceil(w.size / BLOCK)
-    height = len(w) if count <= 1 else math.ceil(len(w) / math.ceil(count / 4) / 64) * 16
+def row_blocks(w: Weight[Array, "O I"], size: int) -> list[slice]:
+    """The rows of W in blocks of about `size` elements or less: one, or a multiple of four, so that cores share."""
+    height = len(w)
+    if w.size > SMALL:
+        height = math.ceil(len(w) / math.ceil(w.size / size / 4) / 64) * 16
     return [slice(start, start + height) for start in range(0, len(w), max(1, height))]
 
 

@@ -10,6 +10,7 @@ import pytest
 import tiny
 
 from npgemma.errors import BadModel
+from npgemma.io import checkpoint
 from npgemma.io.checkpoint import check, expected_shapes, load_paligemma, plain_name, read_tensors
 from npgemma.io.config import Config, TextConfig, VisionConfig, read_config
 from npgemma.layers import matmul
@@ -162,7 +163,8 @@ def test_resident_weights_are_the_same_numbers_in_memory_of_their_own(
     stored, dtype, block, reference, tmp_path, monkeypatch
 ):
     """Every one of them, those that need no widening too, however many blocks they are copied in."""
-    monkeypatch.setattr(matmul, "BLOCK", block)
+    monkeypatch.setattr(matmul, "SMALL", 1)
+    monkeypatch.setattr(checkpoint, "BLOCK", block)
     folder = tiny.write_folder(tmp_path, dtype=stored)
     mapped = arrays(load(folder))
     found = arrays(load_paligemma(folder, tiny.CONFIG, np.dtype(dtype)))

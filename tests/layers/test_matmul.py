@@ -18,6 +18,12 @@ def stored(numbers: np.ndarray, dtype: str) -> np.ndarray:
     return pack(numbers.astype(np.float32)) if dtype == "bfloat16" else numbers.astype(dtype)
 
 
+def cut(patch: pytest.MonkeyPatch, block: int) -> None:
+    """Blocks of about so many elements, however small the matrix."""
+    for name in ("BLOCK", "LARGE_BLOCK", "SMALL"):
+        patch.setattr(matmul, name, block)
+
+
 def whole_numbers(rng: np.random.Generator, *shape: int) -> np.ndarray:
     """-8 .. 8: every stored dtype holds them, and sums of a million products are exact in float32 in any order."""
     return rng.integers(-8, 9, shape).astype(np.float64)
@@ -61,7 +67,7 @@ def test_linear_is_the_sum_of_products(rows: int, inputs: int, outputs: int, bia
 @pytest.mark.parametrize("dtype", STORED)
 def test_no_block_edge_shows(block: int, rows: int, computed: str, dtype: str, monkeypatch) -> None:
     """5 x 13 weights in blocks of 1 row, 2, 4, 5 and more: whole numbers have exact sums, so not a bit differs."""
-    monkeypatch.setattr(matmul, "BLOCK", block)
+    cut(monkeypatch, block)
     rng = np.random.default_rng(0)
     x, w, bias = whole_numbers(rng, rows, 13), whole_numbers(rng, 5, 13), whole_numbers(rng, 5)
     y = linear(x.astype(computed), stored(w, dtype), bias.astype(np.float32))
@@ -181,7 +187,7 @@ def test_packed_weights_in_any_cut_are_within_the_bound_of_a_dot_product(
     w = pack(rng.standard_normal((outputs, inputs)).astype(np.float32))
     numbers = widen(w)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(matmul, "BLOCK", block)
+        cut(patch, block)
         patch.setattr(matmul, "PIECE", piece)
         packed, plain = linear(x, w), linear(x, numbers)
     assert packed.dtype == plain.dtype == x.dtype
@@ -227,7 +233,7 @@ def test_packed_weights_may_begin_at_any_byte_of_a_file(
     offset: int, inputs: int, rows: int, computed: str, monkeypatch
 ) -> None:
     """The length of a safetensors header is anybody's choice: two neighbours are then no aligned word."""
-    monkeypatch.setattr(matmul, "BLOCK", 200)
+    cut(monkeypatch, 200)
     rng = np.random.default_rng(0)
     x, w = whole_numbers(rng, rows, inputs), whole_numbers(rng, 41, inputs)
     file = np.frombuffer(bytes(offset) + stored(w, "bfloat16").tobytes(), np.uint8)
@@ -264,7 +270,7 @@ def test_packed_weights_may_begin_at_any_byte_of_a_file(
 )
 def test_weights_need_not_be_contiguous(view, rows: int, dtype: str, monkeypatch) -> None:
     """Neighbours in memory are then not neighbours in a row, and must not be taken for such."""
-    monkeypatch.setattr(matmul, "BLOCK", 100)
+    cut(monkeypatch, 100)
     rng = np.random.default_rng(0)
     w = whole_numbers(rng, 38, 24)
     weight, numbers = view(stored(w, dtype)), view(w)
@@ -277,7 +283,7 @@ def test_weights_need_not_be_contiguous(view, rows: int, dtype: str, monkeypatch
 @pytest.mark.parametrize("dtype", STORED)
 def test_rows_need_not_be_contiguous(dtype: str, rows: int, monkeypatch) -> None:
     """The columns of x are taken apart too: here they are every other one, and rows from the last to the first."""
-    monkeypatch.setattr(matmul, "BLOCK", 100)
+    cut(monkeypatch, 100)
     rng = np.random.default_rng(0)
     x, w = whole_numbers(rng, rows, 48).astype(np.float32), whole_numbers(rng, 38, 24)
     for view in (x[:, ::2], x[::-1, 24:], np.asfortranarray(x[:, :24])):
@@ -292,11 +298,11 @@ def test_neither_the_number_of_threads_nor_the_time_changes_a_bit(
     dtype: str, inputs: int, rows: int, use_threads, monkeypatch
 ) -> None:
     """A reference that answered otherwise on another machine, or the second time, would be none."""
-    monkeypatch.setattr(matmul, "BLOCK", 5000)
+    cut(monkeypatch, 5000)
     monkeypatch.setattr(matmul, "PIECE", 10000)
     rng = np.random.default_rng(0)
     x, w = rng.standard_normal((rows, inputs)).astype(np.float32), stored(rng.standard_normal((300, inputs)), dtype)
-    assert len(row_blocks(w)) > 4
+    assert len(row_blocks(w, matmul.BLOCK)) > 4
     results = []
     for count in (1, 1, 2, 2, 3):
         use_threads(count)
@@ -321,8 +327,8 @@ def test_a_result_is_not_the_memory_that_the_next_one_is_widened_into(dtype: str
 def test_row_blocks_cover_every_row_exactly_once(outputs: int, inputs: int, block: int) -> None:
     """In order; one block where all fits, else blocks of 16 rows or a multiple, the last one aside."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(matmul, "BLOCK", block)
-        blocks = row_blocks(np.broadcast_to(np.float32(0), (outputs, inputs)))
+        cut(patch, block)
+        blocks = row_blocks(np.broadcast_to(np.float32(0), (outputs, inputs)), block)
     rows = np.arange(outputs)
     np.testing.assert_array_equal(np.concatenate([rows[b] for b in blocks] or [rows]), rows, strict=True)
     if outputs and outputs * inputs <= block:
@@ -333,9 +339,12 @@ def test_row_blocks_cover_every_row_exactly_once(outputs: int, inputs: int, bloc
         assert all(len(rows[b]) * inputs <= max(block, 16 * inputs) * 2 for b in blocks)
 
 
+@pytest.mark.parametrize("size", [matmul.BLOCK, matmul.LARGE_BLOCK])
 @pytest.mark.parametrize(("outputs", "inputs"), [(257216, 2048), (16384, 2048), (2048, 16384), (4304, 1152)])
-def test_blocks_of_the_matrices_of_the_3b_model_are_near_the_size_that_is_wanted(outputs: int, inputs: int) -> None:
-    blocks = row_blocks(np.broadcast_to(np.float32(0), (outputs, inputs)))
+def test_blocks_of_the_matrices_of_the_3b_model_are_near_the_size_that_is_wanted(
+    outputs: int, inputs: int, size: int
+) -> None:
+    blocks = row_blocks(np.broadcast_to(np.float32(0), (outputs, inputs)), size)
     sizes = [min(b.stop, outputs) - b.start for b in blocks]
     assert sum(sizes) == outputs
-    assert matmul.BLOCK / 2 <= sizes[0] * inputs <= matmul.BLOCK * 2
+    assert size / 2 <= sizes[0] * inputs <= size * 2
