@@ -8,8 +8,9 @@ Each line of the table is a median. What is compared runs in turns: within one p
 processes that alternate. transformers is left out where it is not installed. OPENBLAS_CORETYPE and OPENBLAS_L2_SIZE
 are taken out of the environment: a user's machine has neither.
 
-- The floor of the first token: np.matmul of every matrix with as many rows as the prompt, in float32 and in memory.
-- The floor of a step: W @ x for every matrix that one token reads.
+- Bare products: np.matmul of every matrix with as many rows as the prompt has, in float32 and in memory; for a step, of
+  every matrix that one token reads, with one row.
+- Packed: bfloat16 as it is in the file. Resident: widened once.
 - 448 and 896 pixels: the same weights with a longer table of positions.
 """
 
@@ -334,69 +335,71 @@ def measure(folder: Path, rounds: int, repeats: int) -> dict[str, Any]:
     return figures
 
 
-def table(f: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(what, figure, what it is compared with)."""
+def columns(f: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The figures of each contestant, by the names of the table's rows; what was not measured is not there."""
     own, alone = f["side by side"], f["alone"]
-    floor, wait = own["floor first"], own["floor step"]
-    rows = [
-        ("bare float32 products: first token", f"{floor:.2f} s", ""),
-        ("bare float32 products: step", f"{wait:.3f} s", ""),
-    ]
+    found: dict[str, dict[str, float]] = {
+        "bare products": {"first token, s": own["floor first"], "step, s": own["floor step"]},
+        "packed": {"load, s": alone["load"], "peak memory, GB": alone["peak_gb"], WHOLE: f["caption"]["whole"]},
+        "resident": {"load, s": own["resident load"]},
+    }
     for name in ("packed", "resident"):
-        first, token, eight = (own[f"{name} {what}"] for what in ("first", "step", "step of 8"))
-        rows += [
-            (f"{name}: first token", f"{first:.2f} s", f"{first / floor:.2f} x the bare products"),
-            (f"{name}: of that, the picture", f"{own[f'{name} vision']:.2f} s", ""),
-            (f"{name}: step", f"{token:.3f} s", f"{token / wait:.2f} x the bare products"),
-            (f"{name}: step of 8 sequences", f"{eight:.3f} s", f"{8 * token / eight:.1f} x the tokens a second of one"),
-        ]
-    rows += [
-        ("packed: load", f"{alone['load']:.2f} s", ""),
-        ("resident: load", f"{own['resident load']:.1f} s", ""),
-        ("packed: first token of a process", f"{alone['cold']:.2f} s", ""),
-        ("packed: peak memory", f"{alone['peak_gb']:.2f} GB", f"{alone['own_gb']:.2f} GB of it not the memory map"),
-    ]
+        step, eight = own[f"{name} step"], own[f"{name} step of 8"]
+        found[name] |= {
+            "first token, s": own[f"{name} first"],
+            "of that, the picture": own[f"{name} vision"],
+            "step, s": step,
+            "step of 8 sequences, s": eight,
+            "tokens a second of 8, x those of 1": 8 * step / eight,
+        }
     for dtype in ("float32", "bfloat16"):
-        if (other := f.get(f"transformers {dtype}")) is None:
-            continue
-        steps = [own[f"{name} step"] / other["step"] for name in ("packed", "resident")]
-        same = sum(a == b for a, b in zip(alone["tokens"], other["tokens"], strict=False))
-        count = min(len(alone["tokens"]), len(other["tokens"]))
-        rows += [
-            (f"transformers {dtype}: load", f"{other['load']:.1f} s", ""),
-            (
-                f"transformers {dtype}: first token",
-                f"{other['first']:.2f} s",
-                f"packed takes {own['packed first'] / other['first']:.2f} x as long",
-            ),
-            (
-                f"transformers {dtype}: step",
-                f"{other['step']:.3f} s",
-                f"packed takes {steps[0]:.2f} x as long, resident {steps[1]:.2f} x",
-            ),
-            (
-                f"transformers {dtype}: peak memory",
-                f"{other['peak_gb']:.1f} GB",
-                f"{same} of {count} tokens are the same",
-            ),
-        ]
-    own_caption = f["caption"]["whole"]
-    rows.append(("whole process, 20 tokens: npgemma", f"{own_caption:.1f} s", ""))
+        if other := f.get(f"transformers {dtype}"):
+            found[f"transformers {dtype}"] = {
+                "load, s": other["load"],
+                "first token, s": other["first"],
+                "step, s": other["step"],
+                "peak memory, GB": other["peak_gb"],
+            }
     if other := f.get("caption transformers"):
-        ratio = f"{other['whole'] / own_caption:.2f} x as long"
-        rows.append(("whole process, 20 tokens: transformers bfloat16", f"{other['whole']:.1f} s", ratio))
+        found["transformers bfloat16"][WHOLE] = other["whole"]
+    for figures in found.values():
+        figures["first token, x the bare products"] = figures["first token, s"] / own["floor first"]
+        figures["step, x the bare products"] = figures["step, s"] / own["floor step"]
+    return found
+
+
+WHOLE = "process of 20 tokens, s"
+ROWS = (
+    *("load, s", "first token, s", "of that, the picture", "step, s", "step of 8 sequences, s"),
+    *("peak memory, GB", WHOLE, "first token, x the bare products", "step, x the bare products"),
+    "tokens a second of 8, x those of 1",
+)
+
+
+def report(f: dict[str, Any]) -> str:
+    """The table, and a line for each thing that has but one figure."""
+    found = columns(f)
+    lines = [f"| | {' | '.join(found)} |", "|---" * (len(found) + 1) + "|"]
+    for row in ROWS:
+        cells = (f"{figures[row]:.3g}" if row in figures else "" for figures in found.values())
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    lines.append("")
     for size in (448, 896):
         big = f[f"alone {size}"]
-        figures = f"{big['cold']:.1f} s, step {big['step']:.3f} s"
-        rows.append((f"{size} pixels: first token", figures, f"peak {big['peak_gb']:.2f} GB"))
-    exact = f["float64"]
-    rows += [
-        ("float64: first token", f"{exact['cold']:.1f} s", f"peak {exact['peak_gb']:.2f} GB"),
-        ("import npgemma, beyond NumPy", f"{f['import']['seconds']:.3f} s", ""),
-        ("npgemma --help", f"{f['help']['seconds']:.2f} s", ""),
-        ("npgemma demo", f"{f['demo']['seconds']:.2f} s", ""),
+        lines.append(f"{size} pixels: first token {big['cold']:.1f} s, peak memory {big['peak_gb']:.2f} GB")
+    exact, alone = f["float64"], f["alone"]
+    lines += [
+        f"float64: first token {exact['cold']:.1f} s, peak memory {exact['peak_gb']:.2f} GB",
+        f"first token of a process: {alone['cold']:.1f} s",
+        f"import npgemma, beyond NumPy: {f['import']['seconds']:.3f} s",
+        f"npgemma --help: {f['help']['seconds']:.2f} s; npgemma demo: {f['demo']['seconds']:.2f} s",
     ]
-    return rows
+    for dtype in ("float32", "bfloat16"):
+        if other := f.get(f"transformers {dtype}"):
+            pairs = list(zip(alone["tokens"], other["tokens"], strict=False))
+            same = sum(a == b for a, b in pairs)
+            lines.append(f"tokens that are those of transformers {dtype}: {same} of {len(pairs)}")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -413,10 +416,7 @@ def main() -> None:
         return
     begin = time.perf_counter()
     figures = measure(a.folder, a.rounds, a.repeats)
-    print(f"{machine()}; {(time.perf_counter() - begin) / 60:.0f} minutes\n")
-    print("| what | figure | beside |\n|---|---|---|")
-    for row in table(figures):
-        print(f"| {' | '.join(row)} |")
+    print(f"{machine()}; {(time.perf_counter() - begin) / 60:.0f} minutes\n\n{report(figures)}")
     if a.json:
         a.json.write_text(json.dumps({"machine": machine(), "figures": figures}, indent=1))
 
