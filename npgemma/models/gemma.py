@@ -58,6 +58,21 @@ class Attention:
     o: Weight[Array, "D N H"]
 
 
+def remember(
+    p: Attention,
+    x: Float[Array, "T D"],
+    positions: Int[Array, "T"],
+    segments: Sequence[Segment],
+    caches: Sequence[Cache],
+    tap: Tap = silent,
+) -> list[tuple[Array, Array]]:
+    """Each segment's rows leave their keys and values in its cache; returns the S keys and values each then holds."""
+    k = tap("k", project(x, p.k))
+    v = tap("v", project(x, p.v))
+    k = tap("k_rope", rope(k, positions, p.theta))
+    return [cache.append(k[s.rows], v[s.rows]) for s, cache in zip(segments, caches, strict=True)]
+
+
 def attention(
     p: Attention,
     x: Float[Array, "T D"],
@@ -67,36 +82,9 @@ def attention(
     tap: Tap = silent,
 ) -> Float[Array, "T D"]:
     """Each segment's rows look at its cache and at themselves, as far as its mask lets them; the caches grow."""
-    seen = remember(p, x, positions, segments, caches, tap)
-    return recall(p, x, positions, segments, seen, tap)
-
-
-def remember(
-    p: Attention,
-    x: Float[Array, "T D"],
-    positions: Int[Array, "T"],
-    segments: Sequence[Segment],
-    caches: Sequence[Cache],
-    tap: Tap = silent,
-) -> list[tuple[Array, Array]]:
-    """The half of attention that fills the caches; returns the S keys and values that each of them holds then."""
-    k = tap("k", project(x, p.k))
-    v = tap("v", project(x, p.v))
-    k = tap("k_rope", rope(k, positions, p.theta))
-    return [cache.append(k[s.rows], v[s.rows]) for s, cache in zip(segments, caches, strict=True)]
-
-
-def recall(
-    p: Attention,
-    x: Float[Array, "T D"],
-    positions: Int[Array, "T"],
-    segments: Sequence[Segment],
-    seen: Sequence[tuple[Array, Array]],
-    tap: Tap = silent,
-) -> Float[Array, "T D"]:
-    """The half of attention that looks at what was `seen`."""
     q = tap("q", project(x, p.q))
     q = tap("q_rope", rope(q, positions, p.theta))
+    seen = remember(p, x, positions, segments, caches, tap)
     heads = np.empty_like(q)
     for i, ((rows, mask), (keys, values)) in enumerate(zip(segments, seen, strict=True)):
         heads[rows] = attend(q[rows], keys, values, mask, at(tap, f"segments.{i}"))
@@ -141,22 +129,6 @@ def block(
     return tap("out", x + mlp(p.mlp, h, at(tap, "mlp")))
 
 
-def last_rows_block(
-    p: Block,
-    x: Float[Array, "T D"],
-    positions: Int[Array, "T"],
-    segments: Sequence[Segment],
-    caches: Sequence[Cache],
-) -> Float[Array, "B D"]:
-    """`block` for the last row of each of B segments: of all others, only keys and values will be asked for."""
-    h = rms_norm(p.attn_norm, x)
-    seen = remember(p.attn, h, positions, segments, caches)
-    last = np.array([s.rows.stop - 1 for s in segments])
-    alone = [Segment(slice(i, i + 1), s.mask[-1:]) for i, s in enumerate(segments)]
-    x = x[last] + recall(p.attn, h[last], positions[last], alone, seen)
-    return x + mlp(p.mlp, rms_norm(p.mlp_norm, x))
-
-
 @dataclass(frozen=True)
 class Decoder:
     embedding: Weight[Array, "V D"]
@@ -196,11 +168,18 @@ def decoder_last_rows(
     segments: Sequence[Segment],
     caches: Sequence[Sequence[Cache]],
 ) -> Float[Array, "B D"]:
-    """`decoder`, but the last row of each of B segments alone: what the next tokens are chosen from."""
-    *before, (weights, *layer_caches) = zip(p.blocks, *caches, strict=True)
-    for earlier, *earlier_caches in before:
-        x = block(earlier, x, positions, segments, earlier_caches)
-    return rms_norm(p.norm, last_rows_block(weights, x, positions, segments, layer_caches))
+    """`decoder`, but the last row of each of B segments alone, which the next tokens are chosen from.
+
+    Of the others the last layer wants nothing but keys and values; then the last rows take it like any step.
+    """
+    *earlier, (last_block, *last_caches) = zip(p.blocks, *caches, strict=True)
+    for weights, *layer_caches in earlier:
+        x = block(weights, x, positions, segments, layer_caches)
+    others = [Segment(slice(rows.start, rows.stop - 1), mask[:-1]) for rows, mask in segments]
+    remember(last_block.attn, rms_norm(last_block.attn_norm, x), positions, others, last_caches)
+    ends = np.array([rows.stop - 1 for rows, _ in segments])
+    alone = [Segment(slice(i, i + 1), mask[-1:]) for i, (_, mask) in enumerate(segments)]
+    return rms_norm(p.norm, block(last_block, x[ends], positions[ends], alone, last_caches))
 
 
 def logits(p: Decoder, x: Float[Array, "T D"]) -> Float[Array, "T V"]:
