@@ -21,13 +21,9 @@ import ctypes
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass, replace
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -35,204 +31,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from bench_tasks import timed
 
-import npgemma
-from npgemma.models.gemma import Cache, new_caches
-from npgemma.models.paligemma import Prompt, image_features, start, step
+from npgemma.layers.threads import numpy_library
 
-FLOAT32 = np.dtype(np.float32)
-PREFIX = [2, 21603, 659, 108]  # <bos>, two words, newline
-REST = 0.3  # seconds after BLAS was at work: its threads wait for more, on the cores, for 0.12
+TASKS = Path(__file__).with_name("bench_tasks.py")
 NOT_A_USERS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
-
-
-# ------------------------------------------------------------------------------------------------- what is measured
-
-
-def timed(f: Callable[[], Any]) -> tuple[float, Any]:
-    begin = time.perf_counter()
-    result = f()
-    return time.perf_counter() - begin, result
-
-
-def pixels(model: npgemma.Model) -> np.ndarray:
-    side = model.config.vision.image_size
-    return np.random.default_rng(0).uniform(-1, 1, (1, 3, side, side)).astype(model.dtype)
-
-
-def input_ids(model: npgemma.Model) -> np.ndarray:
-    return np.array([model.config.image_token_index] * model.config.vision.num_patches + PREFIX)
-
-
-class Run:
-    """One sequence: `first` prefills it and chooses a token, `step` the next one."""
-
-    def __init__(self, model: npgemma.Model, capacity: int = 64) -> None:
-        self.model = model
-        self.ids, self.pixels = input_ids(model), pixels(model)
-        self.capacity = len(self.ids) + capacity
-
-    def first(self) -> dict[str, float]:
-        w = self.model.weights
-        vision, features = timed(lambda: image_features(w, self.pixels))
-        prompt = Prompt(self.ids, np.zeros_like(self.ids), features.reshape(-1, features.shape[-1]))
-        self.caches = [new_caches(w.text, self.capacity, self.model.dtype)]
-        rest, scores = timed(lambda: start(w, [prompt], self.caches))
-        self.tokens = [int(scores[0].argmax())]
-        return {"first": vision + rest, "vision": vision}
-
-    def step(self) -> float:
-        last = np.array(self.tokens[-1:] * len(self.caches))
-        seconds, scores = timed(lambda: step(self.model.weights, last, self.caches, self.model.dtype))
-        self.tokens.append(int(scores[0].argmax()))
-        return seconds
-
-    def multiply(self, count: int) -> None:
-        """Go on as `count` sequences of the same past."""
-        self.caches = [[copied(layer) for layer in self.caches[0]] for _ in range(count)]
-
-
-def copied(cache: Cache) -> Cache:
-    other = Cache(len(cache.keys), *cache.keys.shape[1:], cache.keys.dtype)
-    other.append(cache.keys[: cache.length], cache.values[: cache.length])
-    return other
-
-
-def matrices(part: Any) -> Iterator[np.ndarray]:
-    """Every weight of a model that meets rows, as [out, in]."""
-    if isinstance(part, tuple):
-        for each in part:
-            yield from matrices(each)
-    elif is_dataclass(part):
-        for field in fields(part):
-            value = getattr(part, field.name)
-            if isinstance(value, np.ndarray) and field.type.__metadata__[0][0] == "weight":
-                yield value.reshape(len(value), -1) if field.name == "o" else value.reshape(-1, value.shape[-1])
-            elif is_dataclass(value) or isinstance(value, tuple):
-                yield from matrices(value)
-
-
-class Floor:
-    """The products alone, as NumPy does them by itself."""
-
-    def __init__(self, model: npgemma.Model) -> None:
-        w = model.weights
-        patches = model.config.vision.num_patches
-        patch = w.vision.embedding.weight
-        seen = [patch.reshape(len(patch), -1), *matrices(w.vision.blocks), w.projector.weight]
-        self.prompt = [(m, patches) for m in seen]
-        self.prompt += [(m, patches + len(PREFIX)) for m in matrices(w.text.blocks)] + [(w.text.head, 1)]
-        self.token = [(m, 1) for m in matrices(w.text.blocks)] + [(w.text.head, 1)]
-        rng = np.random.default_rng(0)
-        sizes = {(m.shape, rows) for m, rows in self.prompt + self.token}
-        self.x = {(shape, rows): rng.standard_normal((rows, shape[1]), np.float32) for shape, rows in sizes}
-        self.y = {(shape, rows): np.empty((rows, shape[0]), np.float32) for shape, rows in sizes}
-
-    def products(self, work: list[tuple[np.ndarray, int]]) -> float:
-        begin = time.perf_counter()
-        for w, rows in work:
-            np.matmul(self.x[w.shape, rows], w.T, out=self.y[w.shape, rows])
-        return time.perf_counter() - begin
-
-
-def memory() -> dict[str, float]:
-    """Peak resident memory in GB, and how much of what is resident now is no map of a file."""
-    unit = 1 if platform.system() == "Darwin" else 1024
-    found = {"peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9}
-    status = Path("/proc/self/status")
-    if status.exists():
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        found["own_gb"] = int(lines["RssAnon"].split()[0]) * 1024 / 1e9
-    return found
-
-
-# ------------------------------------------------------------------------------------- tasks, each a process of its own
-
-
-def task_side_by_side(folder: Path, repeats: int) -> dict[str, Any]:
-    """The floor, packed weights and widened ones in turns; then 8 sequences at once."""
-    resident_load, resident = timed(lambda: npgemma.load(folder, resident=True))
-    floor, runs = Floor(resident), {"packed": Run(npgemma.load(folder)), "resident": Run(resident)}
-    found: dict[str, list[float]] = {}
-
-    def note(name: str, seconds: float) -> None:
-        found.setdefault(name, []).append(seconds)
-
-    for _ in range(repeats):
-        note("floor first", floor.products(floor.prompt))
-        time.sleep(REST)
-        for name, run in runs.items():
-            figures = run.first()
-            note(f"{name} first", figures["first"])
-            note(f"{name} vision", figures["vision"])
-    for _ in range(4 * repeats):
-        note("floor step", floor.products(floor.token))
-        time.sleep(REST)
-        for name, run in runs.items():
-            note(f"{name} step", run.step())
-    for name, run in runs.items():
-        run.multiply(8)
-        for _ in range(2 * repeats):
-            note(f"{name} step of 8", run.step())
-    return {name: median(times) for name, times in found.items()} | {"resident load": resident_load}
-
-
-def task_alone(folder: Path, dtype: str, steps: int, image_size: int) -> dict[str, Any]:
-    """Packed weights in a fresh process: load, the first token cold and warm, steps, memory."""
-    load, model = timed(lambda: npgemma.load(folder, dtype))
-    if image_size != model.config.vision.image_size:
-        model = at_size(model, image_size)
-    run = Run(model)
-    figures: dict[str, Any] = {"load": load, "cold": run.first()["first"]}
-    if steps:
-        figures["step"] = median(run.step() for _ in range(steps))
-    figures["tokens"] = run.tokens
-    return figures | memory()
-
-
-def at_size(model: npgemma.Model, image_size: int) -> npgemma.Model:
-    """The model for pictures of another size: with positions as long as it takes."""
-    vision = replace(model.config.vision, image_size=image_size)
-    embedding = model.weights.vision.embedding
-    longer = replace(embedding, position=np.resize(embedding.position, (vision.num_patches, vision.hidden_size)))
-    weights = replace(model.weights, vision=replace(model.weights.vision, embedding=longer))
-    return npgemma.Model(model.folder, replace(model.config, vision=vision), weights, model.dtype)
-
-
-def task_caption(folder: Path) -> dict[str, Any]:
-    """Twenty tokens about a picture, greedily."""
-    model = npgemma.load(folder)
-    return {"tokens": model.generate_ids(input_ids(model), pixels(model), 20, eos_ids=())}
-
-
-def task_transformers(folder: Path, dtype: str, firsts: int, steps: int) -> dict[str, Any]:
-    """The same prompt in transformers: load, first token cold and warm, steps, memory."""
-    import torch
-    from transformers import PaliGemmaForConditionalGeneration
-
-    torch.set_grad_enabled(False)
-    kind = getattr(torch, dtype)
-    load, model = timed(lambda: PaliGemmaForConditionalGeneration.from_pretrained(folder, dtype=kind))
-    own = npgemma.load(folder)
-    ids, picture = torch.from_numpy(input_ids(own))[None], torch.from_numpy(pixels(own)).to(kind)
-
-    def first() -> Any:
-        types = torch.zeros_like(ids)
-        return model(input_ids=ids, pixel_values=picture, token_type_ids=types, use_cache=True, logits_to_keep=1)
-
-    figures: dict[str, Any] = {"load": load}
-    for name in ("cold", "first")[:firsts]:
-        figures[name], out = timed(first)
-    past, tokens, times = out.past_key_values, [int(out.logits[0, -1].argmax())], []
-    for _ in range(steps):
-        last = torch.tensor([[tokens[-1]]])
-        seconds, out = timed(lambda last=last: model(input_ids=last, past_key_values=past, use_cache=True))
-        times.append(seconds)
-        tokens.append(int(out.logits[0, -1].argmax()))
-    return figures | {"step": median(times), "tokens": tokens} | memory()
-
-
-TASKS = {f.__name__.removeprefix("task_"): f for f in (task_side_by_side, task_alone, task_caption, task_transformers)}
 
 
 # ---------------------------------------------------------------------------------------------------------- processes
@@ -246,7 +50,7 @@ def in_a_process(task: str, folder: Path, **arguments: Any) -> dict[str, Any]:
     """What a task finds, and `whole`: the seconds from starting its process to its end."""
     print(f"  {task} {' '.join(map(str, arguments.values()))}", file=sys.stderr, flush=True)
     read_once(folder)
-    command = [sys.executable, __file__, str(folder), "--task", task, "--arguments", json.dumps(arguments)]
+    command = [sys.executable, str(TASKS), str(folder), task, json.dumps(arguments)]
     whole, done = timed(lambda: subprocess.run(command, env=environment(), capture_output=True, text=True, check=False))
     if done.returncode:
         raise SystemExit(f"{task} failed:\n{done.stderr}")
@@ -284,9 +88,8 @@ def machine() -> str:
     info = Path("/proc/cpuinfo")
     names = [line.split(": ")[1] for line in info.read_text().splitlines() if line.startswith("model name")]
     processor = names[0] if names else platform.processor()
-    library = ctypes.CDLL(import_module("numpy._core._multiarray_umath").__file__)
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    kernels = getattr(library, "scipy_openblas_get_corename64_", None)
+    kernels = getattr(numpy_library(), "scipy_openblas_get_corename64_", None)
     chosen = ""
     if kernels:
         kernels.restype = ctypes.c_char_p
@@ -408,12 +211,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="processes of each kind (default: 2)")
     parser.add_argument("--repeats", type=int, default=3, help="first tokens in a process (default: 3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep every figure")
-    parser.add_argument("--task", choices=TASKS, help=argparse.SUPPRESS)
-    parser.add_argument("--arguments", type=json.loads, help=argparse.SUPPRESS)
     a = parser.parse_args()
-    if a.task:
-        print(json.dumps(TASKS[a.task](a.folder, **a.arguments)))
-        return
     begin = time.perf_counter()
     figures = measure(a.folder, a.rounds, a.repeats)
     print(f"{machine()}; {(time.perf_counter() - begin) / 60:.0f} minutes\n\n{report(figures)}")

@@ -80,14 +80,6 @@ def expected_shapes(c: Config) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def resident_copy(w: Array, dtype: np.dtype) -> Array:
-    """`w` widened to `dtype`, a block at a time, in memory of its own."""
-    copy = np.empty(w.shape, dtype)
-    for block in row_blocks(w.reshape(len(w), -1), BLOCK):
-        copy[block] = widened(w[block], dtype)
-    return copy
-
-
 def check(tensors: Mapping[str, Array], config: Config, where: Path) -> None:
     """BadModel, naming every tensor that is missing, unexpected or of another shape than the config asks for."""
     expected = expected_shapes(config)
@@ -196,6 +188,15 @@ def decoder(s: Scope, c: TextConfig) -> gemma.Decoder:
     return gemma.Decoder(table, blocks, rms_norm(s.at("norm"), c.rms_norm_eps), s.tensors.get(HEAD, table))
 
 
+def resident_copy(w: Array, dtype: np.dtype) -> Array:
+    """`w` widened to `dtype`, a block at a time, in memory of its own."""
+    copy = np.empty(w.shape, dtype)
+    in_parallel(
+        lambda block: copy.__setitem__(block, widened(w[block], dtype)), row_blocks(w.reshape(len(w), -1), BLOCK)
+    )
+    return copy
+
+
 def load_paligemma(folder: Path, config: Config, resident: np.dtype | None = None) -> PaliGemma:
     """The weights of a folder. Matrices stay what they are on disk; norms, biases and positions become float32.
 
@@ -205,7 +206,7 @@ def load_paligemma(folder: Path, config: Config, resident: np.dtype | None = Non
     """
     tensors = read_tensors(folder, config)
     if resident is not None:
-        in_parallel(lambda name: tensors.update({name: resident_copy(tensors[name], resident)}), list(tensors))
+        tensors = {name: resident_copy(w, resident) for name, w in tensors.items()}
     s = Scope(tensors)
     p = s.at("multi_modal_projector")
     projector = Projector(p.matrix("linear"), p.vector("linear.bias"))

@@ -73,6 +73,11 @@ def pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="npgemma")
 
 
+def numpy_library() -> ctypes.CDLL:
+    """The extension module that does NumPy's products; a name is looked for in the BLAS it is linked with, too."""
+    return ctypes.CDLL(import_module("numpy._core._multiarray_umath").__file__)
+
+
 class Blas:
     """The thread count of the BLAS that NumPy was built with: one number for the whole process."""
 
@@ -84,8 +89,7 @@ class Blas:
     @functools.cached_property
     def switch(self) -> tuple[Callable[[], int], Callable[[int], Any]] | None:
         """OpenBLAS's functions that get and set the count, by whichever name it was built with."""
-        # the extension module that does NumPy's products; a name is looked for in what it is linked with, too
-        library = ctypes.CDLL(import_module("numpy._core._multiarray_umath").__file__)
+        library = numpy_library()
         for prefix in ("scipy_openblas", "openblas"):
             for suffix in ("64_", ""):
                 get = getattr(library, f"{prefix}_get_num_threads{suffix}", None)
