@@ -10,7 +10,7 @@ import numpy as np
 
 from npgemma.errors import BadModel
 from npgemma.layers.shapes import Array, Float
-from npgemma.layers.taps import Tap, silent
+from npgemma.layers.taps import Tap, at, silent
 from npgemma.models.gemma import new_caches
 from npgemma.models.paligemma import PaliGemma, Prompt, start, step
 from npgemma.sampling import Sampling, choose
@@ -55,7 +55,8 @@ def generate_tokens(
         going = [token.row for token in tokens]
         if not going:
             return
-        scores = step(p, np.array([token.id for token in tokens]), [caches[row] for row in going], dtype, tap=tap)
+        ids, heard = np.array([token.id for token in tokens]), at(tap, f"steps.{count}")
+        scores = step(p, ids, [caches[row] for row in going], dtype, tap=heard)
 
 
 def pick(

@@ -115,7 +115,7 @@ def test_a_token_is_given_before_the_next_is_computed(model):
     computed: list[str] = []
 
     def tap(name, x):
-        computed.extend([name] * (name == "logits"))
+        computed.extend([name] * name.endswith("logits"))
         return x
 
     tokens = generate_tokens(model, prompts(model, [0, 1]), NEW, Sampling(), NEVER, V, tap)
@@ -129,14 +129,14 @@ def test_a_token_is_given_before_the_next_is_computed(model):
 
 
 def test_a_tap_hears_the_logits_of_every_row_that_is_still_going(model):
+    """Those of a step under a name of its own."""
     free = [ids(each) for each in generate(model, [0, 1, 2])]
-    taps = Recorder("logits")
-    end = free[0][0]
-    shapes = []
-    for _ in generate_tokens(model, prompts(model, [0, 1, 2]), NEW, Sampling(), (end,), V, taps):
-        shapes.append(taps["logits"].shape)
-    assert shapes[0] == (3, V)
-    assert shapes[-1][0] < 3
+    taps = Recorder("*logits")
+    for _ in generate_tokens(model, prompts(model, [0, 1, 2]), NEW, Sampling(), (free[0][0],), V, taps):
+        pass
+    assert list(taps) == ["logits", *(f"steps.{count}.logits" for count in range(1, NEW))]
+    assert taps["logits"].shape == (3, V)
+    assert len(taps[f"steps.{NEW - 1}.logits"]) < 3
 
 
 # ---------------------------------------------------------------------------------------------------------------- ends

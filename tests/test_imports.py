@@ -21,7 +21,8 @@ PARTS = {
     "tasks": {"errors", "layers", "models"},
     "model": {"errors", "layers", "models", "io", "sampling", "generate", "tasks"},
     "__init__": {"errors", "layers", "models", "io", "sampling", "generate", "tasks", "model"},
-    "cli": {"__init__", "errors", "layers", "models", "io", "sampling", "generate", "tasks", "model"},
+    "golden": {"__init__", "errors", "layers", "models", "io", "model"},
+    "cli": {"__init__", "errors", "layers", "models", "io", "sampling", "generate", "tasks", "model", "golden"},
     "__main__": {"cli"},
 }
 # The same, module by module, where a part has an order of its own.
@@ -32,6 +33,7 @@ MODULES = {
         "bfloat16": {"shapes"},
         "taps": {"shapes"},
         "threads": set(),
+        "rounding": {"shapes", "bfloat16", "taps"},
         "float16": {"shapes"},
         "matmul": {"shapes", "bfloat16", "float16", "taps", "threads"},
         "ops": {"shapes", "bfloat16", "taps", "threads", "matmul"},

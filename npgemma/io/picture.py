@@ -16,6 +16,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from npgemma.errors import BadPicture
 from npgemma.layers.shapes import Array, Float
+from npgemma.layers.taps import Tap, silent
 
 FORMATS = (
     "PNG",
@@ -124,7 +125,7 @@ def eight_bits(gray: Array) -> Array:
     return np.rint(gray / 257 if deep else gray).astype(np.uint8)
 
 
-def pixel_values(images: Sequence[Image.Image], side: int) -> Float[Array, "B 3 Y X"]:
+def pixel_values(images: Sequence[Image.Image], side: int, tap: Tap = silent) -> Float[Array, "B 3 Y X"]:
     """RGB images as float32 in -1 .. 1: squashed to a square (bicubic, antialiased, 8 bits), (u8/255 - 0.5) / 0.5.
 
     The aspect ratio is not kept: PaliGemma never saw it. The division by 255 is a product with 1/255 in float64,
@@ -132,7 +133,7 @@ def pixel_values(images: Sequence[Image.Image], side: int) -> Float[Array, "B 3 
     """
     values = np.empty((len(images), 3, side, side), np.float32)
     for i, image in enumerate(images):
-        small = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
+        small = tap(f"pictures.{i}.resized", np.asarray(image.resize((side, side), Image.Resampling.BICUBIC)))
         unit = (small.astype(np.float64) * (1 / 255)).astype(np.float32)
         values[i] = ((unit - np.float32(0.5)) / np.float32(0.5)).transpose(2, 0, 1)
     return values

@@ -10,6 +10,7 @@ from npgemma.errors import BadPrompt
 from npgemma.io.picture import Picture, pixel_values, read_picture
 from npgemma.io.tokenizer import IMAGE, Tokenizer
 from npgemma.layers.shapes import Array, Float
+from npgemma.layers.taps import Tap, silent
 
 Pictures: TypeAlias = Picture | Sequence[Picture]
 
@@ -33,7 +34,7 @@ class Processor:
         self.tokens_per_image = tokens_per_image
         self.bos_id = bos_id
 
-    def __call__(self, images: Sequence[Pictures], text: Sequence[str]) -> Inputs:
+    def __call__(self, images: Sequence[Pictures], text: Sequence[str], tap: Tap = silent) -> Inputs:
         """`images` holds for each prompt of `text` a picture or a sequence of pictures (an empty one for text alone).
 
         Raises BadPrompt if they do not pair up, BadPicture for a picture that cannot be read.
@@ -50,7 +51,7 @@ class Processor:
         return Inputs(
             ids,
             [np.zeros(len(row), np.int64) for row in ids],
-            pixel_values(read, self.side),
+            pixel_values(read, self.side, tap),
             [len(p) for p in per_prompt],
         )
 

@@ -90,9 +90,16 @@ def gelu(x: Float[Array, "*R"]) -> Float[Array, "*R"]:
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
 
 
-@by_rows
-def geglu(gate: Float[Array, "*R"], up: Float[Array, "*R"]) -> Float[Array, "*R"]:
+def geglu(gate: Float[Array, "*R"], up: Float[Array, "*R"], tap: Tap = silent) -> Float[Array, "*R"]:
     """y = gelu(gate) * up. Source: Shazeer 2020, equation 6."""
+    if tap is silent:
+        return gelu_times(gate, up)
+    return tap("act", gelu(gate)) * up
+
+
+@by_rows
+def gelu_times(gate: Float[Array, "*R"], up: Float[Array, "*R"]) -> Float[Array, "*R"]:
+    """`geglu` in one pass: the product is taken while gelu(gate) is in the cache."""
     return gelu(gate) * up
 
 
@@ -101,12 +108,19 @@ def softmax(x: Float[Array, "*R S"]) -> Float[Array, "*R S"]:
 
     -inf becomes exactly 0. A row must hold one finite number: a row of nothing but -inf has no softmax.
     """
-    y = np.exp(x - x.max(-1, keepdims=True))
+    y = exponentials(x)
     y /= y.sum(-1, keepdims=True)
     return y
 
 
-def rope(x: Float[Array, "T N H"], positions: Int[Array, "T"], theta: float) -> Float[Array, "T N H"]:
+def exponentials(x: Float[Array, "*R S"]) -> Float[Array, "*R S"]:
+    """y = exp(x - max x), the maximum over the last axis: a softmax before it is divided by its sum."""
+    return np.exp(x - x.max(-1, keepdims=True))
+
+
+def rope(
+    x: Float[Array, "T N H"], positions: Int[Array, "T"], theta: float, tap: Tap = silent
+) -> Float[Array, "T N H"]:
     """Rotary position embedding: turns pair j of every head by the angle position * theta^(-2j/H).
 
         y[j]       = x[j] cos - x[j + H/2] sin
@@ -117,10 +131,12 @@ def rope(x: Float[Array, "T N H"], positions: Int[Array, "T"], theta: float) -> 
     off by 1e-4 radians, which no later precision could mend.
     """
     half = x.shape[-1] // 2
-    angle = positions[:, None] * theta ** (-np.arange(half) / half)
-    cos, sin = (f(angle)[:, None, :].astype(x.dtype) for f in (np.cos, np.sin))
+    angle = tap("angle", positions[:, None] * tap("frequencies", theta ** (-np.arange(half) / half)))
+    cos, sin = (tap(f.__name__, f(angle).astype(x.dtype))[:, None, :] for f in (np.cos, np.sin))
     first, second = x[..., :half], x[..., half:]
-    return np.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
+    x_cos = tap("x_cos", np.concatenate([first * cos, second * cos], -1))
+    x_sin = tap("x_sin", np.concatenate([-second * sin, first * sin], -1))
+    return x_cos + x_sin
 
 
 def attend(
@@ -144,13 +160,13 @@ def attend(
     q = q.reshape(rows, groups, -1, width).transpose(1, 2, 0, 3)  # K N/K T H
     keys, values = keys.transpose(1, 2, 0), values.transpose(1, 0, 2)  # K H S, K S H
 
-    def score(block: Block) -> Array:
+    def dot(block: Block) -> Array:
         asking = q[block]
         folded = asking.reshape(len(asking), -1, width)
-        return (folded @ keys[block[0]] * width**-0.5).reshape(*asking.shape[:-1], seen)
+        return (folded @ keys[block[0]]).reshape(*asking.shape[:-1], seen)
 
-    def weigh(block: Block, scores: Array) -> Array:
-        return softmax(np.where(mask[block[2]], scores, -np.inf))
+    def masked(block: Block, scores: Array) -> Array:
+        return np.where(mask[block[2]], scores, -np.inf)
 
     def mix(block: Block, probs: Array) -> Array:
         folded = probs.reshape(len(probs), -1, seen)
@@ -163,13 +179,18 @@ def attend(
         in_parallel(lambda block: y.__setitem__(block, f(block)), blocks)
         return y
 
+    def shown(name: str, x: Array) -> Array:
+        return tap(name, x.reshape(heads, rows, seen)).reshape(x.shape)
+
+    scale = width**-0.5
     if tap is silent:
-        mixed = every(lambda block: mix(block, weigh(block, score(block))), width)
+        mixed = every(lambda block: mix(block, softmax(masked(block, dot(block) * scale))), width)
     else:
-        scores = every(score, seen)
-        scores = tap("scores", scores.reshape(heads, rows, seen)).reshape(scores.shape)
-        probs = every(lambda block: weigh(block, scores[block]), seen)
-        probs = tap("probs", probs.reshape(heads, rows, seen)).reshape(scores.shape)
+        dots = shown("dots", every(dot, seen))
+        scores = shown("scores", dots * scale)
+        exps = every(lambda block: exponentials(masked(block, scores[block])), seen)
+        sums = exps.sum(-1, keepdims=True)
+        probs = shown("probs", shown("exp", exps) / sums)
         mixed = every(lambda block: mix(block, probs[block]), width)
     return mixed.transpose(2, 0, 1, 3).reshape(rows, heads, width)
 

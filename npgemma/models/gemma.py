@@ -69,8 +69,13 @@ def remember(
     """Each segment's rows leave their keys and values in its cache; returns the S keys and values each then holds."""
     k = tap("k", project(x, p.k))
     v = tap("v", project(x, p.v))
-    k = tap("k_rope", rope(k, positions, p.theta))
-    return [cache.append(k[s.rows], v[s.rows]) for s, cache in zip(segments, caches, strict=True)]
+    k = tap("k_rope", rope(k, positions, p.theta, at(tap, "k_rope")))
+    seen = []
+    for i, (segment, cache) in enumerate(zip(segments, caches, strict=True)):
+        hear = at(tap, f"segments.{i}")
+        keys, values = cache.append(k[segment.rows], v[segment.rows])
+        seen.append((hear("keys", keys), hear("values", values)))
+    return seen
 
 
 def attention(
@@ -83,7 +88,7 @@ def attention(
 ) -> Float[Array, "T D"]:
     """Each segment's rows look at its cache and at themselves, as far as its mask lets them; the caches grow."""
     q = tap("q", project(x, p.q))
-    q = tap("q_rope", rope(q, positions, p.theta))
+    q = tap("q_rope", rope(q, positions, p.theta, at(tap, "q_rope")))
     seen = remember(p, x, positions, segments, caches, tap)
     heads = np.empty_like(q)
     for i, ((rows, mask), (keys, values)) in enumerate(zip(segments, seen, strict=True)):
@@ -102,7 +107,7 @@ def mlp(p: MLP, x: Float[Array, "T D"], tap: Tap = silent) -> Float[Array, "T D"
     """y = down(gelu(gate x) * up x). Source: GeGLU, Shazeer 2020."""
     gate = tap("gate", linear(x, p.gate))
     up = tap("up", linear(x, p.up))
-    hidden = tap("hidden", geglu(gate, up))
+    hidden = tap("hidden", geglu(gate, up, tap))
     return tap("out", linear(hidden, p.down))
 
 
@@ -137,9 +142,10 @@ class Decoder:
     head: Weight[Array, "V D"]
 
 
-def embed_tokens(p: Decoder, input_ids: Int[Array, "T"], dtype: np.dtype) -> Float[Array, "T D"]:
+def embed_tokens(p: Decoder, input_ids: Int[Array, "T"], dtype: np.dtype, tap: Tap = silent) -> Float[Array, "T D"]:
     """x[t] = sqrt(D) embedding[id of t]; sqrt(D) is rounded to `dtype` before it multiplies."""
-    return embed(input_ids, p.embedding, dtype) * math.sqrt(p.embedding.shape[1])
+    scale = tap("scale", np.array(math.sqrt(p.embedding.shape[1]), dtype))
+    return embed(input_ids, p.embedding, dtype) * scale
 
 
 def new_caches(p: Decoder, capacity: int, dtype: np.dtype) -> list[Cache]:

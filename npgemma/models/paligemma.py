@@ -54,11 +54,13 @@ class Prompt(NamedTuple):
 
 def image_features(p: PaliGemma, pixel_values: Float[Array, "B C Y X"], tap: Tap = silent) -> Float[Array, "B P D"]:
     """Each picture as P rows of the decoder's width: what its image tokens are replaced with."""
-    seen = vision_tower(p.vision, pixel_values, at(tap, "vision"))
+    seen = vision_tower(p.vision, tap("pixel_values", pixel_values), at(tap, "vision"))
     return tap("projector", linear(seen, p.projector.weight, p.projector.bias))
 
 
-def embed_prompt(p: PaliGemma, input_ids: Int[Array, "T"], image_rows: Float[Array, "R D"]) -> Float[Array, "T D"]:
+def embed_prompt(
+    p: PaliGemma, input_ids: Int[Array, "T"], image_rows: Float[Array, "R D"], tap: Tap = silent
+) -> Float[Array, "T D"]:
     """Text tokens are looked up and scaled; the R image tokens become the image rows, in order and unscaled.
 
     Raises ValueError unless there is one image row an image token.
@@ -68,7 +70,7 @@ def embed_prompt(p: PaliGemma, input_ids: Int[Array, "T"], image_rows: Float[Arr
     if is_image.sum() != len(image_rows):
         raise ValueError(f"the ids hold {is_image.sum()} image tokens, the pictures give {len(image_rows)} rows")
     x[is_image] = image_rows
-    x[~is_image] = embed_tokens(p.text, input_ids[~is_image], x.dtype)
+    x[~is_image] = embed_tokens(p.text, input_ids[~is_image], x.dtype, tap)
     return x
 
 
@@ -80,7 +82,7 @@ def prefix_lm_mask(token_type_ids: Int[Array, "T"]) -> Bool[Array, "T T"]:
 
 
 def lay_out(
-    p: PaliGemma, prompts: Sequence[Prompt], first_position: int
+    p: PaliGemma, prompts: Sequence[Prompt], first_position: int, tap: Tap = silent
 ) -> tuple[Float[Array, "T D"], Int[Array, "T"], list[Segment]]:
     """All prompts as rows under each other: embeddings, positions, and which rows belong together.
 
@@ -89,12 +91,13 @@ def lay_out(
     """
     ends = np.cumsum([len(prompt.input_ids) for prompt in prompts])
     segments, positions, rows = [], [], []
-    for prompt, end in zip(prompts, ends.tolist(), strict=True):
-        length = len(prompt.input_ids)
-        segments.append(Segment(slice(end - length, end), prefix_lm_mask(prompt.token_type_ids)))
-        positions.append(np.arange(first_position, first_position + length))
-        rows.append(embed_prompt(p, prompt.input_ids, prompt.image_rows))
-    return np.concatenate(rows), np.concatenate(positions), segments
+    for i, (prompt, end) in enumerate(zip(prompts, ends.tolist(), strict=True)):
+        hear = at(tap, f"prompts.{i}")
+        ids, types = hear("input_ids", prompt.input_ids), hear("token_type_ids", prompt.token_type_ids)
+        segments.append(Segment(slice(end - len(ids), end), hear("mask", prefix_lm_mask(types))))
+        positions.append(np.arange(first_position, first_position + len(ids)))
+        rows.append(embed_prompt(p, ids, prompt.image_rows, at(tap, "text")))
+    return tap("text.embedding", np.concatenate(rows)), tap("positions", np.concatenate(positions)), segments
 
 
 def prefill(
@@ -105,8 +108,7 @@ def prefill(
     tap: Tap = silent,
 ) -> Float[Array, "T D"]:
     """Run whole prompts through the decoder; fills their caches, returns the hidden states of all their rows."""
-    x, positions, segments = lay_out(p, prompts, first_position)
-    return decoder(p.text, tap("text.embedding", x), positions, segments, caches, at(tap, "text"))
+    return decoder(p.text, *lay_out(p, prompts, first_position, tap), caches, at(tap, "text"))
 
 
 def start(
@@ -136,8 +138,9 @@ def step(
     """One more token for each of T sequences: the logits of the token after it. Everything cached is seen."""
     seen = [sequence[0].length + 1 for sequence in caches]
     segments = [Segment(slice(t, t + 1), np.ones((1, n), bool)) for t, n in enumerate(seen)]
-    positions = np.array(seen) - 1 + first_position
-    x = tap("text.embedding", embed_tokens(p.text, input_ids, dtype))
+    positions = tap("positions", np.array(seen) - 1 + first_position)
+    x = embed_tokens(p.text, tap("input_ids", input_ids), dtype, at(tap, "text"))
+    x = tap("text.embedding", x)
     x = decoder(p.text, x, positions, segments, caches, at(tap, "text"))
     return tap("logits", logits(p.text, x))
 

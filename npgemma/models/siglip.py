@@ -24,7 +24,9 @@ class PatchEmbedding:
     position: Float[Array, "P D"]
 
 
-def patch_embedding(p: PatchEmbedding, pixel_values: Float[Array, "B C Y X"]) -> Float[Array, "B P D"]:
+def patch_embedding(
+    p: PatchEmbedding, pixel_values: Float[Array, "B C Y X"], tap: Tap = silent
+) -> Float[Array, "B P D"]:
     """x[b p] = W patch[b p] + bias + position[p].
 
     A convolution whose stride is its kernel size is a linear layer on patches cut out side by side: no two share a
@@ -36,7 +38,7 @@ def patch_embedding(p: PatchEmbedding, pixel_values: Float[Array, "B C Y X"]) ->
     grid = side // size
     cut = pixel_values[:, :, : grid * size, : grid * size].reshape(images, channels, grid, size, grid, size)
     patches = cut.transpose(0, 2, 4, 1, 3, 5).reshape(images, grid * grid, channels * size * size)  # B P Chw
-    return linear(patches, p.weight.reshape(width, -1), p.bias) + p.position
+    return tap("patches", linear(patches, p.weight.reshape(width, -1), p.bias)) + p.position
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class VisionTower:
 
 def vision_tower(p: VisionTower, pixel_values: Float[Array, "B C Y X"], tap: Tap = silent) -> Float[Array, "B P D"]:
     """One row a patch, of each picture: pixel values in -1 .. 1, Y = X, P = (Y // patch size)^2."""
-    x = tap("embedding", patch_embedding(p.embedding, pixel_values))
+    x = tap("embedding", patch_embedding(p.embedding, pixel_values, at(tap, "embedding")))
     for i, weights in enumerate(p.blocks):
         x = block(weights, x, at(tap, f"layers.{i}"))
     return tap("norm", layer_norm(p.norm, x))

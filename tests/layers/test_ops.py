@@ -380,18 +380,21 @@ def test_a_row_that_sees_nothing_is_refused() -> None:
 
 
 def test_attend_taps_scores_before_the_mask_and_probabilities_after() -> None:
-    """[heads, rows, seen] both, head by head as the queries have them."""
+    """[heads, rows, seen] all of them, head by head as the queries have them."""
     q, keys, values = normal(3, 6, 10), normal(4, 2, 10, seed=1), normal(4, 2, 10, seed=2)
     mask = np.tri(3, 4, 1, bool)
     taps = Recorder()
     attend(q, keys, values, mask, taps)
     scores = np.einsum("tnh,snh->nts", q, keys.repeat(3, 1)) / math.sqrt(10)
+    np.testing.assert_allclose(taps["dots"], scores * math.sqrt(10), **FLOAT64)
     np.testing.assert_allclose(taps["scores"], scores, **FLOAT64)
-    np.testing.assert_allclose(taps["probs"], oracle.softmax(np.where(mask, scores, -np.inf)), **FLOAT64)
-    assert list(taps) == ["scores", "probs"]
+    probs = oracle.softmax(np.where(mask, scores, -np.inf))
+    np.testing.assert_allclose(taps["exp"], probs / probs.max(-1, keepdims=True), **FLOAT64)
+    np.testing.assert_allclose(taps["probs"], probs, **FLOAT64)
+    assert list(taps) == ["dots", "scores", "exp", "probs"]
 
 
-@pytest.mark.parametrize("name", ["scores", "probs"])
+@pytest.mark.parametrize("name", ["dots", "scores", "probs"])
 def test_a_tap_that_replaces_changes_what_attend_returns(name: str) -> None:
     """Uniform scores, or uniform probabilities, make every row the mean of the values."""
     values = normal(4, 1, 10)

@@ -18,10 +18,13 @@ C = tiny.CONFIG.text
 POSITIONS = np.array([3, 4, 5, 6, 7])
 MASK = oracle.prefix_lm_mask([0, 0, 0, 1, 1])
 
+ROPE_TAPS = ("frequencies", "angle", "cos", "sin", "x_cos", "x_sin")
 BLOCK_TAPS = [
-    *["attn_norm", "attn.q", "attn.q_rope", "attn.k", "attn.v", "attn.k_rope"],
-    *["attn.segments.0.scores", "attn.segments.0.probs", "attn.heads", "attn.out"],
-    *["mid", "mlp_norm", "mlp.gate", "mlp.up", "mlp.hidden", "mlp.out", "out"],
+    *["attn_norm", "attn.q", *(f"attn.q_rope.{name}" for name in ROPE_TAPS), "attn.q_rope"],
+    *["attn.k", "attn.v", *(f"attn.k_rope.{name}" for name in ROPE_TAPS), "attn.k_rope"],
+    *(f"attn.segments.0.{name}" for name in ("keys", "values", "dots", "scores", "exp", "probs")),
+    *["attn.heads", "attn.out"],
+    *["mid", "mlp_norm", "mlp.gate", "mlp.up", "mlp.act", "mlp.hidden", "mlp.out", "out"],
 ]
 
 

@@ -16,7 +16,8 @@ DTYPES = ["float32", "float64"]
 C = tiny.CONFIG.vision
 
 BLOCK_TAPS = [
-    *["attn_norm", "attn.q", "attn.k", "attn.v", "attn.pictures.0.scores", "attn.pictures.0.probs"],
+    *["attn_norm", "attn.q", "attn.k", "attn.v"],
+    *(f"attn.pictures.0.{name}" for name in ("dots", "scores", "exp", "probs")),
     *["attn.heads", "attn.out", "mid", "mlp_norm", "mlp.fc1", "mlp.hidden", "mlp.out", "out"],
 ]
 
@@ -161,7 +162,7 @@ def test_the_tower_taps_every_step(load) -> None:
     taps = Recorder()
     seen = vision_tower(load().vision, pictures(1), taps)
     layers = [f"layers.{i}.{name}" for i in range(C.num_hidden_layers) for name in BLOCK_TAPS]
-    assert list(taps) == ["embedding", *layers, "norm"]
+    assert list(taps) == ["embedding.patches", "embedding", *layers, "norm"]
     np.testing.assert_array_equal(taps["norm"], seen, strict=True)
     assert taps["layers.0.attn.pictures.0.probs"].shape == (C.num_attention_heads, C.num_patches, C.num_patches)
 
