@@ -15,3 +15,7 @@ class BadPicture(NpgemmaError):
 
 class BadPrompt(NpgemmaError):
     """A prompt, its ids or its number of pictures cannot be used."""
+
+
+class BadGolden(NpgemmaError):
+    """A golden file, a dump to compare with one, or a mapping of names cannot be used."""

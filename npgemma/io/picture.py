@@ -4,7 +4,6 @@ A path is read as a person would see it: turned upright by its EXIF tag. A PIL i
 are brought to RGB: transparency over white, 16 bits scaled to 8 and not clipped.
 """
 
-import os
 import struct
 import warnings
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from npgemma.errors import BadPicture
+from npgemma.io.writing import beside
 from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import Tap, silent
 
@@ -156,12 +156,8 @@ def write_picture(image: Image.Image, path: Path) -> None:
     or the file cannot be written.
     """
     kind = written_format(path)
-    beside = path.parent / f".npgemma-{os.getpid()}{path.suffix}"
     try:
-        try:
-            image.save(beside, kind)
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+        with beside(path) as temporary:
+            image.save(temporary, kind)
     except (OSError, ValueError) as error:
         raise BadPicture(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from None

@@ -21,8 +21,15 @@ from npgemma.layers.shapes import Array
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
 
-def open_file(path: Path) -> dict[str, Array]:
-    """The tensors of one file, mapped read-only. BadModel if it is missing, damaged, or of a dtype not in DTYPES."""
+def open_file(path: Path, dtypes: Mapping[str, np.dtype[Any]] = DTYPES) -> dict[str, Array]:
+    """The tensors of one file, mapped read-only. BadModel if it is missing, damaged, or of a dtype not in `dtypes`."""
+    return open_with_metadata(path, dtypes)[0]
+
+
+def open_with_metadata(
+    path: Path, dtypes: Mapping[str, np.dtype[Any]] = DTYPES
+) -> tuple[dict[str, Array], dict[str, str]]:
+    """`open_file`, and the strings that the file holds beside its tensors."""
     try:
         with safe_open(path, framework="numpy", backend="pread"):
             pass
@@ -35,8 +42,8 @@ def open_file(path: Path) -> dict[str, Array]:
     except (OSError, ValueError, SafetensorError) as error:
         hint = "is it still downloading, or a placeholder for a large file?"
         raise BadModel(f"{path} is not a usable safetensors file ({error}); {hint}") from None
-    header.pop("__metadata__", None)
-    return {name: tensor(data, entry, f"{path}: tensor {name!r}") for name, entry in header.items()}
+    metadata = header.pop("__metadata__", {})
+    return {name: tensor(data, entry, dtypes, f"{path}: tensor {name!r}") for name, entry in header.items()}, metadata
 
 
 def contents(path: Path) -> Array:
@@ -55,13 +62,13 @@ def named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def tensor(data: Array, entry: Mapping[str, Any], where: str) -> Array:
+def tensor(data: Array, entry: Mapping[str, Any], dtypes: Mapping[str, np.dtype[Any]], where: str) -> Array:
     """The view of `data` that a header entry describes; its sizes were checked when the file was opened."""
-    if entry["dtype"] not in DTYPES:
-        raise BadModel(f"{where} is stored as {entry['dtype']}; npgemma reads {', '.join(DTYPES)}")
+    if entry["dtype"] not in dtypes:
+        raise BadModel(f"{where} is stored as {entry['dtype']}; npgemma reads {', '.join(dtypes)}")
     start, end = entry["data_offsets"]
     try:
-        return data[start:end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        return data[start:end].view(dtypes[entry["dtype"]]).reshape(entry["shape"])
     except ValueError as error:
         raise BadModel(f"{where} of shape {entry['shape']}: {error}") from None
 

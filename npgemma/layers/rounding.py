@@ -11,7 +11,7 @@ The two schedules for bfloat16 were checked against transformers in bfloat16 on 
 with transformers' own inputs (tests/live/test_rounding.py).
 """
 
-from collections.abc import Mapping
+from typing import TypeAlias
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from npgemma.layers.bfloat16 import round_to_bfloat16
 from npgemma.layers.shapes import Array
 from npgemma.layers.taps import Tap
 
-Schedule = Mapping[str, str]
+Schedule: TypeAlias = dict[str, str]
 
 # What a framework that computes in float32 throughout makes of the rotary angles, which npgemma keeps in float64.
 FLOAT32: Schedule = dict.fromkeys(("frequencies", "angle"), "float32")
@@ -36,7 +36,7 @@ HF_EAGER: Schedule = FLOAT32 | dict.fromkeys((*_MODULES, "dots", "scores", "prob
 # by the sum.
 HF_SDPA: Schedule = FLOAT32 | dict.fromkeys((*_MODULES, "exp"), "bfloat16")
 
-SCHEDULES: Mapping[str, Schedule] = {"float32": FLOAT32, "hf_eager": HF_EAGER, "hf_sdpa": HF_SDPA}
+SCHEDULES: dict[str, Schedule] = {"float32": FLOAT32, "hf_eager": HF_EAGER, "hf_sdpa": HF_SDPA}
 
 
 def rounding(tap: Tap, schedule: Schedule) -> Tap:

@@ -1,4 +1,4 @@
-"""A schedule rounds the tensors it names and no others, to the dtype it names; the model goes on with what is rounded."""
+"""A schedule rounds the tensors it names and no others, to the dtype it names; the model goes on with what it made."""
 
 import numpy as np
 import pytest

@@ -1,0 +1,88 @@
+"""What fixes a run, as a golden file says it: hashes of everything read, versions, and the choices that implementations
+differ in. No time, host name or path: two runs say the same.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+
+from npgemma.golden.names import tap_name
+from npgemma.io.picture import Picture, read_picture
+from npgemma.io.tokenizer import TOKENIZER
+from npgemma.layers.rounding import FLOAT32, SCHEDULES
+from npgemma.model import Model
+
+# What npgemma computes where implementations disagree; the same for every golden file.
+POLICY = {
+    "positions": "from 1",
+    "mask": "the prefix sees all of itself, the suffix is causal",
+    "norm": "rms_norm times (1 + weight); layer_norm with the biased variance",
+    "scale": "text embeddings times sqrt(D), image features as they are; scores divided by sqrt(H)",
+    "gelu": "tanh",
+    "softmax": "largest score taken off first; rows not to be seen are exactly 0",
+    "rope": "half-split pairs; angles in float64 for the truth, in float32 for the envelopes",
+    "soft_caps": None,
+}
+PREPROCESSING = {
+    "backend": "pillow",
+    "resample": "bicubic, antialiased, 8 bits, aspect ratio not kept",
+    "rescale": "u8 * (1/255) in float64, rounded to float32, then (x - 0.5) / 0.5 in float32",
+}
+
+
+def describe(
+    model: Model, images: Sequence[Picture], prompt: str, taps: Sequence[str], schedule: str, wide: str
+) -> dict[str, Any]:
+    """The metadata of a golden file. `taps` are the names in it, in execution order; `wide` is its floats' dtype."""
+    return {
+        "case": {"prompt": prompt, "images": [image_hash(image) for image in images], "seed": None},
+        "model": model_hashes(model.folder) | {"truth_stored_as": wide},
+        "preprocessing": PREPROCESSING | {"pillow": PIL.__version__, "side": model.config.vision.image_size},
+        "tokenizer": {"sha256": file_hash(model.folder / TOKENIZER)},
+        "policy": POLICY,
+        "schedules": {
+            "float32": {"name": "float32", "rounds": FLOAT32},
+            "bfloat16": {"name": schedule, "rounds": SCHEDULES[schedule]},
+        },
+        "taps": [[name, tap_name(name).axes] for name in taps],
+        "versions": {"npgemma": installed_version(), "numpy": np.__version__, "blas": blas()},
+    }
+
+
+def model_hashes(folder: Path) -> dict[str, Any]:
+    """sha256 of the config and of each weight file, by file name."""
+    return {
+        "config": file_hash(folder / "config.json"),
+        "weights": {path.name: file_hash(path) for path in sorted(folder.glob("*.safetensors"))},
+    }
+
+
+def file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def image_hash(image: Picture) -> Mapping[str, str]:
+    """sha256 of a picture's file, or of the RGB pixels of one that is no file."""
+    if isinstance(image, (str, Path)):
+        return {"sha256": file_hash(Path(image)), "of": "file"}
+    rgb = read_picture(image)
+    return {"sha256": hashlib.sha256(repr(rgb.size).encode() + rgb.tobytes()).hexdigest(), "of": "pixels"}
+
+
+def installed_version() -> str:
+    try:
+        return version("npgemma")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def blas() -> str:
+    """Name and version of the library that NumPy multiplies with."""
+    found = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    return f"{found['name']} {found['version']}"
