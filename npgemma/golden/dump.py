@@ -3,6 +3,7 @@ debugger left in a folder. Everything in it is held to be wrong until it is seen
 """
 
 import json
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -117,7 +118,7 @@ def read_debugger(trees: list[Path]) -> dict[str, Array]:
     """What transformers.model_debugging_utils.model_addition_debugger_context(use_repr=False) left.
 
     A module's output has the module's name without that of the model's class; its inputs have `.inputs` and their place
-    after it: 'model.language_model.layers.0.inputs.args.0'.
+    after it: 'model.language_model.layers.0.inputs.args.0'. What the whole model got is 'inputs.kwargs.pixel_values'.
     """
     if len(trees) > 1:
         raise BadGolden(f"{trees[0].parent} holds {len(trees)} debugger trees; keep one run in a folder")
@@ -144,11 +145,17 @@ def read_debugger(trees: list[Path]) -> dict[str, Array]:
         node = waiting.pop()
         if not isinstance(node, dict) or not isinstance(node.get("module_path"), str):
             raise BadGolden(f"{trees[0]} is no debugger tree: a node without module_path")
-        name = node["module_path"].partition(".")[2] or "model"
-        collect(name, node.get("outputs"))
-        collect(f"{name}.inputs", node.get("inputs"))
+        name = node["module_path"].partition(".")[2]
+        collect(name or "outputs", node.get("outputs"))
+        collect(f"{name}.inputs".lstrip("."), node.get("inputs"))
         waiting += node.get("children", [])
-    return found
+    return {handed_on(name): x for name, x in found.items()}
+
+
+def handed_on(name: str) -> str:
+    """The input of layer 3 is what layer 2 returned: the debugger keeps no outputs of modules that have modules."""
+    match = re.fullmatch(r"(.+\.layers\.)([1-9]\d*)\.inputs\.args\.0", name)
+    return f"{match[1]}{int(match[2]) - 1}" if match else name
 
 
 def read_value(folder: Path, name: str, value: Any) -> Array:

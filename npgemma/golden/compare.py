@@ -1,0 +1,121 @@
+"""A dump against a golden file: a verdict for each tap, where rounding stops explaining the difference, and why.
+
+Nothing is paired by position and nothing passes by being left out: a tap that the port lacks, and a name of the port
+that nobody knows, make the comparison incomplete.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from npgemma.errors import BadGolden
+from npgemma.golden.diagnose import diagnose, diagnose_shape
+from npgemma.golden.dump import Dump
+from npgemma.golden.file import Golden
+from npgemma.golden.judge import Verdict, failed, judge, logit_facts
+from npgemma.golden.mapping import SAME_NAMES, NameMap, Pairing, fit, pair
+from npgemma.layers.shapes import Array
+
+
+@dataclass(frozen=True)
+class Report:
+    """`verdicts` in execution order. `replayed`: of each tap, how it follows from the port's own tensors before it."""
+
+    dtype: str
+    verdicts: Sequence[Verdict]
+    pairing: Pairing
+    logits: Mapping[str, Any] = field(default_factory=dict)
+    replayed: Sequence[Verdict] = ()
+
+    @property
+    def first_divergence(self) -> Verdict | None:
+        """The first tap that rounding does not explain."""
+        return next((verdict for verdict in self.verdicts if not verdict.explained), None)
+
+    @property
+    def culprits(self) -> list[Verdict]:
+        """The taps that are wrong though everything before them is taken as the port has it."""
+        return [verdict for verdict in self.replayed if not verdict.explained]
+
+    @property
+    def status(self) -> int:
+        """0 if rounding explains every tap, 1 if it does not, 3 if some could not be compared."""
+        if self.first_divergence or self.culprits:
+            return 1
+        return 3 if self.pairing.missing or self.pairing.unmapped else 0
+
+
+def compare(
+    golden: Golden,
+    dump: Dump,
+    names: NameMap = SAME_NAMES,
+    dtype: str | None = None,
+    allow_missing: Sequence[str] = (),
+) -> Report:
+    """Judge every tap of `golden` that `dump` has, by the envelope of `dtype`, or of what most of it is stored in.
+
+    `allow_missing` are globs of taps that the dump may lack. Raises BadGolden for a dump none of whose names is a
+    tap's, or two of whose names claim the same.
+    """
+    names = NameMap(names.rules, names.ignore, (*names.absent, *allow_missing))
+    pairing = pair(names, dump, golden.taps)
+    if not pairing.pairs:
+        raise BadGolden(
+            f"no name of the dump is a tap of the golden file (such as {next(iter(dump))!r}); use --preset or --map"
+        )
+    dtype = dtype or stored_dtype(dump, [theirs for theirs, _ in pairing.pairs.values()])
+    tensors = fitted(golden, dump, pairing)
+    verdicts = [
+        tensor if isinstance(tensor, Verdict) else verdict_of(golden, tap, pairing.pairs[tap][0], tensor, dtype)
+        for tap, tensor in tensors.items()
+    ]
+    facts = {
+        tap: logit_facts(tensor, golden.truth[tap], golden.envelopes[dtype][tap])
+        for tap, tensor in tensors.items()
+        if tap.endswith("logits") and isinstance(tensor, np.ndarray) and np.isfinite(tensor).all()
+    }
+    return Report(dtype, verdicts, pairing, facts)
+
+
+def stored_dtype(dump: Dump, names: Sequence[str]) -> str:
+    """'bfloat16' if most of the dump's floats are stored in 16 bits, else 'float32'."""
+    stored = [dump.dtypes[name] for name in names if "float" in dump.dtypes[name]]
+    return "bfloat16" if sum(name.endswith("16") for name in stored) * 2 > len(stored) else "float32"
+
+
+def fitted(golden: Golden, dump: Dump, pairing: Pairing) -> dict[str, Array | Verdict]:
+    """By tap, in execution order: the port's tensor in the truth's shape and a float64 one for floats, or why not."""
+    found: dict[str, Array | Verdict] = {}
+    for tap in golden.taps:
+        if tap not in pairing.pairs:
+            continue
+        theirs, rule = pairing.pairs[tap]
+        truth = golden.truth[tap]
+        try:
+            x = rule.apply(dump[theirs])
+        except (ValueError, IndexError) as error:
+            found[tap] = failed(tap, theirs, f"its rule does not fit shape {list(dump[theirs].shape)}: {error}")
+            continue
+        same = fit(x, truth.shape)
+        if same is None:
+            reason = f"shape {list(x.shape)}, expected {list(truth.shape)} ({golden.taps[tap]})"
+            verdict = failed(tap, theirs, reason)
+            found[tap] = with_diagnosis(verdict, diagnose_shape(tap, x, truth))
+        else:
+            found[tap] = same.astype(np.float64) if truth.dtype.kind == "f" else same
+    return found
+
+
+def verdict_of(golden: Golden, tap: str, theirs: str, x: Array, dtype: str) -> Verdict:
+    truth = golden.truth[tap]
+    verdict = judge(tap, theirs, x, truth, golden.envelopes[dtype].get(tap), dtype)
+    if verdict.explained or not np.isfinite(x).all():
+        return verdict
+    same_shape = {other: golden.truth[other] for other in golden.taps if golden.truth[other].shape == truth.shape}
+    return with_diagnosis(verdict, diagnose(tap, x, truth, same_shape))
+
+
+def with_diagnosis(verdict: Verdict, diagnosis: Sequence[str]) -> Verdict:
+    return Verdict(**vars(verdict) | {"diagnosis": tuple(diagnosis)})

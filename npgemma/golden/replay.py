@@ -1,0 +1,76 @@
+"""Replay: the reference on the port's own tensors, so that a mistake shows where it is made and not where it leads.
+
+The model runs once more, and wherever the port dumped a tensor, what the reference computed there is noted and the run
+goes on with the port's. So each tap is computed from the port's own tensors just before it, and what is wrong there is
+wrong between those and it, even when everything downstream differs:
+
+    ... -> port's x -> reference block -> y'      y' against the port's y: this block
+                       port's y -> next block -> z'      z' against the port's z: the next one
+
+Done in float64, and in the port's precision for the envelope.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from npgemma.errors import BadGolden
+from npgemma.golden.compare import Report, fitted
+from npgemma.golden.dump import Dump
+from npgemma.golden.file import Golden
+from npgemma.golden.judge import judge
+from npgemma.golden.provenance import model_hashes
+from npgemma.golden.record import Case, in_bfloat16, row_errors, run
+from npgemma.layers.rounding import FLOAT32, rounding
+from npgemma.layers.shapes import Array
+from npgemma.layers.taps import Tap
+from npgemma.model import Model
+
+
+def replay(model: Model, golden: Golden, dump: Dump, report: Report) -> Report:
+    """`report`, with a verdict for each tap on how it follows from the port's tensors before it.
+
+    Raises BadGolden if the golden file was not recorded from `model`.
+    """
+    hashes = model_hashes(model.folder)
+    if any(golden.metadata["model"][key] != hashes[key] for key in hashes):
+        raise BadGolden(f"{model.folder} is not the model that the golden file was recorded from; give that one")
+    given = {tap: x for tap, x in fitted(golden, dump, report.pairing).items() if isinstance(x, np.ndarray)}
+    exact = follow(model, golden, given, "float64")
+    honest = follow(model, golden, given, report.dtype)
+    verdicts = []
+    for verdict in report.verdicts:
+        tap = verdict.name
+        if tap in exact:
+            is_float = exact[tap].dtype.kind == "f"
+            envelope = row_errors(tap, honest[tap], exact[tap]) if is_float else None
+            verdicts.append(judge(tap, verdict.theirs, given[tap], exact[tap], envelope, report.dtype))
+    return Report(**vars(report) | {"replayed": verdicts})
+
+
+def follow(model: Model, golden: Golden, given: Mapping[str, Array], dtype: str) -> dict[str, Array]:
+    """What the reference makes of the port's tensors at each tap that the port has, in `dtype`."""
+    truth = golden.truth
+    ids = truth["generated_ids"].tolist()
+    case = Case(truth["pixel_values"], *prompt_of(golden), len(ids) - 1)
+    weights = in_bfloat16(model.weights) if dtype == "bfloat16" else model.weights
+    found: dict[str, Array] = {}
+
+    def swap(name: str, x: Array) -> Array:
+        if name not in given or name == "generated_ids":
+            return x
+        found[name] = x.copy()
+        return given[name].astype(x.dtype)
+
+    tap: Tap = swap
+    if dtype == "bfloat16":
+        tap = rounding(swap, golden.metadata["schedules"]["bfloat16"]["rounds"])
+    elif dtype == "float32":
+        tap = rounding(swap, FLOAT32)
+    run(model, weights, case, np.dtype("float64" if dtype == "float64" else "float32"), tap, ids)
+    return found
+
+
+def prompt_of(golden: Golden) -> tuple[Array, Array]:
+    ids, types = golden.truth["prompts.0.input_ids"], golden.truth["prompts.0.token_type_ids"]
+    return ids.astype(np.int64), types.astype(np.int64)

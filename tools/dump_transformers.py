@@ -1,0 +1,241 @@
+"""Dump what transformers' PaliGemma computes, under transformers' own names, as the author of a port would.
+
+    python tools/dump_transformers.py npgemma/assets/tiny npgemma/assets/sample.png "caption en" -o dump.safetensors
+    npgemma compare golden.safetensors dump.safetensors --preset transformers
+
+A forward hook on every module keeps what it returns; a few keep what they are given, since no module returns it. With
+--bug, a mistake is planted in transformers' code first: each is one that ports have made.
+"""
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PaliGemmaForConditionalGeneration, masking_utils
+from transformers.models.gemma import modeling_gemma
+
+import npgemma
+
+# Modules whose inputs are kept too: the heads before they are mixed, the MLP's hidden row, the row between the halves.
+INPUTS = ("o_proj", "out_proj", "down_proj", "fc2", "post_attention_layernorm", "layer_norm2")
+
+
+def load_model(folder: Path, dtype: torch.dtype, attention: str) -> PaliGemmaForConditionalGeneration:
+    """The model of a folder; `attention` is 'eager' or 'sdpa'."""
+    model = PaliGemmaForConditionalGeneration.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
+    return model.eval()
+
+
+def make_inputs(folder: Path, picture: Path, prompt: str) -> dict[str, Tensor]:
+    """Ids, types and pixels as npgemma's processor makes them, which are transformers' own."""
+    inputs = npgemma.load(folder).processor([[picture]], [prompt])
+    return {
+        "input_ids": torch.from_numpy(inputs.input_ids[0])[None],
+        "token_type_ids": torch.from_numpy(inputs.token_type_ids[0])[None],
+        "pixel_values": torch.from_numpy(inputs.pixel_values),
+    }
+
+
+@torch.no_grad()
+def dump(
+    model: PaliGemmaForConditionalGeneration, inputs: dict[str, Tensor], ids: Sequence[int] = ()
+) -> dict[str, Tensor]:
+    """Every tensor of the prefill, and of a step for each of `ids` under `steps.{n}.`."""
+    found = dict(inputs)
+    with listening(model, found, ""):
+        out = model(**inputs, use_cache=True, logits_to_keep=1)
+    keep_cache(found, out.past_key_values, "")
+    for n, token in enumerate(ids, 1):
+        found[f"steps.{n}.input_ids"] = torch.tensor([[token]])
+        with listening(model, found, f"steps.{n}."):
+            out = model(found[f"steps.{n}.input_ids"], past_key_values=out.past_key_values, logits_to_keep=1)
+        keep_cache(found, out.past_key_values, f"steps.{n}.")
+    return {name: x.detach().clone().contiguous() for name, x in found.items()}
+
+
+def keep_cache(found: dict[str, Tensor], cache: object, scope: str) -> None:
+    for i, layer in enumerate(cache.layers):
+        found[f"{scope}past_key_values.{i}.key"] = layer.keys.clone()
+        found[f"{scope}past_key_values.{i}.value"] = layer.values.clone()
+
+
+def listening(model: PaliGemmaForConditionalGeneration, found: dict[str, Tensor], scope: str) -> ExitStack:
+    """While it is open, `found` hears every module. RuntimeError for one that runs twice: hooks would overwrite it."""
+    stack = ExitStack()
+    here = []  # the attention that is running: it rotates in a function, which knows no name
+
+    def keep(name: str, x: object) -> None:
+        if isinstance(x, Tensor):
+            if scope + name in found:
+                raise RuntimeError(f"{scope + name} was computed twice")
+            found[scope + name] = x.clone()
+
+    def keep_output(name: str) -> Callable:
+        def hook(module: object, args: tuple, kwargs: dict, output: object) -> None:
+            first = output[0] if isinstance(output, tuple) else output
+            keep(name, first)
+            if name.endswith("self_attn"):
+                keep(f"{name}.probs", output[1])
+            if name.endswith("rotary_emb"):
+                keep(f"{name}.sin", output[1])
+
+        return hook
+
+    def keep_input(name: str) -> Callable:
+        def hook(module: object, args: tuple, kwargs: dict) -> None:
+            if name.endswith("self_attn"):
+                here[:] = [name]
+            if name.rpartition(".")[2] in INPUTS:
+                keep(f"{name}.input", args[0])
+            if name.endswith("language_model.layers.0"):
+                keep("inputs_embeds", args[0])
+                keep("position_ids", kwargs["position_ids"])
+                keep_mask(kwargs["attention_mask"])
+
+        return hook
+
+    def keep_mask(mask: Tensor | None) -> None:
+        if mask is not None:
+            keep("attention_mask", mask if mask.dtype == torch.bool else mask == 0)
+
+    def rotate(q: Tensor, k: Tensor, *rest: object, **options: object) -> tuple[Tensor, Tensor]:
+        rotated = original(q, k, *rest, **options)
+        for name, x in zip(("q_rope", "k_rope"), rotated, strict=True):
+            keep(f"{here[0]}.{name}", x)
+        return rotated
+
+    original = modeling_gemma.apply_rotary_pos_emb
+    stack.enter_context(mock.patch.object(modeling_gemma, "apply_rotary_pos_emb", rotate))
+    for name, module in model.named_modules():
+        if name:
+            stack.callback(module.register_forward_hook(keep_output(name), with_kwargs=True).remove)
+            stack.callback(module.register_forward_pre_hook(keep_input(name), with_kwargs=True).remove)
+    return stack
+
+
+# ---------------------------------------------------------------------------------------------------------------- bugs
+
+
+@dataclass(frozen=True)
+class Bug:
+    """A mistake: `plant` makes it in a model, whose code is put right again when the stack closes.
+
+    `block` is the npgemma block where it first acts.
+    """
+
+    block: str
+    plant: Callable[[PaliGemmaForConditionalGeneration, ExitStack], object]
+
+
+def theta(model: PaliGemmaForConditionalGeneration, stack: ExitStack) -> None:
+    rotary = model.model.language_model.rotary_emb
+    width = 2 * len(rotary.inv_freq)
+    rotary.inv_freq = 1.0 / (20000.0 ** (torch.arange(0, width, 2, dtype=torch.float) / width))
+
+
+def norm_without_one(model: PaliGemmaForConditionalGeneration, stack: ExitStack) -> None:
+    def forward(self: modeling_gemma.GemmaRMSNorm, x: Tensor) -> Tensor:
+        return (self._norm(x.float()) * self.weight.float()).type_as(x)
+
+    stack.enter_context(mock.patch.object(modeling_gemma.GemmaRMSNorm, "forward", forward))
+
+
+def causal_mask(model: PaliGemmaForConditionalGeneration, stack: ExitStack) -> None:
+    """Every token is its own block, so nothing sees what is after it."""
+
+    def overlay(*_: object) -> Callable:
+        return lambda batch, head, q, kv: kv <= q
+
+    stack.enter_context(mock.patch.object(masking_utils, "blockwise_overlay", overlay))
+
+
+def erf_gelu(model: PaliGemmaForConditionalGeneration, stack: ExitStack) -> None:
+    for layer in model.model.language_model.layers:
+        layer.mlp.act_fn = torch.nn.GELU()
+
+
+def vision_erf_gelu(model: PaliGemmaForConditionalGeneration, stack: ExitStack) -> None:
+    for layer in model.model.vision_tower.encoder.layers:
+        layer.mlp.activation_fn = torch.nn.GELU()
+
+
+def image_scaled(model: PaliGemmaForConditionalGeneration, stack: ExitStack) -> None:
+    projector = model.model.multi_modal_projector
+    width = projector.linear.out_features
+    stack.callback(projector.register_forward_hook(lambda module, args, y: y / math.sqrt(width)).remove)
+
+
+def heads_swapped(model: PaliGemmaForConditionalGeneration, stack: ExitStack) -> None:
+    """Query heads 0 and 1 of layer 2 change places before the output projection."""
+    attention = model.model.language_model.layers[2].self_attn
+
+    def swap(module: object, args: tuple) -> tuple:
+        x = args[0].unflatten(-1, (-1, attention.head_dim))
+        order = torch.tensor([1, 0, *range(2, x.shape[-2])])
+        return (x[..., order, :].flatten(-2),)
+
+    stack.callback(attention.o_proj.register_forward_pre_hook(swap, prepend=True).remove)
+
+
+def eps(model: PaliGemmaForConditionalGeneration, stack: ExitStack) -> None:
+    for module in model.modules():
+        if isinstance(module, modeling_gemma.GemmaRMSNorm):
+            module.eps = 1e-3
+
+
+def rotated_one_late(model: PaliGemmaForConditionalGeneration, stack: ExitStack) -> None:
+    """Layer 1 turns its queries, and not its keys, by one position more."""
+    angle = model.model.language_model.rotary_emb.inv_freq.repeat(2)
+
+    def turn(module: object, args: tuple, q: Tensor) -> Tensor:
+        heads = q.unflatten(-1, (-1, len(angle)))
+        turned = heads * angle.cos() + modeling_gemma.rotate_half(heads) * angle.sin()
+        return turned.flatten(-2).to(q.dtype)
+
+    stack.callback(model.model.language_model.layers[1].self_attn.q_proj.register_forward_hook(turn).remove)
+
+
+BUGS = {
+    "rope_theta": Bug("text.layers.0", theta),
+    "norm_without_one": Bug("text.layers.0", norm_without_one),
+    "causal_mask": Bug("text.layers.0", causal_mask),
+    "erf_gelu": Bug("text.layers.0", erf_gelu),
+    "vision_erf_gelu": Bug("vision.layers.0", vision_erf_gelu),
+    "image_scaled": Bug("projector", image_scaled),
+    "heads_swapped": Bug("text.layers.2", heads_swapped),
+    "eps": Bug("text.layers.0", eps),
+    "rotated_one_late": Bug("text.layers.1", rotated_one_late),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("picture", type=Path)
+    parser.add_argument("prompt")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="a .safetensors file")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--attention", choices=("eager", "sdpa"), default="eager")
+    parser.add_argument("--ids", type=int, nargs="*", default=[], help="feed these to decode steps after the prefill")
+    parser.add_argument("--bug", choices=BUGS, help="plant this mistake first")
+    a = parser.parse_args()
+    model = load_model(a.model, getattr(torch, a.dtype), a.attention)
+    with ExitStack() as stack:
+        if a.bug:
+            BUGS[a.bug].plant(model, stack)
+        tensors = dump(model, make_inputs(a.model, a.picture, a.prompt), a.ids)
+    beside = a.output.with_name(f".{a.output.name}")
+    save_file(tensors, beside)
+    beside.replace(a.output)
+    print(f"wrote {len(tensors)} tensors to {a.output}")
+
+
+if __name__ == "__main__":
+    main()
