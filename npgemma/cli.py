@@ -1,6 +1,7 @@
 """The command line. stdout carries the result alone, everything else goes to stderr.
 
-Exit status: 0, 1 for an error, 2 for wrong usage, 130 when interrupted, 141 when nobody reads stdout any more.
+Exit status: 0, 1 for an error, 2 for wrong usage, 130 when interrupted, 141 when nobody reads stdout any more; those of
+`compare` stand in golden.commands.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from npgemma.errors import NpgemmaError
+from npgemma.golden.commands import add_compare, add_golden
 from npgemma.io.checkpoint import read_tensors
 from npgemma.io.config import read_config
 from npgemma.io.picture import read_picture, write_picture, written_format
@@ -39,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise OSError("stdout is closed")
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # an ASCII terminal gets escapes, not an error
-        a.run(a)
+        status = a.run(a) or 0
         sys.stdout.flush()
     except NpgemmaError as error:
         print(f"npgemma: {printable(str(error))}", file=sys.stderr)
@@ -53,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("npgemma: interrupted", file=sys.stderr)
         return 130
-    return 0
+    return int(status)
 
 
 # --------------------------------------------------------------------------------------------------------- commands
@@ -284,6 +286,8 @@ def build_parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser("inspect", parents=[form], help="what a model folder holds")
     inspect.add_argument("model", nargs="?", metavar="FOLDER")
     inspect.set_defaults(run=run_inspect)
+    add_golden(commands)
+    add_compare(commands)
     return parser
 
 

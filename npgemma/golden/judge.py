@@ -22,6 +22,8 @@ from npgemma.golden.record import by_row, row_errors
 from npgemma.layers.shapes import Array, Float
 
 LIMITS = {"rms": 2.0, "row": 4.0, "max": 4.0}
+# The same for the relative error of a replay in bfloat16.
+RELATIVE_LIMIT = 2.0
 # A tap of few values, or of one row, whose errors go together, has noisier ratios and limits so many times as large.
 FEW_VALUES, FEW_FACTOR = 1000, 2.0
 # Half the distance of neighbouring numbers near 1.
@@ -86,6 +88,30 @@ def judge_exact(name: str, theirs: str, x: Array, truth: Array) -> Verdict:
         reason = f"{different.size} of {x.size} differ, the first at {[int(i) for i in where]}: {values}"
     rows = tuple(np.flatnonzero((by_row(name, x) != by_row(name, truth)).any(-1)).tolist())
     return Verdict(name, theirs, block_of(name), not reason, reason, {}, {}, different.size / x.size, 0.0, rows)
+
+
+def judge_relative(verdict: Verdict, x: Array, truth: Array, honest: Array) -> Verdict:
+    """`verdict`, and what rounding to few bits hides from the rms: errors of the small numbers of a tensor.
+
+    relative ratio = rms of |x - truth| / |truth| over the same of the honest run, numbers below 1/256 of the truth's
+    rms counted as that. Of use where both come from the same tensors, in a replay: a gelu of the other form is a tenth
+    off at -3, where it is nearly 0.
+    """
+    rms = float(np.sqrt(np.square(truth, dtype=np.float64).mean()))
+    if not verdict.ratios or not rms:
+        return verdict
+    size = np.maximum(np.abs(truth), rms / 256)
+    errors = [float(np.sqrt(np.square((tensor - truth) / size).mean())) for tensor in (x, honest)]
+    found = errors[0] / max(errors[1], ROUNDOFF["bfloat16"] / 2)
+    limit = RELATIVE_LIMIT * (verdict.limits["rms"] / LIMITS["rms"])
+    reason = "; ".join(filter(None, [verdict.reason, f"relative error {found:.3g} x the envelope" * (found > limit)]))
+    changed = {
+        "ratios": {**verdict.ratios, "relative": found},
+        "limits": {**verdict.limits, "relative": limit},
+        "reason": reason,
+        "explained": not reason,
+    }
+    return Verdict(**vars(verdict) | changed)
 
 
 def failed(name: str, theirs: str, reason: str) -> Verdict:

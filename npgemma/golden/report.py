@@ -1,0 +1,129 @@
+"""A report as lines for a terminal and as JSON; both say the same, limits included."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import groupby
+from typing import Any
+
+from npgemma.golden.compare import Report
+from npgemma.golden.file import Golden
+from npgemma.golden.judge import FEW_FACTOR, FEW_VALUES, LIMITS, RELATIVE_LIMIT, Verdict
+
+# How many taps that are wrong are told one by one; the first ones say the most.
+MOST = 4
+STATUS = {0: "explained", 1: "not explained", 3: "incomplete"}
+
+
+def as_json(report: Report, golden: Golden) -> dict[str, Any]:
+    """The whole report: what was judged, by what, and what came out."""
+    first = report.first_divergence
+    return {
+        "status": STATUS[report.status],
+        "dtype": report.dtype,
+        "case": golden.metadata["case"],
+        "limits": LIMITS | {"relative": RELATIVE_LIMIT, "few_values": FEW_VALUES, "few_factor": FEW_FACTOR},
+        "first_divergence": asdict(first) if first else None,
+        "culprits": [verdict.name for verdict in report.culprits],
+        "taps": [asdict(verdict) for verdict in report.verdicts],
+        "replayed": [asdict(verdict) for verdict in report.replayed],
+        "logits": report.logits,
+        "missing": report.pairing.missing,
+        "absent": report.pairing.absent,
+        "unmapped": report.pairing.unmapped,
+        "unrecorded": report.pairing.unrecorded,
+    }
+
+
+def as_text(report: Report, golden: Golden) -> str:
+    """Block by block in execution order, then the first divergence, the culprit, the tokens, and what is missing."""
+    limits = ", ".join(f"{kind} {limit:g}" for kind, limit in LIMITS.items())
+    head = [
+        f"golden   {golden.metadata['case']['prompt']!r}, truth in {golden.metadata['model']['truth_stored_as']}",
+        f"judged   as {report.dtype}: errors in multiples of an honest run's; limits {limits}, "
+        f"{FEW_FACTOR:g} times that for taps of one row or under {FEW_VALUES} values",
+        "",
+        f"{'block':<32} taps    rms    row    max   a bug hides below",
+    ]
+    blocks = [block_line(block, list(each)) for block, each in groupby(report.verdicts, lambda v: v.block)]
+    return "\n".join([*head, *blocks, "", *findings(report), *tokens(report), *leftovers(report), summary(report)])
+
+
+def block_line(block: str, verdicts: Sequence[Verdict]) -> str:
+    """The worst ratios of a block's taps, and the relative error that none of them would have shown."""
+    measured = [verdict for verdict in verdicts if verdict.ratios]
+    numbers = "  exact" if all(verdict.explained for verdict in verdicts) else "  WRONG"
+    if measured:
+        worst = {kind: max(verdict.ratios[kind] for verdict in measured) for kind in LIMITS}
+        floor = f"{max(verdict.floor for verdict in measured):.1e}"
+        numbers = "".join(f"{short(worst[kind]):>7}" for kind in LIMITS) + f"   {floor}"
+    wrong = sum(not verdict.explained for verdict in verdicts)
+    return f"{block:<32} {len(verdicts):>4}{numbers}" + (f"   {wrong} not explained" if wrong else "")
+
+
+def findings(report: Report) -> Iterator[str]:
+    """The taps that are wrong: where the port leaves the truth, and where it makes the mistake."""
+    wrong = [verdict for verdict in report.verdicts if not verdict.explained]
+    if wrong:
+        yield f"FIRST DIVERGENCE in block {wrong[0].block}"
+        yield from told(wrong)
+    if report.replayed:
+        culprits = report.culprits
+        if culprits:
+            yield f"CULPRIT block {culprits[0].block}: wrong even when fed with the port's own tensors"
+            yield from told(culprits)
+        else:
+            yield "replayed: every tap follows from the port's own tensors before it"
+
+
+def told(verdicts: Sequence[Verdict]) -> Iterator[str]:
+    for verdict in verdicts[:MOST]:
+        yield f"  {verdict.name} ({verdict.theirs}): {verdict.reason}"
+        if len(verdict.bad_rows) > 1:
+            yield f"      rows {ranges(verdict.bad_rows)}"
+        yield from (f"      {sentence}" for sentence in verdict.diagnosis)
+    if len(verdicts) > MOST:
+        yield f"  and {len(verdicts) - MOST} more"
+
+
+def tokens(report: Report) -> Iterator[str]:
+    for tap, facts in report.logits.items():
+        yield f"{tap}: KL {facts['kl']:.2e} nats, likeliest token agrees in {facts['top1_agreement']:.0%} of rows"
+        for flip in facts["flipped"]:
+            why = "within rounding" if flip["explained"] else "beyond rounding"
+            yield f"  row {flip['row']}: {flip['port']} for {flip['truth']}, {flip['margin']:.3g} behind it, {why}"
+
+
+def leftovers(report: Report) -> Iterator[str]:
+    pairing = report.pairing
+    for names, what in (
+        (pairing.missing, "missing from the dump (--allow-missing GLOB if the port has none)"),
+        (pairing.unmapped, "names of the dump that no rule knows"),
+        (pairing.absent, "taps that the dump may lack, and does"),
+        (pairing.unrecorded, "names of the dump whose taps this golden file does not hold"),
+    ):
+        if names:
+            yield f"{len(names)} {what}: {', '.join(names[:4])}" + (", ..." if len(names) > 4 else "")
+
+
+def summary(report: Report) -> str:
+    explained = sum(verdict.explained for verdict in report.verdicts)
+    of_all = f"{explained} of {len(report.verdicts)} taps"
+    line = f"{STATUS[report.status].upper()}: rounding in {report.dtype} explains {of_all}"
+    if report.culprits:
+        return f"{line}, and {len(report.culprits)} do not follow from the port's own tensors"
+    if report.status == 1 and report.dtype == "bfloat16":
+        return f"{line}. A dump in float32 would show more"
+    return line
+
+
+def short(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio < 100 else f"{ratio:.0e}"
+
+
+def ranges(rows: Sequence[int]) -> str:
+    """[0, 1, 2, 5] as '0-2, 5'."""
+    found = []
+    for _, group in groupby(enumerate(rows), lambda pair: pair[1] - pair[0]):
+        run = [row for _, row in group]
+        found.append(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}")
+    return ", ".join(found[:8]) + (", ..." if len(found) > 8 else "")
