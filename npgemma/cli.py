@@ -286,8 +286,8 @@ def build_parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser("inspect", parents=[form], help="what a model folder holds")
     inspect.add_argument("model", nargs="?", metavar="FOLDER")
     inspect.set_defaults(run=run_inspect)
-    add_golden(commands)
-    add_compare(commands)
+    add_golden(commands.add_parser)
+    add_compare(commands.add_parser)
     return parser
 
 

@@ -7,8 +7,8 @@ missing or names unknown.
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from npgemma.errors import BadGolden, NpgemmaError
 from npgemma.golden.chart import draw_chart
@@ -29,15 +29,11 @@ from npgemma.model import EMBEDDED, load
 
 # The golden file that ships with npgemma: its own model on its own sample picture, 'caption en'.
 EMBEDDED_GOLDEN = EMBEDDED.parent / "golden.safetensors"
-
-if TYPE_CHECKING:
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+AddParser = Callable[..., argparse.ArgumentParser]
 
 
-def add_golden(commands: "Commands") -> None:
-    golden = commands.add_parser(
-        "golden", help="record a golden file: the float64 truth of a run, to hold a port against"
-    )
+def add_golden(add_parser: AddParser) -> None:
+    golden = add_parser("golden", help="record a golden file: the float64 truth of a run, to hold a port against")
     golden.add_argument("case", nargs="*", metavar="IMAGE ... PROMPT", help="one or several pictures, then the prompt")
     golden.add_argument("-o", "--output", type=Path, metavar="FILE", help="the .safetensors file to write")
     golden.add_argument("-m", "--model", metavar="FOLDER", help="default: the small model inside npgemma")
@@ -59,10 +55,8 @@ def add_golden(commands: "Commands") -> None:
     golden.set_defaults(run=run_golden, usage_error=golden.error)
 
 
-def add_compare(commands: "Commands") -> None:
-    parser = commands.add_parser(
-        "compare", help="hold a port's dump against a golden file: is it rounding, and if not, where?"
-    )
+def add_compare(add_parser: AddParser) -> None:
+    parser = add_parser("compare", help="hold a port's dump against a golden file: is it rounding, and if not, where?")
     parser.add_argument("golden", metavar="GOLDEN", help="a golden file, or 'embedded': the one inside npgemma")
     parser.add_argument("dump", metavar="DUMP", help=".safetensors, .npz, or a folder: of .npy files or of a debugger")
     names = parser.add_mutually_exclusive_group()

@@ -53,9 +53,6 @@ def replay(model: Model, golden: Golden, dump: Dump, report: Report) -> Report:
 
 def follow(model: Model, golden: Golden, given: Mapping[str, Array], dtype: str) -> dict[str, Array]:
     """What the reference makes of the port's tensors at each tap that the port has, in `dtype`."""
-    truth = golden.truth
-    ids = truth["generated_ids"].tolist()
-    case = Case(truth["pixel_values"], *prompt_of(golden), len(ids) - 1)
     weights = in_bfloat16(model.weights) if dtype == "bfloat16" else model.weights
     found: dict[str, Array] = {}
 
@@ -71,10 +68,12 @@ def follow(model: Model, golden: Golden, given: Mapping[str, Array], dtype: str)
     def tap(name: str, x: Array) -> Array:
         return again(name, rounding(swap, schedule)(name, x))
 
-    run(model, weights, case, np.dtype("float64" if dtype == "float64" else "float32"), tap, ids)
+    ids = golden.truth["generated_ids"].tolist()
+    run(model, weights, case_of(golden), np.dtype("float64" if dtype == "float64" else "float32"), tap, ids)
     return found
 
 
-def prompt_of(golden: Golden) -> tuple[Array, Array]:
-    ids, types = golden.truth["prompts.0.input_ids"], golden.truth["prompts.0.token_type_ids"]
-    return ids.astype(np.int64), types.astype(np.int64)
+def case_of(golden: Golden) -> Case:
+    """What the recorded run started from."""
+    ids, types = (golden.truth[f"prompts.0.{name}"].astype(np.int64) for name in ("input_ids", "token_type_ids"))
+    return Case(golden.truth["pixel_values"], ids, types, len(golden.truth["generated_ids"]) - 1)
