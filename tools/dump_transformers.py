@@ -205,7 +205,7 @@ def rotated_one_late(model: PaliGemmaForConditionalGeneration, stack: ExitStack)
 BUGS = {
     "rope_theta": Bug("text.layers.0", theta),
     "norm_without_one": Bug("text.layers.0", norm_without_one),
-    "causal_mask": Bug("text.layers.0", causal_mask),
+    "causal_mask": Bug("prompts.0.mask", causal_mask),
     "erf_gelu": Bug("text.layers.0", erf_gelu),
     "vision_erf_gelu": Bug("vision.layers.0", vision_erf_gelu),
     "image_scaled": Bug("projector", image_scaled),
