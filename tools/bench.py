@@ -33,7 +33,9 @@ from typing import Any
 import numpy as np
 from bench_tasks import timed
 
+from npgemma.io.tokenizer import TOKENIZER
 from npgemma.layers.threads import numpy_library
+from npgemma.model import EMBEDDED
 
 TASKS = Path(__file__).with_name("bench_tasks.py")
 NOT_A_USERS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
@@ -130,6 +132,9 @@ def measure(folder: Path, rounds: int, repeats: int) -> dict[str, Any]:
     for size in (448, 896):
         figures[f"alone {size}"] = in_a_process("alone", folder, dtype="float32", steps=3, image_size=size)
     figures["float64"] = in_a_process("alone", folder, dtype="float64", steps=1, image_size=224)
+    figures["golden"] = in_a_process("golden", EMBEDDED, level="blocks")
+    if (folder / TOKENIZER).exists():
+        figures["golden ops"] = in_a_process("golden", folder, level="ops")
     print("  start-up", file=sys.stderr, flush=True)
     figures["import"] = {"seconds": import_seconds()}
     figures["help"] = {"seconds": seconds_of("-m", "npgemma", "--help")}
@@ -197,6 +202,12 @@ def report(f: dict[str, Any]) -> str:
         f"import npgemma, beyond NumPy: {f['import']['seconds']:.3f} s",
         f"npgemma --help: {f['help']['seconds']:.2f} s; npgemma demo: {f['demo']['seconds']:.2f} s",
     ]
+    for name, of in (("golden", "blocks of the embedded model"), ("golden ops", "ops of this model")):
+        if golden := f.get(name):
+            size, gb = f"{golden['bytes'] / 1e6:.1f} MB", f"peak memory {golden['peak_gb']:.2f} GB"
+            lines.append(
+                f"golden, {of}: write {golden['write']:.2f} s, compare {golden['compare']:.2f} s, {size}, {gb}"
+            )
     for dtype in ("float32", "bfloat16"):
         if other := f.get(f"transformers {dtype}"):
             pairs = list(zip(alone["tokens"], other["tokens"], strict=False))

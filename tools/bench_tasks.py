@@ -11,11 +11,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 import npgemma
+from npgemma.golden.compare import compare
+from npgemma.golden.dump import Dump, read_dump
+from npgemma.golden.file import read_golden
+from npgemma.golden.record import record
 from npgemma.models.gemma import Cache, new_caches
 from npgemma.models.paligemma import Prompt, image_features, start, step
 
@@ -176,6 +181,22 @@ def task_caption(folder: Path) -> dict[str, Any]:
     return {"tokens": model.generate_ids(input_ids(model), pixels(model), 20, eos_ids=())}
 
 
+def task_golden(folder: Path, level: str) -> dict[str, Any]:
+    """Recording a golden file, and holding the file against itself as a dump."""
+    model = npgemma.load(folder)
+    picture = npgemma.model.EMBEDDED.parent / "sample.png"
+    with TemporaryDirectory() as written:
+        path = Path(written) / "golden.safetensors"
+        write, _ = timed(lambda: record(model, [picture], "caption en", path, level))
+        golden_memory = memory()
+        times = [timed(lambda: compare(read_golden(path), read_truth(path)))[0] for _ in range(3)]
+        return golden_memory | {"write": write, "compare": median(times), "bytes": path.stat().st_size}
+
+
+def read_truth(path: Path) -> Dump:
+    return Dump({name: x for name, x in read_dump(path).tensors.items() if "/" not in name})
+
+
 def task_transformers(folder: Path, dtype: str, firsts: int, steps: int) -> dict[str, Any]:
     """The same prompt in transformers: load, first token cold and warm, steps, memory."""
     import torch
@@ -203,7 +224,10 @@ def task_transformers(folder: Path, dtype: str, firsts: int, steps: int) -> dict
     return figures | {"step": median(times), "tokens": tokens} | memory()
 
 
-TASKS = {f.__name__.removeprefix("task_"): f for f in (task_side_by_side, task_alone, task_caption, task_transformers)}
+TASKS = {
+    f.__name__.removeprefix("task_"): f
+    for f in (task_side_by_side, task_alone, task_caption, task_golden, task_transformers)
+}
 
 
 if __name__ == "__main__":

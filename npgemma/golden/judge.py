@@ -8,7 +8,7 @@ The measure is the error that an honest run in the same precision has there (the
 
 all of them at most LIMITS. Where the honest error is below one unit roundoff of the truth's rms, that is taken instead:
 a port may store what it computed. One ratio would not do: a single wrong number hardly moves the rms, and one wrong
-token only its row. The limits were set by tools/mutation_study.py, whose table is in the README.
+token only its row. The limits were set by tools/mutation_study.py; its table is in the README.md here.
 """
 
 from collections.abc import Mapping
@@ -141,7 +141,7 @@ def logit_facts(x: Float[Array, "B V"], truth: Float[Array, "B V"], envelope: Fl
     margin = truth[rows, best] - truth[rows, theirs]
     flipped = best != theirs
     return {
-        "kl": float(np.mean(np.sum(np.exp(p) * (p - q), -1))),
+        "kl": max(0.0, float(np.mean(np.sum(np.exp(p) * (p - q), -1)))),  # below 0 by rounding alone
         "top1_agreement": float(np.mean(~flipped)),
         "flipped": [
             {

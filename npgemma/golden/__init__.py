@@ -1,0 +1,29 @@
+"""Golden outputs: the float64 truth of a run in a file, and the verdict on somebody else's port (see README.md here).
+
+    record    a run            -> golden file
+    compare   golden, dump     -> Report: is every difference rounding, and where is the first that is not
+    replay    the same, model  -> Report that names the block which is wrong even on the port's own tensors
+"""
+
+from npgemma.golden.compare import Report, compare
+from npgemma.golden.dump import Dump, read_dump
+from npgemma.golden.file import Golden, read_golden
+from npgemma.golden.mapping import NameMap, Rule, read_mapping
+from npgemma.golden.presets import PRESETS
+from npgemma.golden.record import record
+from npgemma.golden.replay import replay
+
+__all__ = [
+    "PRESETS",
+    "Dump",
+    "Golden",
+    "NameMap",
+    "Report",
+    "Rule",
+    "compare",
+    "read_dump",
+    "read_golden",
+    "read_mapping",
+    "record",
+    "replay",
+]
