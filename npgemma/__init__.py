@@ -1,11 +1,12 @@
 """PaliGemma in plain NumPy: a picture and a prompt in, the answer out."""
 
-from npgemma.errors import BadModel, BadPicture, BadPrompt, NpgemmaError
+from npgemma.errors import BadGolden, BadModel, BadPicture, BadPrompt, NpgemmaError
 from npgemma.layers.taps import Recorder
 from npgemma.model import Generation, Model, load
 from npgemma.tasks import Box, draw_boxes, parse_boxes
 
 __all__ = [
+    "BadGolden",
     "BadModel",
     "BadPicture",
     "BadPrompt",

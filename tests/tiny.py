@@ -3,15 +3,13 @@ fit.
 """
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import safetensors
 
-from npgemma.io.checkpoint import expected_shapes
+from npgemma import testing
 from npgemma.io.config import Config, TextConfig, VisionConfig
-from npgemma.layers.bfloat16 import pack
+from npgemma.testing import save_tensors as save
 
 CONFIG = Config(
     vision=VisionConfig(
@@ -44,22 +42,13 @@ SPELLINGS = {
 
 
 def random_tensors(config: Config = CONFIG, seed: int = 0) -> dict[str, np.ndarray]:
-    """Every tensor of the config by plain name, float32 on the bfloat16 grid, so that every stored dtype holds it
-    exactly.
+    """npgemma.testing's, of the config above."""
+    return testing.random_tensors(config, seed)
 
-    Scaled so that activations stay near one: matrices by their fan-in, norms near their neutral value.
-    """
-    rng = np.random.default_rng(seed)
-    tensors = {}
-    for name, shape in expected_shapes(config).items():
-        x = rng.standard_normal(shape)
-        if len(shape) > 1 and "embed" not in name:
-            x /= np.sqrt(np.prod(shape[1:]))
-        elif len(shape) == 1:
-            x *= 0.2
-            x += 1.0 if "norm" in name and "text" not in name and name.endswith("weight") else 0.0
-        tensors[name] = (np.round(x * 128) / 128).clip(-1.875, 1.875).astype(np.float32)
-    return tensors
+
+def config_json(config: Config = CONFIG) -> dict:
+    """npgemma.testing's, of the config above."""
+    return testing.config_json(config)
 
 
 def spell(name: str, spelling: str) -> str:
@@ -69,35 +58,6 @@ def spell(name: str, spelling: str) -> str:
         if name.startswith(prefix):
             return pattern.format(name.removeprefix(prefix))
     return projector.format(name)
-
-
-def save(tensors: Mapping[str, np.ndarray], path: Path, dtype: str = "float32") -> None:
-    """Write a safetensors file; dtype is 'float32', 'float16' or 'bfloat16'."""
-    stored = {
-        name: np.ascontiguousarray(pack(x) if dtype == "bfloat16" else x.astype(dtype)) for name, x in tensors.items()
-    }
-    specs = {
-        name: safetensors.TensorSpec(dtype=dtype, shape=list(x.shape), data_ptr=x.ctypes.data, data_len=x.nbytes)
-        for name, x in stored.items()
-    }
-    path.write_bytes(safetensors.serialize(specs))
-
-
-def config_json(config: Config = CONFIG) -> dict:
-    """The config as a Hugging Face config.json says it."""
-    return {
-        "model_type": "paligemma",
-        "image_token_index": config.image_token_index,
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": config.eos_token_ids[0],
-        "pad_token_id": 0,
-        "hidden_size": config.text.hidden_size,
-        "projection_dim": config.text.hidden_size,
-        "vision_config": {"model_type": "siglip_vision_model", "vision_use_head": False}
-        | {"projection_dim": config.text.hidden_size}
-        | vars(config.vision),
-        "text_config": {"model_type": "gemma"} | vars(config.text),
-    }
 
 
 def write_folder(

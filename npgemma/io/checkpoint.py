@@ -188,6 +188,14 @@ def decoder(s: Scope, c: TextConfig) -> gemma.Decoder:
     return gemma.Decoder(table, blocks, rms_norm(s.at("norm"), c.rms_norm_eps), s.tensors.get(HEAD, table))
 
 
+def paligemma(s: Scope, c: Config) -> PaliGemma:
+    p = s.at("multi_modal_projector")
+    projector = Projector(p.matrix("linear"), p.vector("linear.bias"))
+    return PaliGemma(
+        vision_tower(s.at("vision"), c.vision), projector, decoder(s.at("text"), c.text), c.image_token_index
+    )
+
+
 def resident_copy(w: Array, dtype: np.dtype) -> Array:
     """`w` widened to `dtype`, a block at a time, in memory of its own."""
     copy = np.empty(w.shape, dtype)
@@ -207,12 +215,4 @@ def load_paligemma(folder: Path, config: Config, resident: np.dtype | None = Non
     tensors = read_tensors(folder, config)
     if resident is not None:
         tensors = {name: resident_copy(w, resident) for name, w in tensors.items()}
-    s = Scope(tensors)
-    p = s.at("multi_modal_projector")
-    projector = Projector(p.matrix("linear"), p.vector("linear.bias"))
-    return PaliGemma(
-        vision_tower(s.at("vision"), config.vision),
-        projector,
-        decoder(s.at("text"), config.text),
-        config.image_token_index,
-    )
+    return paligemma(Scope(tensors), config)
