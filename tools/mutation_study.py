@@ -18,10 +18,9 @@ from unittest import mock
 import numpy as np
 
 import npgemma
-from npgemma.golden.commands import EMBEDDED_GOLDEN
 from npgemma.golden.compare import Report, compare
 from npgemma.golden.dump import Dump
-from npgemma.golden.file import Golden, read_golden
+from npgemma.golden.file import EMBEDDED_GOLDEN, Golden, read_golden
 from npgemma.golden.record import Case, in_bfloat16, run
 from npgemma.golden.replay import case_of
 from npgemma.layers import matmul, ops

@@ -14,7 +14,7 @@ from npgemma.errors import BadGolden, NpgemmaError
 from npgemma.golden.chart import draw_chart
 from npgemma.golden.compare import compare
 from npgemma.golden.dump import read_dump
-from npgemma.golden.file import read_golden
+from npgemma.golden.file import EMBEDDED_GOLDEN, read_golden
 from npgemma.golden.mapping import SAME_NAMES, read_mapping
 from npgemma.golden.names import LEVELS, TABLE
 from npgemma.golden.presets import PRESETS
@@ -25,10 +25,8 @@ from npgemma.golden.suggest import suggest_map
 from npgemma.io.picture import write_picture, written_format
 from npgemma.io.writing import beside
 from npgemma.layers.rounding import SCHEDULES
-from npgemma.model import EMBEDDED, load
+from npgemma.model import load
 
-# The golden file that ships with npgemma: its own model on its own sample picture, 'caption en'.
-EMBEDDED_GOLDEN = EMBEDDED.parent / "golden.safetensors"
 AddParser = Callable[..., argparse.ArgumentParser]
 
 
@@ -107,7 +105,7 @@ def run_compare(a: argparse.Namespace) -> int:
         report = compare(golden, dump, names, a.dtype, a.allow_missing)
         if a.replay:
             report = replay(load(a.model), golden, dump, report)
-        print(json.dumps(as_json(report, golden)) if a.format == "json" else as_text(report, golden))
+        print(json.dumps(as_json(report, golden), allow_nan=False) if a.format == "json" else as_text(report, golden))
         if a.chart:
             write_picture(draw_chart(report), a.chart)
     except NpgemmaError as error:

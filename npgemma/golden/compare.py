@@ -5,7 +5,7 @@ that nobody knows, make the comparison incomplete.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -66,16 +66,13 @@ def compare(
             f"no name of the dump is a tap of the golden file (such as {next(iter(dump))!r}); use --preset or --map"
         )
     dtype = dtype or stored_dtype(dump, [theirs for theirs, _ in pairing.pairs.values()])
-    tensors = fitted(golden, dump, pairing)
-    verdicts = [
-        tensor if isinstance(tensor, Verdict) else verdict_of(golden, tap, pairing.pairs[tap][0], tensor, dtype)
-        for tap, tensor in tensors.items()
-    ]
-    facts = {
-        tap: logit_facts(tensor, golden.truth[tap], golden.envelopes[dtype][tap])
-        for tap, tensor in tensors.items()
-        if tap.endswith("logits") and isinstance(tensor, np.ndarray) and np.isfinite(tensor).all()
-    }
+    verdicts, facts = [], {}
+    for tap in golden.taps:
+        if tap in pairing.pairs:
+            x = fitted(golden, dump, pairing, tap)
+            verdicts.append(x if isinstance(x, Verdict) else verdict_of(golden, tap, pairing.pairs[tap][0], x, dtype))
+            if tap.endswith("logits") and not isinstance(x, Verdict) and np.isfinite(x).all():
+                facts[tap] = logit_facts(x, golden.truth[tap], golden.envelopes[dtype][tap])
     return Report(dtype, verdicts, pairing, facts)
 
 
@@ -85,27 +82,19 @@ def stored_dtype(dump: Dump, names: Sequence[str]) -> str:
     return "bfloat16" if sum(name.endswith("16") for name in stored) * 2 > len(stored) else "float32"
 
 
-def fitted(golden: Golden, dump: Dump, pairing: Pairing) -> dict[str, Array | Verdict]:
-    """By tap, in execution order: the port's tensor in the truth's shape and a float64 one for floats, or why not."""
-    found: dict[str, Array | Verdict] = {}
-    for tap in golden.taps:
-        if tap not in pairing.pairs:
-            continue
-        theirs, rule = pairing.pairs[tap]
-        truth = golden.truth[tap]
-        try:
-            x = rule.apply(dump[theirs])
-        except (ValueError, IndexError) as error:
-            found[tap] = failed(tap, theirs, f"its rule does not fit shape {list(dump[theirs].shape)}: {error}")
-            continue
-        same = fit(x, truth.shape)
-        if same is None:
-            reason = f"shape {list(x.shape)}, expected {list(truth.shape)} ({golden.taps[tap]})"
-            verdict = failed(tap, theirs, reason)
-            found[tap] = with_diagnosis(verdict, diagnose_shape(tap, x, truth))
-        else:
-            found[tap] = same.astype(np.float64) if truth.dtype.kind == "f" else same
-    return found
+def fitted(golden: Golden, dump: Dump, pairing: Pairing, tap: str) -> Array | Verdict:
+    """The port's tensor of `tap` in the truth's shape, a float64 one for floats; or why it cannot be had."""
+    theirs, rule = pairing.pairs[tap]
+    truth = golden.truth[tap]
+    try:
+        x = rule.apply(dump[theirs])
+    except (ValueError, IndexError) as error:
+        return failed(tap, theirs, f"its rule does not fit shape {list(dump[theirs].shape)}: {error}")
+    same = fit(x, truth.shape)
+    if same is None:
+        verdict = failed(tap, theirs, f"shape {list(x.shape)}, expected {list(truth.shape)} ({golden.taps[tap]})")
+        return replace(verdict, diagnosis=tuple(diagnose_shape(tap, x, truth)))
+    return same.astype(np.float64) if truth.dtype.kind == "f" else same
 
 
 def verdict_of(golden: Golden, tap: str, theirs: str, x: Array, dtype: str) -> Verdict:
@@ -114,8 +103,4 @@ def verdict_of(golden: Golden, tap: str, theirs: str, x: Array, dtype: str) -> V
     if verdict.explained or not np.isfinite(x).all():
         return verdict
     same_shape = {other: golden.truth[other] for other in golden.taps if golden.truth[other].shape == truth.shape}
-    return with_diagnosis(verdict, diagnose(tap, x, truth, same_shape))
-
-
-def with_diagnosis(verdict: Verdict, diagnosis: Sequence[str]) -> Verdict:
-    return Verdict(**vars(verdict) | {"diagnosis": tuple(diagnosis)})
+    return replace(verdict, diagnosis=tuple(diagnose(tap, x, truth, same_shape)))

@@ -148,7 +148,10 @@ def read_debugger(trees: list[Path]) -> dict[str, Array]:
         name = node["module_path"].partition(".")[2]
         collect(name or "outputs", node.get("outputs"))
         collect(f"{name}.inputs".lstrip("."), node.get("inputs"))
-        waiting += node.get("children", [])
+        children = node.get("children", [])
+        if not isinstance(children, list):
+            raise BadGolden(f"{trees[0]} is no debugger tree: children that are no list")
+        waiting += children
     return {handed_on(name): x for name, x in found.items()}
 
 

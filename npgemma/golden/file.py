@@ -5,8 +5,8 @@
     envelope.<dtype>/<tap>    [2 R] F32: for each of the R rows of the tap, the rms and the largest absolute error of
                               a run in that dtype, which is float32 or bfloat16
     __metadata__              one string, "npgemma.golden", of JSON: format, case, model, preprocessing, tokenizer,
-                              policy, schedules, taps (in execution order, with axes), versions, sha256 of the
-                              tensors. One, since safetensors writes several in random order
+                              policy, schedules, taps (in execution order, with axes), versions, sha256 of all
+                              this. One, since safetensors writes several in random order
 
 Two runs write the same bytes: there is no time, host or path in it. A row is a picture, a patch or a token (see
 names.TapName.row_axes).
@@ -25,10 +25,13 @@ import numpy as np
 import safetensors
 
 from npgemma.errors import BadGolden, BadModel
+from npgemma.golden.names import tap_name
 from npgemma.io.safetensors import open_with_metadata
 from npgemma.io.writing import beside
 from npgemma.layers.shapes import Array, Float
 
+# The golden file that ships with npgemma: its own model on its own sample picture, 'caption en'.
+EMBEDDED_GOLDEN = Path(__file__).parents[1] / "assets" / "golden.safetensors"
 KEY = "npgemma.golden"
 FORMAT = 1
 # The dtypes that a golden file is made of, by what safetensors calls them.
@@ -89,7 +92,8 @@ class Spool:
 def write_golden(spool: Spool, metadata: Mapping[str, Any], path: Path) -> None:
     """Everything in `spool` as the golden file `path`, in place of what was there, at once or not at all."""
     tensors = {name: spool[name] for name in sorted(spool.entries)}
-    facts = {"format": FORMAT, **metadata, "sha256": digest(tensors)}
+    facts = {"format": FORMAT, **metadata}
+    facts["sha256"] = digest(tensors, facts)
     specs = {
         name: safetensors.TensorSpec(dtype=x.dtype.name, shape=list(x.shape), data_ptr=x.ctypes.data, data_len=x.nbytes)
         for name, x in tensors.items()
@@ -103,9 +107,9 @@ def raw(x: Array) -> memoryview:
     return np.ascontiguousarray(x).reshape(-1).view(np.uint8).data
 
 
-def digest(tensors: Mapping[str, Array]) -> str:
-    """sha256 over names, dtypes, shapes and bytes, in the order of the names."""
-    found = hashlib.sha256()
+def digest(tensors: Mapping[str, Array], facts: Mapping[str, Any]) -> str:
+    """sha256 over the facts, and over names, dtypes, shapes and bytes of the tensors in the order of their names."""
+    found = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name in sorted(tensors):
         x = tensors[name]
         found.update(f"{name}\0{x.dtype.str}\0{list(x.shape)}\0".encode())
@@ -122,15 +126,19 @@ def read_golden(path: str | Path) -> Golden:
         raise BadGolden(str(error)) from None
     if KEY not in strings:
         raise BadGolden(f"{path} is no golden file; `npgemma golden` writes one. It comes before the dump")
-    metadata = json.loads(strings[KEY])
-    if metadata["format"] != FORMAT:
-        raise BadGolden(f"{path} has golden format {metadata['format']}, this npgemma reads {FORMAT}; record it again")
-    if digest(tensors) != metadata["sha256"]:
-        raise BadGolden(f"{path} is damaged: its tensors are not those that were written; record or fetch it again")
-    taps = dict(metadata["taps"])
+    try:
+        facts = json.loads(strings[KEY])
+        if facts["format"] != FORMAT:
+            found = f"{path} has golden format {facts['format']}, this npgemma reads {FORMAT}"
+            raise BadGolden(f"{found}; record it again")
+        if facts.pop("sha256") != digest(tensors, facts):
+            raise BadGolden(f"{path} is damaged: it is not what was written; record or fetch it again")
+        taps = {name: tap_name(name).axes for name, _ in facts["taps"]}
+        truth = {tap: tensors.pop(tap) for tap in taps}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise BadGolden(f"{path} is no golden file of format {FORMAT} ({error!r}); record it again") from None
     envelopes: dict[str, dict[str, Array]] = {}
     for name, x in tensors.items():
         kind, _, tap = name.partition("/")
-        if tap:
-            envelopes.setdefault(kind.removeprefix("envelope."), {})[tap] = x
-    return Golden(metadata, taps, {tap: tensors[tap] for tap in taps}, envelopes)
+        envelopes.setdefault(kind.removeprefix("envelope."), {})[tap] = x
+    return Golden(facts, taps, truth, envelopes)

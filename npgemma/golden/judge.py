@@ -12,7 +12,7 @@ token only its row. The limits were set by tools/mutation_study.py; its table is
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -105,13 +105,13 @@ def judge_relative(verdict: Verdict, x: Array, truth: Array, honest: Array) -> V
     found = errors[0] / max(errors[1], ROUNDOFF["bfloat16"] / 2)
     limit = RELATIVE_LIMIT * (verdict.limits["rms"] / LIMITS["rms"])
     reason = "; ".join(filter(None, [verdict.reason, f"relative error {found:.3g} x the envelope" * (found > limit)]))
-    changed = {
-        "ratios": {**verdict.ratios, "relative": found},
-        "limits": {**verdict.limits, "relative": limit},
-        "reason": reason,
-        "explained": not reason,
-    }
-    return Verdict(**vars(verdict) | changed)
+    return replace(
+        verdict,
+        explained=not reason,
+        reason=reason,
+        ratios={**verdict.ratios, "relative": found},
+        limits={**verdict.limits, "relative": limit},
+    )
 
 
 def failed(name: str, theirs: str, reason: str) -> Verdict:
@@ -125,8 +125,9 @@ def limits_of(values: int, rows: int) -> dict[str, float]:
 
 
 def ratio(error: Any, honest: Any) -> Any:
-    """error / honest, and 0 where there is no error: nothing may be wrong with a tensor of zeros."""
-    return np.divide(error, honest, out=np.zeros_like(error + honest), where=np.asarray(error) > 0)
+    """error / honest; 0 where there is no error (a tensor of zeros may be right), infinite where none is honest."""
+    found = np.where(np.asarray(error) > 0, np.inf, 0.0)
+    return np.divide(error, honest, out=found, where=np.asarray(honest) > 0)
 
 
 def logit_facts(x: Float[Array, "B V"], truth: Float[Array, "B V"], envelope: Float[Array, "2 R"]) -> dict[str, Any]:

@@ -83,7 +83,7 @@ TABLE: tuple[TapName, ...] = (
     TapName(f"{_TEXT}.attn.q_rope", "T N H", "ops", "q, rotated"),
     TapName(f"{_TEXT}.attn.k", "T K H", "ops", "k projection"),
     TapName(f"{_TEXT}.attn.v", "T K H", "ops", "v projection"),
-    *_inside(f"{_TEXT}.attn.k_rope", "ops", ROPE),
+    *_inside(f"{_TEXT}.attn.k_rope", "ops", tuple((name, axes.replace("N", "K"), what) for name, axes, what in ROPE)),
     TapName(f"{_TEXT}.attn.k_rope", "T K H", "ops", "k, rotated"),
     TapName(f"steps.{{n}}.{_SEGMENT}.keys", "S K H", "ops", "the cache after the step: keys, rotated"),
     TapName(f"steps.{{n}}.{_SEGMENT}.values", "S K H", "ops", "the cache after the step: values"),
@@ -135,4 +135,4 @@ def block_of(name: str) -> str:
     the cache, the positions or the mask of a step.
     """
     layer = re.match(STEP + r"(vision|text)\.layers\.\d+", name)
-    return layer[0] if layer else re.sub(r"\.patches$|\.scale$", "", name)
+    return layer[0] if layer else re.sub(r"\.patches$", "", name).replace("text.scale", "text.embedding")

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from npgemma.errors import BadGolden
+from npgemma.errors import BadGolden, BadModel
 from npgemma.golden.file import Spool, write_golden
 from npgemma.golden.names import is_in_level, tap_name
 from npgemma.golden.provenance import describe
@@ -63,7 +63,8 @@ def record(
     `level` is 'io' (ids, pixels, image features, logits), 'blocks' (what each layer hands on) or 'ops' (everything);
     `patterns` are globs that narrow it; the inputs are always there. `schedule` names what bfloat16 is emulated as, a
     key of layers.rounding.SCHEDULES. Tensors go to disk as they are made: memory holds the model and one of them.
-    Raises BadPicture, BadPrompt, BadGolden if `path` cannot be written.
+    Raises BadPicture, BadPrompt, BadModel if a tensor is not finite, BadGolden if there is no folder for `path` or a
+    pattern is the name of no tap.
     """
     path = Path(path)
     if not path.parent.is_dir():
@@ -86,6 +87,9 @@ def record(
             keep(name, x)
         ids = run(model, model.weights, case, np.dtype(np.float64), keep)
         taps = list(spool.entries)
+        idle = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in taps)]
+        if idle:
+            raise BadGolden(f"{idle[0]!r} is the name of no tap of level {level!r}; npgemma golden --list has them all")
         for dtype, weights, rounded in (
             ("float32", model.weights, FLOAT32),
             ("bfloat16", in_bfloat16(model.weights), SCHEDULES[schedule]),
@@ -118,6 +122,8 @@ def recording(spool: Spool, wanted: Callable[[str], bool], wide: np.dtype) -> Ta
 
     def keep(name: str, x: Array) -> Array:
         if wanted(name):
+            if not np.isfinite(x).all():
+                raise BadModel(f"{name} is not finite: some weight, or a number on its way, is NaN or infinite")
             kinds = {"f": wide, "b": np.dtype(np.uint8), "u": np.dtype(np.uint8), "i": np.dtype(np.int32)}
             spool.put(name, x.astype(kinds[x.dtype.kind]))
         return x

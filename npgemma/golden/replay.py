@@ -10,15 +10,18 @@ wrong between those and it, even when everything downstream differs:
 Done in float64, and in the port's precision for the envelope.
 """
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from npgemma.errors import BadGolden
 from npgemma.golden.compare import Report, fitted
 from npgemma.golden.dump import Dump
-from npgemma.golden.file import Golden
-from npgemma.golden.judge import judge, judge_relative
+from npgemma.golden.file import Golden, Spool
+from npgemma.golden.judge import Verdict, judge, judge_relative
 from npgemma.golden.provenance import model_hashes
 from npgemma.golden.record import Case, in_bfloat16, row_errors, run
 from npgemma.layers.rounding import rounding
@@ -26,41 +29,52 @@ from npgemma.layers.shapes import Array
 from npgemma.layers.taps import silent
 from npgemma.model import Model
 
+# The port's tensor of a tap, or None where the run should go on with the reference's: the port has none, or one that
+# nothing can be computed from. Ids are never taken: they are right or wrong, and wrong ones may name no token.
+Given = Callable[[str], Array | None]
+
 
 def replay(model: Model, golden: Golden, dump: Dump, report: Report) -> Report:
     """`report`, with a verdict for each tap on how it follows from the port's tensors before it.
 
-    Raises BadGolden if the golden file was not recorded from `model`.
+    What is noted goes to a temporary file: memory holds the model and one tap. Raises BadGolden if the golden file was
+    not recorded from `model`.
     """
     hashes = model_hashes(model.folder)
     if any(golden.metadata["model"][key] != hashes[key] for key in hashes):
         raise BadGolden(f"{model.folder} is not the model that the golden file was recorded from; give that one")
-    given = {tap: x for tap, x in fitted(golden, dump, report.pairing).items() if isinstance(x, np.ndarray)}
-    exact = follow(model, golden, given, "float64")
-    honest = follow(model, golden, given, report.dtype)
-    verdicts = []
-    for verdict in report.verdicts:
-        tap = verdict.name
-        if tap in exact:
-            is_float = exact[tap].dtype.kind == "f"
-            envelope = row_errors(tap, honest[tap], exact[tap]) if is_float else None
-            local = judge(tap, verdict.theirs, given[tap], exact[tap], envelope, report.dtype)
+    pairs = report.pairing.pairs
+    verdicts: list[Verdict] = []
+
+    def given(tap: str) -> Array | None:
+        x = fitted(golden, dump, report.pairing, tap) if tap in pairs and not tap.endswith("_ids") else None
+        return None if x is None or isinstance(x, Verdict) or not np.isfinite(x).all() else x
+
+    with Spool(Path(tempfile.gettempdir())) as exact:
+
+        def note(tap: str, honest: Array, x: Array) -> None:
+            is_float = honest.dtype.kind == "f"
+            envelope = row_errors(tap, honest, exact[tap]) if is_float else None
+            verdict = judge(tap, pairs[tap][0], x, exact[tap], envelope, report.dtype)
             if is_float and report.dtype == "bfloat16":
-                local = judge_relative(local, given[tap], exact[tap], honest[tap])
-            verdicts.append(local)
-    return Report(**vars(report) | {"replayed": verdicts})
+                verdict = judge_relative(verdict, x, exact[tap], honest)
+            verdicts.append(verdict)
+
+        with np.errstate(all="ignore"):  # a port's tensors, such as a mask that hides everything, may lead anywhere
+            follow(model, golden, given, "float64", lambda tap, local, _: exact.put(tap, local))
+            follow(model, golden, given, report.dtype, note)
+    return replace(report, replayed=verdicts)
 
 
-def follow(model: Model, golden: Golden, given: Mapping[str, Array], dtype: str) -> dict[str, Array]:
-    """What the reference makes of the port's tensors at each tap that the port has, in `dtype`."""
-    weights = in_bfloat16(model.weights) if dtype == "bfloat16" else model.weights
-    found: dict[str, Array] = {}
+def follow(model: Model, golden: Golden, given: Given, dtype: str, note: Callable[[str, Array, Array], None]) -> None:
+    """Run `model` in `dtype` on the port's tensors; `note` hears each tap, what was computed there, and the port's."""
 
     def swap(name: str, x: Array) -> Array:
-        if name not in given or name == "generated_ids":
+        theirs = given(name)
+        if theirs is None:
             return x
-        found[name] = x.copy()
-        return given[name].astype(x.dtype)
+        note(name, x, theirs)
+        return theirs.astype(x.dtype)
 
     schedule = {} if dtype == "float64" else golden.metadata["schedules"][dtype]["rounds"]
     again = rounding(silent, schedule)  # what a port dumped before it rounded it, such as pixels
@@ -68,9 +82,9 @@ def follow(model: Model, golden: Golden, given: Mapping[str, Array], dtype: str)
     def tap(name: str, x: Array) -> Array:
         return again(name, rounding(swap, schedule)(name, x))
 
+    weights = in_bfloat16(model.weights) if dtype == "bfloat16" else model.weights
     ids = golden.truth["generated_ids"].tolist()
     run(model, weights, case_of(golden), np.dtype("float64" if dtype == "float64" else "float32"), tap, ids)
-    return found
 
 
 def case_of(golden: Golden) -> Case:

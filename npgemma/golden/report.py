@@ -1,6 +1,7 @@
 """A report as lines for a terminal and as JSON; both say the same, limits included."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from typing import Any
@@ -17,7 +18,7 @@ STATUS = {0: "explained", 1: "not explained", 3: "incomplete"}
 def as_json(report: Report, golden: Golden) -> dict[str, Any]:
     """The whole report: what was judged, by what, and what came out."""
     first = report.first_divergence
-    return {
+    found = {
         "status": STATUS[report.status],
         "dtype": report.dtype,
         "case": golden.metadata["case"],
@@ -32,6 +33,16 @@ def as_json(report: Report, golden: Golden) -> dict[str, Any]:
         "unmapped": report.pairing.unmapped,
         "unrecorded": report.pairing.unrecorded,
     }
+    return json_numbers(found)
+
+
+def json_numbers(value: Any) -> Any:
+    """`value` with null for what JSON has no number for: an error that is infinite, since a shape did not fit."""
+    if isinstance(value, Mapping):
+        return {key: json_numbers(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_numbers(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def as_text(report: Report, golden: Golden) -> str:

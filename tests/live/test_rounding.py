@@ -44,10 +44,18 @@ def shares(schedule: str, attention: str, folder) -> Mapping[str, tuple[float, i
     save_file(dump(port, make_inputs(EMBEDDED, SAMPLE, "caption en"), ids), folder / "dump.safetensors")
     found = read_dump(folder / "dump.safetensors")
     pairing = compare(golden, found, PRESETS["transformers"]).pairing
-    given = {tap: x for tap, x in fitted(golden, found, pairing).items() if isinstance(x, np.ndarray)}
-    made = follow(model, golden, given, "bfloat16")
-    given["pixel_values"] = round_to_bfloat16(given["pixel_values"].astype(np.float32))  # dumped before it is cast
-    return {tap: (float((x == given[tap]).mean()), int((x != given[tap]).sum())) for tap, x in made.items()}
+    made: dict[str, tuple[float, int]] = {}
+
+    def given(tap: str) -> np.ndarray | None:
+        return fitted(golden, found, pairing, tap) if tap in pairing.pairs else None
+
+    def note(tap: str, ours: np.ndarray, theirs: np.ndarray) -> None:
+        if tap == "pixel_values":  # dumped before it is cast
+            theirs = round_to_bfloat16(theirs.astype(np.float32))
+        made[tap] = float((ours == theirs).mean()), int((ours != theirs).sum())
+
+    follow(model, golden, given, "bfloat16", note)
+    return made
 
 
 def is_gelu(tap: str) -> bool:

@@ -1,0 +1,40 @@
+"""One golden file of the embedded model at the deepest level, and the dump of a port that computes as npgemma does."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ports import port
+
+import npgemma
+from npgemma.golden import Golden, read_golden, record
+from npgemma.model import EMBEDDED, Model
+
+SAMPLE = EMBEDDED.parent / "sample.png"
+
+
+@pytest.fixture(scope="session")
+def model() -> Model:
+    return npgemma.load()
+
+
+@pytest.fixture(scope="session")
+def golden_path(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("golden") / "ops.safetensors"
+    record(model, [SAMPLE], "caption en", path, "ops", steps=2)
+    return path
+
+
+@pytest.fixture(scope="session")
+def golden(golden_path: Path) -> Golden:
+    return read_golden(golden_path)
+
+
+@pytest.fixture(scope="session")
+def float32_port(model: Model, golden: Golden) -> dict[str, np.ndarray]:
+    return port(model, golden)
+
+
+@pytest.fixture(scope="session")
+def bfloat16_port(model: Model, golden: Golden) -> dict[str, np.ndarray]:
+    return port(model, golden, "bfloat16")

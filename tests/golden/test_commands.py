@@ -1,0 +1,184 @@
+"""golden and compare from the command line: what they print, write and return."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from npgemma.cli import main
+from npgemma.golden import read_golden
+from npgemma.golden.judge import LIMITS
+from npgemma.golden.names import TABLE
+from npgemma.model import EMBEDDED
+
+SAMPLE = str(EMBEDDED.parent / "sample.png")
+
+
+@pytest.fixture
+def dumped(float32_port: dict, tmp_path: Path) -> Path:
+    np.savez(tmp_path / "dump.npz", **float32_port)
+    return tmp_path / "dump.npz"
+
+
+@pytest.fixture
+def broken(float32_port: dict, tmp_path: Path) -> Path:
+    np.savez(tmp_path / "broken.npz", **float32_port | {"text.norm": 2 * float32_port["text.norm"]})
+    return tmp_path / "broken.npz"
+
+
+def test_golden_writes_a_file_that_compare_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "g.safetensors"
+    arguments = ["golden", SAMPLE, "caption en", "-o", str(path), "--level", "ops", "--steps", "1"]
+    assert main([*arguments, "--taps", "text.*", "--taps", "logits", "--rounding", "hf_sdpa"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert f"wrote {path}, {path.stat().st_size:,} bytes" in captured.err
+    found = read_golden(path)
+    assert found.metadata["schedules"]["bfloat16"]["name"] == "hf_sdpa"
+    assert "text.layers.0.mid" in found.taps
+    assert "projector" not in found.taps
+
+
+def test_the_list_has_every_tap_with_its_axes_and_level(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["golden", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(TABLE)
+    for line, entry in zip(lines, TABLE, strict=True):
+        assert line.split()[0] == entry.pattern
+        assert line.endswith(entry.meaning)
+        assert f" {entry.level} " in line
+
+
+@pytest.mark.parametrize("arguments", [[], [SAMPLE], [SAMPLE, "caption en"], [SAMPLE, "x", "-o", "f", "--steps", "-1"]])
+def test_golden_without_what_it_needs_is_a_usage_error(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["golden", *arguments])
+    assert stop.value.code == 2
+    assert "usage: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("missing", ["picture", "folder", "model"])
+def test_golden_of_what_is_not_there_is_an_error(missing: str, tmp_path: Path) -> None:
+    picture = "none.png" if missing == "picture" else SAMPLE
+    output = tmp_path / ("none/g.safetensors" if missing == "folder" else "g.safetensors")
+    model = ["-m", "none"] if missing == "model" else []
+    assert main(["golden", picture, "caption en", "-o", str(output), *model]) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_explained_dump_returns_0(golden_path: Path, dumped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(golden_path), str(dumped)]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1].startswith("EXPLAINED: rounding in float32 explains ")
+    for block in ("pixel_values", "vision.layers.3", "text.layers.0", "steps.2.logits"):
+        assert f"\n{block} " in out
+
+
+def test_a_wrong_dump_returns_1_and_names_block_rows_and_reason(
+    golden_path: Path, broken: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", str(golden_path), str(broken), "--replay"]) == 1
+    out = capsys.readouterr().out
+    assert "FIRST DIVERGENCE in block text.norm" in out
+    assert "CULPRIT block text.norm" in out
+    assert "rows 0-39" in out
+    assert "it is the truth times 2" in out
+    assert "NOT EXPLAINED" in out
+
+
+def test_json_says_what_text_says(golden_path: Path, broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(golden_path), str(broken), "--format", "json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["status"] == "not explained"
+    assert found["first_divergence"]["name"] == "text.norm"
+    assert LIMITS.items() <= found["limits"].items()
+    wrong = [tap["name"] for tap in found["taps"] if not tap["explained"]]
+    assert wrong == ["text.norm"]
+    assert found["taps"][0].keys() >= {"name", "theirs", "block", "ratios", "limits", "error", "floor", "diagnosis"}
+
+
+def test_json_has_no_number_that_json_lacks(golden_path: Path, float32_port: dict, tmp_path: Path, capsys) -> None:
+    """A shape that does not fit has no error."""
+    np.savez(tmp_path / "dump.npz", **float32_port | {"logits": np.ones((3, 3))})
+    assert main(["compare", str(golden_path), str(tmp_path / "dump.npz"), "--format", "json"]) == 1
+    found = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(name))
+    assert next(tap for tap in found["taps"] if tap["name"] == "logits")["error"] is None
+
+
+def test_a_missing_tap_returns_3(golden_path: Path, float32_port: dict, tmp_path: Path, capsys) -> None:
+    float32_port = {name: x for name, x in float32_port.items() if name != "projector"}
+    np.savez(tmp_path / "dump.npz", **float32_port)
+    arguments = ["compare", str(golden_path), str(tmp_path / "dump.npz")]
+    assert main(arguments) == 3
+    assert "1 missing from the dump" in capsys.readouterr().out
+    assert main([*arguments, "--allow-missing", "proj*"]) == 0
+
+
+@pytest.mark.parametrize("what", ["golden", "dump", "map", "chart", "exchanged"])
+def test_what_cannot_be_read_returns_2_with_one_sentence(
+    what: str, golden_path: Path, dumped: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    golden = "none.safetensors" if what == "golden" else str(golden_path)
+    dump = "none.npz" if what == "dump" else str(dumped)
+    more = {"map": ["--map", "none.json"], "chart": ["--chart", "none/x.png"]}.get(what, [])
+    if what == "exchanged":
+        golden, dump = str(dumped), golden
+    assert main(["compare", golden, dump, *more]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("npgemma: ")
+    assert captured.err.count("\n") == 1
+
+
+def test_the_embedded_golden_file_is_at_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "dump.npz", logits=np.ones((1, 1792), np.float32))
+    assert main(["compare", "embedded", str(tmp_path / "dump.npz"), "--allow-missing", "*"]) == 1
+    assert "FIRST DIVERGENCE in block logits" in capsys.readouterr().out
+
+
+def test_a_chart_is_red_where_it_is_wrong(
+    golden_path: Path, dumped: Path, broken: Path, tmp_path: Path, capsys
+) -> None:
+    red = (0xD6, 0x27, 0x28)
+    for dump, is_red in ((dumped, False), (broken, True)):
+        assert main(["compare", str(golden_path), str(dump), "--chart", str(tmp_path / "chart.png")]) == is_red
+        with Image.open(tmp_path / "chart.png") as chart:
+            assert chart.size == (1280, 480)
+            assert (red in {color for _, color in chart.getcolors(1 << 20)}) == is_red
+
+
+def test_a_suggested_mapping_is_right_and_can_be_passed_back(
+    golden_path: Path, float32_port: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other names, head axes first, RoPE pairs side by side: what ports do."""
+
+    def pairs(x: np.ndarray) -> np.ndarray:
+        return np.stack(np.split(x, 2, -1), -1).reshape(x.shape)
+
+    kept = ("text.embedding", "text.layers.1.attn.q_rope", "text.layers.1.attn.v", "text.layers.1.out", "logits")
+    x = {name: float32_port[name] for name in kept}
+    changed = {
+        "a": x["text.embedding"][None],
+        "b(1)": pairs(x["text.layers.1.attn.q_rope"]),
+        "c": x["text.layers.1.attn.v"].transpose(1, 0, 2),
+        "d": x["text.layers.1.out"],
+        "e": x["logits"],
+    }
+    np.savez(tmp_path / "dump.npz", **changed)
+    path = tmp_path / "map.json"
+    arguments = ["compare", str(golden_path), str(tmp_path / "dump.npz")]
+    assert main([*arguments, "--suggest-map", str(path)]) == 0
+    found = {rule["ours"]: rule for rule in json.loads(path.read_text())["rules"]}
+    assert found["text.layers.1.attn.q_rope"]["theirs"] == r"b\(1\)"
+    assert found["text.layers.1.attn.q_rope"]["interleaved"]
+    assert {"text.embedding", "text.layers.1.out", "logits"} <= set(found)
+    assert main([*arguments, "--map", str(path), "--allow-missing", "*"]) == 0
+    assert "explains 5 of 5 taps" in capsys.readouterr().out
+
+
+def test_a_suggestion_that_cannot_be_written_leaves_nothing(golden_path: Path, dumped: Path, tmp_path: Path) -> None:
+    assert main(["compare", str(golden_path), str(dumped), "--suggest-map", str(tmp_path / "none" / "map.json")]) == 2

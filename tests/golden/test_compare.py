@@ -1,0 +1,175 @@
+"""No verdict depends on order, format or batch axes; what is left out makes it incomplete; a replay finds where."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ports import port
+
+import npgemma
+from npgemma.golden import Dump, Golden, NameMap, Report, Rule, compare, read_dump, replay
+from npgemma.layers.bfloat16 import pack
+from npgemma.model import Model
+
+
+def summary(report: Report) -> list[tuple]:
+    return [(v.name, v.explained, dict(v.ratios), v.error, v.bad_rows) for v in report.verdicts]
+
+
+def test_the_truth_passes_without_any_error(golden: Golden) -> None:
+    report = compare(golden, Dump(dict(golden.truth)))
+    assert report.status == 0
+    assert len(report.verdicts) == len(golden.taps)
+    assert {v.error for v in report.verdicts} == {0.0}
+
+
+def test_an_honest_port_is_explained_in_its_own_precision_alone(golden: Golden, float32_port, bfloat16_port) -> None:
+    assert compare(golden, Dump(float32_port), dtype="float32").status == 0
+    assert compare(golden, Dump(float32_port), dtype="bfloat16").status == 0
+    assert compare(golden, Dump(bfloat16_port), dtype="bfloat16").status == 0
+    report = compare(golden, Dump(bfloat16_port), dtype="float32")
+    assert report.status == 1
+    assert report.first_divergence.name == "pixel_values"
+
+
+def test_the_verdict_does_not_depend_on_order_format_or_a_batch_axis(
+    golden: Golden, float32_port: dict, tmp_path: Path
+) -> None:
+    expected = summary(compare(golden, Dump(float32_port)))
+    assert summary(compare(golden, Dump(dict(reversed(float32_port.items()))))) == expected
+    assert summary(compare(golden, Dump({name: x[None] for name, x in float32_port.items()}))) == expected
+    flat = {name: x.reshape(x.shape[0], -1) if x.ndim == 3 else x for name, x in float32_port.items()}
+    folded = {name: flat[name] if ".attn.q" in name else x for name, x in float32_port.items()}
+    assert summary(compare(golden, Dump(folded))) == expected
+    np.savez(tmp_path / "dump.npz", **float32_port)
+    assert summary(compare(golden, read_dump(tmp_path / "dump.npz"))) == expected
+    (tmp_path / "folder").mkdir()
+    for name, x in float32_port.items():
+        np.save(tmp_path / "folder" / f"{name}.npy", x)
+    assert summary(compare(golden, read_dump(tmp_path / "folder"))) == expected
+
+
+def test_the_precision_is_that_of_most_of_the_dump(golden: Golden, bfloat16_port: dict) -> None:
+    stored = {
+        name: pack(x).view("V2") if x.dtype == np.float32 and name != "pixel_values" else x
+        for name, x in bfloat16_port.items()
+    }
+    assert compare(golden, Dump(stored)).dtype == "bfloat16"
+    assert compare(golden, Dump(stored)).status == 0
+    assert compare(golden, Dump(bfloat16_port)).dtype == "float32"
+    half = {name: x.astype(np.float16) if x.dtype.kind == "f" else x for name, x in bfloat16_port.items()}
+    assert compare(golden, Dump(half)).dtype == "bfloat16"
+
+
+def test_a_tap_that_is_left_out_makes_it_incomplete(golden: Golden, float32_port: dict) -> None:
+    short = {name: x for name, x in float32_port.items() if name != "text.layers.2.out"}
+    report = compare(golden, Dump(short))
+    assert (report.status, report.pairing.missing) == (3, ["text.layers.2.out"])
+    allowed = compare(golden, Dump(short), allow_missing=["text.layers.?.out"])
+    assert (allowed.status, allowed.pairing.absent) == (0, ["text.layers.2.out"])
+
+
+def test_a_renamed_tap_is_listed_on_both_sides(golden: Golden, float32_port: dict) -> None:
+    renamed = {name.replace("text.norm", "final_norm"): x for name, x in float32_port.items()}
+    report = compare(golden, Dump(renamed))
+    assert report.status == 3
+    assert "text.norm" in report.pairing.missing
+    assert "final_norm" in report.pairing.unmapped
+    rule = Rule("(.*)final_norm", r"\1text.norm")
+    assert compare(golden, Dump(renamed), NameMap((rule, Rule("(.*)", r"\1")))).status == 0
+
+
+def test_a_wrong_tap_counts_more_than_a_missing_one(golden: Golden, float32_port: dict) -> None:
+    changed = float32_port | {"text.norm": float32_port["text.norm"] * 2}
+    changed.pop("logits")
+    report = compare(golden, Dump(changed))
+    assert report.status == 1
+    assert report.first_divergence.name == "text.norm"
+    assert report.first_divergence.diagnosis == ("it is the truth times 2, which is 2",)
+
+
+def test_a_shape_that_does_not_fit_and_a_rule_that_cannot_are_told(golden: Golden, float32_port: dict) -> None:
+    changed = float32_port | {"projector": float32_port["projector"][:, :35]}
+    report = compare(golden, Dump(changed))
+    assert report.first_divergence.reason == "shape [1, 35, 128], expected [1, 36, 128] (B P D)"
+    rules = NameMap((Rule("logits", "logits", transpose=(2, 1, 0)), Rule("(.*)", r"\1")))
+    report = compare(golden, Dump(float32_port), rules)
+    assert "its rule does not fit shape [1, 1792]" in report.first_divergence.reason
+
+
+def test_not_a_number_is_not_explained(golden: Golden, float32_port: dict) -> None:
+    broken = float32_port["text.layers.1.mid"].copy()
+    broken[3] = np.nan
+    report = compare(golden, Dump(float32_port | {"text.layers.1.mid": broken}))
+    assert report.status == 1
+    assert "128 of 5120 numbers are NaN" in report.first_divergence.reason
+
+
+def test_a_dump_without_one_known_name_is_refused(golden: Golden) -> None:
+    with pytest.raises(npgemma.BadGolden, match="use --preset or --map"):
+        compare(golden, Dump({"blk.0": np.ones(3)}))
+
+
+def test_the_tokens_are_told(golden: Golden, float32_port: dict) -> None:
+    report = compare(golden, Dump(float32_port))
+    assert set(report.logits) == {"logits", "steps.1.logits", "steps.2.logits"}
+    assert all(facts["top1_agreement"] == 1 and facts["kl"] < 1e-9 for facts in report.logits.values())
+
+
+# -------------------------------------------------------------------------------------------------------------- replay
+
+
+def replayed(model: Model, golden: Golden, tensors: dict) -> Report:
+    dump = Dump(tensors)
+    return replay(model, golden, dump, compare(golden, dump))
+
+
+def test_an_honest_port_follows_from_itself(model: Model, golden: Golden, float32_port: dict) -> None:
+    report = replayed(model, golden, float32_port)
+    assert report.status == 0
+    assert report.culprits == []
+    replayed_names = {verdict.name for verdict in report.replayed}
+    assert {"vision.layers.0.out", "steps.2.text.layers.3.attn.segments.0.keys", "logits"} <= replayed_names
+
+
+def test_a_change_in_the_middle_is_wrong_downstream_and_blamed_on_one_tap(model: Model, golden: Golden) -> None:
+    def louder(name: str, x: np.ndarray) -> np.ndarray:
+        return x * np.float32(1.01) if name == "text.layers.1.mlp.up" else x
+
+    report = replayed(model, golden, port(model, golden, change=louder))
+    assert report.first_divergence.name == "text.layers.1.mlp.up"
+    assert sum(not verdict.explained for verdict in report.verdicts) > 50
+    assert [verdict.name for verdict in report.culprits] == ["text.layers.1.mlp.up"]
+
+
+def test_a_mistake_between_two_dumped_tensors_is_blamed_on_the_later_one(model: Model, golden: Golden) -> None:
+    """Also where the port dumps nothing but what layers hand on."""
+
+    def louder(name: str, x: np.ndarray) -> np.ndarray:
+        return x * np.float32(1.01) if name == "vision.layers.2.attn.v" else x
+
+    tensors = port(model, golden, change=louder)
+    handed = {name: x for name, x in tensors.items() if name.endswith(".out") and name.count(".") == 3}
+    dump = Dump(handed)
+    report = replay(model, golden, dump, compare(golden, dump, allow_missing=["*"]))
+    assert [verdict.name for verdict in report.culprits] == ["vision.layers.2.out"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("text.layers.0.out", np.nan), ("prompts.0.mask", 0), ("prompts.0.input_ids", 10**9)]
+)
+def test_a_replay_survives_what_a_port_may_dump(
+    model: Model, golden: Golden, float32_port: dict, name: str, value: float
+) -> None:
+    report = replayed(model, golden, float32_port | {name: np.full_like(float32_port[name], value)})
+    assert report.status == 1
+    assert report.first_divergence.name == name
+
+
+def test_a_replay_with_another_model_is_refused(model: Model, golden: Golden, float32_port: dict) -> None:
+    metadata = {**golden.metadata, "model": {**golden.metadata["model"], "config": "another"}}
+    dump = Dump(float32_port)
+    other = replace(golden, metadata=metadata)
+    with pytest.raises(npgemma.BadGolden, match="not the model"):
+        replay(model, other, dump, compare(other, dump))

@@ -1,0 +1,246 @@
+"""Every format gives the same arrays; what could run code, is damaged, doubled or no number is refused."""
+
+import io
+import json
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import TensorSpec, serialize
+from safetensors.numpy import save_file
+
+from npgemma import BadGolden
+from npgemma.golden import read_dump
+from npgemma.layers.bfloat16 import pack, round_to_bfloat16
+
+TENSORS = {
+    "layers.0.out": np.arange(6, dtype=np.float32).reshape(2, 3) / 7,
+    "ids": np.array([3, 4, 5]),
+    "mask": np.tri(3, dtype=bool),
+    "half": np.ones(2, np.float16),
+    "wide": np.array(1 / 3),
+}
+
+
+def as_safetensors(folder: Path) -> Path:
+    save_file(TENSORS, folder / "dump.safetensors")
+    return folder / "dump.safetensors"
+
+
+def as_npz(folder: Path) -> Path:
+    np.savez(folder / "dump.npz", **TENSORS)
+    return folder / "dump.npz"
+
+
+def as_npy(folder: Path) -> Path:
+    (folder / "dump" / "layers" / "0").mkdir(parents=True)
+    for name, x in TENSORS.items():
+        np.save(folder / "dump" / (name.replace(".", "/") + ".npy"), x)
+    return folder / "dump"
+
+
+def node(name: str, outputs: object = None, inputs: object = None, children: tuple = ()) -> dict:
+    return {"module_path": name, "outputs": outputs, "inputs": inputs, "children": list(children)}
+
+
+def tensor(folder: Path, file: str, x: np.ndarray) -> dict:
+    save_file({"data": x}, folder / file)
+    return {"shape": "torch.Size", "dtype": "torch.float32", "value": f"./{file}"}
+
+
+def as_debugger(folder: Path) -> Path:
+    folder = folder / "debug"
+    folder.mkdir()
+    leaves = [node(f"Model.{name}", tensor(folder, f"Model.{name}.safetensors", x)) for name, x in TENSORS.items()]
+    (folder / "Model_debug_tree_FULL_TENSORS.json").write_text(json.dumps(node("Model", children=leaves)))
+    return folder
+
+
+@pytest.mark.parametrize("write", [as_safetensors, as_npz, as_npy, as_debugger])
+def test_every_format_gives_the_same_arrays(write, tmp_path: Path) -> None:
+    dump = read_dump(write(tmp_path))
+    assert set(dump) == set(TENSORS)
+    assert len(dump) == len(TENSORS)
+    for name, x in TENSORS.items():
+        np.testing.assert_array_equal(dump[name], x, strict=True)
+        assert dump.dtypes[name] == x.dtype.name
+
+
+def test_bfloat16_is_widened_exactly_and_remembered(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)
+    bits = pack(x)
+    spec = TensorSpec(dtype="bfloat16", shape=[3, 5], data_ptr=bits.ctypes.data, data_len=bits.nbytes)
+    (tmp_path / "dump.safetensors").write_bytes(serialize({"x": spec}))
+    dump = read_dump(tmp_path / "dump.safetensors")
+    np.testing.assert_array_equal(dump["x"], round_to_bfloat16(x), strict=True)
+    assert dump.dtypes["x"] == "bfloat16"
+
+
+def test_a_bfloat16_of_ml_dtypes_in_an_npy_file_is_one(tmp_path: Path) -> None:
+    """NumPy writes it as two bytes without a type."""
+    x = np.array([1.5, -2.0], np.float32)
+    np.save(tmp_path / "x.npy", pack(x).view("V2"))
+    np.testing.assert_array_equal(read_dump(tmp_path)["x"], x, strict=True)
+
+
+@pytest.mark.parametrize("write", [np.save, lambda path, x: np.savez(path, x=x)])
+def test_other_byte_orders_give_the_right_numbers(write, tmp_path: Path) -> None:
+    x = np.array([1.5, -2.25], ">f4")
+    path = tmp_path / ("x.npy" if write is np.save else "x.npz")
+    write(path, x)
+    found = read_dump(tmp_path if write is np.save else path)["x"]
+    assert found.dtype == np.dtype("=f4")
+    np.testing.assert_array_equal(found, [1.5, -2.25])
+
+
+class Trap:
+    """Says so when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz"])
+def test_pickles_are_refused_and_not_run(kind: str, tmp_path: Path) -> None:
+    trap = np.array([Trap(tmp_path / "sprung")], object)
+    folder = tmp_path / "dump"
+    folder.mkdir()
+    if kind == "npy":
+        np.save(folder / "x.npy", trap, allow_pickle=True)
+    else:
+        np.savez(folder / "x.npz", x=trap)
+    with pytest.raises(BadGolden, match="Python objects"):
+        read_dump(folder if kind == "npy" else folder / "x.npz")
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_a_bare_pickle_is_refused(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"x.{suffix}"
+    path.write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
+    with pytest.raises(BadGolden):
+        read_dump(tmp_path if suffix == "npy" else path)
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    "x", [np.ones(2, complex), np.array(["a"]), np.zeros(2, [("a", "f4")]), np.array(["2020"], "M8[Y]")]
+)
+def test_what_is_no_number_is_refused(x: np.ndarray, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", x)
+    with pytest.raises(BadGolden, match="'x'"):
+        read_dump(tmp_path)
+
+
+def test_names_twice_are_refused(tmp_path: Path) -> None:
+    data = io.BytesIO()
+    np.save(data, np.ones(2))
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("x.npy", data.getvalue())
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("x.npy", data.getvalue())
+    with pytest.raises(BadGolden, match="twice"):
+        read_dump(tmp_path / "x.npz")
+    (tmp_path / "folder" / "a").mkdir(parents=True)
+    for name in ("a/b.npy", "a.b.npy"):
+        np.save(tmp_path / "folder" / name, np.ones(2))
+    with pytest.raises(BadGolden, match=r"'a.b' twice"):
+        read_dump(tmp_path / "folder")
+
+
+def test_a_header_that_lies_about_its_shape_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones((2, 3)))
+    data = (tmp_path / "x.npy").read_bytes()
+    (tmp_path / "x.npy").write_bytes(data.replace(b"(2, 3)", b"(9, 3)"))
+    with pytest.raises(BadGolden, match=r"x\.npy"):
+        read_dump(tmp_path)
+
+
+@pytest.mark.parametrize("write", [as_safetensors, as_npz])
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.7, 0.99])
+def test_a_file_that_was_cut_is_refused(write, share: float, tmp_path: Path) -> None:
+    path = write(tmp_path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(BadGolden, match=path.name):
+        read_dump(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("none.npz", "dump"), ("none", "missing"), ("x.txt", "no dump that npgemma reads")]
+)
+def test_what_is_not_there_or_no_dump_is_refused(name: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("1 2 3")
+    with pytest.raises(BadGolden) as error:
+        read_dump(tmp_path / name)
+    assert message in str(error.value) or name in str(error.value)
+
+
+def test_an_empty_folder_holds_no_tensors(tmp_path: Path) -> None:
+    with pytest.raises(BadGolden, match="no tensors"):
+        read_dump(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------------ debugger
+
+
+def debugged(folder: Path, tree: object) -> Path:
+    (folder / "M_debug_tree_FULL_TENSORS.json").write_text(json.dumps(tree))
+    return folder
+
+
+def test_layers_hand_on_what_the_next_one_is_given(tmp_path: Path) -> None:
+    """The debugger keeps no output of a module that has modules."""
+    xs = [np.full(2, i, np.float32) for i in range(3)]
+    layers = [
+        node(f"M.text.layers.{i}", inputs={"args": [tensor(tmp_path, f"in{i}.safetensors", x)]})
+        for i, x in enumerate(xs)
+    ]
+    dump = read_dump(debugged(tmp_path, node("M", children=layers)))
+    assert set(dump) == {"text.layers.0.inputs.args.0", "text.layers.0", "text.layers.1"}
+    np.testing.assert_array_equal(dump["text.layers.1"], xs[2])
+
+
+def test_what_the_model_is_given_and_several_outputs_have_names(tmp_path: Path) -> None:
+    inputs = {
+        "kwargs": {"pixel_values": tensor(tmp_path, "a.safetensors", np.ones(1, np.float32)), "use_cache": "True"}
+    }
+    outputs = [tensor(tmp_path, f"{name}.safetensors", np.ones(1, np.float32)) for name in "bc"]
+    dump = read_dump(debugged(tmp_path, node("M", inputs=inputs, children=(node("M.rotary", outputs),))))
+    assert set(dump) == {"inputs.kwargs.pixel_values", "rotary.0", "rotary.1"}
+
+
+@pytest.mark.parametrize("value", ["./../x.safetensors", "/etc/passwd", "x.safetensors", "./a/x.safetensors", "./"])
+def test_a_value_outside_of_the_folder_is_refused(value: str, tmp_path: Path) -> None:
+    leaf = node("M.a", {"shape": "", "dtype": "", "value": value})
+    with pytest.raises(BadGolden):
+        read_dump(debugged(tmp_path, node("M", children=(leaf,))))
+
+
+def test_numbers_as_text_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    leaf = node("M.a", {"shape": "", "dtype": "", "value": ["tensor([1, ..., 2])"]})
+    with pytest.raises(BadGolden, match="use_repr=False"):
+        read_dump(debugged(tmp_path, node("M", children=(leaf,))))
+
+
+@pytest.mark.parametrize(
+    "tree", [[], 3, {}, {"module_path": 3}, {"module_path": "M", "children": [4]}, {"module_path": "M", "children": 4}]
+)
+def test_what_is_no_tree_is_refused(tree: object, tmp_path: Path) -> None:
+    with pytest.raises(BadGolden):
+        read_dump(debugged(tmp_path, tree))
+
+
+def test_two_trees_and_a_module_twice_are_refused(tmp_path: Path) -> None:
+    leaf = node("M.a", tensor(tmp_path, "a.safetensors", np.ones(1, np.float32)))
+    with pytest.raises(BadGolden, match="twice"):
+        read_dump(debugged(tmp_path, node("M", children=(leaf, leaf))))
+    (tmp_path / "N_debug_tree_FULL_TENSORS.json").write_text("{}")
+    with pytest.raises(BadGolden, match="2 debugger trees"):
+        read_dump(tmp_path)

@@ -1,0 +1,48 @@
+"""A file is what it was or all of what was written."""
+
+from pathlib import Path
+
+import pytest
+
+from npgemma.io.writing import beside
+
+
+def test_it_is_renamed_when_the_block_ends_well(tmp_path: Path) -> None:
+    target = tmp_path / "file.txt"
+    target.write_text("old")
+    with beside(target) as temporary:
+        assert temporary.parent == tmp_path
+        assert temporary.suffix == ".txt"
+        temporary.write_text("new")
+        assert target.read_text() == "old"
+    assert target.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_it_is_removed_when_it_does_not(error: type[BaseException], tmp_path: Path) -> None:
+    target = tmp_path / "file.txt"
+    target.write_text("old")
+
+    def fail() -> None:
+        with beside(target) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_whoever_may_read_a_new_file_may_read_it(tmp_path: Path) -> None:
+    """Some writers make theirs readable by nobody else."""
+    (tmp_path / "plain").touch()
+    with beside(tmp_path / "file") as temporary:
+        temporary.chmod(0o600)
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), beside(tmp_path / "none" / "file"):
+        pass
