@@ -1,7 +1,8 @@
 """`npgemma compare` finds every mistake of the mutation study where it was planted, and lets correct runs pass."""
 
 import pytest
-from mutation_study import BENIGN, BUGS, ROUNDED, Study, Variant
+from mutation_study import Study
+from mutations import BENIGN, BUGS, ROUNDED, Variant
 
 
 @pytest.fixture(scope="module")

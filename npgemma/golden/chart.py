@@ -7,8 +7,8 @@ from PIL import Image, ImageDraw, ImageFont
 from npgemma.golden.compare import Report
 from npgemma.golden.judge import Verdict
 
-SIZE = (1280, 480)
-LEFT, TOP, RIGHT, BOTTOM = 70, 50, 20, 130
+SIZE = (1280, 520)
+LEFT, TOP, RIGHT, BOTTOM = 70, 50, 20, 170
 # Decades of error / limit that are drawn; what is beyond stands at the edge.
 LOW, HIGH = -3, 6
 BLUE, RED, GRAY, BLACK = "#1f77b4", "#d62728", "#bbbbbb", "#222222"

@@ -9,6 +9,7 @@ from PIL import Image
 
 from npgemma.cli import main
 from npgemma.golden import read_golden
+from npgemma.golden.chart import SIZE
 from npgemma.golden.judge import LIMITS
 from npgemma.golden.names import TABLE
 from npgemma.model import EMBEDDED
@@ -147,7 +148,7 @@ def test_a_chart_is_red_where_it_is_wrong(
     for dump, is_red in ((dumped, False), (broken, True)):
         assert main(["compare", str(golden_path), str(dump), "--chart", str(tmp_path / "chart.png")]) == is_red
         with Image.open(tmp_path / "chart.png") as chart:
-            assert chart.size == (1280, 480)
+            assert chart.size == SIZE
             assert (red in {color for _, color in chart.getcolors(1 << 20)}) == is_red
 
 

@@ -28,7 +28,7 @@ VIEWS = {
 
 
 def test_views_are_written_as_the_numbers_they_show(tmp_path: Path) -> None:
-    """safetensors' own NumPy side writes the memory of a view, whatever its strides (its issue 825)."""
+    """safetensors' own NumPy side writes the memory of a view, whatever its strides: a bug upstream."""
     with Spool(tmp_path) as spool:
         for name, x in VIEWS.items():
             spool.put(name, x)
