@@ -3,6 +3,7 @@
 from npgemma.errors import BadGolden, BadModel, BadPicture, BadPrompt, NpgemmaError
 from npgemma.layers.taps import Recorder
 from npgemma.model import Generation, Model, load
+from npgemma.scoring import Score
 from npgemma.tasks import Box, draw_boxes, parse_boxes
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Model",
     "NpgemmaError",
     "Recorder",
+    "Score",
     "draw_boxes",
     "load",
     "parse_boxes",

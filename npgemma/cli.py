@@ -14,18 +14,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from npgemma.errors import NpgemmaError
+from npgemma.flags import Version, answer_flags, model_flags
 from npgemma.golden.commands import add_compare, add_golden
 from npgemma.io.checkpoint import read_tensors
 from npgemma.io.config import read_config
 from npgemma.io.picture import read_picture, write_picture, written_format
 from npgemma.io.tokenizer import TOKENIZER, read_tokenizer
 from npgemma.model import EMBEDDED, Generation, find_folder, load
-from npgemma.sampling import Sampling
 from npgemma.tasks import OCR_PROMPT, Box, answer_prompt, caption_prompt, detect_prompt, draw_boxes, parse_boxes
 
 SAMPLE = EMBEDDED.parent / "sample.png"
@@ -116,6 +115,20 @@ def run_detect(a: argparse.Namespace) -> None:
         write_picture(draw_boxes(image, boxes), a.draw)
 
 
+def run_score(a: argparse.Namespace) -> None:
+    """A line a suffix, the likeliest first: log-probability, perplexity, suffix."""
+    model = load(a.model, a.dtype, a.resident)
+    with working("reading the picture"):
+        scores = model.score([a.image] * len(a.suffixes), [a.prompt] * len(a.suffixes), a.suffixes)
+    ranked = sorted(zip(a.suffixes, scores, strict=True), key=lambda pair: -pair[1].total)
+    for suffix, score in ranked:
+        if a.format == "json":
+            facts = {"total": score.total, "loss": score.loss, "perplexity": score.perplexity}
+            print(json.dumps({"prompt": a.prompt, "suffix": suffix, **asdict(score), **facts}))
+        else:
+            print(f"{score.total:.4f}", f"{score.perplexity:.4g}", printable(suffix), sep="\t")
+
+
 def run_inspect(a: argparse.Namespace) -> None:
     """What a model folder holds; its weights are mapped and checked, not read."""
     folder = find_folder(a.model)
@@ -194,49 +207,6 @@ def working(what: str) -> Iterator[Callable[[], None]]:
         done()
 
 
-def answer_flags(form: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """The flags of every command that has a model answer."""
-    common = argparse.ArgumentParser(add_help=False, parents=[form])
-    common.add_argument(
-        "-m",
-        "--model",
-        metavar="FOLDER",
-        help="a PaliGemma in Hugging Face layout (default: the small one inside npgemma)",
-    )
-    common.add_argument(
-        "--max-new-tokens", type=positive, default=256, metavar="N", help="stop after N tokens (default: 256)"
-    )
-    common.add_argument(
-        "--temperature",
-        type=checked("temperature", float),
-        default=0.0,
-        metavar="T",
-        help="0 takes the likeliest token (default)",
-    )
-    common.add_argument(
-        "--top-k", type=checked("top_k", int), metavar="K", help="with a temperature: draw from the K likeliest tokens"
-    )
-    common.add_argument(
-        "--top-p",
-        type=checked("top_p", float),
-        default=1.0,
-        metavar="P",
-        help="with a temperature: draw from the likeliest tokens that make up P",
-    )
-    common.add_argument(
-        "--seed", type=checked("seed", int), default=0, metavar="S", help="seed of the draws (default: 0)"
-    )
-    common.add_argument(
-        "--dtype", choices=("float32", "float64"), default="float32", help="what is computed in (default: float32)"
-    )
-    common.add_argument(
-        "--resident",
-        action="store_true",
-        help="widen all weights to that first, in memory: for long answers (12 GB for a 3B model)",
-    )
-    return common
-
-
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="npgemma", description="PaliGemma in plain NumPy: ask a picture, on a CPU. Nothing is ever downloaded."
@@ -283,47 +253,17 @@ def build_parser() -> argparse.ArgumentParser:
     detect.add_argument("--draw", type=Path, metavar="FILE", help="write the picture with the boxes drawn")
     detect.set_defaults(run=run_detect)
 
+    score = commands.add_parser(
+        "score", parents=[form, model_flags()], help="how likely the model finds given answers: log P, perplexity"
+    )
+    score.add_argument("image", metavar="IMAGE")
+    score.add_argument("prompt", metavar="PROMPT")
+    score.add_argument("suffixes", nargs="+", metavar="ANSWER", help="several are ranked")
+    score.set_defaults(run=run_score)
+
     inspect = commands.add_parser("inspect", parents=[form], help="what a model folder holds")
     inspect.add_argument("model", nargs="?", metavar="FOLDER")
     inspect.set_defaults(run=run_inspect)
     add_golden(commands.add_parser)
     add_compare(commands.add_parser)
     return parser
-
-
-class Version(argparse.Action):
-    """--version; looked up when it is asked for, so that a checkout which is not installed runs too."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(nargs=0, **options)
-
-    def __call__(self, *_: Any) -> None:
-        try:
-            print(f"npgemma {version('npgemma')}")
-        except PackageNotFoundError:
-            print("npgemma, not installed")
-        raise SystemExit(0)
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
-    return int(text)
-
-
-def checked(name: str, kind: Callable[[str], float]) -> Callable[[str], float]:
-    """An argparse type that holds a number against the rules of Sampling, so that a wrong one is a usage error."""
-
-    def parse(text: str) -> float:
-        try:
-            number = kind(text)
-        except ValueError:
-            kinds = "whole number" if kind is int else "number"
-            raise argparse.ArgumentTypeError(f"{text!r} is not a {kinds}") from None
-        try:
-            Sampling(**{name: number})  # type: ignore[arg-type]
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-        return number
-
-    return parse

@@ -14,12 +14,14 @@ from npgemma.errors import BadModel, BadPrompt
 from npgemma.generate import Token, generate_tokens
 from npgemma.io.checkpoint import load_paligemma
 from npgemma.io.config import Config, read_config
+from npgemma.io.picture import Picture, pixel_values, read_picture
 from npgemma.io.processor import Pictures, Processor
 from npgemma.io.tokenizer import Tokenizer, read_tokenizer
 from npgemma.layers.shapes import Array, Float, Int
 from npgemma.layers.taps import Tap, silent
 from npgemma.models.paligemma import PaliGemma, Prompt, forward, image_features
 from npgemma.sampling import Sampling, SamplingOptions
+from npgemma.scoring import Score, score_suffixes
 
 EMBEDDED = Path(__file__).parent / "assets" / "tiny"
 
@@ -112,6 +114,46 @@ class Model:
             ids[token.row].append(token.id)
             reasons[token.row] = token.finish_reason or ""
         return [Generation(self.tokenizer.decode(row), row, reason) for row, reason in zip(ids, reasons, strict=True)]
+
+    @overload
+    def score(self, images: Pictures, prompts: str, suffixes: str) -> Score: ...
+
+    @overload
+    def score(self, images: Sequence[Pictures], prompts: list[str], suffixes: list[str]) -> list[Score]: ...
+
+    def score(self, images: Any, prompts: str | list[str], suffixes: Any) -> Score | list[Score]:
+        """How likely the model finds each suffix as the answer to its prompt; for single strings, the Score itself.
+
+        The suffix is scored with the end token after it. Raises BadPicture, BadPrompt if they do not pair up.
+        """
+        if isinstance(prompts, str):
+            return self.score([images], [prompts], [suffixes])[0]
+        if len(suffixes) != len(prompts):
+            raise BadPrompt(f"there are {len(prompts)} prompts and {len(suffixes)} suffixes; give one to each")
+        if not prompts:
+            return []
+        inputs = self.processor(images, prompts)
+        answers = [[*self.tokenizer.encode(suffix), self.config.eos_token_ids[0]] for suffix in suffixes]
+        for prompt, answer in zip(inputs.input_ids, answers, strict=True):
+            self.check_length([prompt], len(answer))
+        made = self.make_prompts(inputs.input_ids, inputs.pixel_values, inputs.images)
+        whole = [
+            Prompt(
+                np.concatenate([prompt.input_ids, answer]),
+                np.repeat([0, 1], [len(prompt.input_ids), len(answer)]),
+                prompt.image_rows,
+            )
+            for prompt, answer in zip(made, answers, strict=True)
+        ]
+        found = score_suffixes(self.weights, whole)
+        return [Score(answer, row.tolist()) for answer, row in zip(answers, found, strict=True)]
+
+    def image_features(self, images: Sequence[Picture]) -> Float[Array, "B P D"]:
+        """Pictures as the decoder sees them: P rows of its width each, out of SigLIP and the projector."""
+        self.check_files()
+        read = [read_picture(image) for image in images]
+        pixels = pixel_values(read, self.config.vision.image_size)
+        return image_features(self.weights, pixels.astype(self.dtype, copy=False))
 
     def stream(
         self, image: Pictures, prompt: str, max_new_tokens: int = 256, **sampling: Unpack[SamplingOptions]

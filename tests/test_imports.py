@@ -19,11 +19,13 @@ PARTS = {
     "sampling": {"errors", "layers", "models"},
     "generate": {"errors", "layers", "models", "sampling"},
     "tasks": {"errors", "layers", "models"},
-    "model": {"errors", "layers", "models", "io", "sampling", "generate", "tasks"},
-    "__init__": {"errors", "layers", "models", "io", "sampling", "generate", "tasks", "model"},
+    "scoring": {"layers", "models"},
+    "model": {"errors", "layers", "models", "io", "sampling", "scoring", "generate", "tasks"},
+    "__init__": {"errors", "layers", "models", "io", "sampling", "scoring", "generate", "tasks", "model"},
     "testing": {"errors", "layers", "models", "io", "model"},
     "golden": {"__init__", "errors", "layers", "models", "io", "model"},
-    "cli": {"__init__", "errors", "layers", "models", "io", "sampling", "generate", "tasks", "model", "golden"},
+    "flags": {"sampling"},
+    "cli": {"__init__", "errors", "layers", "models", "io", "tasks", "model", "golden", "flags"},
     "__main__": {"cli"},
 }
 # The same, module by module, where a part has an order of its own.

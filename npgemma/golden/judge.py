@@ -19,6 +19,7 @@ import numpy as np
 
 from npgemma.golden.names import block_of
 from npgemma.golden.record import by_row, row_errors
+from npgemma.layers.ops import log_softmax
 from npgemma.layers.shapes import Array, Float
 
 LIMITS = {"rms": 2.0, "row": 4.0, "max": 4.0}
@@ -136,7 +137,7 @@ def logit_facts(x: Float[Array, "B V"], truth: Float[Array, "B V"], envelope: Fl
     For a flipped one, whether the truth's margin between the two is within twice the honest error, so that an honest
     run may flip it too. KL(truth || x) in nats is the mean over the rows.
     """
-    p, q = log_softmax(truth), log_softmax(x)
+    p, q = (log_softmax(logits.astype(np.float64)) for logits in (truth, x))
     best, theirs = truth.argmax(-1), x.argmax(-1)
     rows = np.arange(len(truth))
     margin = truth[rows, best] - truth[rows, theirs]
@@ -155,9 +156,3 @@ def logit_facts(x: Float[Array, "B V"], truth: Float[Array, "B V"], envelope: Fl
             for row in np.flatnonzero(flipped)
         ],
     }
-
-
-def log_softmax(x: Float[Array, "B V"]) -> Float[Array, "B V"]:
-    x = np.asarray(x, np.float64)
-    x = x - x.max(-1, keepdims=True)
-    return x - np.log(np.exp(x).sum(-1, keepdims=True))

@@ -113,6 +113,12 @@ def softmax(x: Float[Array, "*R S"]) -> Float[Array, "*R S"]:
     return y
 
 
+def log_softmax(x: Float[Array, "*R S"]) -> Float[Array, "*R S"]:
+    """y = x - log(sum(exp(x))) over the last axis, the maximum taken off first: the logarithm of `softmax`."""
+    y = x - x.max(-1, keepdims=True)
+    return y - np.log(np.exp(y).sum(-1, keepdims=True))
+
+
 def exponentials(x: Float[Array, "*R S"]) -> Float[Array, "*R S"]:
     """y = exp(x - max x), the maximum over the last axis: a softmax before it is divided by its sum."""
     return np.exp(x - x.max(-1, keepdims=True))

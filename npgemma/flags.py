@@ -1,0 +1,95 @@
+"""The flags that commands share, and what their values may be."""
+
+import argparse
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from npgemma.sampling import Sampling
+
+
+def model_flags() -> argparse.ArgumentParser:
+    """Which model, and how it computes."""
+    flags = argparse.ArgumentParser(add_help=False)
+    flags.add_argument(
+        "-m",
+        "--model",
+        metavar="FOLDER",
+        help="a PaliGemma in Hugging Face layout (default: the small one inside npgemma)",
+    )
+    flags.add_argument(
+        "--dtype", choices=("float32", "float64"), default="float32", help="what is computed in (default: float32)"
+    )
+    flags.add_argument(
+        "--resident",
+        action="store_true",
+        help="widen all weights to that first, in memory: for long answers (12 GB for a 3B model)",
+    )
+    return flags
+
+
+def answer_flags(form: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The flags of every command that has a model answer."""
+    common = argparse.ArgumentParser(add_help=False, parents=[form, model_flags()])
+    common.add_argument(
+        "--max-new-tokens", type=positive, default=256, metavar="N", help="stop after N tokens (default: 256)"
+    )
+    common.add_argument(
+        "--temperature",
+        type=checked("temperature", float),
+        default=0.0,
+        metavar="T",
+        help="0 takes the likeliest token (default)",
+    )
+    common.add_argument(
+        "--top-k", type=checked("top_k", int), metavar="K", help="with a temperature: draw from the K likeliest tokens"
+    )
+    common.add_argument(
+        "--top-p",
+        type=checked("top_p", float),
+        default=1.0,
+        metavar="P",
+        help="with a temperature: draw from the likeliest tokens that make up P",
+    )
+    common.add_argument(
+        "--seed", type=checked("seed", int), default=0, metavar="S", help="seed of the draws (default: 0)"
+    )
+    return common
+
+
+class Version(argparse.Action):
+    """--version; looked up when it is asked for, so that a checkout which is not installed runs too."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(nargs=0, **options)
+
+    def __call__(self, *_: Any) -> None:
+        try:
+            print(f"npgemma {version('npgemma')}")
+        except PackageNotFoundError:
+            print("npgemma, not installed")
+        raise SystemExit(0)
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    return int(text)
+
+
+def checked(name: str, kind: Callable[[str], float]) -> Callable[[str], float]:
+    """An argparse type that holds a number against the rules of Sampling, so that a wrong one is a usage error."""
+
+    def parse(text: str) -> float:
+        try:
+            number = kind(text)
+        except ValueError:
+            kinds = "whole number" if kind is int else "number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {kinds}") from None
+        try:
+            Sampling(**{name: number})  # type: ignore[arg-type]
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return number
+
+    return parse

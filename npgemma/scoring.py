@@ -1,0 +1,55 @@
+"""Scoring: how likely a model finds a given answer, token by token, without choosing any.
+
+    log P(answer | picture, prompt) = sum over t of log P(token t | picture, prompt, tokens before t)
+
+One pass over prompt and answer gives all of it: the answer is the causal suffix of PaliGemma's training (Beyer et al.
+2024, section 3.2.2), and its mean is the loss it was trained with.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from npgemma.layers.ops import log_softmax
+from npgemma.layers.shapes import Array, Float
+from npgemma.models.gemma import logits, new_caches
+from npgemma.models.paligemma import PaliGemma, Prompt, prefill
+
+
+@dataclass(frozen=True)
+class Score:
+    """The tokens of an answer, its end token last, and the natural logarithm of each one's probability."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+
+    @property
+    def total(self) -> float:
+        """log P of the whole answer."""
+        return math.fsum(self.logprobs)
+
+    @property
+    def loss(self) -> float:
+        """The mean of -log P over the tokens, in nats: what transformers returns for labels."""
+        return -self.total / len(self.logprobs)
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss): among how many equally likely tokens the model chose, on average."""
+        return math.exp(self.loss)
+
+
+def score_suffixes(p: PaliGemma, prompts: Sequence[Prompt]) -> list[Float[Array, "T"]]:
+    """For each prompt, log P of each of its suffix tokens (those of type 1), in float64; all are rows of one pass."""
+    caches = [new_caches(p.text, len(prompt.input_ids), prompt.image_rows.dtype) for prompt in prompts]
+    hidden = prefill(p, prompts, caches)
+    found, end = [], 0
+    for prompt in prompts:
+        end += len(prompt.input_ids)
+        suffix = prompt.input_ids[prompt.token_type_ids == 1]
+        before = hidden[end - len(suffix) - 1 : end - 1]  # row t scores the token after it
+        scores = log_softmax(logits(p.text, before).astype(np.float64))
+        found.append(scores[np.arange(len(suffix)), suffix])
+    return found
