@@ -4,7 +4,7 @@ from npgemma.errors import BadGolden, BadModel, BadPicture, BadPrompt, NpgemmaEr
 from npgemma.layers.taps import Recorder
 from npgemma.model import Generation, Model, load
 from npgemma.scoring import Score
-from npgemma.tasks import Box, draw_boxes, parse_boxes
+from npgemma.tasks import Box, DetectedObject, draw_boxes, parse_boxes, parse_objects, write_objects
 
 __all__ = [
     "BadGolden",
@@ -12,6 +12,7 @@ __all__ = [
     "BadPicture",
     "BadPrompt",
     "Box",
+    "DetectedObject",
     "Generation",
     "Model",
     "NpgemmaError",
@@ -20,4 +21,6 @@ __all__ = [
     "draw_boxes",
     "load",
     "parse_boxes",
+    "parse_objects",
+    "write_objects",
 ]

@@ -19,6 +19,7 @@ PARTS = {
     "sampling": {"errors", "layers", "models"},
     "generate": {"errors", "layers", "models", "sampling"},
     "tasks": {"errors", "layers", "models"},
+    "masks": {"errors", "layers", "models", "tasks"},
     "scoring": {"layers", "models"},
     "model": {"errors", "layers", "models", "io", "sampling", "scoring", "generate", "tasks"},
     "__init__": {"errors", "layers", "models", "io", "sampling", "scoring", "generate", "tasks", "model"},
@@ -41,7 +42,13 @@ MODULES = {
         "matmul": {"shapes", "bfloat16", "float16", "taps", "threads"},
         "ops": {"shapes", "bfloat16", "taps", "threads", "matmul"},
     },
-    "models": {"__init__": set(), "siglip": set(), "gemma": set(), "paligemma": {"siglip", "gemma"}},
+    "models": {
+        "__init__": set(),
+        "siglip": set(),
+        "gemma": set(),
+        "paligemma": {"siglip", "gemma"},
+        "mask_vqvae": set(),
+    },
 }
 THIRD_PARTY = {"numpy", "PIL", "safetensors", "sentencepiece"}
 # What a part may import besides: an extra that only its users install.

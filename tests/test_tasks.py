@@ -9,15 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import npgemma
 from npgemma.errors import BadPrompt
 from npgemma.tasks import (
     OCR_PROMPT,
     Box,
+    DetectedObject,
     answer_prompt,
     caption_prompt,
     detect_prompt,
     draw_boxes,
     parse_boxes,
+    parse_objects,
+    write_objects,
 )
 
 # ------------------------------------------------------------------------------------------------------------- prompts
@@ -147,6 +151,68 @@ def test_no_text_makes_it_fail_and_no_label_holds_a_separator(text):
     for box in parse_boxes(text, 7, 9):
         assert not set(box.label) & set(";<")
         assert box.label == box.label.strip()
+
+
+CODES = "".join(f"<seg{i:03d}>" for i in range(0, 128, 8))
+SIXTEEN = tuple(range(0, 128, 8))
+
+
+@pytest.mark.parametrize(
+    ("between", "codes", "label"),
+    [
+        (CODES + " cat", SIXTEEN, "cat"),
+        (" " + CODES + " cat", SIXTEEN, "cat"),
+        (CODES, SIXTEEN, ""),
+        (CODES + "cat", SIXTEEN, "cat"),
+        (CODES + "<seg001> cat", SIXTEEN, "cat"),
+        (CODES[:-8] + " cat", (), "cat"),
+        (CODES[:-4], (), ""),
+        (CODES.replace("<seg120>", "<seg128>") + " cat", (), "cat"),
+        (" cat " + CODES, (), "cat"),
+    ],
+)
+def test_an_object_has_sixteen_codes_or_none(between: str, codes: tuple[int, ...], label: str) -> None:
+    """Before the label, and all there: fewer are an answer that was cut off."""
+    (found,) = parse_objects(locations(1, 2, 3, 4) + between)
+    assert found == DetectedObject(label, (1, 2, 3, 4), codes)
+
+
+def test_the_bins_may_be_1023_to_a_side() -> None:
+    """As big_vision writes them; 1023 is then the far edge itself."""
+    text = locations(0, 0, 1023, 1023) + " x"
+    assert parse_boxes(text, 640, 480, bins=1023) == [Box("x", 0, 0, 640, 480)]
+    assert parse_boxes(text, 1024, 1024) == [Box("x", 0, 0, 1023, 1023)]
+
+
+@given(
+    objects=st.lists(
+        st.builds(
+            DetectedObject,
+            LABELS,
+            st.tuples(BINS, BINS, BINS, BINS),
+            st.one_of(st.just(()), st.tuples(*[st.integers(0, 127)] * 16)),
+        ),
+        max_size=5,
+    ),
+    around=st.sampled_from(["", "I see: ", "\n", "<eos>", "<seg001>"]),
+)
+def test_objects_that_are_written_are_read_back(objects, around) -> None:
+    """Also from ids: the tokenizer keeps locations and codes, and its words come back as they were."""
+    text = write_objects(objects)
+    assert parse_objects(around + text) == objects
+
+
+def test_objects_are_read_from_ids_as_from_text() -> None:
+    tokenizer = npgemma.load().tokenizer
+    things = [DetectedObject("red circle", (1, 2, 3, 4), SIXTEEN), DetectedObject("blue star", (5, 6, 7, 8))]
+    assert parse_objects(tokenizer.decode(tokenizer.encode(write_objects(things)))) == things
+
+
+@given(text=st.text(st.sampled_from("<>locseg0123456789; \nab"), max_size=80))
+def test_no_text_makes_parsing_fail(text: str) -> None:
+    for found in parse_objects(text):
+        assert all(0 <= each < 1024 for each in found.bins)
+        assert len(found.codes) in (0, 16)
 
 
 # ------------------------------------------------------------------------------------------------------------- drawing

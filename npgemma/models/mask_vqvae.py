@@ -1,0 +1,118 @@
+"""The mask auto-encoder behind PaliGemma's 128 segmentation codes: 16 codes <-> a mask of 64 x 64.
+
+    codes [16] --> codebook rows [4 4 E] --> conv --> 2 residual blocks --> 4 x up by two --> conv --> mask [64 64]
+    mask [64 64] --> 4 x down by two --> 2 residual blocks --> conv --> nearest codebook rows --> codes [16]
+
+Codes run along the rows of the 4 x 4 grid; mask values are about -1 (outside) .. 1 (inside). Sources: Ning et al. 2023
+(arXiv:2301.02229), section 3; google-research/big_vision, pp/proj/paligemma/segmentation.py. Weights are stored as
+torch.nn.Conv2d stores them.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from npgemma.layers.shapes import Array, Float, Int
+
+GRID = 4  # codes to a side
+SIDE = 64  # pixels of a mask to a side
+
+
+@dataclass(frozen=True)
+class Conv:
+    weight: Float[Array, "O I h w"]
+    bias: Float[Array, "O"]
+
+
+def conv(p: Conv, x: Float[Array, "B I Y X"], padding: int, stride: int = 1) -> Float[Array, "B O v u"]:
+    """y[b o v u] = bias[o] + sum over i, j, k of weight[o i j k] x[b i (v stride + j) (u stride + k)].
+
+    x has `padding` zeros around it. Source: torch.nn.Conv2d.
+    """
+    height, width = p.weight.shape[2:]
+    x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    windows = np.lib.stride_tricks.sliding_window_view(x, (height, width), (2, 3))[:, :, ::stride, ::stride]
+    y = np.tensordot(windows, p.weight, ((1, 4, 5), (1, 2, 3)))  # B v u O
+    return (y + p.bias).transpose(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class ConvTranspose:
+    weight: Float[Array, "I O h w"]
+    bias: Float[Array, "O"]
+
+
+def upsample(p: ConvTranspose, x: Float[Array, "B I Y X"]) -> Float[Array, "B O v u"]:
+    """Twice as high and wide: the transpose of a convolution of stride 2, padding 1, with kernels of 4.
+
+    Written as a convolution: x with a row and a column of zeros between its own, and kernels turned by half a turn.
+    """
+    batch, channels, height, width = x.shape
+    spread = np.zeros((batch, channels, 2 * height - 1, 2 * width - 1), x.dtype)
+    spread[:, :, ::2, ::2] = x
+    turned = p.weight[:, :, ::-1, ::-1].transpose(1, 0, 2, 3)
+    return conv(Conv(turned, p.bias), spread, padding=p.weight.shape[2] - 2)
+
+
+@dataclass(frozen=True)
+class ResidualBlock:
+    convs: tuple[Conv, ...]  # 3 x 3, 3 x 3, 1 x 1
+
+
+def residual_block(p: ResidualBlock, x: Float[Array, "B C Y X"]) -> Float[Array, "B C Y X"]:
+    """x + conv1x1(relu(conv3x3(relu(conv3x3(x)))))."""
+    first, second, third = p.convs
+    y = relu(conv(second, relu(conv(first, x, padding=1)), padding=1))
+    return x + conv(third, y, padding=0)
+
+
+def relu(x: Float[Array, "*R"]) -> Float[Array, "*R"]:
+    return np.maximum(x, 0)
+
+
+@dataclass(frozen=True)
+class MaskDecoder:
+    blocks: tuple[ResidualBlock, ...]
+    up: tuple[ConvTranspose, ...]
+    ends: tuple[Conv, ...]  # 1 x 1, before all else and after
+
+
+@dataclass(frozen=True)
+class MaskEncoder:
+    down: tuple[Conv, ...]
+    blocks: tuple[ResidualBlock, ...]
+    last: Conv
+
+
+@dataclass(frozen=True)
+class MaskVQVAE:
+    codebook: Float[Array, "128 E"]
+    decoder: MaskDecoder
+    encoder: MaskEncoder
+
+
+def decode_mask(p: MaskVQVAE, codes: Int[Array, "B 16"]) -> Float[Array, "B 64 64"]:
+    """The masks of rows of 16 codes. Raises IndexError for a code that the codebook has no row for."""
+    if codes.size and not 0 <= codes.min() <= codes.max() < len(p.codebook):
+        raise IndexError(f"mask codes run from {codes.min()} to {codes.max()}, the codebook has {len(p.codebook)} rows")
+    x = p.codebook[codes].reshape(len(codes), GRID, GRID, p.codebook.shape[1]).transpose(0, 3, 1, 2)  # B E 4 4
+    first, last = p.decoder.ends
+    x = relu(conv(first, x, padding=0))
+    for block in p.decoder.blocks:
+        x = residual_block(block, x)
+    for up in p.decoder.up:
+        x = relu(upsample(up, x))
+    return conv(last, x, padding=0)[:, 0]
+
+
+def encode_mask(p: MaskVQVAE, masks: Float[Array, "B 64 64"]) -> Int[Array, "B 16"]:
+    """The 16 codes of masks in -1 .. 1: for each of their patches the nearest codebook row, the first of equals."""
+    x = masks[:, None]
+    for down in p.encoder.down:
+        x = relu(conv(down, x, padding=1, stride=2))
+    for block in p.encoder.blocks:
+        x = residual_block(block, x)
+    x = conv(p.encoder.last, x, padding=0)
+    rows = x.transpose(0, 2, 3, 1).reshape(len(masks), GRID * GRID, -1)  # B 16 E
+    distance = np.square(rows[:, :, None] - p.codebook).sum(-1)
+    return distance.argmin(-1)
