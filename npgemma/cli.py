@@ -17,15 +17,30 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from npgemma.errors import NpgemmaError
 from npgemma.flags import Version, answer_flags, model_flags
 from npgemma.golden.commands import add_compare, add_golden
 from npgemma.io.checkpoint import read_tensors
 from npgemma.io.config import read_config
+from npgemma.io.mask_codec import CODEC, read_mask_codec
 from npgemma.io.picture import read_picture, write_picture, written_format
 from npgemma.io.tokenizer import TOKENIZER, read_tokenizer
+from npgemma.io.writing import beside
+from npgemma.masks import draw_masks, object_masks
 from npgemma.model import EMBEDDED, Generation, find_folder, load
-from npgemma.tasks import OCR_PROMPT, Box, answer_prompt, caption_prompt, detect_prompt, draw_boxes, parse_boxes
+from npgemma.tasks import (
+    OCR_PROMPT,
+    Box,
+    answer_prompt,
+    caption_prompt,
+    detect_prompt,
+    draw_boxes,
+    parse_boxes,
+    parse_objects,
+    segment_prompt,
+)
 
 SAMPLE = EMBEDDED.parent / "sample.png"
 SAMPLE_LABELS = ("blue star", "orange ring", "green circle")
@@ -107,12 +122,38 @@ def run_detect(a: argparse.Namespace) -> None:
         print_json(prompt, generation, boxes)
     else:
         for box in boxes:
-            label = printable(" ".join(box.label.split()))
-            print(label, *(round(side) for side in (box.x0, box.y0, box.x1, box.y1)), sep="\t")
+            print(*box_fields(box), sep="\t")
         if not boxes:
             print("npgemma: nothing found", file=sys.stderr)
     if a.draw:
         write_picture(draw_boxes(image, boxes), a.draw)
+
+
+def run_segment(a: argparse.Namespace) -> None:
+    """A line an object: label, x0, y0, x1, y1 in pixels, and how many pixels its mask has."""
+    if a.draw:
+        written_format(a.draw)
+    model, image, prompt = load(a.model, a.dtype, a.resident), read_picture(a.image), segment_prompt(a.objects)
+    codec = read_mask_codec(a.codec or model.folder / CODEC)
+    with working("reading the picture"):
+        generation = model.generate(image, prompt, **sampling(a))
+    things = [thing for thing in parse_objects(generation.text) if thing.codes]
+    boxes = [thing.box(*image.size) for thing in things]
+    masks = object_masks(codec, things, *image.size)
+    if a.format == "json":
+        print_json(prompt, generation, boxes)
+    for box, mask in zip(boxes, masks, strict=True):
+        if a.format == "text":
+            print(*box_fields(box), int(mask.sum()), sep="\t")
+    if not things:
+        print("npgemma: nothing found", file=sys.stderr)
+    labels = [thing.label for thing in things]
+    if a.masks:
+        stacked = np.array(masks, bool).reshape(-1, image.height, image.width)
+        with beside(a.masks) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, masks=stacked, labels=np.array(labels, str))
+    if a.draw:
+        write_picture(draw_boxes(draw_masks(image, masks, labels), boxes), a.draw)
 
 
 def run_score(a: argparse.Namespace) -> None:
@@ -172,6 +213,11 @@ def run_inspect(a: argparse.Namespace) -> None:
 def sampling(a: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `generate` and `stream` that flags set."""
     return {name: getattr(a, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")}
+
+
+def box_fields(box: Box) -> tuple[object, ...]:
+    """A box as fields of a line: its label, and its edges in whole pixels."""
+    return printable(" ".join(box.label.split())), *(round(side) for side in (box.x0, box.y0, box.x1, box.y1))
 
 
 def print_json(prompt: str, generation: Generation, boxes: list[Box] | None = None) -> None:
@@ -252,6 +298,21 @@ def build_parser() -> argparse.ArgumentParser:
     detect.add_argument("objects", nargs="+", metavar="OBJECT")
     detect.add_argument("--draw", type=Path, metavar="FILE", help="write the picture with the boxes drawn")
     detect.set_defaults(run=run_detect)
+
+    segment = commands.add_parser(
+        "segment", parents=[common], help="masks of the named things, for models that have mask codes"
+    )
+    segment.add_argument("image", metavar="IMAGE")
+    segment.add_argument("objects", nargs="+", metavar="OBJECT")
+    segment.add_argument("--draw", type=Path, metavar="FILE", help="write the picture with masks and boxes drawn")
+    segment.add_argument("--masks", type=Path, metavar="FILE", help="write the masks: an .npz file of masks and labels")
+    segment.add_argument(
+        "--codec",
+        type=Path,
+        metavar="FILE",
+        help=f"the mask decoder's weights (default: {CODEC} beside the model's)",
+    )
+    segment.set_defaults(run=run_segment)
 
     score = commands.add_parser(
         "score", parents=[form, model_flags()], help="how likely the model finds given answers: log P, perplexity"

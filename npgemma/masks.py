@@ -7,11 +7,11 @@ demo gives grays between 0 and 1, big_vision's evaluators cut at 0. Both are her
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageColor
 
 from npgemma.layers.shapes import Array, Bool, Float
 from npgemma.models.mask_vqvae import SIDE, MaskVQVAE, decode_mask, encode_mask
-from npgemma.tasks import Box, DetectedObject
+from npgemma.tasks import COLORS, Box, DetectedObject
 
 
 def object_masks(p: MaskVQVAE, objects: Sequence[DetectedObject], width: int, height: int) -> list[Bool[Array, "Y X"]]:
@@ -20,6 +20,16 @@ def object_masks(p: MaskVQVAE, objects: Sequence[DetectedObject], width: int, he
     decoded = decode_mask(p, np.array([thing.codes for thing in coded], np.int64).reshape(-1, 16))
     boxes = [thing.box(width, height, bins=1023) for thing in coded]
     return [paste_hard(mask, box, width, height) for mask, box in zip(decoded, boxes, strict=True)]
+
+
+def draw_masks(image: Image.Image, masks: Sequence[Bool[Array, "Y X"]], labels: Sequence[str]) -> Image.Image:
+    """A copy of `image` with every mask laid over it, half transparent: the colours are those of `draw_boxes`."""
+    drawn = np.asarray(image.convert("RGB")).astype(np.float32)
+    names = list(dict.fromkeys(labels))
+    for mask, label in zip(masks, labels, strict=True):
+        color = np.array(ImageColor.getrgb(COLORS[names.index(label) % len(COLORS)]), np.float32)
+        drawn[mask] = (drawn[mask] + color) / 2
+    return Image.fromarray(drawn.astype(np.uint8))
 
 
 def paste_hard(mask: Float[Array, "64 64"], box: Box, width: int, height: int) -> Bool[Array, "Y X"]:

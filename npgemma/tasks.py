@@ -29,6 +29,11 @@ def detect_prompt(labels: Sequence[str]) -> str:
     return "detect " + " ; ".join(labels)
 
 
+def segment_prompt(labels: Sequence[str]) -> str:
+    """The same for masks; BadPrompt likewise."""
+    return detect_prompt(labels).replace("detect", "segment", 1)
+
+
 OCR_PROMPT = "ocr"
 
 

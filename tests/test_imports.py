@@ -26,7 +26,7 @@ PARTS = {
     "testing": {"errors", "layers", "models", "io", "model"},
     "golden": {"__init__", "errors", "layers", "models", "io", "model"},
     "flags": {"sampling"},
-    "cli": {"__init__", "errors", "layers", "models", "io", "tasks", "model", "golden", "flags"},
+    "cli": {"__init__", "errors", "layers", "models", "io", "tasks", "masks", "model", "golden", "flags"},
     "__main__": {"cli"},
 }
 # The same, module by module, where a part has an order of its own.

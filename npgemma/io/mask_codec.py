@@ -10,6 +10,7 @@ from npgemma.errors import BadModel
 from npgemma.layers.shapes import Array
 from npgemma.models.mask_vqvae import Conv, ConvTranspose, MaskDecoder, MaskEncoder, MaskVQVAE, ResidualBlock
 
+CODEC = "vae-oid.npz"  # as big_vision publishes it; beside a model's weights
 CODEBOOK = "_vq_vae._embedding"
 DECODER_BLOCKS, DECODER_UP, DECODER_LAST = (2, 3), (4, 6, 8, 10), 12
 ENCODER_DOWN, ENCODER_BLOCKS, ENCODER_LAST = (0, 2, 4, 6), (8, 9), 10
@@ -23,7 +24,7 @@ def read_mask_codec(path: str | Path) -> MaskVQVAE:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             tensors = {name: np.asarray(arrays[name], np.float32) for name in arrays.files}
     except FileNotFoundError:
-        raise BadModel(f"{path} is missing: masks need the decoder's weights, big_vision's vae-oid.npz") from None
+        raise BadModel(f"{path} is missing: masks need a decoder's weights, such as big_vision's {CODEC}") from None
     except (OSError, ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise BadModel(f"{path} is not a usable .npz file of numbers ({error})") from None
     return mask_codec(tensors, path)
