@@ -138,7 +138,7 @@ def run_segment(a: argparse.Namespace) -> None:
     with working("reading the picture"):
         generation = model.generate(image, prompt, **sampling(a))
     things = [thing for thing in parse_objects(generation.text) if thing.codes]
-    boxes = [thing.box(*image.size) for thing in things]
+    boxes, labels = [thing.box(*image.size) for thing in things], [thing.label for thing in things]
     masks = object_masks(codec, things, *image.size)
     if a.format == "json":
         print_json(prompt, generation, boxes)
@@ -147,7 +147,6 @@ def run_segment(a: argparse.Namespace) -> None:
             print(*box_fields(box), int(mask.sum()), sep="\t")
     if not things:
         print("npgemma: nothing found", file=sys.stderr)
-    labels = [thing.label for thing in things]
     if a.masks:
         stacked = np.array(masks, bool).reshape(-1, image.height, image.width)
         with beside(a.masks) as temporary, temporary.open("wb") as file:
@@ -212,7 +211,8 @@ def run_inspect(a: argparse.Namespace) -> None:
 
 def sampling(a: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `generate` and `stream` that flags set."""
-    return {name: getattr(a, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")}
+    names = ("max_new_tokens", "stop", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+    return {name: getattr(a, name) for name in names}
 
 
 def box_fields(box: Box) -> tuple[object, ...]:

@@ -52,6 +52,23 @@ def answer_flags(form: argparse.ArgumentParser) -> argparse.ArgumentParser:
         help="with a temperature: draw from the likeliest tokens that make up P",
     )
     common.add_argument(
+        "--min-p",
+        type=checked("min_p", float),
+        default=0.0,
+        metavar="P",
+        help="with a temperature: drop tokens less likely than P times the likeliest",
+    )
+    common.add_argument(
+        "--repetition-penalty",
+        type=checked("repetition_penalty", float),
+        default=1.0,
+        metavar="R",
+        help="above 1: tokens that were read or written already are less likely",
+    )
+    common.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated"
+    )
+    common.add_argument(
         "--seed", type=checked("seed", int), default=0, metavar="S", help="seed of the draws (default: 0)"
     )
     return common

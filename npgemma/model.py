@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Unpack, overload
@@ -14,6 +14,7 @@ from npgemma.errors import BadModel, BadPrompt
 from npgemma.generate import Token, generate_tokens
 from npgemma.io.checkpoint import load_paligemma
 from npgemma.io.config import Config, read_config
+from npgemma.io.inputs import as_array, check_inputs
 from npgemma.io.picture import Picture, pixel_values, read_picture
 from npgemma.io.processor import Pictures, Processor
 from npgemma.io.tokenizer import Tokenizer, read_tokenizer
@@ -22,17 +23,23 @@ from npgemma.layers.taps import Tap, silent
 from npgemma.models.paligemma import PaliGemma, Prompt, forward, image_features
 from npgemma.sampling import Sampling, SamplingOptions
 from npgemma.scoring import Score, score_suffixes
+from npgemma.stops import checked_stops, cut_at_stop, sure_of
 
 EMBEDDED = Path(__file__).parent / "assets" / "tiny"
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What was written to one prompt; `finish_reason` is 'stop' (`token_ids` ends with an end token) or 'length'."""
+    """What was written to one prompt.
+
+    `finish_reason` is 'stop' (`token_ids` ends with an end token or a stop string, which `text` leaves out) or
+    'length'. `logprobs` are the natural logarithms of the model's own probability for each token.
+    """
 
     text: str
     token_ids: list[int]
     finish_reason: str
+    logprobs: list[float] = field(default_factory=list)
 
 
 class Model:
@@ -77,15 +84,21 @@ class Model:
         types and pixels do not fit the model and each other.
         """
         self.check_files()
-        ids, pixels = self.check_inputs(input_ids, pixel_values)
+        ids, pixels = check_inputs(self.config, input_ids, pixel_values)
         types = np.zeros_like(ids) if token_type_ids is None else as_array(token_type_ids, "token_type_ids")
         if types.shape != ids.shape or not np.isin(types, (0, 1)).all():
             raise BadPrompt(f"token_type_ids are 0 (prefix) or 1 (suffix), as many as the {len(ids)} input_ids")
+        pixels = pixels.astype(self.dtype, copy=False)
         return forward(self.weights, ids, pixels, types.astype(np.int64), tap=tap)
 
     @overload
     def generate(
-        self, images: Pictures, prompts: str, max_new_tokens: int = ..., **sampling: Unpack[SamplingOptions]
+        self,
+        images: Pictures,
+        prompts: str,
+        max_new_tokens: int = ...,
+        stop: str | Sequence[str] = ...,
+        **sampling: Unpack[SamplingOptions],
     ) -> Generation: ...
 
     @overload
@@ -94,26 +107,38 @@ class Model:
         images: Sequence[Pictures],
         prompts: list[str],
         max_new_tokens: int = ...,
+        stop: str | Sequence[str] = ...,
         **sampling: Unpack[SamplingOptions],
     ) -> list[Generation]: ...
 
     def generate(
-        self, images: Any, prompts: str | list[str], max_new_tokens: int = 256, **sampling: Unpack[SamplingOptions]
+        self,
+        images: Any,
+        prompts: str | list[str],
+        max_new_tokens: int = 256,
+        stop: str | Sequence[str] = (),
+        **sampling: Unpack[SamplingOptions],
     ) -> Generation | list[Generation]:
         """One Generation a prompt; for a single string, the Generation itself.
 
         `images` holds for each prompt a picture or a list of pictures; for a single string it is that one entry.
-        `sampling` is temperature, top_k, top_p and seed, as in `Sampling`; without, the likeliest token is taken.
+        `sampling` is temperature, top_k, top_p, min_p, repetition_penalty and seed, as in `Sampling`; without, the
+        likeliest token is taken. An answer ends before the first `stop` string that it would hold.
         Tokens that the tokenizer has no text for are never chosen. Raises BadPicture, BadPrompt, ValueError.
         """
         if isinstance(prompts, str):
-            return self.generate([images], [prompts], max_new_tokens, **sampling)[0]
-        ids: list[list[int]] = [[] for _ in prompts]
-        reasons = [""] * len(prompts)
-        for token in self.tokens(images, prompts, max_new_tokens, Sampling(**sampling)):
-            ids[token.row].append(token.id)
-            reasons[token.row] = token.finish_reason or ""
-        return [Generation(self.tokenizer.decode(row), row, reason) for row, reason in zip(ids, reasons, strict=True)]
+            return self.generate([images], [prompts], max_new_tokens, stop, **sampling)[0]
+        stops = checked_stops(stop)
+        rows: list[list[Token]] = [[] for _ in prompts]
+        for token in self.tokens(images, prompts, max_new_tokens, Sampling(**sampling), stops):
+            rows[token.row].append(token)
+        return [self.generation(row, stops) for row in rows]
+
+    def generation(self, tokens: Sequence[Token], stops: Sequence[str] = ()) -> Generation:
+        """All tokens of one row as what was written."""
+        ids = [token.id for token in tokens]
+        text = cut_at_stop(self.tokenizer.decode(ids), stops)
+        return Generation(text, ids, tokens[-1].finish_reason or "", [token.logprob for token in tokens])
 
     @overload
     def score(self, images: Pictures, prompts: str, suffixes: str) -> Score: ...
@@ -156,20 +181,30 @@ class Model:
         return image_features(self.weights, pixels.astype(self.dtype, copy=False))
 
     def stream(
-        self, image: Pictures, prompt: str, max_new_tokens: int = 256, **sampling: Unpack[SamplingOptions]
+        self,
+        image: Pictures,
+        prompt: str,
+        max_new_tokens: int = 256,
+        stop: str | Sequence[str] = (),
+        **sampling: Unpack[SamplingOptions],
     ) -> Iterator[str]:
-        """The text of `generate` in pieces as they come; a character of several tokens waits until it is whole."""
-        return self.pieces(self.tokens([image], [prompt], max_new_tokens, Sampling(**sampling)))
+        """The text of `generate` in pieces as they come.
 
-    def pieces(self, tokens: Iterator[Token]) -> Iterator[str]:
+        A character of several tokens waits until it is whole, and what may be the beginning of a stop string until it
+        is clear that it is none.
+        """
+        stops = checked_stops(stop)
+        return self.pieces(self.tokens([image], [prompt], max_new_tokens, Sampling(**sampling), stops), stops)
+
+    def pieces(self, tokens: Iterator[Token], stops: Sequence[str] = ()) -> Iterator[str]:
         """What each token adds to the text of those before it."""
         ids: list[int] = []
         sent = ""
         for token in tokens:
             ids.append(token.id)
-            text = self.tokenizer.decode(ids)
+            text = cut_at_stop(self.tokenizer.decode(ids), stops)
             if token.finish_reason is None:
-                text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+                text = sure_of(text.rstrip("\N{REPLACEMENT CHARACTER}"), stops)
             if len(text) > len(sent):
                 yield text[len(sent) :]
                 sent = text
@@ -183,7 +218,7 @@ class Model:
         **sampling: Unpack[SamplingOptions],
     ) -> list[int]:
         """The ids that follow `input_ids`, for people with ids and pixels of their own; any column may be chosen."""
-        ids, pixels = self.check_inputs(input_ids, pixel_values)
+        ids, pixels = check_inputs(self.config, input_ids, pixel_values)
         self.check_length([ids], max_new_tokens)
         prompts = self.make_prompts([ids], pixels, [len(pixels)])
         eos = self.config.eos_token_ids if eos_ids is None else eos_ids
@@ -192,17 +227,28 @@ class Model:
         return [token.id for token in tokens]
 
     def tokens(
-        self, images: Sequence[Pictures], prompts: Sequence[str], max_new_tokens: int, sampling: Sampling
+        self,
+        images: Sequence[Pictures],
+        prompts: Sequence[str],
+        max_new_tokens: int,
+        sampling: Sampling,
+        stops: Sequence[str] = (),
     ) -> Iterator[Token]:
-        """The tokens of all prompts as they are chosen, step by step."""
+        """The tokens of all prompts as they are chosen, step by step; a row ends when its text holds a stop string."""
         if not prompts:
             return iter(())
         inputs = self.processor(images, prompts)
         self.check_length(inputs.input_ids, max_new_tokens)
         made = self.make_prompts(inputs.input_ids, inputs.pixel_values, inputs.images)
+
+        def ends(written: Sequence[int]) -> bool:
+            text = self.tokenizer.decode(written) if stops else ""
+            return cut_at_stop(text, stops) != text
+
         # the image token and the rows that only fill up the table are no text
+        choices = self.tokenizer.image_id
         return generate_tokens(
-            self.weights, made, max_new_tokens, sampling, self.config.eos_token_ids, self.tokenizer.image_id
+            self.weights, made, max_new_tokens, sampling, self.config.eos_token_ids, choices, ends=ends
         )
 
     def make_prompts(
@@ -238,37 +284,6 @@ class Model:
         if longest + max_new_tokens > limit:
             both = f"a prompt of {longest} tokens and max_new_tokens {max_new_tokens}"
             raise BadPrompt(f"{both} are more than the {limit} positions of this model; ask for fewer")
-
-    def check_inputs(
-        self, input_ids: Int[Array, "T"], pixel_values: Float[Array, "B 3 Y X"] | None
-    ) -> tuple[Int[Array, "T"], Float[Array, "B 3 Y X"]]:
-        """Ids and pixels from a caller's hand, the pixels in the model's dtype; no pixels are a stack of no pictures.
-
-        BadPrompt unless the ids are one row of tokens of this model with the image tokens of just these pictures.
-        """
-        rows, side = self.config.text.vocab_size, self.config.vision.image_size
-        ids = as_array(input_ids, "input_ids")
-        if ids.ndim != 1 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
-            raise BadPrompt(f"input_ids are one row of whole numbers, not {ids.dtype} {list(ids.shape)}")
-        is_image = ids == self.config.image_token_index
-        if ((ids < 0) | (ids >= rows))[~is_image].any():
-            raise BadPrompt(f"input_ids run from {ids.min()} to {ids.max()}; this model has tokens 0 to {rows - 1}")
-        pixels = np.empty((0, 3, side, side)) if pixel_values is None else as_array(pixel_values, "pixel_values")
-        if pixels.shape[1:] != (3, side, side) or not np.issubdtype(pixels.dtype, np.floating):
-            found = f"{pixels.dtype} {list(pixels.shape)}"
-            raise BadPrompt(f"pixel_values are floats of shape [pictures, 3, {side}, {side}], not {found}")
-        tokens, wanted = is_image.sum(), len(pixels) * self.config.vision.num_patches
-        if tokens != wanted:
-            raise BadPrompt(f"the ids hold {tokens} image tokens; {len(pixels)} pictures stand for {wanted}")
-        return ids, pixels.astype(self.dtype, copy=False)
-
-
-def as_array(value: Any, name: str) -> Array:
-    """`value` as an array. BadPrompt for nested lists of unequal lengths, which are none."""
-    try:
-        return np.asarray(value)
-    except ValueError:
-        raise BadPrompt(f"{name} has rows of different lengths; give one prompt at a time") from None
 
 
 def find_folder(path: str | Path | None) -> Path:

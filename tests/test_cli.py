@@ -160,7 +160,7 @@ def test_detect_in_json_has_boxes_beside_what_generate_has(answering, tmp_path, 
     answering(BOXES)
     Image.new("RGB", (512, 1024)).save(tmp_path / "picture.png")
     found = json.loads(run(capsys, "detect", tmp_path / "picture.png", "cat", "big dog", "--format", "json"))
-    assert found.keys() == {"prompt", "text", "token_ids", "finish_reason", "boxes"}
+    assert found.keys() == {"prompt", "text", "token_ids", "finish_reason", "logprobs", "boxes"}
     assert found["prompt"] == "detect cat ; big dog"
     assert found["boxes"][0] == {"label": "cat", "x0": 128.0, "y0": 0.0, "x1": 511.5, "y1": 512.0}
 

@@ -101,7 +101,10 @@ def test_a_tap_that_only_looks_changes_no_token(sampling, dtype, model):
     """Although with one all rows of the prompts go through the last layer, and without one the last of each alone."""
     made, taps = prompts(model, range(len(ROWS)), dtype), Recorder()
     seen = list(generate_tokens(model, made, NEW, sampling, NEVER, V, taps))
-    assert seen == list(generate_tokens(model, made, NEW, sampling, NEVER, V))
+    plain = list(generate_tokens(model, made, NEW, sampling, NEVER, V))
+    assert [token[:3] for token in seen] == [token[:3] for token in plain]
+    rounding = 1e-5 if dtype is np.float32 else 1e-12  # other rows stand beside the last: BLAS sums in another order
+    assert [t.logprob for t in seen] == pytest.approx([t.logprob for t in plain], rel=0, abs=rounding)
     assert "text.layers.0.attn.q" in taps
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from npgemma.sampling import Sampling, choose, keep_top_k, keep_top_p, probabilities
+from npgemma.sampling import Sampling, choose, keep_min_p, keep_top_k, keep_top_p, penalize, probabilities
 
 INF = math.inf
 EPS = np.finfo(np.float64).eps
@@ -241,3 +241,49 @@ def test_the_ends_of_the_ranges_are_allowed(options):
 
 def test_the_defaults_are_greedy():
     assert Sampling() == Sampling(temperature=0.0, top_k=None, top_p=1.0, seed=0)
+
+
+# ------------------------------------------------------------------------------------------- min-p, repetition penalty
+
+
+@pytest.mark.parametrize(
+    ("p", "kept"), [(0.0, [0, 1, 2, 3]), (0.24, [0, 1, 2, 3]), (0.26, [0, 1, 2]), (0.6, [0, 1]), (1.0, [0])]
+)
+def test_min_p_keeps_what_is_likely_enough_beside_the_likeliest(p: float, kept: list[int]) -> None:
+    assert np.flatnonzero(np.isfinite(keep_min_p(scores(0.4, 0.3, 0.2, 0.1), p))).tolist() == kept
+
+
+def test_min_p_keeps_all_that_are_likeliest() -> None:
+    np.testing.assert_array_equal(keep_min_p(np.array([1.0, 1.0, 0.0]), 1.0), [1.0, 1.0, -INF])
+
+
+def test_min_p_comes_after_the_temperature() -> None:
+    """Hot, the four are nearly alike and all stay; cold, one is left."""
+    x = scores(0.4, 0.3, 0.2, 0.1)
+    assert support(probabilities(x, Sampling(100.0, min_p=0.5))) == [0, 1, 2, 3]
+    assert support(probabilities(x, Sampling(0.1, min_p=0.5))) == [0]
+
+
+def test_a_penalty_divides_what_is_above_zero_and_multiplies_what_is_below() -> None:
+    x = np.array([2.0, -2.0, 2.0, -2.0])
+    np.testing.assert_array_equal(penalize(x, np.array([0, 1, 1, 99]), 4.0), [0.5, -8.0, 2.0, -2.0])
+    np.testing.assert_array_equal(x, [2.0, -2.0, 2.0, -2.0])
+
+
+def test_greedy_is_penalized_too() -> None:
+    x, rng = np.array([3.0, 2.0]), np.random.default_rng(0)
+    assert choose(x, Sampling(repetition_penalty=2.0), rng, np.array([0])) == 1
+    assert choose(x, Sampling(repetition_penalty=2.0), rng) == 0
+    assert choose(x, Sampling(), rng, np.array([0])) == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"min_p": bad} for bad in (-0.1, 1.1, math.nan)),
+        *({"repetition_penalty": bad} for bad in (0, -1.0, math.inf, math.nan)),
+    ],
+)
+def test_what_is_out_of_range_is_refused(options: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        Sampling(**options)

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 
-from npgemma.sampling import Sampling, probabilities
+import npgemma
+from npgemma.sampling import Sampling, penalize, probabilities
 
 torch = pytest.importorskip("torch", reason="the live tests compare with torch")
 transformers = pytest.importorskip("transformers", reason="the live tests compare with transformers")
+
+from dump_transformers import load_model, make_inputs  # noqa: E402
 
 pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore")]
 
@@ -21,6 +24,8 @@ def warped(scores: np.ndarray, sampling: Sampling) -> np.ndarray:
         warpers.append(transformers.TopKLogitsWarper(sampling.top_k))
     if sampling.top_p < 1:
         warpers.append(transformers.TopPLogitsWarper(sampling.top_p))
+    if sampling.min_p > 0:
+        warpers.append(transformers.MinPLogitsWarper(sampling.min_p))
     x = torch.from_numpy(scores.astype(np.float64))[None]
     for warper in warpers:
         x = warper(None, x)
@@ -72,3 +77,44 @@ def test_the_comparison_notices_another_order() -> None:
     early = warped(scores, Sampling(temperature=1.0, top_p=0.5))
     with pytest.raises(AssertionError, match="not equal"):
         compare(probabilities(scores, late), early)
+
+
+@pytest.mark.parametrize("min_p", [0.01, 0.2, 0.9, 1.0])
+@pytest.mark.parametrize(("temperature", "top_k", "top_p"), [(1.0, None, 1.0), (0.3, 20, 0.9), (2.5, None, 0.5)])
+def test_min_p_after_the_others(min_p: float, temperature: float, top_k: int | None, top_p: float) -> None:
+    scores = np.random.default_rng(1).standard_normal(257).astype(np.float32) * 4
+    sampling = Sampling(temperature, top_k, top_p, min_p)
+    compare(probabilities(scores, sampling), warped(scores, sampling))
+
+
+@pytest.mark.parametrize("penalty", [0.5, 1.3, 5.0])
+def test_the_repetition_penalty(penalty: float) -> None:
+    rng = np.random.default_rng(2)
+    scores, seen = rng.standard_normal(50), rng.integers(0, 50, 30)
+    processor = transformers.RepetitionPenaltyLogitsProcessor(penalty)
+    theirs = processor(torch.from_numpy(seen)[None], torch.from_numpy(scores)[None])[0].numpy()
+    np.testing.assert_array_equal(penalize(scores, seen, penalty), theirs)
+
+
+PROMPTS = ("caption en", "answer en how many shapes are there?", "detect blue star")
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.2, 3.0])
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_tokens_and_log_probabilities_are_generate_s(prompt: str, penalty: float) -> None:
+    """Greedy on the embedded model, penalty and all; the log-probabilities are those of the logits as they are."""
+    sample = npgemma.model.EMBEDDED.parent / "sample.png"
+    ours = npgemma.load().generate(sample, prompt, max_new_tokens=20, repetition_penalty=penalty)
+    inputs = make_inputs(npgemma.model.EMBEDDED, sample, prompt)
+    out = load_model(npgemma.model.EMBEDDED, torch.float32, "eager").generate(
+        **inputs,
+        max_new_tokens=20,
+        do_sample=False,
+        repetition_penalty=penalty,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    assert ours.token_ids == out.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+    logprobs = torch.cat(out.logits).double().log_softmax(-1).numpy()
+    chosen = logprobs[np.arange(len(ours.token_ids)), ours.token_ids]
+    np.testing.assert_allclose(ours.logprobs, chosen, rtol=1e-5, atol=1e-4)
