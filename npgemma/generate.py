@@ -1,9 +1,12 @@
 """Generation: one prefill of all prompts, then steps of one token for every sequence that is not done.
 
-Sequences of different length and different end run together as rows; one that is done leaves the rest as they were.
+Sequences of different length and different end run together as rows; one that is done leaves the rest as they were,
+and another may take its place.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -12,13 +15,37 @@ from npgemma.errors import BadModel
 from npgemma.layers.ops import log_softmax
 from npgemma.layers.shapes import Array, Float, Int
 from npgemma.layers.taps import Tap, at, silent
-from npgemma.models.gemma import new_caches
+from npgemma.models.gemma import Cache, new_caches
 from npgemma.models.paligemma import PaliGemma, Prompt, start, step
 from npgemma.sampling import Sampling, choose
 
 
+@dataclass(frozen=True)
+class Limits:
+    """Where an answer ends, and what it may hold.
+
+    It ends with an end token, where `ends` says so of the ids written, or after `max_new_tokens`; only ids below
+    `choices` are chosen. Raises ValueError if max_new_tokens is below 1.
+    """
+
+    max_new_tokens: int
+    eos_ids: Sequence[int]
+    choices: int
+    ends: Callable[[Sequence[int]], bool] = lambda written: False
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; it is at least 1")
+
+    def reason_to_end(self, written: Sequence[int]) -> str | None:
+        """'stop' (an end token, or `ends`), 'length', or None while an answer goes on."""
+        if written[-1] in self.eos_ids or self.ends(written):
+            return "stop"
+        return "length" if len(written) == self.max_new_tokens else None
+
+
 class Token(NamedTuple):
-    """One token of sequence `row`; `finish_reason` is 'stop' (an end token), 'length', or None while it goes on.
+    """One token of sequence `row`; `finish_reason` is that of Limits.
 
     `logprob` is the natural logarithm of the model's own probability for it, before any sampling rule.
     """
@@ -29,53 +56,79 @@ class Token(NamedTuple):
     logprob: float
 
 
+@dataclass
+class Row:
+    """A sequence in flight: what it has read and written, its caches, and the logits of its next token."""
+
+    input_ids: Int[Array, "T"]
+    caches: list[Cache]
+    scores: Float[Array, "V"]
+    rng: np.random.Generator
+    written: list[int]
+
+
 def generate_tokens(
     p: PaliGemma,
     prompts: Sequence[Prompt],
-    max_new_tokens: int,
+    limits: Limits,
     sampling: Sampling,
-    eos_ids: Sequence[int],
-    choices: int,
+    samples: int = 1,
     tap: Tap = silent,
-    ends: Callable[[Sequence[int]], bool] = lambda written: False,
 ) -> Iterator[Token]:
-    """The tokens of all prompts, step by step, rows in order within a step. Only ids below `choices` are chosen.
+    """The tokens of all prompts, step by step, rows in order within a step: `samples` rows for each prompt.
 
-    A row stops after an end token, or when `ends` says so of what it has written.
-    Every row draws with a generator of its own, seeded alike, so a row's tokens do not depend on what runs beside it.
-    Raises ValueError if max_new_tokens is below 1, BadModel if the logits are not finite.
+    Raises BadModel if the logits are not finite.
     """
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; it is at least 1")
-    dtype = prompts[0].image_rows.dtype
-    caches = [new_caches(p.text, len(prompt.input_ids) + max_new_tokens - 1, dtype) for prompt in prompts]
-    rngs = [np.random.default_rng(sampling.seed) for _ in prompts]
-    written: list[list[int]] = [[] for _ in prompts]
-    scores = start(p, prompts, caches, tap=tap)
-    going = list(range(len(prompts)))
-    for count in range(1, max_new_tokens + 1):
-        tokens = []
-        for row, row_scores in zip(going, scores, strict=True):
-            seen = np.concatenate([prompts[row].input_ids, written[row]]).astype(np.int64)
-            chosen, logprob = pick(row_scores, choices, sampling, rngs[row], seen)
-            written[row].append(chosen)
-            stops = chosen in eos_ids or ends(written[row])
-            reason = "stop" if stops else "length" if count == max_new_tokens else None
-            tokens.append(Token(row, chosen, reason, logprob))
+    going = dict(enumerate(begin(p, prompts, limits, sampling, samples, tap)))
+    for count in itertools.count(1):
+        tokens = [Token(i, *write_next(row, limits, sampling)) for i, row in going.items()]
         yield from tokens
-        tokens = [token for token in tokens if token.finish_reason is None]
-        going = [token.row for token in tokens]
+        going = {token.row: going[token.row] for token in tokens if token.finish_reason is None}
         if not going:
             return
-        ids, heard = np.array([token.id for token in tokens]), at(tap, f"steps.{count}")
-        scores = step(p, ids, [caches[row] for row in going], dtype, tap=heard)
+        advance(p, list(going.values()), at(tap, f"steps.{count}"))
 
 
-def pick(
-    scores: Float[Array, "V"], choices: int, sampling: Sampling, rng: np.random.Generator, seen: Int[Array, "T"]
-) -> tuple[int, float]:
-    """The next token of one row, and its log-probability."""
-    if not np.isfinite(scores[:choices]).all():
+def begin(
+    p: PaliGemma,
+    prompts: Sequence[Prompt],
+    limits: Limits,
+    sampling: Sampling,
+    samples: int = 1,
+    tap: Tap = silent,
+) -> list[Row]:
+    """Read all prompts; each becomes `samples` rows that have written nothing yet.
+
+    Every row draws with a generator of its own, so its tokens do not depend on what runs beside it. The first row of
+    every prompt is seeded with the seed, so one sample is the same one among several.
+    """
+    room = limits.max_new_tokens - 1  # the last token is never read
+    dtype = prompts[0].image_rows.dtype
+    all_caches = [new_caches(p.text, len(prompt.input_ids) + room, dtype) for prompt in prompts]
+    scores = start(p, prompts, all_caches, tap=tap)
+    rows = []
+    for prompt, caches, row_scores in zip(prompts, all_caches, scores, strict=True):
+        for i in range(samples):
+            rng = np.random.default_rng([sampling.seed, i] if i else sampling.seed)
+            own = [cache.copy() for cache in caches] if i else caches
+            rows.append(Row(prompt.input_ids, own, row_scores, rng, []))
+    return rows
+
+
+def write_next(row: Row, limits: Limits, sampling: Sampling) -> tuple[int, str | None, float]:
+    """Choose the next token of a row: its id, whether and why the row ends with it, and its log-probability."""
+    if not np.isfinite(row.scores[: limits.choices]).all():
         raise BadModel("the model's logits are not finite: some weight, or a pixel value, is NaN or infinite")
-    chosen = choose(scores[:choices], sampling, rng, seen)
-    return chosen, float(log_softmax(scores.astype(np.float64))[chosen])
+    seen = np.concatenate([row.input_ids, row.written]).astype(np.int64)
+    chosen = choose(row.scores[: limits.choices], sampling, row.rng, seen)
+    row.written.append(chosen)
+    logprob = float(log_softmax(row.scores.astype(np.float64))[chosen])
+    return chosen, limits.reason_to_end(row.written), logprob
+
+
+def advance(p: PaliGemma, rows: Sequence[Row], tap: Tap = silent) -> None:
+    """Read the last token of each row: one step of the decoder for all of them."""
+    ids = np.array([row.written[-1] for row in rows])
+    dtype = rows[0].caches[0].keys.dtype
+    for row, scores in zip(rows, step(p, ids, [row.caches for row in rows], dtype, tap=tap), strict=True):
+        row.scores = scores

@@ -10,8 +10,9 @@ from typing import Any, Unpack, overload
 
 import numpy as np
 
+from npgemma.beams import beam_search
 from npgemma.errors import BadModel, BadPrompt
-from npgemma.generate import Token, generate_tokens
+from npgemma.generate import Limits, Token, generate_tokens
 from npgemma.io.checkpoint import load_paligemma
 from npgemma.io.config import Config, read_config
 from npgemma.io.inputs import as_array, check_inputs
@@ -129,16 +130,61 @@ class Model:
         if isinstance(prompts, str):
             return self.generate([images], [prompts], max_new_tokens, stop, **sampling)[0]
         stops = checked_stops(stop)
-        rows: list[list[Token]] = [[] for _ in prompts]
-        for token in self.tokens(images, prompts, max_new_tokens, Sampling(**sampling), stops):
-            rows[token.row].append(token)
-        return [self.generation(row, stops) for row in rows]
+        tokens = self.tokens(images, prompts, max_new_tokens, Sampling(**sampling), stops)
+        return self.generations(tokens, len(prompts), stops)
 
-    def generation(self, tokens: Sequence[Token], stops: Sequence[str] = ()) -> Generation:
+    def samples(
+        self,
+        image: Pictures,
+        prompt: str,
+        count: int,
+        max_new_tokens: int = 256,
+        stop: str | Sequence[str] = (),
+        **sampling: Unpack[SamplingOptions],
+    ) -> list[Generation]:
+        """`count` answers to one prompt, each drawn on its own; the first is that of `generate` with the same seed.
+
+        Picture and prompt are read once, then the answers are written side by side. Raises as `generate` does.
+        """
+        if type(count) is not int or count < 1:
+            raise ValueError(f"the number of samples is {count}; it is a whole number from 1 up")
+        stops = checked_stops(stop)
+        tokens = self.tokens([image], [prompt], max_new_tokens, Sampling(**sampling), stops, count)
+        return self.generations(tokens, count, stops)
+
+    def beams(
+        self,
+        image: Pictures,
+        prompt: str,
+        num_beams: int,
+        max_new_tokens: int = 256,
+        stop: str | Sequence[str] = (),
+    ) -> list[Generation]:
+        """The `num_beams` best answers that beam search finds, the likeliest first; see `beams.beam_search`.
+
+        Raises BadPicture, BadPrompt, ValueError.
+        """
+        stops = checked_stops(stop)
+        (made,) = self.read_prompts([image], [prompt], max_new_tokens)
+        limits = self.limits(max_new_tokens, stops)
+        found = beam_search(self.weights, made, num_beams, limits)
+        return [self.generation(b.ids, limits.reason_to_end(b.ids), b.logprobs, stops) for b in found]
+
+    def generations(self, tokens: Iterator[Token], count: int, stops: Sequence[str]) -> list[Generation]:
+        """What each of `count` rows wrote."""
+        rows: list[list[Token]] = [[] for _ in range(count)]
+        for token in tokens:
+            rows[token.row].append(token)
+        return [
+            self.generation([t.id for t in row], row[-1].finish_reason, [t.logprob for t in row], stops) for row in rows
+        ]
+
+    def generation(
+        self, ids: Sequence[int], reason: str | None, logprobs: Sequence[float], stops: Sequence[str] = ()
+    ) -> Generation:
         """All tokens of one row as what was written."""
-        ids = [token.id for token in tokens]
         text = cut_at_stop(self.tokenizer.decode(ids), stops)
-        return Generation(text, ids, tokens[-1].finish_reason or "", [token.logprob for token in tokens])
+        return Generation(text, list(ids), reason or "", list(logprobs))
 
     @overload
     def score(self, images: Pictures, prompts: str, suffixes: str) -> Score: ...
@@ -222,9 +268,8 @@ class Model:
         self.check_length([ids], max_new_tokens)
         prompts = self.make_prompts([ids], pixels, [len(pixels)])
         eos = self.config.eos_token_ids if eos_ids is None else eos_ids
-        columns = self.config.text.vocab_size
-        tokens = generate_tokens(self.weights, prompts, max_new_tokens, Sampling(**sampling), eos, columns)
-        return [token.id for token in tokens]
+        limits = Limits(max_new_tokens, eos, self.config.text.vocab_size)
+        return [token.id for token in generate_tokens(self.weights, prompts, limits, Sampling(**sampling))]
 
     def tokens(
         self,
@@ -233,23 +278,28 @@ class Model:
         max_new_tokens: int,
         sampling: Sampling,
         stops: Sequence[str] = (),
+        samples: int = 1,
     ) -> Iterator[Token]:
         """The tokens of all prompts as they are chosen, step by step; a row ends when its text holds a stop string."""
         if not prompts:
             return iter(())
-        inputs = self.processor(images, prompts)
-        self.check_length(inputs.input_ids, max_new_tokens)
-        made = self.make_prompts(inputs.input_ids, inputs.pixel_values, inputs.images)
+        made = self.read_prompts(images, prompts, max_new_tokens)
+        return generate_tokens(self.weights, made, self.limits(max_new_tokens, stops), sampling, samples)
+
+    def limits(self, max_new_tokens: int, stops: Sequence[str] = ()) -> Limits:
+        """Where an answer of this model ends. The image token and the rows that only fill up the table are no text."""
 
         def ends(written: Sequence[int]) -> bool:
             text = self.tokenizer.decode(written) if stops else ""
             return cut_at_stop(text, stops) != text
 
-        # the image token and the rows that only fill up the table are no text
-        choices = self.tokenizer.image_id
-        return generate_tokens(
-            self.weights, made, max_new_tokens, sampling, self.config.eos_token_ids, choices, ends=ends
-        )
+        return Limits(max_new_tokens, self.config.eos_token_ids, self.tokenizer.image_id, ends)
+
+    def read_prompts(self, images: Sequence[Pictures], prompts: Sequence[str], max_new_tokens: int) -> list[Prompt]:
+        """Pictures and texts as the decoder starts from them."""
+        inputs = self.processor(images, prompts)
+        self.check_length(inputs.input_ids, max_new_tokens)
+        return self.make_prompts(inputs.input_ids, inputs.pixel_values, inputs.images)
 
     def make_prompts(
         self, input_ids: Sequence[Int[Array, "T"]], pixel_values: Float[Array, "B 3 Y X"], images: Sequence[int]

@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from npgemma.errors import BadModel, NpgemmaError
-from npgemma.generate import Token, generate_tokens
+from npgemma.generate import Limits, Token, generate_tokens
 from npgemma.io.checkpoint import expected_shapes, load_paligemma
 from npgemma.layers.taps import Recorder
 from npgemma.models.paligemma import PaliGemma, Prompt, forward, image_features
@@ -54,7 +54,7 @@ def prompts(model: PaliGemma, rows: Sequence[int], dtype: type = np.float64) -> 
 
 def generate(model, rows, sampling=Sampling(), eos=NEVER, new=NEW, choices=V, dtype=np.float64):  # noqa: B008 - frozen
     """The tokens of the given rows, run together, by row."""
-    tokens = list(generate_tokens(model, prompts(model, rows, dtype), new, sampling, eos, choices))
+    tokens = list(generate_tokens(model, prompts(model, rows, dtype), Limits(new, eos, choices), sampling))
     return [[token for token in tokens if token.row == i] for i in range(len(rows))]
 
 
@@ -100,8 +100,8 @@ def test_rows_of_different_lengths_write_together_what_each_writes_alone(rows, d
 def test_a_tap_that_only_looks_changes_no_token(sampling, dtype, model):
     """Although with one all rows of the prompts go through the last layer, and without one the last of each alone."""
     made, taps = prompts(model, range(len(ROWS)), dtype), Recorder()
-    seen = list(generate_tokens(model, made, NEW, sampling, NEVER, V, taps))
-    plain = list(generate_tokens(model, made, NEW, sampling, NEVER, V))
+    seen = list(generate_tokens(model, made, Limits(NEW, NEVER, V), sampling, tap=taps))
+    plain = list(generate_tokens(model, made, Limits(NEW, NEVER, V), sampling))
     assert [token[:3] for token in seen] == [token[:3] for token in plain]
     rounding = 1e-5 if dtype is np.float32 else 1e-12  # other rows stand beside the last: BLAS sums in another order
     assert [t.logprob for t in seen] == pytest.approx([t.logprob for t in plain], rel=0, abs=rounding)
@@ -109,7 +109,7 @@ def test_a_tap_that_only_looks_changes_no_token(sampling, dtype, model):
 
 
 def test_tokens_come_step_by_step_and_rows_in_order(model):
-    tokens = list(generate_tokens(model, prompts(model, range(4)), NEW, Sampling(), NEVER, V))
+    tokens = list(generate_tokens(model, prompts(model, range(4)), Limits(NEW, NEVER, V), Sampling()))
     assert [token.row for token in tokens] == [0, 1, 2, 3] * NEW
 
 
@@ -121,7 +121,7 @@ def test_a_token_is_given_before_the_next_is_computed(model):
         computed.extend([name] * name.endswith("logits"))
         return x
 
-    tokens = generate_tokens(model, prompts(model, [0, 1]), NEW, Sampling(), NEVER, V, tap)
+    tokens = generate_tokens(model, prompts(model, [0, 1]), Limits(NEW, NEVER, V), Sampling(), tap=tap)
     assert computed == []
     for count in range(1, NEW + 1):
         next(tokens)
@@ -135,7 +135,7 @@ def test_a_tap_hears_the_logits_of_every_row_that_is_still_going(model):
     """Those of a step under a name of its own."""
     free = [ids(each) for each in generate(model, [0, 1, 2])]
     taps = Recorder("*logits")
-    for _ in generate_tokens(model, prompts(model, [0, 1, 2]), NEW, Sampling(), (free[0][0],), V, taps):
+    for _ in generate_tokens(model, prompts(model, [0, 1, 2]), Limits(NEW, (free[0][0],), V), Sampling(), tap=taps):
         pass
     assert list(taps) == ["logits", *(f"steps.{count}.logits" for count in range(1, NEW))]
     assert taps["logits"].shape == (3, V)

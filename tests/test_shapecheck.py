@@ -158,4 +158,4 @@ def test_no_annotated_function_of_the_package_escapes() -> None:
     assert not [(home, name) for home, name, x in held if checked(x) is not x]
     caught = {x.__qualname__ for _, _, x in held if hasattr(x, "unchecked")}
     assert caught >= {"widen", "linear", "attend", "patch_embedding", "Cache.append", "Attention.__init__", "prefill"}
-    assert caught >= {"generate_tokens", "pick", "keep_top_p", "probabilities", "choose", "Model.forward"}
+    assert caught >= {"generate_tokens", "write_next", "keep_top_p", "probabilities", "choose", "Model.forward"}

@@ -48,6 +48,12 @@ class Cache:
         self.length = length
         return self.keys[: self.length], self.values[: self.length]
 
+    def copy(self) -> "Cache":
+        """A cache that goes on from here on its own."""
+        twin = Cache(*self.keys.shape, self.keys.dtype)
+        twin.append(self.keys[: self.length], self.values[: self.length])
+        return twin
+
 
 @dataclass(frozen=True)
 class Attention:

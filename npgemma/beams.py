@@ -1,0 +1,85 @@
+"""Beam search: the answer whose tokens are likeliest together, not one by one.
+
+    log P(answer) = sum over t of log P(token t | picture, prompt, tokens before t)
+
+Of all continuations of the K best unfinished answers by one token, the K best go on; finished ones are kept aside,
+and the search ends when nothing unfinished is better than the K best of those. The score is the plain sum, as in
+big_vision, without reward or penalty for length; so is that of transformers with num_beams=K and length_penalty=0.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from npgemma.errors import BadModel
+from npgemma.generate import Limits
+from npgemma.layers.ops import log_softmax
+from npgemma.layers.shapes import Array, Float, Int
+from npgemma.models.gemma import new_caches
+from npgemma.models.paligemma import PaliGemma, Prompt, start, step
+
+
+class Beam(NamedTuple):
+    """An answer so far: its ids, the log-probability of each, and which beam of the step before it continues."""
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    parent: int
+
+    @property
+    def total(self) -> float:
+        return sum(self.logprobs)
+
+
+def beam_search(p: PaliGemma, prompt: Prompt, num_beams: int, limits: Limits) -> list[Beam]:
+    """The best finished answers, the likeliest first, at most `num_beams`.
+
+    Raises ValueError if num_beams is below 1, BadModel if the logits are not finite.
+    """
+    if num_beams < 1:
+        raise ValueError(f"num_beams is {num_beams}; it is at least 1")
+    dtype = prompt.image_rows.dtype
+    caches = [new_caches(p.text, len(prompt.input_ids) + limits.max_new_tokens - 1, dtype)]
+    scores = start(p, [prompt], caches)
+    going, finished = [Beam((), (), 0)], list[Beam]()
+    # so many that K unfinished ones are among them, even if each of the K best ends in every possible way
+    width = (1 + len(limits.eos_ids)) * num_beams
+    while True:
+        best = continuations(going, scores, limits.choices, width)
+        ended = [limits.reason_to_end(beam.ids) is not None for beam in best]
+        finished += [beam for beam, end in zip(best[:num_beams], ended, strict=False) if end]
+        finished = ranked(finished)[:num_beams]
+        going = [beam for beam, end in zip(best, ended, strict=True) if not end][:num_beams]
+        if not going or (len(finished) == num_beams and going[0].total <= finished[-1].total):
+            return finished
+        # the first child of a beam goes on in its caches, the others in copies
+        firsts = {beam.parent: beam for beam in reversed(going)}
+        caches = [[c if firsts[beam.parent] is beam else c.copy() for c in caches[beam.parent]] for beam in going]
+        scores = step(p, np.array([beam.ids[-1] for beam in going]), caches, dtype)
+
+
+def continuations(going: list[Beam], scores: Float[Array, "B V"], choices: int, count: int) -> list[Beam]:
+    """The `count` likeliest answers that are one of `going` and one token more, the likeliest first."""
+    if not np.isfinite(scores).all():
+        raise BadModel("the model's logits are not finite: some weight, or a pixel value, is NaN or infinite")
+    logprobs = log_softmax(scores.astype(np.float64))[:, :choices]
+    totals = logprobs + np.array([beam.total for beam in going])[:, None]
+    parents, ids = np.unravel_index(largest(totals.reshape(-1), count), totals.shape)
+    return [
+        Beam((*going[b].ids, i), (*going[b].logprobs, float(logprobs[b, i])), b)
+        for b, i in zip(parents.tolist(), ids.tolist(), strict=True)
+    ]
+
+
+def largest(x: Float[Array, "V"], count: int) -> Int[Array, "W"]:
+    """Where the `count` largest numbers of `x` are, the largest first, the first of equals first."""
+    count = min(count, len(x))
+    least = np.partition(x, -count)[-count]
+    candidates = np.flatnonzero(x >= least)
+    return candidates[np.argsort(-x[candidates], kind="stable")][:count]
+
+
+def ranked(beams: Iterable[Beam]) -> list[Beam]:
+    """The likeliest first; of equals, the one that was found first."""
+    return sorted(beams, key=lambda beam: -beam.total)
