@@ -1,8 +1,10 @@
 """PaliGemma in plain NumPy: a picture and a prompt in, the answer out."""
 
-from npgemma.errors import BadGolden, BadModel, BadPicture, BadPrompt, NpgemmaError
+from npgemma.answers import Generation
+from npgemma.errors import BadGolden, BadModel, BadPicture, BadPrompt, NpgemmaError, TooLittleMemory
 from npgemma.layers.taps import Recorder
-from npgemma.model import Generation, Model, load
+from npgemma.loading import load
+from npgemma.model import Model
 from npgemma.scoring import Score
 from npgemma.tasks import Box, DetectedObject, draw_boxes, parse_boxes, parse_objects, write_objects
 
@@ -18,6 +20,7 @@ __all__ = [
     "NpgemmaError",
     "Recorder",
     "Score",
+    "TooLittleMemory",
     "draw_boxes",
     "load",
     "parse_boxes",

@@ -17,5 +17,9 @@ class BadPrompt(NpgemmaError):
     """A prompt, its ids or its number of pictures cannot be used."""
 
 
+class TooLittleMemory(NpgemmaError):
+    """A run would need more memory than there is, or than is allowed."""
+
+
 class BadGolden(NpgemmaError):
     """A golden file, a dump to compare with one, or a mapping of names cannot be used."""

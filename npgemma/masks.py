@@ -17,18 +17,31 @@ from npgemma.tasks import COLORS, Box, DetectedObject
 def object_masks(p: MaskVQVAE, objects: Sequence[DetectedObject], width: int, height: int) -> list[Bool[Array, "Y X"]]:
     """For each object that has codes, where it is on a picture of `width` x `height` pixels, by `paste_hard`."""
     coded = [thing for thing in objects if thing.codes]
-    decoded = decode_mask(p, np.array([thing.codes for thing in coded], np.int64).reshape(-1, 16))
-    boxes = [thing.box(width, height, bins=1023) for thing in coded]
-    return [paste_hard(mask, box, width, height) for mask, box in zip(decoded, boxes, strict=True)]
+    boxes = [thing.box(width, height, bins=1023) for thing in coded]  # as big_vision's evaluators read them
+    return [paste_hard(mask, box, width, height) for mask, box in zip(decoded(p, coded), boxes, strict=True)]
 
 
-def draw_masks(image: Image.Image, masks: Sequence[Bool[Array, "Y X"]], labels: Sequence[str]) -> Image.Image:
-    """A copy of `image` with every mask laid over it, half transparent: the colours are those of `draw_boxes`."""
+def soft_object_masks(
+    p: MaskVQVAE, objects: Sequence[DetectedObject], width: int, height: int
+) -> list[Float[Array, "Y X"]]:
+    """For each object that has codes, how much of each pixel it covers, by `paste_soft`."""
+    coded = [thing for thing in objects if thing.codes]
+    boxes = [thing.box(width, height) for thing in coded]
+    return [paste_soft(mask, box, width, height) for mask, box in zip(decoded(p, coded), boxes, strict=True)]
+
+
+def decoded(p: MaskVQVAE, objects: Sequence[DetectedObject]) -> Float[Array, "B 64 64"]:
+    return decode_mask(p, np.array([thing.codes for thing in objects], np.int64).reshape(-1, 16))
+
+
+def draw_masks(image: Image.Image, masks: Sequence[Array], labels: Sequence[str]) -> Image.Image:
+    """A copy of `image` with every mask (True, or 1) laid over it, half transparent; the colours are `draw_boxes`'s."""
     drawn = np.asarray(image.convert("RGB")).astype(np.float32)
     names = list(dict.fromkeys(labels))
     for mask, label in zip(masks, labels, strict=True):
         color = np.array(ImageColor.getrgb(COLORS[names.index(label) % len(COLORS)]), np.float32)
-        drawn[mask] = (drawn[mask] + color) / 2
+        share = mask[:, :, None] * np.float32(0.5)
+        drawn = drawn * (1 - share) + color * share
     return Image.fromarray(drawn.astype(np.uint8))
 
 
@@ -65,14 +78,20 @@ def encode_object(p: MaskVQVAE, label: str, mask: Bool[Array, "Y X"]) -> Detecte
     bin = round(edge / side * 1023). ValueError for a mask of nothing. Source: big_vision,
     pp/proj/paligemma/segmentation.py.
     """
+    (y0, x0, y1, x1), small = cut_out(mask)
+    codes = encode_mask(p, small[None])[0]
+    height, width = mask.shape
+    edges = ((y0, height), (x0, width), (y1, height), (x1, width))
+    y0, x0, y1, x1 = (min(1023, round(edge / side * 1023)) for edge, side in edges)
+    return DetectedObject(label, (y0, x0, y1, x1), tuple(codes.tolist()))
+
+
+def cut_out(mask: Bool[Array, "Y X"]) -> tuple[tuple[int, int, int, int], Float[Array, "64 64"]]:
+    """The pixels y0 x0 y1 x1 that bound a mask, and what is in them as the encoder takes it: 64 x 64, in -1 .. 1."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not rows.size:
         raise ValueError("a mask without a pixel in it is no object")
-    y0, y1, x0, x1 = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    y0, y1, x0, x1 = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
     crop = Image.fromarray(mask[y0:y1, x0:x1].astype(np.float32))
     small = np.asarray(crop.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
-    codes = encode_mask(p, (2 * (small - 0.5))[None])[0]
-    height, width = mask.shape
-    edges = ((y0, height), (x0, width), (y1, height), (x1, width))
-    y0, x0, y1, x1 = (min(1023, round(float(edge) / side * 1023)) for edge, side in edges)
-    return DetectedObject(label, (y0, x0, y1, x1), tuple(codes.tolist()))
+    return (y0, x0, y1, x1), 2 * (small - 0.5)

@@ -1,46 +1,30 @@
-"""`load` and `Model`: a folder on disk as an object that answers questions about pictures."""
+"""`Model`: weights, tokenizer and pictures together, as an object that answers questions about pictures."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Unpack, overload
 
 import numpy as np
 
+from npgemma.answers import Generation, checked_stops, cut_at_stop, sure_of
 from npgemma.beams import beam_search
 from npgemma.errors import BadModel, BadPrompt
 from npgemma.generate import Limits, Token, generate_tokens
-from npgemma.io.checkpoint import load_paligemma
-from npgemma.io.config import Config, read_config
+from npgemma.io.config import Config
 from npgemma.io.inputs import as_array, check_inputs
 from npgemma.io.picture import Picture, pixel_values, read_picture
 from npgemma.io.processor import Pictures, Processor
 from npgemma.io.tokenizer import Tokenizer, read_tokenizer
 from npgemma.layers.shapes import Array, Float, Int
 from npgemma.layers.taps import Tap, silent
+from npgemma.memory import UNLIMITED, Budget
 from npgemma.models.paligemma import PaliGemma, Prompt, forward, image_features
 from npgemma.sampling import Sampling, SamplingOptions
 from npgemma.scoring import Score, score_suffixes
-from npgemma.stops import checked_stops, cut_at_stop, sure_of
-
-EMBEDDED = Path(__file__).parent / "assets" / "tiny"
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What was written to one prompt.
-
-    `finish_reason` is 'stop' (`token_ids` ends with an end token or a stop string, which `text` leaves out) or
-    'length'. `logprobs` are the natural logarithms of the model's own probability for each token.
-    """
-
-    text: str
-    token_ids: list[int]
-    finish_reason: str
-    logprobs: list[float] = field(default_factory=list)
 
 
 class Model:
@@ -55,12 +39,14 @@ class Model:
         weights: PaliGemma,
         dtype: np.dtype,
         mapped: Mapping[Path, os.stat_result] | None = None,
+        budget: Budget = UNLIMITED,
     ) -> None:
         self.folder = folder
         self.config = config
         self.weights = weights
         self.dtype = dtype
         self.mapped = mapped or {}
+        self.budget = budget
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -165,7 +151,7 @@ class Model:
         Raises BadPicture, BadPrompt, ValueError.
         """
         stops = checked_stops(stop)
-        (made,) = self.read_prompts([image], [prompt], max_new_tokens)
+        (made,) = self.read_prompts([image], [prompt], max_new_tokens, num_beams)
         limits = self.limits(max_new_tokens, stops)
         found = beam_search(self.weights, made, num_beams, limits)
         return [self.generation(b.ids, limits.reason_to_end(b.ids), b.logprobs, stops) for b in found]
@@ -207,6 +193,8 @@ class Model:
         answers = [[*self.tokenizer.encode(suffix), self.config.eos_token_ids[0]] for suffix in suffixes]
         for prompt, answer in zip(inputs.input_ids, answers, strict=True):
             self.check_length([prompt], len(answer))
+        lengths = [len(ids) for ids in inputs.input_ids]
+        self.check_memory(lengths, len(inputs.pixel_values), max(map(len, answers)))
         made = self.make_prompts(inputs.input_ids, inputs.pixel_values, inputs.images)
         whole = [
             Prompt(
@@ -239,21 +227,39 @@ class Model:
         A character of several tokens waits until it is whole, and what may be the beginning of a stop string until it
         is clear that it is none.
         """
-        stops = checked_stops(stop)
-        return self.pieces(self.tokens([image], [prompt], max_new_tokens, Sampling(**sampling), stops), stops)
-
-    def pieces(self, tokens: Iterator[Token], stops: Sequence[str] = ()) -> Iterator[str]:
-        """What each token adds to the text of those before it."""
-        ids: list[int] = []
         sent = ""
+        for written in self.growing(image, prompt, max_new_tokens, stop, **sampling):
+            if len(written.text) > len(sent):
+                yield written.text[len(sent) :]
+                sent = written.text
+
+    def growing(
+        self,
+        image: Pictures,
+        prompt: str,
+        max_new_tokens: int = 256,
+        stop: str | Sequence[str] = (),
+        **sampling: Unpack[SamplingOptions],
+    ) -> Iterator[Generation]:
+        """The Generation of `generate` after each token; `finish_reason` is '' until the last.
+
+        The text holds what no later token can take back; see `stream`.
+        """
+        stops = checked_stops(stop)
+        tokens = self.tokens([image], [prompt], max_new_tokens, Sampling(**sampling), stops)
+        return self.snapshots(tokens, stops)
+
+    def snapshots(self, tokens: Iterator[Token], stops: Sequence[str]) -> Iterator[Generation]:
+        ids: list[int] = []
+        logprobs: list[float] = []
         for token in tokens:
             ids.append(token.id)
-            text = cut_at_stop(self.tokenizer.decode(ids), stops)
+            logprobs.append(token.logprob)
+            written = self.generation(ids, token.finish_reason, logprobs, stops)
             if token.finish_reason is None:
-                text = sure_of(text.rstrip("\N{REPLACEMENT CHARACTER}"), stops)
-            if len(text) > len(sent):
-                yield text[len(sent) :]
-                sent = text
+                text = sure_of(written.text.rstrip("\N{REPLACEMENT CHARACTER}"), stops)
+                written = replace(written, text=text)
+            yield written
 
     def generate_ids(
         self,
@@ -266,6 +272,7 @@ class Model:
         """The ids that follow `input_ids`, for people with ids and pixels of their own; any column may be chosen."""
         ids, pixels = check_inputs(self.config, input_ids, pixel_values)
         self.check_length([ids], max_new_tokens)
+        self.check_memory([len(ids)], len(pixels), max_new_tokens)
         prompts = self.make_prompts([ids], pixels, [len(pixels)])
         eos = self.config.eos_token_ids if eos_ids is None else eos_ids
         limits = Limits(max_new_tokens, eos, self.config.text.vocab_size)
@@ -283,7 +290,7 @@ class Model:
         """The tokens of all prompts as they are chosen, step by step; a row ends when its text holds a stop string."""
         if not prompts:
             return iter(())
-        made = self.read_prompts(images, prompts, max_new_tokens)
+        made = self.read_prompts(images, prompts, max_new_tokens, samples)
         return generate_tokens(self.weights, made, self.limits(max_new_tokens, stops), sampling, samples)
 
     def limits(self, max_new_tokens: int, stops: Sequence[str] = ()) -> Limits:
@@ -295,10 +302,14 @@ class Model:
 
         return Limits(max_new_tokens, self.config.eos_token_ids, self.tokenizer.image_id, ends)
 
-    def read_prompts(self, images: Sequence[Pictures], prompts: Sequence[str], max_new_tokens: int) -> list[Prompt]:
+    def read_prompts(
+        self, images: Sequence[Pictures], prompts: Sequence[str], max_new_tokens: int, samples: int = 1
+    ) -> list[Prompt]:
         """Pictures and texts as the decoder starts from them."""
         inputs = self.processor(images, prompts)
         self.check_length(inputs.input_ids, max_new_tokens)
+        lengths = [len(ids) for ids in inputs.input_ids]
+        self.check_memory(lengths, len(inputs.pixel_values), max_new_tokens, samples)
         return self.make_prompts(inputs.input_ids, inputs.pixel_values, inputs.images)
 
     def make_prompts(
@@ -335,28 +346,6 @@ class Model:
             both = f"a prompt of {longest} tokens and max_new_tokens {max_new_tokens}"
             raise BadPrompt(f"{both} are more than the {limit} positions of this model; ask for fewer")
 
-
-def find_folder(path: str | Path | None) -> Path:
-    """The folder that `path` names, the embedded model's if it names none. BadModel if there is no such folder."""
-    folder = EMBEDDED if path is None else Path(path)
-    if not os.path.isdir(folder):  # unlike Path.is_dir, False for a name that no folder can have
-        raise BadModel(f"{folder} is no folder; a model is one that holds config.json, *.safetensors, tokenizer.model")
-    return folder
-
-
-def load(path: str | Path | None = None, dtype: str = "float32", resident: bool = False) -> Model:
-    """The model in a Hugging Face folder; without a path, the small one that ships with npgemma.
-
-    Matrices stay in the dtype they are stored in, memory-mapped; norms, biases and the position table become float32
-    here. `dtype` ("float32" or "float64") is what is computed in. `resident` makes matrices `dtype` at once, in
-    memory: that takes longer and up to four times the space (12 GB for 3B parameters in float32), then tokens come
-    sooner and the weight files may go. Raises BadModel if the folder cannot be used, ValueError for another dtype,
-    MemoryError.
-    """
-    if dtype not in ("float32", "float64"):
-        raise ValueError(f"dtype is {dtype!r}; npgemma computes in 'float32' or 'float64'")
-    folder = find_folder(path)
-    config = read_config(folder)
-    mapped = {} if resident else {path: path.stat() for path in folder.glob("*.safetensors")}
-    weights = load_paligemma(folder, config, np.dtype(dtype) if resident else None)
-    return Model(folder, config, weights, np.dtype(dtype), mapped)
+    def check_memory(self, lengths: Sequence[int], pictures: int, max_new_tokens: int, samples: int = 1) -> None:
+        """TooLittleMemory unless prompts of such lengths can be answered all at once."""
+        self.budget.require(self.config, self.dtype.itemsize, pictures, lengths, max_new_tokens, samples)

@@ -31,8 +31,9 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import safetensors
 
-from npgemma.io.checkpoint import HEAD, expected_shapes
+from npgemma.io.checkpoint import expected_shapes
 from npgemma.io.config import Config, TextConfig, VisionConfig
+from npgemma.io.names import HEAD
 from npgemma.io.writing import beside
 from npgemma.layers.bfloat16 import pack
 from npgemma.layers.shapes import Array, Float, Int

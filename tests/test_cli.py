@@ -15,11 +15,14 @@ import tiny
 from PIL import Image
 
 import npgemma
-from npgemma import cli
-from npgemma.cli import SAMPLE, main, printable
+from npgemma.answers import Generation
+from npgemma.cli import main
+from npgemma.commands import flags
+from npgemma.commands.demo import SAMPLE
+from npgemma.commands.output import printable
 from npgemma.io.config import read_config
+from npgemma.io.model_folder import EMBEDDED
 from npgemma.io.tokenizer import Tokenizer
-from npgemma.model import EMBEDDED, Generation
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = str(SAMPLE)
@@ -70,6 +73,9 @@ class Answering:
     def generate(self, *_, **__):
         return Generation(self.text, [7, 1], "stop")
 
+    def growing(self, *_, **__):
+        yield self.generate()
+
     def stream(self, *_, **__):
         yield from self.text
 
@@ -77,7 +83,7 @@ class Answering:
 @pytest.fixture
 def answering(monkeypatch):
     """Makes every model that the command line loads answer with a given text."""
-    return lambda text: monkeypatch.setattr(cli, "load", lambda *_: Answering(text))
+    return lambda text: monkeypatch.setattr(flags, "load", lambda *_: Answering(text))
 
 
 # ------------------------------------------------------------------------------------------------------------- results
@@ -117,10 +123,10 @@ def test_flags_reach_the_model(model, capsys):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_model_and_dtype_are_what_is_asked_for(dtype, monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr(cli, "load", lambda *arguments: asked.append(arguments) or Answering("yes"))
+    monkeypatch.setattr(flags, "load", lambda *arguments: asked.append(arguments) or Answering("yes"))
     run(capsys, "ocr", PICTURE, "-m", "somewhere", "--dtype", dtype)
     run(capsys, "detect", PICTURE, "cat", "--model", "somewhere", "--dtype", dtype, "--format", "json", "--resident")
-    assert asked == [("somewhere", dtype, False), ("somewhere", dtype, True)]
+    assert asked == [("somewhere", dtype, False, None, None), ("somewhere", dtype, True, None, None)]
 
 
 def test_a_folder_of_ones_own_answers(folder, capsys):
@@ -160,9 +166,10 @@ def test_detect_in_json_has_boxes_beside_what_generate_has(answering, tmp_path, 
     answering(BOXES)
     Image.new("RGB", (512, 1024)).save(tmp_path / "picture.png")
     found = json.loads(run(capsys, "detect", tmp_path / "picture.png", "cat", "big dog", "--format", "json"))
-    assert found.keys() == {"prompt", "text", "token_ids", "finish_reason", "logprobs", "boxes"}
+    assert found.keys() == {"prompt", "text", "token_ids", "finish_reason", "logprobs", "boxes", "objects"}
     assert found["prompt"] == "detect cat ; big dog"
     assert found["boxes"][0] == {"label": "cat", "x0": 128.0, "y0": 0.0, "x1": 511.5, "y1": 512.0}
+    assert found["objects"][0] == {"label": "cat", "bins": [0, 256, 512, 1023], "codes": []}
 
 
 def test_detect_asks_the_model_for_all_things_at_once(model, capsys):
@@ -305,8 +312,8 @@ def test_a_file_that_is_no_picture_is_one_sentence(tmp_path, capsys):
 
 def test_a_folder_that_is_no_model_is_one_sentence(tmp_path, capsys):
     for command in (["ocr", PICTURE, "-m"], ["detect", PICTURE, "cat", "-m"], ["inspect"]):
-        assert "is no folder" in refused(capsys, *command, tmp_path / "nowhere")
-        assert "is no folder" in refused(capsys, *command, PICTURE)
+        assert "is no model here: there is no such folder" in refused(capsys, *command, tmp_path / "nowhere")
+        assert "is neither a folder nor" in refused(capsys, *command, PICTURE)
         assert "config.json is missing" in refused(capsys, *command, tmp_path)
 
 
@@ -434,7 +441,7 @@ def test_a_machine_too_small_is_said_so(monkeypatch, capsys):
     def load(*_):
         raise MemoryError
 
-    monkeypatch.setattr(cli, "load", load)
+    monkeypatch.setattr(flags, "load", load)
     assert refused(capsys, "ocr", PICTURE) == "out of memory"
 
 
@@ -442,7 +449,7 @@ def test_an_interruption_is_130_without_a_traceback(monkeypatch, capsys):
     def load(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "load", load)
+    monkeypatch.setattr(flags, "load", load)
     assert main(["ocr", PICTURE]) == 130
     assert capsys.readouterr() == ("", "npgemma: interrupted\n")
 

@@ -10,7 +10,7 @@ import tiny
 
 from npgemma.errors import BadModel, NpgemmaError
 from npgemma.generate import Limits, Token, generate_tokens
-from npgemma.io.checkpoint import expected_shapes, load_paligemma
+from npgemma.io.checkpoint import expected_shapes
 from npgemma.layers.taps import Recorder
 from npgemma.models.paligemma import PaliGemma, Prompt, forward, image_features
 from npgemma.sampling import Sampling, probabilities
@@ -31,7 +31,7 @@ def model(tmp_path_factory) -> PaliGemma:
 
     So the head is one of its own, and the embedding small beside what attention adds to it.
     """
-    p = load_paligemma(tiny.write_folder(tmp_path_factory.mktemp("model")), tiny.CONFIG)
+    p = tiny.weights(tiny.write_folder(tmp_path_factory.mktemp("model")), tiny.CONFIG)
     head = np.random.default_rng(3).standard_normal(p.text.head.shape)
     return dataclasses.replace(p, text=dataclasses.replace(p.text, embedding=p.text.embedding / 8, head=head))
 
@@ -250,5 +250,5 @@ def test_a_weight_that_is_not_finite_is_an_error_and_never_an_answer(name, value
     stored = {tiny.spell(each, "saved 5.x"): x for each, x in tensors.items()}
     tiny.save(stored, tmp_path / "model.safetensors")
     with np.errstate(all="ignore"), pytest.raises(NpgemmaError, match="not finite") as error:
-        generate(load_paligemma(tmp_path, tiny.CONFIG), [0], dtype=np.float32)
+        generate(tiny.weights(tmp_path, tiny.CONFIG), [0], dtype=np.float32)
     assert isinstance(error.value, BadModel)

@@ -19,10 +19,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import npgemma
+from npgemma.answers import Generation
 from npgemma.errors import BadModel, BadPicture, BadPrompt
 from npgemma.generate import Token
+from npgemma.io.model_folder import EMBEDDED
 from npgemma.io.tokenizer import Tokenizer
-from npgemma.model import EMBEDDED, Generation, Model, load
+from npgemma.loading import load
+from npgemma.model import Model
 from npgemma.models.paligemma import forward
 
 TOKENIZER = Tokenizer((EMBEDDED / "tokenizer.model").read_bytes())
@@ -96,10 +99,15 @@ def test_a_path_may_be_text(folder):
     assert load(str(folder)).config == load(folder).config == CONFIG
 
 
-@pytest.mark.parametrize("name", ["nowhere", "model.safetensors", "a\0b"])
-def test_what_is_no_folder_is_refused_and_told_what_one_holds(name, folder):
-    with pytest.raises(BadModel, match=r"is no folder; a model is one that holds config\.json"):
+@pytest.mark.parametrize("name", ["nowhere", "config.json", "a\0b"])
+def test_what_is_no_model_is_refused_and_told_what_was_tried(name, folder):
+    tried = "is neither a folder nor a" if name == "config.json" else "is no model here: there is no such folder"
+    with pytest.raises(BadModel, match=tried):
         load(folder / name)
+
+
+def test_a_weights_file_is_a_model_with_what_lies_beside_it(folder):
+    assert load(folder / "model.safetensors").config == CONFIG
 
 
 def test_an_empty_folder_says_what_it_lacks(tmp_path):

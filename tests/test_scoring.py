@@ -9,8 +9,9 @@ import pytest
 import npgemma
 from npgemma import Score
 from npgemma.cli import main
+from npgemma.io.model_folder import EMBEDDED
 from npgemma.layers.ops import log_softmax, softmax
-from npgemma.model import EMBEDDED, Model
+from npgemma.model import Model
 
 SAMPLE = EMBEDDED.parent / "sample.png"
 PROMPT = "answer en what color is the star?"

@@ -1,6 +1,8 @@
 """npgemma segment: what a model writes becomes masks on the picture. Here the answer is given, the decoder random."""
 
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +11,11 @@ from mask_codecs import random_codec, random_tensors
 from PIL import Image
 
 import npgemma
+from npgemma.answers import Generation
 from npgemma.cli import main
+from npgemma.io.model_folder import EMBEDDED
 from npgemma.masks import draw_masks, object_masks
-from npgemma.model import EMBEDDED, Generation, Model
+from npgemma.model import Model
 from npgemma.tasks import DetectedObject, parse_objects, segment_prompt, write_objects
 
 SAMPLE = EMBEDDED.parent / "sample.png"
@@ -27,11 +31,11 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A model that answers every prompt with THINGS; the prompts it was given."""
     asked: list[str] = []
 
-    def generate(self: Model, images: object, prompts: str, **sampling: object) -> Generation:
-        asked.append(prompts)
-        return Generation(write_objects(THINGS), [], "stop")
+    def growing(self: Model, images: object, prompt: str, **sampling: object) -> Iterator[Generation]:
+        asked.append(prompt)
+        yield Generation(write_objects(THINGS), [], "stop")
 
-    monkeypatch.setattr(Model, "generate", generate)
+    monkeypatch.setattr(Model, "growing", growing)
     return asked
 
 
@@ -76,7 +80,7 @@ def test_json_has_the_answer_and_boxes(answering: list[str], codec: Path, capsys
 def test_an_answer_without_codes_has_no_masks(
     monkeypatch: pytest.MonkeyPatch, codec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(Model, "generate", lambda *_, **__: Generation("nothing here", [], "stop"))
+    monkeypatch.setattr(Model, "growing", lambda *_, **__: iter([Generation("nothing here", [], "stop")]))
     assert segment("--codec", codec, "--masks", tmp_path / "masks.npz") == 0
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "npgemma: nothing found\n")
@@ -84,16 +88,22 @@ def test_an_answer_without_codes_has_no_masks(
         assert written["masks"].shape == (0, *sample.size[::-1])
 
 
-def test_without_a_decoder_the_error_says_what_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert segment() == 1
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """The embedded model without a mask decoder."""
+    for name in ("config.json", "model.safetensors", "tokenizer.model"):
+        shutil.copy(EMBEDDED / name, tmp_path)
+    return tmp_path
+
+
+def test_without_a_decoder_the_error_says_what_is_needed(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert segment("-m", bare) == 1
     assert "vae-oid.npz is missing: masks need" in capsys.readouterr().err
 
 
-def test_a_decoder_in_the_model_s_folder_is_found(answering: list[str], tmp_path: Path, monkeypatch) -> None:
-    np.savez(tmp_path / "vae-oid.npz", **random_tensors())
-    monkeypatch.setattr("npgemma.model.find_folder", lambda _: EMBEDDED)
-    monkeypatch.setattr("npgemma.cli.CODEC", str(tmp_path / "vae-oid.npz"))
-    assert segment() == 0
+def test_a_decoder_in_the_model_s_folder_is_found(answering: list[str], bare: Path) -> None:
+    np.savez(bare / "vae-oid.npz", **random_tensors())
+    assert segment("-m", bare) == 0
 
 
 @pytest.mark.parametrize("bad", [["--masks", "none/m.npz"], ["--draw", "none/x.png"]])

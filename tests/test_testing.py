@@ -12,7 +12,6 @@ from PIL import Image
 
 import npgemma
 from npgemma import testing
-from npgemma.io.checkpoint import Scope
 from npgemma.io.checkpoint import paligemma as paligemma_of
 from npgemma.io.config import Config, TextConfig, VisionConfig
 from npgemma.model import Model
@@ -28,7 +27,7 @@ class Port:
     """npgemma as the callables that the properties take."""
 
     def __init__(self, config, tensors, dtype: str = "float64") -> None:
-        self.weights = paligemma_of(Scope(tensors), config)
+        self.weights = paligemma_of((tensors), config)
         self.dtype = np.dtype(dtype)
 
     def full_at(self, row: Row, first: int) -> np.ndarray:

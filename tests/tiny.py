@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from npgemma import testing
+from npgemma.io.checkpoint import in_memory, paligemma, read_tensors
 from npgemma.io.config import Config, TextConfig, VisionConfig
+from npgemma.models.paligemma import PaliGemma
 from npgemma.testing import save_tensors as save
 
 CONFIG = Config(
@@ -58,6 +60,12 @@ def spell(name: str, spelling: str) -> str:
         if name.startswith(prefix):
             return pattern.format(name.removeprefix(prefix))
     return projector.format(name)
+
+
+def weights(folder: Path, config: Config = CONFIG, resident: str | None = None) -> PaliGemma:
+    """The weights of a folder: mapped, or with a dtype in memory."""
+    tensors = read_tensors(folder, config)
+    return paligemma(in_memory(tensors, np.dtype(resident)) if resident else tensors, config)
 
 
 def write_folder(

@@ -25,7 +25,7 @@ from npgemma.golden.suggest import suggest_map
 from npgemma.io.picture import write_picture, written_format
 from npgemma.io.writing import beside
 from npgemma.layers.rounding import SCHEDULES
-from npgemma.model import load
+from npgemma.loading import load
 
 AddParser = Callable[..., argparse.ArgumentParser]
 

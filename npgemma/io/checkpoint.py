@@ -1,11 +1,9 @@
 """A PaliGemma folder in Hugging Face layout -> the weights of models.paligemma.
 
-Four spellings of the same tensor names are about, depending on the release of transformers that wrote them;
-`plain_name` takes them all to the shortest. Every tensor that the config asks for must be there in its shape, and no
-other: a checkpoint that almost fits would run and answer nonsense.
+Every tensor that the config asks for must be there in its shape, and no other: a checkpoint that almost fits would run
+and answer nonsense.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,30 +12,14 @@ import numpy as np
 
 from npgemma.errors import BadModel
 from npgemma.io.config import Config, TextConfig, VisionConfig
-from npgemma.io.safetensors import open_folder
+from npgemma.io.names import HEAD, NOT_USED, plain_name
+from npgemma.io.safetensors import open_model
 from npgemma.layers.matmul import BLOCK, row_blocks, widened
 from npgemma.layers.ops import LayerNorm, RMSNorm
 from npgemma.layers.shapes import Array
 from npgemma.layers.threads import in_parallel
 from npgemma.models import gemma, siglip
 from npgemma.models.paligemma import PaliGemma, Projector
-
-HEAD = "text.lm_head.weight"
-NOT_USED = re.compile(r"vision\.head\..*|.*\.position_ids|.*\.rotary_emb\.inv_freq")
-
-
-def plain_name(name: str) -> str:
-    """A stored name without what differs between releases: 'vision.', 'text.' or 'multi_modal_projector.' and the tail.
-
-    hub files           language_model.model.layers.0.…     vision_tower.vision_model.encoder.…
-    in memory, 4.52     model.language_model.layers.0.…     model.vision_tower.vision_model.encoder.…
-    in memory, 5.6      model.language_model.layers.0.…     model.vision_tower.encoder.…
-    saved by 5.x        language_model.model.layers.0.…     vision_tower.encoder.…
-    """
-    name = name.removeprefix("model.")
-    name = re.sub(r"^vision_tower\.(vision_model\.)?", "vision.", name)
-    name = re.sub(r"^(language_model\.)?lm_head\.", "text.lm_head.", name)
-    return re.sub(r"^language_model\.(model\.)?", "text.", name)
 
 
 def expected_shapes(c: Config) -> dict[str, tuple[int, ...]]:
@@ -97,18 +79,18 @@ def check(tensors: Mapping[str, Array], config: Config, where: Path) -> None:
         raise BadModel("\n".join([f"{where}: the tensors do not fit config.json ({count})", *missing, *extra, *wrong]))
 
 
-def read_tensors(folder: Path, config: Config) -> dict[str, Array]:
-    """The folder's tensors by plain name, mapped and checked. BadModel as `check` and `open_folder` say."""
+def read_tensors(model: Path, config: Config) -> dict[str, Array]:
+    """A model's tensors by plain name, mapped and checked. BadModel as `check` and `open_model` say."""
     tensors: dict[str, Array] = {}
     spelled: dict[str, str] = {}
-    for stored, array in open_folder(folder).items():
+    for stored, array in open_model(model).items():
         name = plain_name(stored)
         if NOT_USED.fullmatch(name):
             continue
         if name in tensors:
-            raise BadModel(f"{folder}: {spelled[name]!r} and {stored!r} are two spellings of the same tensor")
+            raise BadModel(f"{model}: {spelled[name]!r} and {stored!r} are two spellings of the same tensor")
         tensors[name], spelled[name] = array, stored
-    check(tensors, config, folder)
+    check(tensors, config, model)
     return tensors
 
 
@@ -188,7 +170,12 @@ def decoder(s: Scope, c: TextConfig) -> gemma.Decoder:
     return gemma.Decoder(table, blocks, rms_norm(s.at("norm"), c.rms_norm_eps), s.tensors.get(HEAD, table))
 
 
-def paligemma(s: Scope, c: Config) -> PaliGemma:
+def paligemma(tensors: Mapping[str, Array], c: Config) -> PaliGemma:
+    """The weights out of tensors by plain name. Matrices stay as they are; norms, biases and positions become float32.
+
+    Head axes are made by reshaping, which copies nothing: the rows of q_proj are the heads one after the other.
+    """
+    s = Scope(tensors)
     p = s.at("multi_modal_projector")
     projector = Projector(p.matrix("linear"), p.vector("linear.bias"))
     return PaliGemma(
@@ -196,23 +183,15 @@ def paligemma(s: Scope, c: Config) -> PaliGemma:
     )
 
 
-def resident_copy(w: Array, dtype: np.dtype) -> Array:
+def in_memory(tensors: Mapping[str, Array], dtype: np.dtype) -> dict[str, Array]:
+    """All tensors as `dtype` and in memory, so that the files may go."""
+    return {name: copied(w, dtype) for name, w in tensors.items()}
+
+
+def copied(w: Array, dtype: np.dtype) -> Array:
     """`w` widened to `dtype`, a block at a time, in memory of its own."""
     copy = np.empty(w.shape, dtype)
     in_parallel(
         lambda block: copy.__setitem__(block, widened(w[block], dtype)), row_blocks(w.reshape(len(w), -1), BLOCK)
     )
     return copy
-
-
-def load_paligemma(folder: Path, config: Config, resident: np.dtype | None = None) -> PaliGemma:
-    """The weights of a folder. Matrices stay what they are on disk; norms, biases and positions become float32.
-
-    With `resident`, a dtype, matrices become that, and all is in memory, so that the files may go. Head axes are made
-    by reshaping, which copies nothing: the rows of q_proj are the heads one after the other. BadModel as
-    `read_tensors` says.
-    """
-    tensors = read_tensors(folder, config)
-    if resident is not None:
-        tensors = {name: resident_copy(w, resident) for name, w in tensors.items()}
-    return paligemma(Scope(tensors), config)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from npgemma.errors import BadModel
+from npgemma.io.model_folder import member
 
 MAX_JSON_BYTES = 10_000_000
 
@@ -217,7 +218,7 @@ def read_text(s: Section) -> TextConfig:
 
 def read_config(folder: Path) -> Config:
     """The config of a model folder. BadModel, with file and key, for a value that makes no sense here."""
-    path = folder / "config.json"
+    path = member(folder, "config.json")
     s = Section(read_json(path), str(path))
     if s.values.get("model_type") != "paligemma":
         raise BadModel(f"{path}: model_type is {s.values.get('model_type')!r}, not 'paligemma'")

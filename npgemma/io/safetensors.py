@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from npgemma.errors import BadModel
 from npgemma.io.config import read_json
+from npgemma.io.model_folder import member
 from npgemma.layers.shapes import Array
 
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
@@ -73,14 +74,19 @@ def tensor(data: Array, entry: Mapping[str, Any], dtypes: Mapping[str, np.dtype[
         raise BadModel(f"{where} of shape {entry['shape']}: {error}") from None
 
 
+def open_model(model: Path) -> dict[str, Array]:
+    """All tensors of a model, which is a folder or one file."""
+    return open_folder(model) if model.is_dir() else open_file(model)
+
+
 def open_folder(folder: Path) -> dict[str, Array]:
     """All tensors of a model folder: model.safetensors, or the shards that model.safetensors.index.json names.
 
     A shard must be a plain file name in that folder: an index that says ../ or /etc would read what is not the model's.
     """
-    index = folder / "model.safetensors.index.json"
+    index = member(folder, "model.safetensors.index.json")
     if not index.exists():
-        return open_file(folder / "model.safetensors")
+        return open_file(member(folder, "model.safetensors"))
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BadModel(f"{index}: weight_map is missing or empty")
@@ -89,7 +95,7 @@ def open_folder(folder: Path) -> dict[str, Array]:
             raise BadModel(
                 f"{index}: tensor {name!r} is in {shard!r}, which is no plain file name ending in .safetensors"
             )
-    shards = {shard: open_file(folder / shard) for shard in sorted(set(weight_map.values()))}
+    shards = {shard: open_file(member(folder, shard)) for shard in sorted(set(weight_map.values()))}
     tensors: dict[str, Array] = {}
     for shard, found in shards.items():
         listed = {name for name, home in weight_map.items() if home == shard}

@@ -12,6 +12,7 @@ from pathlib import Path
 import sentencepiece
 
 from npgemma.errors import BadModel, BadPrompt
+from npgemma.io.model_folder import member
 
 LOCATIONS = tuple(f"<loc{i:04d}>" for i in range(1024))
 SEGMENTS = tuple(f"<seg{i:03d}>" for i in range(128))
@@ -94,7 +95,7 @@ class Tokenizer:
 
 def read_tokenizer(folder: Path, image_id: int) -> Tokenizer:
     """The tokenizer of a model folder. BadModel if there is none, or one whose `<image>` is not `image_id`."""
-    path = folder / TOKENIZER
+    path = member(folder, TOKENIZER)
     try:
         tokenizer = Tokenizer(path.read_bytes())
     except FileNotFoundError:

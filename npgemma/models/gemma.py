@@ -50,7 +50,8 @@ class Cache:
 
     def copy(self) -> "Cache":
         """A cache that goes on from here on its own."""
-        twin = Cache(*self.keys.shape, self.keys.dtype)
+        capacity, key_heads, width = self.keys.shape
+        twin = Cache(capacity, key_heads, width, self.keys.dtype)
         twin.append(self.keys[: self.length], self.values[: self.length])
         return twin
 

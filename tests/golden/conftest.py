@@ -8,7 +8,8 @@ from ports import port
 
 import npgemma
 from npgemma.golden import Golden, read_golden, record
-from npgemma.model import EMBEDDED, Model
+from npgemma.io.model_folder import EMBEDDED
+from npgemma.model import Model
 
 SAMPLE = EMBEDDED.parent / "sample.png"
 

@@ -12,7 +12,7 @@ from npgemma.golden import read_golden
 from npgemma.golden.chart import SIZE
 from npgemma.golden.judge import LIMITS
 from npgemma.golden.names import TABLE
-from npgemma.model import EMBEDDED
+from npgemma.io.model_folder import EMBEDDED
 
 SAMPLE = str(EMBEDDED.parent / "sample.png")
 

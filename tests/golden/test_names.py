@@ -6,8 +6,9 @@ import pytest
 
 from npgemma.golden import Golden
 from npgemma.golden.names import LEVELS, TABLE, block_of, is_in_level, tap_name
+from npgemma.io.model_folder import EMBEDDED
 from npgemma.layers.taps import Recorder
-from npgemma.model import EMBEDDED, Model
+from npgemma.model import Model
 from npgemma.models.paligemma import forward
 
 SIZES = {"C": 3, "N": 4, "H": 32, "D": 128, "F": 512, "V": 1792, "K": 1, "J": 16}

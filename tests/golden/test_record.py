@@ -15,8 +15,9 @@ import pytest
 import npgemma
 from npgemma.golden import Golden, read_golden, record
 from npgemma.golden.record import by_row, in_bfloat16, row_errors
+from npgemma.io.model_folder import EMBEDDED
 from npgemma.layers.bfloat16 import round_to_bfloat16
-from npgemma.model import EMBEDDED, Model
+from npgemma.model import Model
 
 SAMPLE = EMBEDDED.parent / "sample.png"
 

@@ -11,11 +11,12 @@ import tiny
 
 from npgemma.errors import BadModel
 from npgemma.io import checkpoint
-from npgemma.io.checkpoint import check, expected_shapes, load_paligemma, plain_name, read_tensors
+from npgemma.io.checkpoint import check, expected_shapes, read_tensors
 from npgemma.io.config import Config, TextConfig, VisionConfig, read_config
+from npgemma.io.model_folder import EMBEDDED
+from npgemma.io.names import plain_name
 from npgemma.layers import matmul
 from npgemma.layers.matmul import widened
-from npgemma.model import EMBEDDED
 
 HUB = Config(VisionConfig(), TextConfig())  # PaliGemma 3B at 224 pixels
 
@@ -34,7 +35,7 @@ def arrays(weights: object, name: str = "") -> dict[str, np.ndarray]:
 
 
 def load(folder):
-    return load_paligemma(folder, read_config(folder))
+    return tiny.weights(folder, read_config(folder))
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +168,7 @@ def test_resident_weights_are_the_same_numbers_in_memory_of_their_own(
     monkeypatch.setattr(checkpoint, "BLOCK", block)
     folder = tiny.write_folder(tmp_path, dtype=stored)
     mapped = arrays(load(folder))
-    found = arrays(load_paligemma(folder, tiny.CONFIG, np.dtype(dtype)))
+    found = arrays(tiny.weights(folder, tiny.CONFIG, dtype))
     assert found.keys() == reference.keys()
     assert any(map(is_mapped, mapped.values()))
     for name, x in found.items():
@@ -180,7 +181,8 @@ def test_resident_weights_are_the_same_numbers_in_memory_of_their_own(
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_resident_or_not_a_tied_head_is_the_embedding_and_takes_no_memory(dtype, tmp_path):
     """A quarter of a gigabyte in float32 for every 30,000 words of a vocabulary."""
-    text = load_paligemma(tiny.write_folder(tmp_path, dtype="bfloat16"), tiny.CONFIG, np.dtype(dtype)).text
+    folder = tiny.write_folder(tmp_path, dtype="bfloat16")
+    text = tiny.weights(folder, tiny.CONFIG, dtype).text
     assert text.head is text.embedding
 
 
@@ -190,7 +192,7 @@ def test_resident_or_not_a_head_of_its_own_is_used(tmp_path):
     tiny.write_folder(tmp_path)
     stored = {tiny.spell(each, "hub"): x for each, x in tensors.items()} | {"lm_head.weight": head}
     tiny.save(stored, tmp_path / "model.safetensors", "bfloat16")
-    text = load_paligemma(tmp_path, tiny.CONFIG, np.dtype(np.float32)).text
+    text = tiny.weights(tmp_path, tiny.CONFIG, "float32").text
     np.testing.assert_array_equal(text.head, head, strict=True)
     np.testing.assert_array_equal(text.embedding, tensors["text.embed_tokens.weight"], strict=True)
 
@@ -207,7 +209,7 @@ def test_no_map_of_the_file_is_left_behind_resident_weights(tmp_path):
     assert is_in_use()
     del mapped
     assert not is_in_use()
-    resident = load_paligemma(tmp_path, tiny.CONFIG, np.dtype(np.float32))
+    resident = tiny.weights(tmp_path, tiny.CONFIG, "float32")
     assert not is_in_use()
     del resident
 
@@ -418,4 +420,4 @@ def test_a_head_that_is_not_tied_must_be_there(tmp_path):
     config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": False}
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(BadModel, match=r"missing +text\.lm_head\.weight \(61, 11\)"):
-        load_paligemma(folder, read_config(folder))
+        tiny.weights(folder, read_config(folder))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from npgemma.errors import BadModel
 from npgemma.io.config import MAX_JSON_BYTES, Config, TextConfig, VisionConfig, read_config, read_json
-from npgemma.model import EMBEDDED
+from npgemma.io.model_folder import EMBEDDED
 
 # The hub's base config at 448 pixels, key by key: what it leaves out has to be filled in.
 SPARSE = {

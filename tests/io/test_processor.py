@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from npgemma.errors import BadPicture, BadPrompt
+from npgemma.io.model_folder import EMBEDDED
 from npgemma.io.picture import pixel_values, read_picture
 from npgemma.io.processor import Processor
 from npgemma.io.tokenizer import Tokenizer
-from npgemma.model import EMBEDDED
 
 TOKENIZER = Tokenizer((EMBEDDED / "tokenizer.model").read_bytes())
 SIDE, EACH, BOS = 6, 4, 2

@@ -11,8 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from npgemma.errors import BadModel, BadPrompt
+from npgemma.io.model_folder import EMBEDDED
 from npgemma.io.tokenizer import CONTROL, IMAGE, LOCATIONS, SEGMENTS, Tokenizer, append_pieces, read_tokenizer
-from npgemma.model import EMBEDDED
 
 ROOT = Path(__file__).resolve().parents[2]
 PALIGEMMA = ROOT.parent / "shared" / "data" / "tokenizer"

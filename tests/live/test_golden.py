@@ -24,7 +24,7 @@ from transformers.model_debugging_utils import model_addition_debugger_context  
 
 pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore")]
 
-EMBEDDED = npgemma.model.EMBEDDED
+EMBEDDED = npgemma.io.model_folder.EMBEDDED
 SAMPLE = EMBEDDED.parent / "sample.png"
 DTYPES = ("float32", "bfloat16")
 ATTENTIONS = ("eager", "sdpa")

@@ -22,7 +22,7 @@ from safetensors.torch import save_file  # noqa: E402
 
 pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore")]
 
-EMBEDDED = npgemma.model.EMBEDDED
+EMBEDDED = npgemma.io.model_folder.EMBEDDED
 SAMPLE = EMBEDDED.parent / "sample.png"
 
 # Share of elements that must be the same to the bit. Sums in another order round to another neighbour now and then.

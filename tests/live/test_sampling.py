@@ -103,10 +103,10 @@ PROMPTS = ("caption en", "answer en how many shapes are there?", "detect blue st
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_tokens_and_log_probabilities_are_generate_s(prompt: str, penalty: float) -> None:
     """Greedy on the embedded model, penalty and all; the log-probabilities are those of the logits as they are."""
-    sample = npgemma.model.EMBEDDED.parent / "sample.png"
+    sample = npgemma.io.model_folder.EMBEDDED.parent / "sample.png"
     ours = npgemma.load().generate(sample, prompt, max_new_tokens=20, repetition_penalty=penalty)
-    inputs = make_inputs(npgemma.model.EMBEDDED, sample, prompt)
-    out = load_model(npgemma.model.EMBEDDED, torch.float32, "eager").generate(
+    inputs = make_inputs(npgemma.io.model_folder.EMBEDDED, sample, prompt)
+    out = load_model(npgemma.io.model_folder.EMBEDDED, torch.float32, "eager").generate(
         **inputs,
         max_new_tokens=20,
         do_sample=False,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import npgemma
-from npgemma.model import EMBEDDED
+from npgemma.io.model_folder import EMBEDDED
 
 torch = pytest.importorskip("torch", reason="the live tests compare with torch")
 pytest.importorskip("transformers", reason="the live tests compare with transformers")

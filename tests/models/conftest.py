@@ -5,8 +5,6 @@ import functools
 import pytest
 import tiny
 
-from npgemma.io.checkpoint import load_paligemma
-
 
 @pytest.fixture(scope="session")
 def load(tmp_path_factory):
@@ -14,7 +12,7 @@ def load(tmp_path_factory):
 
     @functools.cache
     def load(config=tiny.CONFIG, dtype="float32"):
-        return load_paligemma(tiny.write_folder(tmp_path_factory.mktemp("tiny"), config, dtype=dtype), config)
+        return tiny.weights(tiny.write_folder(tmp_path_factory.mktemp("tiny"), config, dtype=dtype), config)
 
     return load
 

@@ -1,10 +1,13 @@
-"""The flags that commands share, and what their values may be."""
+"""The flags that commands share, what their values may be, and the model and the answer they ask for."""
 
 import argparse
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from npgemma.loading import load
+from npgemma.memory import parse_size
+from npgemma.model import Model
 from npgemma.sampling import Sampling
 
 
@@ -14,9 +17,11 @@ def model_flags() -> argparse.ArgumentParser:
     flags.add_argument(
         "-m",
         "--model",
-        metavar="FOLDER",
-        help="a PaliGemma in Hugging Face layout (default: the small one inside npgemma)",
+        metavar="MODEL",
+        help="a folder in Hugging Face layout, a .safetensors file in one, or org/name[@revision] in the Hugging Face "
+        "cache (default: the small model inside npgemma); nothing is downloaded",
     )
+    flags.add_argument("--adapter", metavar="FOLDER", help="a LoRA adapter for it, as PEFT saves them, or its org/name")
     flags.add_argument(
         "--dtype", choices=("float32", "float64"), default="float32", help="what is computed in (default: float32)"
     )
@@ -25,6 +30,7 @@ def model_flags() -> argparse.ArgumentParser:
         action="store_true",
         help="widen all weights to that first, in memory: for long answers (12 GB for a 3B model)",
     )
+    flags.add_argument("--max-memory", type=memory, metavar="SIZE", help="refuse what would need more, such as 8GB")
     return flags
 
 
@@ -69,6 +75,13 @@ def answer_flags(form: argparse.ArgumentParser) -> argparse.ArgumentParser:
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated"
     )
     common.add_argument(
+        "--num-beams",
+        type=positive,
+        default=1,
+        metavar="K",
+        help="search for the answer that is likeliest as a whole, with K at a time (default: 1, none)",
+    )
+    common.add_argument(
         "--seed", type=checked("seed", int), default=0, metavar="S", help="seed of the draws (default: 0)"
     )
     return common
@@ -86,6 +99,13 @@ class Version(argparse.Action):
         except PackageNotFoundError:
             print("npgemma, not installed")
         raise SystemExit(0)
+
+
+def memory(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def positive(text: str) -> int:
@@ -110,3 +130,26 @@ def checked(name: str, kind: Callable[[str], float]) -> Callable[[str], float]:
         return number
 
     return parse
+
+
+class WrongUsage(Exception):
+    """Flags that do not go together: the command line says so and ends with 2."""
+
+
+def load_model(a: argparse.Namespace) -> Model:
+    """The model that `model_flags` ask for."""
+    return load(a.model, a.dtype, a.resident, a.adapter, a.max_memory)
+
+
+def sampling(a: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `Model.generate` that `answer_flags` set. WrongUsage where one would have no effect."""
+    drawn = [flag for flag, plain in DRAWING.items() if getattr(a, flag) != plain]
+    if drawn and a.temperature == 0:
+        raise WrongUsage(f"--{drawn[0].replace('_', '-')} is about drawing; it wants a --temperature above 0")
+    if a.num_beams > 1 and (a.temperature or a.repetition_penalty != 1):
+        raise WrongUsage("--num-beams looks for the likeliest answer; --temperature and --repetition-penalty do not")
+    names = ("max_new_tokens", "stop", "temperature", "repetition_penalty", "seed", *DRAWING)
+    return {name: getattr(a, name) for name in names}
+
+
+DRAWING = {"top_k": None, "top_p": 1.0, "min_p": 0.0}

@@ -1,6 +1,21 @@
-"""Stop strings: an answer ends before the first of them that it would hold."""
+"""What a model has written, and where it ends: an answer ends before the first stop string that it would hold."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What was written to one prompt.
+
+    `finish_reason` is 'stop' (`token_ids` ends with an end token or a stop string, which `text` leaves out) or
+    'length'. `logprobs` are the natural logarithms of the model's own probability for each token.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    logprobs: list[float] = field(default_factory=list)
 
 
 def cut_at_stop(text: str, stops: Sequence[str]) -> str:

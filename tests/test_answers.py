@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import npgemma
+from npgemma.answers import checked_stops, cut_at_stop, sure_of
 from npgemma.cli import main
-from npgemma.model import EMBEDDED
-from npgemma.stops import checked_stops, cut_at_stop, sure_of
+from npgemma.io.model_folder import EMBEDDED
 
 SAMPLE = EMBEDDED.parent / "sample.png"
 TEXTS = st.text("ab. ", max_size=12)

@@ -1,0 +1,107 @@
+"""generate, caption, answer, ocr and score: text in, text out."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+
+from npgemma.answers import Generation
+from npgemma.commands.flags import WrongUsage, answer_flags, load_model, model_flags, positive, sampling
+from npgemma.commands.output import INTERRUPTED, answer, as_json, print_json, printable, working
+from npgemma.model import Model
+from npgemma.tasks import OCR_PROMPT, answer_prompt, caption_prompt
+
+AddParser = Callable[..., argparse.ArgumentParser]
+
+
+def add_ask(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
+    common = answer_flags(form)
+    common.add_argument(
+        "--samples", type=positive, default=1, metavar="N", help="with a temperature: N answers, one after the other"
+    )
+    generate = add_parser("generate", parents=[common], help="any prompt, about one or several pictures")
+    generate.add_argument("images", nargs="+", metavar="IMAGE")
+    generate.add_argument("text", metavar="PROMPT")
+    generate.set_defaults(run=run_prompt, prompt=lambda a: a.text)
+
+    caption = add_parser("caption", parents=[common], help="what is on the picture")
+    caption.add_argument("images", nargs=1, metavar="IMAGE")
+    caption.add_argument("--language", default="en", help="default: en")
+    caption.set_defaults(run=run_prompt, prompt=lambda a: caption_prompt(a.language))
+
+    question = add_parser("answer", parents=[common], help="the answer to a question about the picture")
+    question.add_argument("images", nargs=1, metavar="IMAGE")
+    question.add_argument("question", metavar="QUESTION")
+    question.add_argument("--language", default="en", help="default: en")
+    question.set_defaults(run=run_prompt, prompt=lambda a: answer_prompt(a.question, a.language))
+
+    ocr = add_parser("ocr", parents=[common], help="the text on the picture")
+    ocr.add_argument("images", nargs=1, metavar="IMAGE")
+    ocr.set_defaults(run=run_prompt, prompt=lambda a: OCR_PROMPT)
+
+    score = add_parser(
+        "score", parents=[form, model_flags()], help="how likely the model finds given answers: log P, perplexity"
+    )
+    score.add_argument("image", metavar="IMAGE")
+    score.add_argument("prompt", metavar="PROMPT")
+    score.add_argument("suffixes", nargs="+", metavar="ANSWER", help="several are ranked")
+    score.set_defaults(run=run_score)
+
+
+def run_prompt(a: argparse.Namespace) -> int:
+    """The text that the model writes, streamed; or a line for each of several samples; or JSON, an answer a line."""
+    if a.samples > 1 and (a.temperature == 0 or a.num_beams > 1):
+        raise WrongUsage("--samples are drawn; they want a --temperature above 0, and no --num-beams")
+    options = sampling(a)
+    model, prompt = load_model(a), a.prompt(a)
+    if a.samples > 1:
+        with working("reading the picture"):
+            answers = model.samples(a.images, prompt, a.samples, **options)
+        return show(a, prompt, answers, 0)
+    if a.format == "json" or a.num_beams > 1:
+        written, status = answer(a, model, a.images, prompt)
+        return show(a, prompt, [written], status)
+    return stream(a, model, prompt)
+
+
+def show(a: argparse.Namespace, prompt: str, answers: list[Generation], status: int) -> int:
+    for each in answers:
+        if a.format == "json":
+            print_json(prompt, each)
+        else:
+            print(printable(each.text))
+    return status
+
+
+def stream(a: argparse.Namespace, model: Model, prompt: str) -> int:
+    """Each piece of the answer as it comes. After Ctrl-C, what came so far is a line of its own."""
+    written, status = "", 0
+    with working("reading the picture") as done:
+        try:
+            for piece in model.stream(a.images, prompt, **sampling(a)):
+                done()
+                print(printable(piece), end="", flush=sys.stdout.isatty())
+                written += piece
+        except KeyboardInterrupt:
+            status = INTERRUPTED
+    if status == 0 or written:
+        print()
+    if status:
+        print("npgemma: interrupted", file=sys.stderr)
+    elif not written:
+        print("npgemma: the model answered with nothing", file=sys.stderr)
+    return status
+
+
+def run_score(a: argparse.Namespace) -> None:
+    """A line a suffix, the likeliest first: log-probability, perplexity, suffix."""
+    model = load_model(a)
+    with working("reading the picture"):
+        scores = model.score([a.image] * len(a.suffixes), [a.prompt] * len(a.suffixes), a.suffixes)
+    ranked = sorted(zip(a.suffixes, scores, strict=True), key=lambda pair: -pair[1].total)
+    for suffix, score in ranked:
+        if a.format == "json":
+            facts = {"total": score.total, "loss": score.loss, "perplexity": score.perplexity}
+            print(as_json({"prompt": a.prompt, "suffix": suffix, **asdict(score), **facts}))
+        else:
+            print(f"{score.total:.4f}", f"{score.perplexity:.4g}", printable(suffix), sep="\t")

@@ -1,0 +1,91 @@
+"""detect and segment: boxes and masks of named things."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from npgemma.commands.ask import AddParser
+from npgemma.commands.flags import answer_flags, load_model
+from npgemma.commands.output import answer, box_fields, print_json
+from npgemma.io.mask_codec import CODEC, read_mask_codec
+from npgemma.io.model_folder import member
+from npgemma.io.picture import read_picture, write_picture, written_format
+from npgemma.io.writing import beside
+from npgemma.masks import draw_masks, object_masks, soft_object_masks
+from npgemma.tasks import detect_prompt, draw_boxes, parse_objects, segment_prompt
+
+
+def add_objects(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
+    common = answer_flags(form)
+    detect = add_parser("detect", parents=[common], help="boxes of the named things: label, x0, y0, x1, y1 in pixels")
+    detect.add_argument("image", metavar="IMAGE")
+    detect.add_argument("objects", nargs="+", metavar="OBJECT")
+    detect.add_argument("--draw", type=Path, metavar="FILE", help="write the picture with the boxes drawn")
+    detect.set_defaults(run=run_detect)
+
+    segment = add_parser("segment", parents=[common], help="masks of the named things: a box, and the pixels in it")
+    segment.add_argument("image", metavar="IMAGE")
+    segment.add_argument("objects", nargs="+", metavar="OBJECT")
+    segment.add_argument("--draw", type=Path, metavar="FILE", help="write the picture with masks and boxes drawn")
+    segment.add_argument("--masks", type=Path, metavar="FILE", help="write the masks: an .npz file of masks and labels")
+    segment.add_argument(
+        "--soft",
+        action="store_true",
+        help="masks with edges between 0 and 1, as PaliGemma's demo draws them (default: in or out, as its benchmarks "
+        "count them)",
+    )
+    segment.add_argument(
+        "--codec",
+        type=Path,
+        metavar="FILE",
+        help=f"the mask decoder's weights (default: {CODEC} beside the model's)",
+    )
+    segment.set_defaults(run=run_segment)
+
+
+def run_detect(a: argparse.Namespace) -> int:
+    """A line a box: label, x0, y0, x1, y1 in pixels, with tabs between."""
+    if a.draw:
+        written_format(a.draw)  # before the work, not after it
+    model, image, prompt = load_model(a), read_picture(a.image), detect_prompt(a.objects)
+    generation, status = answer(a, model, image, prompt)
+    things = parse_objects(generation.text)
+    boxes = [thing.box(*image.size) for thing in things]
+    if a.format == "json":
+        print_json(prompt, generation, boxes, things)
+    else:
+        for box in boxes:
+            print(*box_fields(box), sep="\t")
+        if not boxes:
+            print("npgemma: nothing found", file=sys.stderr)
+    if a.draw:
+        write_picture(draw_boxes(image, boxes), a.draw)
+    return status
+
+
+def run_segment(a: argparse.Namespace) -> int:
+    """A line an object: label, x0, y0, x1, y1 in pixels, and how many pixels its mask has."""
+    if a.draw:
+        written_format(a.draw)
+    model, image, prompt = load_model(a), read_picture(a.image), segment_prompt(a.objects)
+    codec = read_mask_codec(a.codec or member(model.folder, CODEC))
+    generation, status = answer(a, model, image, prompt)
+    things = [thing for thing in parse_objects(generation.text) if thing.codes]
+    boxes, labels = [thing.box(*image.size) for thing in things], [thing.label for thing in things]
+    masks = (soft_object_masks if a.soft else object_masks)(codec, things, *image.size)
+    if a.format == "json":
+        print_json(prompt, generation, boxes, things)
+    for box, mask in zip(boxes, masks, strict=True):
+        if a.format == "text":
+            print(*box_fields(box), round(float(mask.sum())), sep="\t")
+    if not things:
+        print("npgemma: nothing found", file=sys.stderr)
+    if a.masks:
+        stacked = np.array(masks, np.float32 if a.soft else bool).reshape(-1, image.height, image.width)
+        with beside(a.masks) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, masks=stacked, labels=np.array(labels, str))
+    if a.draw:
+        write_picture(draw_boxes(draw_masks(image, masks, labels), boxes), a.draw)
+    return status

@@ -1,0 +1,48 @@
+"""`load`: from what a user calls a model to a Model."""
+
+from pathlib import Path
+
+import numpy as np
+
+from npgemma.io.adapter import merged, read_adapter
+from npgemma.io.checkpoint import in_memory, paligemma, read_tensors
+from npgemma.io.config import read_config
+from npgemma.io.model_folder import find_adapter, find_model, folder_of
+from npgemma.memory import Budget
+from npgemma.model import Model
+
+
+def load(
+    path: str | Path | None = None,
+    dtype: str = "float32",
+    resident: bool = False,
+    adapter: str | Path | None = None,
+    max_memory: int | None = None,
+) -> Model:
+    """The model that `path` names; without one, the small one that ships with npgemma.
+
+    A path is a Hugging Face folder, a .safetensors file in one, or org/name[@revision] in the Hugging Face cache (see
+    `io.model_folder.find_model`); nothing is downloaded. Matrices stay in the dtype they are stored in, memory-mapped;
+    norms, biases and the position table become float32 here. `dtype` ("float32" or "float64") is what is computed in.
+    `resident` makes matrices `dtype` at once, in memory: that takes longer and up to four times the space (12 GB for 3B
+    parameters in float32), then tokens come sooner and the weight files may go. `adapter` is a LoRA adapter of PEFT's,
+    named like a model; it is merged here. Raises BadModel if any of it cannot be used, ValueError for another dtype,
+    TooLittleMemory, here or when asked, if the machine, or `max_memory` bytes, are not enough.
+    """
+    if dtype not in ("float32", "float64"):
+        raise ValueError(f"dtype is {dtype!r}; npgemma computes in 'float32' or 'float64'")
+    model, number = find_model(path), np.dtype(dtype)
+    folder = folder_of(model)
+    config = read_config(folder)
+    tensors = read_tensors(model, config)  # mapped: nothing of them is read yet
+    changes = None if adapter is None else read_adapter(find_adapter(adapter))
+    copied = {*tensors} if resident else changes.changed if changes else set()
+    held = sum(w.size * number.itemsize for name, w in tensors.items() if name in copied)
+    weights = held + sum(w.nbytes for name, w in tensors.items() if name not in copied)
+    Budget(weights, 0, max_memory).require(config, number.itemsize, 1, [config.vision.num_patches])
+    mapped = {} if resident else {path: path.stat() for path in folder.glob("*.safetensors")}
+    if changes:
+        tensors = merged(tensors, changes, number)
+    if resident:
+        tensors = in_memory(tensors, number)
+    return Model(folder, config, paligemma(tensors, config), number, mapped, Budget(weights, held, max_memory))
