@@ -1,7 +1,7 @@
 """PaliGemma in plain NumPy: a picture and a prompt in, the answer out."""
 
 from npgemma.answers import Generation
-from npgemma.errors import BadGolden, BadModel, BadPicture, BadPrompt, NpgemmaError, TooLittleMemory
+from npgemma.errors import BadGolden, BadJobs, BadModel, BadPicture, BadPrompt, NpgemmaError, TooLittleMemory
 from npgemma.layers.taps import Recorder
 from npgemma.loading import load
 from npgemma.model import Model
@@ -10,6 +10,7 @@ from npgemma.tasks import Box, DetectedObject, draw_boxes, parse_boxes, parse_ob
 
 __all__ = [
     "BadGolden",
+    "BadJobs",
     "BadModel",
     "BadPicture",
     "BadPrompt",

@@ -10,6 +10,7 @@ import os
 import sys
 
 from npgemma.commands.ask import add_ask
+from npgemma.commands.batch import add_batch
 from npgemma.commands.demo import add_demo
 from npgemma.commands.flags import Version, WrongUsage
 from npgemma.commands.models import add_models
@@ -58,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_demo(commands.add_parser)
     add_ask(commands.add_parser, form)
     add_objects(commands.add_parser, form)
+    add_batch(commands.add_parser)
     add_models(commands.add_parser, form)
     add_golden(commands.add_parser)
     add_compare(commands.add_parser)

@@ -17,6 +17,10 @@ class BadPrompt(NpgemmaError):
     """A prompt, its ids or its number of pictures cannot be used."""
 
 
+class BadJobs(NpgemmaError):
+    """A file of jobs cannot be read, or a file of results cannot be gone on with."""
+
+
 class TooLittleMemory(NpgemmaError):
     """A run would need more memory than there is, or than is allowed."""
 

@@ -6,7 +6,7 @@ and another may take its place.
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -64,7 +64,8 @@ class Row:
     caches: list[Cache]
     scores: Float[Array, "V"]
     rng: np.random.Generator
-    written: list[int]
+    written: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
 
 
 def generate_tokens(
@@ -111,7 +112,7 @@ def begin(
         for i in range(samples):
             rng = np.random.default_rng([sampling.seed, i] if i else sampling.seed)
             own = [cache.copy() for cache in caches] if i else caches
-            rows.append(Row(prompt.input_ids, own, row_scores, rng, []))
+            rows.append(Row(prompt.input_ids, own, row_scores, rng))
     return rows
 
 
@@ -121,8 +122,9 @@ def write_next(row: Row, limits: Limits, sampling: Sampling) -> tuple[int, str |
         raise BadModel("the model's logits are not finite: some weight, or a pixel value, is NaN or infinite")
     seen = np.concatenate([row.input_ids, row.written]).astype(np.int64)
     chosen = choose(row.scores[: limits.choices], sampling, row.rng, seen)
-    row.written.append(chosen)
     logprob = float(log_softmax(row.scores.astype(np.float64))[chosen])
+    row.written.append(chosen)
+    row.logprobs.append(logprob)
     return chosen, limits.reason_to_end(row.written), logprob
 
 

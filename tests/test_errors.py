@@ -7,7 +7,7 @@ import pytest
 import npgemma
 from npgemma import errors
 
-CHILDREN = [errors.BadGolden, errors.BadModel, errors.BadPicture, errors.BadPrompt, errors.TooLittleMemory]
+CHILDREN = [errors.BadGolden, errors.BadJobs, errors.BadModel, errors.BadPicture, errors.BadPrompt, errors.TooLittleMemory]
 
 
 @pytest.mark.parametrize("child", CHILDREN)

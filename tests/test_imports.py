@@ -27,11 +27,12 @@ PARTS = {
     "model": {
         *("errors", "layers", "models", "io", "sampling", "scoring", "answers", "generate", "beams", "memory", "tasks"),
     },
+    "batch": {"answers", "errors", "generate", "io", "model", "sampling"},
     "loading": {"io", "memory", "model"},
     "__init__": {"errors", "layers", "io", "answers", "scoring", "tasks", "model", "loading"},
     "testing": {"errors", "layers", "models", "io", "model"},
     "golden": {"__init__", "errors", "layers", "models", "io", "model", "loading"},
-    "commands": {"answers", "io", "loading", "masks", "memory", "model", "sampling", "tasks"},
+    "commands": {"answers", "batch", "io", "loading", "masks", "memory", "model", "sampling", "tasks"},
     "cli": {"commands", "errors", "golden"},
     "__main__": {"cli"},
 }

@@ -33,9 +33,9 @@ from typing import Any
 import numpy as np
 from bench_tasks import timed
 
+from npgemma.io.model_folder import EMBEDDED
 from npgemma.io.tokenizer import TOKENIZER
 from npgemma.layers.threads import numpy_library
-from npgemma.model import EMBEDDED
 
 TASKS = Path(__file__).with_name("bench_tasks.py")
 NOT_A_USERS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")

@@ -184,7 +184,7 @@ def task_caption(folder: Path) -> dict[str, Any]:
 def task_golden(folder: Path, level: str) -> dict[str, Any]:
     """Recording a golden file, and holding the file against itself as a dump."""
     model = npgemma.load(folder)
-    picture = npgemma.model.EMBEDDED.parent / "sample.png"
+    picture = npgemma.io.model_folder.EMBEDDED.parent / "sample.png"
     with TemporaryDirectory() as written:
         path = Path(written) / "golden.safetensors"
         write, _ = timed(lambda: record(model, [picture], "caption en", path, level))

@@ -30,7 +30,7 @@ from shape_world import (
 )
 
 import npgemma
-from npgemma.model import EMBEDDED
+from npgemma.io.model_folder import EMBEDDED
 from npgemma.tasks import detect_prompt
 
 MAX_NEW_TOKENS = 64

@@ -20,7 +20,7 @@ from npgemma.golden.file import read_golden
 from npgemma.golden.record import record
 
 KERNELS = ("Haswell", "SkylakeX", "Nehalem")
-SAMPLE = npgemma.model.EMBEDDED.parent / "sample.png"
+SAMPLE = npgemma.io.model_folder.EMBEDDED.parent / "sample.png"
 
 
 def main() -> None:

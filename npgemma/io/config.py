@@ -69,6 +69,21 @@ class Config:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. BadModel for whatever is no JSON object, too large, ambiguous or not finite."""
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError(f"it is larger than {MAX_JSON_BYTES // 1_000_000} MB")
+        content = parse_json(path.read_bytes())
+    except FileNotFoundError:
+        raise BadModel(f"{path} is missing: a model folder needs it") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadModel(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise BadModel(f"{path} holds a JSON {type(content).__name__}, not an object")
+    return content
+
+
+def parse_json(text: bytes) -> Any:
+    """What JSON says. ValueError where it says it twice or says no finite number; RecursionError if nested too deep."""
 
     def only_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -81,17 +96,7 @@ def read_json(path: Path) -> dict[str, Any]:
             raise ValueError(f"{number} is no finite number")
         return float(number)
 
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise ValueError(f"it is larger than {MAX_JSON_BYTES // 1_000_000} MB")
-        content = json.loads(path.read_bytes(), object_pairs_hook=only_once, parse_float=finite, parse_constant=finite)
-    except FileNotFoundError:
-        raise BadModel(f"{path} is missing: a model folder needs it") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadModel(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise BadModel(f"{path} holds a JSON {type(content).__name__}, not an object")
-    return content
+    return json.loads(text, object_pairs_hook=only_once, parse_float=finite, parse_constant=finite)
 
 
 class Section:
