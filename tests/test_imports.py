@@ -31,7 +31,7 @@ PARTS = {
     "loading": {"io", "memory", "model"},
     "__init__": {"errors", "layers", "io", "answers", "scoring", "tasks", "model", "loading"},
     "testing": {"errors", "layers", "models", "io", "model"},
-    "golden": {"__init__", "errors", "layers", "models", "io", "model", "loading"},
+    "golden": {"__init__", "errors", "layers", "models", "io", "memory", "model", "loading"},
     "commands": {"answers", "batch", "io", "loading", "masks", "memory", "model", "sampling", "tasks"},
     "cli": {"commands", "errors", "golden"},
     "__main__": {"cli"},

@@ -1,12 +1,12 @@
 """vae-oid.npz, the mask auto-encoder's weights, as a `MaskVQVAE`; the names are those of big_vision's file."""
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from npgemma.errors import BadModel
+from npgemma.io.npz import DAMAGE, read_npz
 from npgemma.layers.shapes import Array
 from npgemma.models.mask_vqvae import Conv, ConvTranspose, MaskDecoder, MaskEncoder, MaskVQVAE, ResidualBlock
 
@@ -15,17 +15,17 @@ CODEBOOK = "_vq_vae._embedding"
 DECODER_BLOCKS, DECODER_UP, DECODER_LAST = (2, 3), (4, 6, 8, 10), 12
 ENCODER_DOWN, ENCODER_BLOCKS, ENCODER_LAST = (0, 2, 4, 6), (8, 9), 10
 SEGMENT_CODES = 128
+MOST_BYTES = 100_000_000  # ten times what big_vision's file unpacks to
 
 
 def read_mask_codec(path: str | Path) -> MaskVQVAE:
     """The auto-encoder in an .npz file, in float32. BadModel if it is missing, damaged, or not of this architecture."""
     path = Path(path)
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            tensors = {name: np.asarray(arrays[name], np.float32) for name in arrays.files}
+        tensors = {name: np.asarray(x, np.float32) for name, x in read_npz(path, MOST_BYTES).items()}
     except FileNotFoundError:
         raise BadModel(f"{path} is missing: masks need a decoder's weights, such as big_vision's {CODEC}") from None
-    except (OSError, ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise BadModel(f"{path} is not a usable .npz file of numbers ({error})") from None
     return mask_codec(tensors, path)
 

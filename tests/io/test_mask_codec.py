@@ -1,5 +1,6 @@
 """A mask auto-encoder is read whole or refused."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -82,3 +83,12 @@ def test_a_missing_file_and_pickles_are_refused(tmp_path: Path) -> None:
 
 def test_the_random_codec_is_one() -> None:
     assert random_codec().codebook.shape == (128, 13)
+
+
+def test_a_file_that_would_unpack_to_a_gigabyte_is_refused_unopened(tmp_path: Path) -> None:
+    """A zip bomb: 100 kB that hold nothing but zeros."""
+    with zipfile.ZipFile(tmp_path / "vae.npz", "w", zipfile.ZIP_DEFLATED) as archive, archive.open("x.npy", "w") as x:
+        for _ in range(11):
+            x.write(bytes(10_000_000))
+    with pytest.raises(BadModel, match="unpacks to 110,000,000 bytes"):
+        read_mask_codec(tmp_path / "vae.npz")
