@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Unpack, overload
 
 import numpy as np
+from PIL import Image
 
 from npgemma.answers import Generation, checked_stops, cut_at_stop, sure_of
 from npgemma.beams import beam_search
@@ -207,10 +208,13 @@ class Model:
         found = score_suffixes(self.weights, whole)
         return [Score(answer, row.tolist()) for answer, row in zip(answers, found, strict=True)]
 
-    def image_features(self, images: Sequence[Picture]) -> Float[Array, "B P D"]:
-        """Pictures as the decoder sees them: P rows of its width each, out of SigLIP and the projector."""
+    def image_features(self, images: Picture | Sequence[Picture]) -> Float[Array, "B P D"]:
+        """Pictures (one is a stack of one) as the decoder sees them: P rows of its width each, out of SigLIP and the
+        projector.
+        """
         self.check_files()
-        read = [read_picture(image) for image in images]
+        stack = [images] if isinstance(images, str | Path | Image.Image | np.ndarray) else images
+        read = [read_picture(image) for image in stack]
         pixels = pixel_values(read, self.config.vision.image_size)
         return image_features(self.weights, pixels.astype(self.dtype, copy=False))
 

@@ -143,6 +143,71 @@ def test_several_pictures_are_asked_about_together(folder, tmp_path, capsys):
     assert json.loads(run(capsys, *arguments))["token_ids"] == expected.token_ids
 
 
+def test_beams_are_the_likeliest_answer_and_its_ids(model, capsys):
+    best, *_ = model.beams(PICTURE, "ocr", 3)
+    assert run(capsys, "ocr", PICTURE, "--num-beams", 3) == best.text + "\n"
+    assert json.loads(run(capsys, "ocr", PICTURE, "--num-beams", 3, "--format", "json"))["token_ids"] == best.token_ids
+    found = json.loads(run(capsys, "detect", PICTURE, "blue star", "--num-beams", 3, "--format", "json"))
+    assert found["text"] == model.beams(PICTURE, "detect blue star", 3)[0].text
+
+
+def test_samples_are_a_line_each(model, capsys):
+    options = ("--samples", 3, "--temperature", 9, "--max-new-tokens", 4, "--seed", 5)
+    expected = model.samples(PICTURE, "ocr", 3, max_new_tokens=4, temperature=9.0, seed=5)
+    found = run(capsys, "ocr", PICTURE, *options, "--format", "json").splitlines()
+    assert [json.loads(line)["token_ids"] for line in found] == [each.token_ids for each in expected]
+    assert len({tuple(each.token_ids) for each in expected}) == 3
+    assert run(capsys, "ocr", PICTURE, *options) == "".join(f"{printable(each.text)}\n" for each in expected)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--top-k", "3"),
+        ("--top-p", "0.5"),
+        ("--min-p", "0.1"),
+        ("--samples", "2"),
+        ("--num-beams", "2", "--temperature", "1"),
+        ("--num-beams", "2", "--repetition-penalty", "2"),
+        ("--samples", "2", "--num-beams", "2", "--temperature", "1"),
+    ],
+)
+def test_flags_that_would_do_nothing_are_wrong_usage(flags, capsys):
+    assert main(["ocr", PICTURE, *flags]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"npgemma: {flags[0]}")
+    assert err.count("\n") == 1
+
+
+class Interrupted(Answering):
+    """Ctrl-C after half the text."""
+
+    def growing(self, *_, **__):
+        yield Generation(self.text[: len(self.text) // 2], [7], "")
+        raise KeyboardInterrupt
+
+    def stream(self, *_, **__):
+        yield self.text[: len(self.text) // 2]
+        raise KeyboardInterrupt
+
+
+def test_what_was_written_before_control_c_is_kept(monkeypatch, capsys):
+    monkeypatch.setattr(flags, "load", lambda *_: Interrupted("half an answer"))
+    assert main(["ocr", PICTURE]) == 130
+    assert capsys.readouterr() == ("half an\n", "npgemma: interrupted\n")
+    assert main(["ocr", PICTURE, "--format", "json"]) == 130
+    found = json.loads(capsys.readouterr().out)
+    assert (found["text"], found["finish_reason"]) == ("half an", "interrupted")
+
+
+def test_boxes_that_were_whole_before_control_c_are_told(monkeypatch, capsys):
+    box = "<loc0000><loc0256><loc0512><loc1023> cat ; "
+    monkeypatch.setattr(flags, "load", lambda *_: Interrupted(box + box))
+    assert main(["detect", PICTURE, "cat"]) == 130
+    assert capsys.readouterr().out.count("cat\t") == 1
+
+
 def test_an_empty_answer_is_an_empty_line_and_said_on_stderr(answering, capsys):
     answering("")
     assert main(["ocr", PICTURE]) == 0

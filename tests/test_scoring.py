@@ -84,6 +84,7 @@ def test_image_features_are_what_the_image_tokens_become(model: Model) -> None:
     inputs = model.processor([[SAMPLE]], ["caption en"])
     model.forward(inputs.input_ids[0], inputs.pixel_values, tap=taps)
     np.testing.assert_allclose(model.image_features([SAMPLE]), taps["projector"], **FLOAT64)
+    np.testing.assert_array_equal(model.image_features(SAMPLE), model.image_features([SAMPLE]), strict=True)
     assert model.image_features([SAMPLE, SAMPLE]).shape == (2, 36, 128)
     assert model.image_features([]).shape == (0, 36, 128)
 
