@@ -1,7 +1,9 @@
 """What a model has written, and where it ends: an answer ends before the first stop string that it would hold."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+
+from npgemma.generate import Token
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,51 @@ class Generation:
     token_ids: list[int]
     finish_reason: str
     logprobs: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """How the ids of answers read: `decode` makes them text, which the first of `stops` ends."""
+
+    decode: Callable[[Sequence[int]], str]
+    stops: tuple[str, ...] = ()
+
+    def ends(self, ids: Sequence[int]) -> bool:
+        """Whether the text of `ids` holds a stop string."""
+        text = self.decode(ids) if self.stops else ""
+        return cut_at_stop(text, self.stops) != text
+
+    def generation(self, ids: Sequence[int], reason: str | None, logprobs: Sequence[float]) -> Generation:
+        """All of one answer; or of one that goes on (no reason to end), what no later token can take back."""
+        text = cut_at_stop(self.decode(ids), self.stops)
+        if reason is None:  # half a character decodes to a replacement character
+            text = sure_of(text.rstrip("\N{REPLACEMENT CHARACTER}"), self.stops)
+        return Generation(text, list(ids), reason or "", list(logprobs))
+
+    def generations(self, tokens: Iterable[Token], count: int) -> list[Generation]:
+        """What each of `count` rows wrote."""
+        rows: list[list[Token]] = [[] for _ in range(count)]
+        for token in tokens:
+            rows[token.row].append(token)
+        return [self.generation([t.id for t in r], r[-1].finish_reason, [t.logprob for t in r]) for r in rows]
+
+    def growing(self, tokens: Iterable[Token]) -> Iterator[Generation]:
+        """The answer of one row after each of its tokens."""
+        ids: list[int] = []
+        logprobs: list[float] = []
+        for token in tokens:
+            ids.append(token.id)
+            logprobs.append(token.logprob)
+            yield self.generation(ids, token.finish_reason, logprobs)
+
+
+def pieces(growing: Iterable[Generation]) -> Iterator[str]:
+    """What each step adds to the text."""
+    sent = ""
+    for written in growing:
+        if len(written.text) > len(sent):
+            yield written.text[len(sent) :]
+            sent = written.text
 
 
 def cut_at_stop(text: str, stops: Sequence[str]) -> str:

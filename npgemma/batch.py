@@ -9,7 +9,7 @@ from typing import NamedTuple, Unpack
 
 import numpy as np
 
-from npgemma.answers import Generation, checked_stops
+from npgemma.answers import Generation
 from npgemma.errors import BadPicture, BadPrompt
 from npgemma.generate import Limits, Row, advance, begin, write_next
 from npgemma.io.jobs import Job
@@ -61,8 +61,8 @@ def answer_jobs(
     """
     if in_flight < 1:
         raise ValueError(f"in_flight is {in_flight}; it is at least 1")
-    stops, rules = checked_stops(stop), Sampling(**sampling)
-    limits = model.limits(max_new_tokens, stops)
+    answers, rules = model.answers(stop), Sampling(**sampling)
+    limits = model.limits(max_new_tokens, answers)
     waiting = iter(jobs)
     going: list[Flight] = []
     while True:
@@ -81,7 +81,7 @@ def answer_jobs(
             if reason is None:
                 still.append(flight)
             else:
-                written = model.generation(flight.row.written, reason, flight.row.logprobs, stops)
+                written = answers.generation(flight.row.written, reason, flight.row.logprobs)
                 yield Answer(flight.job, written, flight.size)
         going = still
         if going:

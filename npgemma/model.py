@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Unpack, overload
@@ -11,7 +10,7 @@ from typing import Any, Unpack, overload
 import numpy as np
 from PIL import Image
 
-from npgemma.answers import Generation, checked_stops, cut_at_stop, sure_of
+from npgemma.answers import Answers, Generation, checked_stops, pieces
 from npgemma.beams import beam_search
 from npgemma.errors import BadModel, BadPrompt
 from npgemma.generate import Limits, Token, generate_tokens
@@ -25,7 +24,7 @@ from npgemma.layers.taps import Tap, silent
 from npgemma.memory import UNLIMITED, Budget
 from npgemma.models.paligemma import PaliGemma, Prompt, forward, image_features
 from npgemma.sampling import Sampling, SamplingOptions
-from npgemma.scoring import Score, score_suffixes
+from npgemma.scoring import Score, score_answers
 
 
 class Model:
@@ -116,9 +115,9 @@ class Model:
         """
         if isinstance(prompts, str):
             return self.generate([images], [prompts], max_new_tokens, stop, **sampling)[0]
-        stops = checked_stops(stop)
-        tokens = self.tokens(images, prompts, max_new_tokens, Sampling(**sampling), stops)
-        return self.generations(tokens, len(prompts), stops)
+        answers = self.answers(stop)
+        tokens = self.tokens(images, prompts, max_new_tokens, Sampling(**sampling), answers)
+        return answers.generations(tokens, len(prompts))
 
     def samples(
         self,
@@ -135,9 +134,9 @@ class Model:
         """
         if type(count) is not int or count < 1:
             raise ValueError(f"the number of samples is {count}; it is a whole number from 1 up")
-        stops = checked_stops(stop)
-        tokens = self.tokens([image], [prompt], max_new_tokens, Sampling(**sampling), stops, count)
-        return self.generations(tokens, count, stops)
+        answers = self.answers(stop)
+        tokens = self.tokens([image], [prompt], max_new_tokens, Sampling(**sampling), answers, count)
+        return answers.generations(tokens, count)
 
     def beams(
         self,
@@ -151,27 +150,11 @@ class Model:
 
         Raises BadPicture, BadPrompt, ValueError.
         """
-        stops = checked_stops(stop)
+        answers = self.answers(stop)
         (made,) = self.read_prompts([image], [prompt], max_new_tokens, num_beams)
-        limits = self.limits(max_new_tokens, stops)
+        limits = self.limits(max_new_tokens, answers)
         found = beam_search(self.weights, made, num_beams, limits)
-        return [self.generation(b.ids, limits.reason_to_end(b.ids), b.logprobs, stops) for b in found]
-
-    def generations(self, tokens: Iterator[Token], count: int, stops: Sequence[str]) -> list[Generation]:
-        """What each of `count` rows wrote."""
-        rows: list[list[Token]] = [[] for _ in range(count)]
-        for token in tokens:
-            rows[token.row].append(token)
-        return [
-            self.generation([t.id for t in row], row[-1].finish_reason, [t.logprob for t in row], stops) for row in rows
-        ]
-
-    def generation(
-        self, ids: Sequence[int], reason: str | None, logprobs: Sequence[float], stops: Sequence[str] = ()
-    ) -> Generation:
-        """All tokens of one row as what was written."""
-        text = cut_at_stop(self.tokenizer.decode(ids), stops)
-        return Generation(text, list(ids), reason or "", list(logprobs))
+        return [answers.generation(beam.ids, limits.reason_to_end(beam.ids), beam.logprobs) for beam in found]
 
     @overload
     def score(self, images: Pictures, prompts: str, suffixes: str) -> Score: ...
@@ -197,15 +180,7 @@ class Model:
         lengths = [len(ids) for ids in inputs.input_ids]
         self.check_memory(lengths, len(inputs.pixel_values), max(map(len, answers)))
         made = self.make_prompts(inputs.input_ids, inputs.pixel_values, inputs.images)
-        whole = [
-            Prompt(
-                np.concatenate([prompt.input_ids, answer]),
-                np.repeat([0, 1], [len(prompt.input_ids), len(answer)]),
-                prompt.image_rows,
-            )
-            for prompt, answer in zip(made, answers, strict=True)
-        ]
-        found = score_suffixes(self.weights, whole)
+        found = score_answers(self.weights, made, answers)
         return [Score(answer, row.tolist()) for answer, row in zip(answers, found, strict=True)]
 
     def image_features(self, images: Picture | Sequence[Picture]) -> Float[Array, "B P D"]:
@@ -231,11 +206,7 @@ class Model:
         A character of several tokens waits until it is whole, and what may be the beginning of a stop string until it
         is clear that it is none.
         """
-        sent = ""
-        for written in self.growing(image, prompt, max_new_tokens, stop, **sampling):
-            if len(written.text) > len(sent):
-                yield written.text[len(sent) :]
-                sent = written.text
+        return pieces(self.growing(image, prompt, max_new_tokens, stop, **sampling))
 
     def growing(
         self,
@@ -249,21 +220,9 @@ class Model:
 
         The text holds what no later token can take back; see `stream`.
         """
-        stops = checked_stops(stop)
-        tokens = self.tokens([image], [prompt], max_new_tokens, Sampling(**sampling), stops)
-        return self.snapshots(tokens, stops)
-
-    def snapshots(self, tokens: Iterator[Token], stops: Sequence[str]) -> Iterator[Generation]:
-        ids: list[int] = []
-        logprobs: list[float] = []
-        for token in tokens:
-            ids.append(token.id)
-            logprobs.append(token.logprob)
-            written = self.generation(ids, token.finish_reason, logprobs, stops)
-            if token.finish_reason is None:
-                text = sure_of(written.text.rstrip("\N{REPLACEMENT CHARACTER}"), stops)
-                written = replace(written, text=text)
-            yield written
+        answers = self.answers(stop)
+        tokens = self.tokens([image], [prompt], max_new_tokens, Sampling(**sampling), answers)
+        return answers.growing(tokens)
 
     def generate_ids(
         self,
@@ -288,23 +247,22 @@ class Model:
         prompts: Sequence[str],
         max_new_tokens: int,
         sampling: Sampling,
-        stops: Sequence[str] = (),
+        answers: Answers,
         samples: int = 1,
     ) -> Iterator[Token]:
         """The tokens of all prompts as they are chosen, step by step; a row ends when its text holds a stop string."""
         if not prompts:
             return iter(())
         made = self.read_prompts(images, prompts, max_new_tokens, samples)
-        return generate_tokens(self.weights, made, self.limits(max_new_tokens, stops), sampling, samples)
+        return generate_tokens(self.weights, made, self.limits(max_new_tokens, answers), sampling, samples)
 
-    def limits(self, max_new_tokens: int, stops: Sequence[str] = ()) -> Limits:
+    def answers(self, stop: str | Sequence[str] = ()) -> Answers:
+        """How ids read in this model's tokenizer. ValueError for stop strings that are none."""
+        return Answers(self.tokenizer.decode, checked_stops(stop))
+
+    def limits(self, max_new_tokens: int, answers: Answers) -> Limits:
         """Where an answer of this model ends. The image token and the rows that only fill up the table are no text."""
-
-        def ends(written: Sequence[int]) -> bool:
-            text = self.tokenizer.decode(written) if stops else ""
-            return cut_at_stop(text, stops) != text
-
-        return Limits(max_new_tokens, self.config.eos_token_ids, self.tokenizer.image_id, ends)
+        return Limits(max_new_tokens, self.config.eos_token_ids, self.tokenizer.image_id, answers.ends)
 
     def read_prompts(
         self, images: Sequence[Pictures], prompts: Sequence[str], max_new_tokens: int, samples: int = 1

@@ -41,15 +41,22 @@ class Score:
         return math.exp(self.loss)
 
 
-def score_suffixes(p: PaliGemma, prompts: Sequence[Prompt]) -> list[Float[Array, "T"]]:
-    """For each prompt, log P of each of its suffix tokens (those of type 1), in float64; all are rows of one pass."""
-    caches = [new_caches(p.text, len(prompt.input_ids), prompt.image_rows.dtype) for prompt in prompts]
-    hidden = prefill(p, prompts, caches)
+def score_answers(p: PaliGemma, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]]) -> list[Float[Array, "T"]]:
+    """For each prompt, log P of each token of its answer, in float64; all are rows of one pass."""
+    whole = [
+        Prompt(
+            np.concatenate([prompt.input_ids, answer]),
+            np.repeat([0, 1], [len(prompt.input_ids), len(answer)]),
+            prompt.image_rows,
+        )
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+    caches = [new_caches(p.text, len(prompt.input_ids), prompt.image_rows.dtype) for prompt in whole]
+    hidden = prefill(p, whole, caches)
     found, end = [], 0
-    for prompt in prompts:
+    for prompt, answer in zip(whole, answers, strict=True):
         end += len(prompt.input_ids)
-        suffix = prompt.input_ids[prompt.token_type_ids == 1]
-        before = hidden[end - len(suffix) - 1 : end - 1]  # row t scores the token after it
+        before = hidden[end - len(answer) - 1 : end - 1]  # row t scores the token after it
         scores = log_softmax(logits(p.text, before).astype(np.float64))
-        found.append(scores[np.arange(len(suffix)), suffix])
+        found.append(scores[np.arange(len(answer)), answer])
     return found

@@ -22,7 +22,7 @@ PARTS = {
     "tasks": {"errors", "layers", "models"},
     "masks": {"errors", "layers", "models", "tasks"},
     "scoring": {"layers", "models"},
-    "answers": set(),
+    "answers": {"generate"},
     "memory": {"errors", "io"},
     "model": {
         *("errors", "layers", "models", "io", "sampling", "scoring", "answers", "generate", "beams", "memory", "tasks"),
