@@ -16,12 +16,15 @@ from npgemma.errors import BadModel, BadPrompt
 from npgemma.generate import Limits, Token, generate_tokens
 from npgemma.io.config import Config
 from npgemma.io.inputs import as_array, check_inputs
+from npgemma.io.mask_codec import CODEC, read_mask_codec
+from npgemma.io.model_folder import member
 from npgemma.io.picture import Picture, pixel_values, read_picture
 from npgemma.io.processor import Pictures, Processor
 from npgemma.io.tokenizer import Tokenizer, read_tokenizer
 from npgemma.layers.shapes import Array, Float, Int
 from npgemma.layers.taps import Tap, silent
 from npgemma.memory import UNLIMITED, Budget
+from npgemma.models.mask_vqvae import MaskVQVAE
 from npgemma.models.paligemma import PaliGemma, Prompt, forward, image_features
 from npgemma.sampling import Sampling, SamplingOptions
 from npgemma.scoring import Score, score_answers
@@ -52,6 +55,11 @@ class Model:
     def tokenizer(self) -> Tokenizer:
         """BadModel if the folder has none that fits the config."""
         return read_tokenizer(self.folder, self.config.image_token_index)
+
+    @cached_property
+    def mask_codec(self) -> MaskVQVAE:
+        """What makes masks of the codes in answers. BadModel if the folder has none."""
+        return read_mask_codec(member(self.folder, CODEC))
 
     @cached_property
     def processor(self) -> Processor:

@@ -29,7 +29,7 @@ PARTS = {
     },
     "batch": {"answers", "errors", "generate", "io", "model", "sampling"},
     "loading": {"io", "memory", "model"},
-    "__init__": {"errors", "layers", "io", "answers", "scoring", "tasks", "model", "loading"},
+    "__init__": {"errors", "layers", "io", "answers", "batch", "scoring", "tasks", "masks", "model", "loading"},
     "testing": {"errors", "layers", "models", "io", "model"},
     "golden": {"__init__", "errors", "layers", "models", "io", "memory", "model", "loading"},
     "commands": {"answers", "batch", "io", "loading", "masks", "memory", "model", "sampling", "tasks"},

@@ -10,7 +10,6 @@ from npgemma.commands.ask import AddParser
 from npgemma.commands.flags import answer_flags, load_model
 from npgemma.commands.output import answer, box_fields, print_json
 from npgemma.io.mask_codec import CODEC, read_mask_codec
-from npgemma.io.model_folder import member
 from npgemma.io.picture import read_picture, write_picture, written_format
 from npgemma.io.writing import beside
 from npgemma.masks import draw_masks, object_masks, soft_object_masks
@@ -70,7 +69,7 @@ def run_segment(a: argparse.Namespace) -> int:
     if a.draw:
         written_format(a.draw)
     model, image, prompt = load_model(a), read_picture(a.image), segment_prompt(a.objects)
-    codec = read_mask_codec(a.codec or member(model.folder, CODEC))
+    codec = read_mask_codec(a.codec) if a.codec else model.mask_codec
     generation, status = answer(a, model, image, prompt)
     things = [thing for thing in parse_objects(generation.text) if thing.codes]
     boxes, labels = [thing.box(*image.size) for thing in things], [thing.label for thing in things]
