@@ -59,8 +59,8 @@ def answer_jobs(
     ones the first job first. That depends on the jobs and the model alone. A picture that cannot be read, or a prompt
     that does not fit, is the Answer to its own job. Raises BadModel and TooLittleMemory.
     """
-    if in_flight < 1:
-        raise ValueError(f"in_flight is {in_flight}; it is at least 1")
+    if type(in_flight) is not int or in_flight < 1:
+        raise ValueError(f"in_flight is {in_flight}; it is a whole number from 1 up")
     answers, rules = model.answers(stop), Sampling(**sampling)
     limits = model.limits(max_new_tokens, answers)
     waiting = iter(jobs)

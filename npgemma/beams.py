@@ -37,8 +37,8 @@ def beam_search(p: PaliGemma, prompt: Prompt, num_beams: int, limits: Limits) ->
 
     Raises ValueError if num_beams is below 1, BadModel if the logits are not finite.
     """
-    if num_beams < 1:
-        raise ValueError(f"num_beams is {num_beams}; it is at least 1")
+    if type(num_beams) is not int or num_beams < 1:
+        raise ValueError(f"num_beams is {num_beams}; it is a whole number from 1 up")
     dtype = prompt.image_rows.dtype
     caches = [new_caches(p.text, len(prompt.input_ids) + limits.max_new_tokens - 1, dtype)]
     scores = start(p, [prompt], caches)

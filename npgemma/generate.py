@@ -118,7 +118,7 @@ def begin(
 
 def write_next(row: Row, limits: Limits, sampling: Sampling) -> tuple[int, str | None, float]:
     """Choose the next token of a row: its id, whether and why the row ends with it, and its log-probability."""
-    if not np.isfinite(row.scores[: limits.choices]).all():
+    if not np.isfinite(row.scores).all():
         raise BadModel("the model's logits are not finite: some weight, or a pixel value, is NaN or infinite")
     seen = np.concatenate([row.input_ids, row.written]).astype(np.int64)
     chosen = choose(row.scores[: limits.choices], sampling, row.rng, seen)

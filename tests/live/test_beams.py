@@ -1,0 +1,260 @@
+"""npgemma's beams against transformers' beam search: the same answers in the same order, with the same totals.
+
+Both sides compute in float64 throughout (see `truth`), so that no order hangs on the rounding of float32.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+import npgemma
+from npgemma.beams import beam_search
+from npgemma.generate import Limits
+from npgemma.io.model_folder import EMBEDDED
+from npgemma.models.paligemma import PaliGemma, Prompt, image_features
+
+torch = pytest.importorskip("torch", reason="the live tests compare with torch")
+transformers = pytest.importorskip("transformers", reason="the live tests compare with transformers")
+
+import make_fixtures  # noqa: E402
+from dump_transformers import load_model, make_inputs  # noqa: E402
+from make_fixtures import IMAGE, in_float64, truth  # noqa: E402
+
+pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore")]
+
+SAMPLE = EMBEDDED.parent / "sample.png"
+PROMPTS = ("caption en", "detect blue star", "answer en what color is the star?", "ocr")
+NUM_BEAMS = (1, 2, 3, 4, 8)
+# Sums of float64 in another order: totals of a few tens are off by 5e-14, on either kind of model.
+ROUNDINGS = 1e-11
+# The same of float32, whose roundings are 2^29 times as wide.
+FLOAT32 = 1e-4
+
+SEEDS = range(6)
+NEW = (1, 2, 7)
+V = 57  # more than the 6 * 8 continuations that 8 beams and 5 end tokens keep
+NEVER = (V,)  # an end token that there is not
+TEXTS = ((IMAGE, 7), (9,), (IMAGE, 3, IMAGE, 4))
+
+
+class Answer(NamedTuple):
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    total: float
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """On a busy machine, torch's threads wait for each other a hundred times longer than such small models take."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@torch.no_grad()
+def transformers_beams(
+    model: "transformers.PaliGemmaForConditionalGeneration",
+    inputs: dict,
+    num_beams: int,
+    limits: Limits,
+    **options: float,
+) -> list[Answer]:
+    """What generate returns, the likeliest first; `options` are its own.
+
+    The totals are its sequences_scores. With one beam it is greedy and has none, so there they are sums.
+    """
+    length, size = inputs["input_ids"].shape[1], model.config.text_config.vocab_size
+    out = model.generate(
+        **inputs,
+        attention_mask=torch.ones_like(inputs["input_ids"]),
+        num_beams=num_beams,
+        num_return_sequences=num_beams,
+        do_sample=False,
+        max_new_tokens=limits.max_new_tokens,
+        eos_token_id=list(limits.eos_ids),
+        pad_token_id=0,
+        suppress_tokens=list(range(limits.choices, size)) or None,
+        return_dict_in_generate=True,
+        output_scores=True,
+        output_logits=True,
+        **dict(length_penalty=0.0, early_stopping=False) | options if num_beams > 1 else {},
+    )
+    written = out.sequences[:, length:]
+    if num_beams == 1:
+        each = torch.stack(out.logits).log_softmax(-1)[:, 0].gather(1, written.T)[:, 0]
+        return [Answer(tuple(written[0].tolist()), tuple(each.tolist()), float(each.sum()))]
+    logprobs = model.compute_transition_scores(out.sequences, out.scores, out.beam_indices)
+    lengths = (out.beam_indices >= 0).sum(1)
+    return [
+        Answer(tuple(ids[:n].tolist()), tuple(each[:n].tolist()), float(total))
+        for ids, each, n, total in zip(written, logprobs, lengths, out.sequences_scores, strict=True)
+    ]
+
+
+def compare(ours: Sequence[Answer], theirs: Sequence[Answer], rounding: float = ROUNDINGS) -> None:
+    """The same ids in the same order, the log-probability of every token, and the totals."""
+    assert [answer.ids for answer in ours] == [answer.ids for answer in theirs]
+    for our, their in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(our.logprobs, their.logprobs, rtol=0, atol=rounding, strict=True)
+        assert our.total == pytest.approx(their.total, rel=0, abs=rounding)
+
+
+def read(answers: Sequence[npgemma.Generation]) -> list[Answer]:
+    return [Answer(tuple(answer.token_ids), tuple(answer.logprobs), sum(answer.logprobs)) for answer in answers]
+
+
+# ------------------------------------------------------------------------------------------------------ embedded model
+
+
+@pytest.fixture(scope="module")
+def limits_of() -> dict[int, Limits]:
+    """By max_new_tokens: what an answer of the embedded model may hold."""
+    model = npgemma.load()
+    image_id = model.tokenizer.image_id
+    return {new: Limits(new, model.config.eos_token_ids, image_id) for new in (1, 2, 3, 20)}
+
+
+@pytest.fixture(scope="module")
+def wide() -> "transformers.PaliGemmaForConditionalGeneration":
+    return in_float64(load_model(EMBEDDED, torch.float32, "eager"))
+
+
+@pytest.mark.parametrize("num_beams", NUM_BEAMS)
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_answers_of_the_embedded_model(prompt: str, num_beams: int, wide, limits_of: dict[int, Limits]) -> None:
+    """Those that end by themselves, and those that the length limit ends, in one list or in several."""
+    model = npgemma.load(dtype="float64")
+    inputs = make_inputs(EMBEDDED, SAMPLE, prompt)
+    inputs["pixel_values"] = inputs["pixel_values"].double()
+    reasons = set()
+    for new, limits in limits_of.items():
+        with truth():
+            theirs = transformers_beams(wide, inputs, num_beams, limits)
+        ours = model.beams(SAMPLE, prompt, num_beams, new)
+        compare(read(ours), theirs)
+        expected = ["stop" if answer.ids[-1] in limits.eos_ids else "length" for answer in theirs]
+        assert [answer.finish_reason for answer in ours] == expected
+        reasons |= set(expected)
+    assert reasons == {"stop", "length"}
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_answers_in_float32(prompt: str, limits_of: dict[int, Limits]) -> None:
+    """As both come: at four beams, where totals lie further apart than the rounding of float32."""
+    theirs = transformers_beams(
+        load_model(EMBEDDED, torch.float32, "eager"), make_inputs(EMBEDDED, SAMPLE, prompt), 4, limits_of[20]
+    )
+    totals = [answer.total for answer in theirs]
+    assert (-np.diff(totals)).min() > 10 * FLOAT32
+    compare(read(npgemma.load().beams(SAMPLE, prompt, 4, 20)), theirs, FLOAT32)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_one_beam_is_greedy(prompt: str) -> None:
+    model = npgemma.load(dtype="float64")
+    (beam,), greedy = model.beams(SAMPLE, prompt, 1, 20), model.generate(SAMPLE, prompt, 20)
+    assert (beam.text, beam.token_ids, beam.finish_reason) == (greedy.text, greedy.token_ids, greedy.finish_reason)
+    np.testing.assert_allclose(beam.logprobs, greedy.logprobs, rtol=0, atol=ROUNDINGS, strict=True)
+
+
+# ------------------------------------------------------------------------------------------------------- random models
+
+
+@dataclass(frozen=True)
+class RandomModel:
+    """A small model as both sides read it, a prompt for it, and end tokens that its answers meet."""
+
+    weights: PaliGemma
+    prompt: Prompt
+    wide: "transformers.PaliGemmaForConditionalGeneration"
+    inputs: dict
+    ends: tuple[tuple[int, ...], ...]
+
+    def ours(self, num_beams: int, limits: Limits) -> list[Answer]:
+        found = beam_search(self.weights, self.prompt, num_beams, limits)
+        return [Answer(beam.ids, beam.logprobs, beam.total) for beam in found]
+
+    def theirs(self, num_beams: int, limits: Limits, **options: float) -> list[Answer]:
+        with truth():
+            return transformers_beams(self.wide, self.inputs, num_beams, limits, **options)
+
+
+def random_model(seed: int, folder: Path) -> RandomModel:
+    """With a small embedding, and a large head of its own: it has its mind about the next token, from all before it.
+
+    Its end tokens: none; one, two and three of those that it likes to write; and five of its six likeliest first ones.
+    """
+    grouped = make_fixtures.CASES["grouped"]
+    case = replace(grouped, text=grouped.text | {"vocab_size": V}, seed=seed, prompt=TEXTS[seed % 3], suffix=0)
+    case = replace(case, image_token=V, tied=False, stored=torch.float32)
+    generator = torch.Generator().manual_seed(seed)
+    model, inputs = make_fixtures.build(case, generator), make_fixtures.make_inputs(case, generator)
+    model.model.language_model.embed_tokens.weight.data /= 8
+    model.lm_head.weight.data *= 4
+    model.save_pretrained(folder)
+    weights, side = npgemma.load(folder, "float64").weights, case.vision["image_size"]
+    pixels = inputs.get("pixel_values", torch.empty(0, 3, side, side)).double()
+    if "pixel_values" in inputs:
+        inputs["pixel_values"] = pixels
+    ids, features = inputs["input_ids"][0].numpy(), image_features(weights, pixels.numpy())
+    prompt = Prompt(ids, np.zeros_like(ids), features.reshape(-1, features.shape[-1]))
+    free = RandomModel(weights, prompt, in_float64(model), inputs, (NEVER,))
+    liked = sorted({token for answer in free.theirs(4, Limits(max(NEW), NEVER, V)) for token in answer.ids})
+    some = [tuple(Random(seed).sample(liked, count)) for count in (1, 2, 3)]
+    first = [answer.ids[0] for answer in free.theirs(6, Limits(1, NEVER, V))]
+    return replace(free, ends=(NEVER, *some, tuple(first[:2] + first[3:])))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[RandomModel]:
+    return [random_model(seed, tmp_path_factory.mktemp(f"model{seed}")) for seed in SEEDS]
+
+
+@pytest.mark.parametrize("num_beams", NUM_BEAMS)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_answers_of_a_random_model(seed: int, num_beams: int, models: list[RandomModel]) -> None:
+    """With a picture, two, and none; no end token, and up to five; no token refused, and some."""
+    model = models[seed]
+    for eos in model.ends:
+        for new in NEW:
+            for choices in (V, V - 8):
+                limits = Limits(new, eos, choices)
+                compare(model.ours(num_beams, limits), model.theirs(num_beams, limits))
+
+
+def test_the_random_answers_are_of_every_kind(models: list[RandomModel]) -> None:
+    """Else the comparison above would be of less than it says: answers end in both ways, and searches end early."""
+    mixed = early = 0
+    for model in models:
+        for eos in model.ends:
+            answers = [answer.ids for answer in model.theirs(3, Limits(7, eos, V))]
+            mixed += len({ids[-1] in eos for ids in answers}) == 2
+            early += max(map(len, answers)) < 7
+    assert mixed > 3
+    assert early > 3
+
+
+def test_beams_find_what_greedy_misses(models: list[RandomModel]) -> None:
+    """In both, and by a factor of two in probability for most models: these are no greedy searches in disguise."""
+    gains = []
+    for model in models:
+        limits = Limits(7, NEVER, V)
+        gains.append([side(8, limits)[0].total - side(1, limits)[0].total for side in (model.ours, model.theirs)])
+    assert sum(min(gain) > np.log(2) for gain in gains) > len(models) / 2
+
+
+@pytest.mark.parametrize("options", [{"length_penalty": 1.0}, {"early_stopping": True}], ids=str)
+def test_the_comparison_notices_another_rule(options: dict, models: list[RandomModel]) -> None:
+    """Totals divided by lengths, or an end as soon as there are enough answers: some model answers otherwise."""
+    noticed = 0
+    for model in models:
+        for eos in model.ends:
+            ours, others = model.ours(3, Limits(7, eos, V)), model.theirs(3, Limits(7, eos, V), **options)
+            noticed += [answer.ids for answer in ours] != [answer.ids for answer in others]
+    assert noticed > 0
