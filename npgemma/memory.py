@@ -91,7 +91,10 @@ def field(path: str, name: str, unit: int) -> int | None:
 
 @dataclass(frozen=True)
 class Budget:
-    """What a model's weights take, how much of that is in memory already, and what may be taken in all (None: all)."""
+    """What a model's weights take, how much of that is in memory already, and what may be taken in all.
+
+    None for the latter is what the machine has available.
+    """
 
     weights: int = 0
     held: int = 0
@@ -100,13 +103,18 @@ class Budget:
     def require(
         self, c: Config, itemsize: int, pictures: int, prompts: Sequence[int], new_tokens: int = 1, samples: int = 1
     ) -> None:
-        """TooLittleMemory if what `plan_memory` says is more than is allowed, or than there is."""
+        """TooLittleMemory if what `plan_memory` says is more than is allowed; where nothing is said, than there is."""
         plan = plan_memory(c, self.weights, itemsize, pictures, prompts, new_tokens, samples)
-        if self.allowed is not None and plan.total > self.allowed:
-            raise TooLittleMemory(f"this needs {plan}, more than the {size(self.allowed)} allowed; {ADVICE}")
+        if self.allowed is not None:
+            if plan.total > self.allowed:
+                raise TooLittleMemory(f"this needs {plan}, more than the {size(self.allowed)} allowed; {ADVICE}")
+            return
         available = available_memory()
         if available is not None and plan.total - self.held > available:
-            raise TooLittleMemory(f"this needs {plan}, and {size(available)} are available; {ADVICE}")
+            found = f"{size(available)} are available"
+            raise TooLittleMemory(
+                f"this needs {plan}, and {found}; {ADVICE}; a max_memory of your own goes before that"
+            )
 
 
 UNLIMITED = Budget()

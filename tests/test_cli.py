@@ -298,10 +298,11 @@ def test_demo_answers_and_writes_its_picture(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["demo"]) == 0
     out, err = capsys.readouterr()
-    assert err == "wrote npgemma-demo.png, the sample picture with the boxes drawn\n"
+    assert err == "wrote npgemma-demo.png, the sample picture with masks and boxes drawn\n"
     assert out.startswith("caption en\n    ")
     assert "a blue star, an orange ring and a green circle" in out
     assert "detect blue star ; orange ring ; green circle\n" in out
+    assert "segment blue star ; orange ring ; green circle\n    blue star " in out
     assert [path.name for path in tmp_path.iterdir()] == ["npgemma-demo.png"]
     with Image.open("npgemma-demo.png") as drawn, Image.open(SAMPLE) as sample:
         assert drawn.size == sample.size

@@ -1,11 +1,14 @@
 """README's code runs as it stands, and its commands are what the gate runs."""
 
 import re
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 
 import npgemma
+from npgemma.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -20,6 +23,25 @@ def test_the_first_python_block_runs(monkeypatch, capsys):
     caption, shape = capsys.readouterr().out.splitlines()
     assert caption == npgemma.load().generate("npgemma/assets/sample.png", "caption en").text
     assert shape == str(scope["taps"]["text.layers.3.attn.q_rope"].shape)
+
+
+ROWS = re.findall(r"^\| `npgemma (.*?)` \| (`.*`) \|$", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("command", "shown"), ROWS)
+def test_a_command_prints_what_the_table_says(command, shown, monkeypatch, tmp_path, capsys):
+    """Where a line is too long for the table, '...' stands for the rest."""
+    shutil.copy(ROOT / "npgemma" / "assets" / "sample.png", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(command)) == 0
+    printed = capsys.readouterr().out.replace("\t", " ")
+    for line in re.findall(r"`(.*?)`", shown):
+        assert line == "..." or f"{line}\n" in printed
+
+
+def test_the_table_has_every_kind_of_command():
+    named = {command.split()[0] for command, _ in ROWS}
+    assert named >= {"caption", "answer", "ocr", "detect", "segment", "generate", "score", "inspect"}
 
 
 def test_the_gate_runs_the_commands_of_the_readme():

@@ -134,6 +134,8 @@ def measure(folder: Path, rounds: int, repeats: int) -> dict[str, Any]:
     figures["float64"] = in_a_process("alone", folder, dtype="float64", steps=1, image_size=224)
     figures["golden"] = in_a_process("golden", EMBEDDED, level="blocks")
     if (folder / TOKENIZER).exists():
+        for in_flight in (1, 8):
+            figures[f"batch {in_flight}"] = in_a_process("batch", folder, pictures=8, in_flight=in_flight)
         figures["golden ops"] = in_a_process("golden", folder, level="ops")
     print("  start-up", file=sys.stderr, flush=True)
     figures["import"] = {"seconds": import_seconds()}
@@ -208,6 +210,10 @@ def report(f: dict[str, Any]) -> str:
             lines.append(
                 f"golden, {of}: write {golden['write']:.2f} s, compare {golden['compare']:.2f} s, {size}, {gb}"
             )
+    if several := f.get("batch 8"):
+        one = f["batch 1"]["a minute"]
+        rates = f"{several['a minute']:.3g} a minute, one at a time {one:.3g}: {several['a minute'] / one:.2f} times"
+        lines.append(f"batch of 8 pictures, 20 tokens each, 8 in flight: {rates}")
     for dtype in ("float32", "bfloat16"):
         if other := f.get(f"transformers {dtype}"):
             pairs = list(zip(alone["tokens"], other["tokens"], strict=False))

@@ -15,13 +15,16 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 import npgemma
+from npgemma.batch import answer_jobs
 from npgemma.golden.compare import compare
 from npgemma.golden.dump import Dump, read_dump
 from npgemma.golden.file import read_golden
 from npgemma.golden.record import record
-from npgemma.models.gemma import Cache, new_caches
+from npgemma.io.jobs import Job
+from npgemma.models.gemma import new_caches
 from npgemma.models.paligemma import Prompt, image_features, start, step
 
 PREFIX = [2, 21603, 659, 108]  # <bos>, two words, newline
@@ -68,13 +71,7 @@ class Run:
 
     def multiply(self, count: int) -> None:
         """Go on as `count` sequences of the same past."""
-        self.caches = [[copied(layer) for layer in self.caches[0]] for _ in range(count)]
-
-
-def copied(cache: Cache) -> Cache:
-    other = Cache(len(cache.keys), *cache.keys.shape[1:], cache.keys.dtype)
-    other.append(cache.keys[: cache.length], cache.values[: cache.length])
-    return other
+        self.caches = [[layer.copy() for layer in self.caches[0]] for _ in range(count)]
 
 
 def matrices(part: Any) -> Iterator[np.ndarray]:
@@ -181,6 +178,19 @@ def task_caption(folder: Path) -> dict[str, Any]:
     return {"tokens": model.generate_ids(input_ids(model), pixels(model), 20, eos_ids=())}
 
 
+def task_batch(folder: Path, pictures: int, in_flight: int) -> dict[str, Any]:
+    """Pictures a minute, twenty tokens about each."""
+    model = npgemma.load(folder)
+    with TemporaryDirectory() as written:
+        for i in range(pictures):
+            noise = np.random.default_rng(i).integers(0, 256, (64, 64, 3), np.uint8)
+            Image.fromarray(noise).save(f"{written}/{i}.png")
+        jobs = [Job(i, (f"{i}.png",), "caption en", Path(written)) for i in range(pictures)]
+        seconds, answers = timed(lambda: list(answer_jobs(model, jobs, in_flight, max_new_tokens=20)))
+    tokens = sum(len(answer.generation.token_ids) for answer in answers)
+    return {"a minute": 60 * pictures / seconds, "tokens": tokens} | memory()
+
+
 def task_golden(folder: Path, level: str) -> dict[str, Any]:
     """Recording a golden file, and holding the file against itself as a dump."""
     model = npgemma.load(folder)
@@ -226,7 +236,7 @@ def task_transformers(folder: Path, dtype: str, firsts: int, steps: int) -> dict
 
 TASKS = {
     f.__name__.removeprefix("task_"): f
-    for f in (task_side_by_side, task_alone, task_caption, task_golden, task_transformers)
+    for f in (task_side_by_side, task_alone, task_caption, task_batch, task_golden, task_transformers)
 }
 
 

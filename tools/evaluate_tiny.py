@@ -3,8 +3,8 @@
     python tools/evaluate_tiny.py                       # the embedded model, 500 pictures
     python tools/evaluate_tiny.py --transformers        # and the same tokens from transformers?
 
-Of each picture it asks the caption, the boxes of everything on it, one question of each kind, and the word where there
-is one.
+Of each picture it asks the caption, boxes and masks of everything on it, one question of each kind, and the word
+where there is one.
 """
 
 from __future__ import annotations
@@ -26,14 +26,18 @@ from shape_world import (
     ask_presence,
     ask_shape,
     ask_side,
+    draw_mask,
     draw_scene,
 )
 
 import npgemma
+from npgemma.io.mask_codec import CODEC, read_mask_codec
 from npgemma.io.model_folder import EMBEDDED
-from npgemma.tasks import detect_prompt
+from npgemma.masks import encode_object, object_masks
+from npgemma.models.mask_vqvae import MaskVQVAE
+from npgemma.tasks import detect_prompt, segment_prompt
 
-MAX_NEW_TOKENS = 64
+MAX_NEW_TOKENS = 96
 
 
 def unseen(count: int) -> Iterator[tuple[Scene, list[Question]]]:
@@ -63,6 +67,29 @@ def box_ious(scene: Scene, answer: str) -> list[float]:
         truth = npgemma.Box(thing.label, x0, y0, x1, y1)
         scores.append(max((iou(box, truth) for box in found if box.label == thing.label), default=0.0))
     return scores + [0.0] * (len(found) - len(scene.things))
+
+
+def mask_ious(scene: Scene, codec: MaskVQVAE, objects: list[npgemma.DetectedObject]) -> list[float]:
+    """For each thing, how well the mask of its label fits, 0 if there is none; and 0 for each mask too many."""
+    side = scene.image.width
+    coded = [each for each in objects if each.codes]
+    masks = object_masks(codec, coded, side, side)
+    scores = []
+    for thing in scene.things:
+        truth = np.asarray(draw_mask(thing, side)) > 0
+        fits = [
+            float((mask & truth).sum() / (mask | truth).sum())
+            for mask, each in zip(masks, coded, strict=True)
+            if each.label == thing.label
+        ]
+        scores.append(max(fits, default=0.0))
+    return scores + [0.0] * (len(masks) - len(scene.things))
+
+
+def encoded(scene: Scene, codec: MaskVQVAE) -> list[npgemma.DetectedObject]:
+    """The things as the encoder tells them: how well codes can do at best."""
+    side = scene.image.width
+    return [encode_object(codec, thing.label, np.asarray(draw_mask(thing, side)) > 0) for thing in scene.things]
 
 
 class Transformers:
@@ -98,13 +125,19 @@ def main() -> None:
     model = npgemma.load(a.folder)
     oracle = Transformers(a.folder) if a.transformers else None
     right: dict[str, list[bool]] = {"caption": [], "answer": [], "ocr": []}
+    codec = read_mask_codec(a.folder / CODEC)
     ious: list[float] = []
+    masks: list[float] = []
+    round_trip: list[float] = []
     same: list[bool] = []
     for scene, questions in unseen(a.pictures):
-        prompts = [detect_prompt([thing.label for thing in scene.things]), *(q.prompt for q in questions)]
+        labels = [thing.label for thing in scene.things]
+        prompts = [detect_prompt(labels), segment_prompt(labels), *(q.prompt for q in questions)]
         answers = model.generate([scene.image] * len(prompts), prompts, max_new_tokens=MAX_NEW_TOKENS)
         ious += box_ious(scene, answers[0].text)
-        for question, answer in zip(questions, answers[1:], strict=True):
+        masks += mask_ious(scene, codec, npgemma.parse_objects(answers[1].text))
+        round_trip += mask_ious(scene, codec, encoded(scene, codec))
+        for question, answer in zip(questions, answers[2:], strict=True):
             right[question.family].append(answer.text == question.suffix)
         if oracle:
             theirs = oracle.generate(scene, prompts)
@@ -112,6 +145,9 @@ def main() -> None:
     scores = {f"{family} exact": f"{np.mean(values):.1%} of {len(values)}" for family, values in right.items()}
     scores["box IoU mean"] = f"{np.mean(ious):.3f} of {len(ious)}"
     scores["box IoU over 0.5"] = f"{np.mean(np.array(ious) > 0.5):.1%}"
+    scores["mask IoU mean"] = f"{np.mean(masks):.3f} of {len(masks)}"
+    scores["mask IoU over 0.5"] = f"{np.mean(np.array(masks) > 0.5):.1%}"
+    scores["mask IoU of encoded masks"] = f"{np.mean(round_trip):.3f} of {len(round_trip)}"
     if oracle:
         scores["same tokens as transformers"] = f"{sum(same)} of {len(same)} answers"
     print(json.dumps(scores, indent=2))

@@ -9,6 +9,7 @@ Lengths are shares of the picture's side; a box is (y0, x0, y1, x1), PaliGemma's
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
 
@@ -30,17 +31,24 @@ INK = (32, 36, 44)
 
 SIDE = 336  # pixels drawn; training and evaluation pictures are resized by the processor
 LOC_STEP = 16  # boxes are told on every 16th of PaliGemma's 1,024 bins
+MAX_TURN = 0.3  # radians
+TURN_STEP = 0.05  # masks are told as of a shape turned by a multiple of it
+TURNED = ("square", "triangle", "star")
 
 Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One coloured shape. `kind` is one of SHAPES, `color` a key of COLORS."""
+    """One coloured shape. `kind` is one of SHAPES, `color` a key of COLORS; turned by `turn` radians."""
 
     color: str
     kind: str
     box: Box
+    x: float
+    y: float
+    radius: float
+    turn: float
 
     @property
     def label(self) -> str:
@@ -114,6 +122,14 @@ def draw_thing(
     return min(ys), min(xs), max(ys), max(xs)
 
 
+def draw_mask(thing: Thing, side: int = SIDE) -> Image.Image:
+    """Where on its picture a thing is: 255 there, 0 elsewhere. Things never overlap, so nothing hides a part of it."""
+    image = Image.new("L", (side, side))
+    place = (thing.x * side, thing.y * side, thing.radius * side, thing.turn)
+    draw_thing(ImageDraw.Draw(image), thing.kind, (255,), *place)
+    return image
+
+
 def apart(box: Box, others: list[Box], gap: float) -> bool:
     """True if `box` keeps `gap` away from every other box."""
     y0, x0, y1, x1 = box
@@ -156,8 +172,10 @@ def draw_scene(rng: Random, side: int = SIDE, count: int | None = None, worded: 
         if any(abs(cx - other) < side / 12 for other, _ in things):
             continue
         fill = tuple(max(0, min(255, channel + rng.randint(-10, 10))) for channel in COLORS[color])
-        box = draw_thing(draw, kind, fill, cx, cy, r, rng.uniform(-0.3, 0.3))
-        things.append((cx, Thing(color, kind, tuple(v / side for v in box))))
+        turn = rng.uniform(-MAX_TURN, MAX_TURN)
+        box = draw_thing(draw, kind, fill, cx, cy, r, turn)
+        place = (cx / side, cy / side, r / side, turn)
+        things.append((cx, Thing(color, kind, tuple(v / side for v in box), *place)))
         labels.add(f"{color} {kind}")
         taken.append(room)
     ordered = tuple(thing for _, thing in sorted(things, key=lambda pair: pair[1].center_x))
@@ -192,18 +210,36 @@ def ask_caption(scene: Scene, rng: Random) -> Question:
     return Question("caption en", caption(scene), "caption")
 
 
-def ask_detect(scene: Scene, rng: Random) -> Question:
-    """One to three labels, nearly always in the picture; or a kind of shape, which may be there several times."""
+def ask_for(scene: Scene, rng: Random) -> tuple[list[str], list[tuple[Thing, str]]]:
+    """(labels to ask for, what is there of them). One to three labels, nearly always in the picture; or a kind of
+    shape, which may be there several times.
+    """
     if rng.random() < 0.2:
         kind = rng.choice(SHAPES)
-        return Question(f"detect {kind}", detection([(t.box, kind) for t in scene.things if t.kind == kind]), "detect")
+        return [kind], [(t, kind) for t in scene.things if t.kind == kind]
     wanted = rng.sample(scene.things, min(len(scene.things), rng.choice((1, 2, 3))))
     labels = [t.label for t in wanted]
     if rng.random() < 0.1:
         labels[rng.randrange(len(labels))] = f"{rng.choice(list(COLORS))} {rng.choice(SHAPES)}"
         labels = list(dict.fromkeys(labels))
-    found = [(t.box, label) for label in labels for t in scene.things if t.label == label]
-    return Question("detect " + " ; ".join(labels), detection(found), "detect")
+    return labels, [(t, label) for label in labels for t in scene.things if t.label == label]
+
+
+def ask_detect(scene: Scene, rng: Random) -> Question:
+    labels, found = ask_for(scene, rng)
+    return Question("detect " + " ; ".join(labels), detection([(t.box, label) for t, label in found]), "detect")
+
+
+def ask_segment(scene: Scene, rng: Random, codes: Mapping[tuple[str, int], str]) -> Question:
+    """`codes` has the segmentation tokens of each kind of shape at each `turn_step`."""
+    labels, found = ask_for(scene, rng)
+    said = [f"{loc(t.box)}{codes[t.kind, turn_step(t)]} {label}" for t, label in found]
+    return Question("segment " + " ; ".join(labels), " ; ".join(said), "segment")
+
+
+def turn_step(thing: Thing) -> int:
+    """How far a thing is turned, in whole steps of TURN_STEP; 0 for kinds that look alike or are never turned."""
+    return round(thing.turn / TURN_STEP) if thing.kind in TURNED else 0
 
 
 def ask_count(scene: Scene, rng: Random) -> Question:
@@ -244,7 +280,9 @@ def ask_ocr(scene: Scene, rng: Random) -> Question | None:
     return Question("ocr", scene.word, "ocr") if scene.word else None
 
 
-ASKERS = {
+Asker = Callable[[Scene, Random], Question | None]
+
+ASKERS: dict[Asker, int] = {
     ask_caption: 5,
     ask_detect: 8,
     ask_count: 1,
@@ -256,11 +294,11 @@ ASKERS = {
 }
 
 
-def ask(scene: Scene, rng: Random, count: int) -> list[Question]:
-    """`count` questions about one scene, families drawn by their weights in ASKERS."""
+def ask(scene: Scene, rng: Random, count: int, askers: Mapping[Asker, int] = ASKERS) -> list[Question]:
+    """`count` questions about one scene, families drawn by their weights."""
     questions: list[Question] = []
     while len(questions) < count:
-        (asker,) = rng.choices(list(ASKERS), weights=list(ASKERS.values()))
+        (asker,) = rng.choices(list(askers), weights=list(askers.values()))
         question = asker(scene, rng)
         if question is not None and question.prompt not in {q.prompt for q in questions}:
             questions.append(question)

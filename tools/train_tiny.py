@@ -1,12 +1,15 @@
 """Train the embedded model: transformers' own PaliGemma classes on pictures of the shape world.
 
     python tools/train_tiny.py RUN      # writes RUN/checkpoint.pt and RUN/log.jsonl; resumes where it stopped
+    python tools/train_tiny.py RUN --start npgemma/assets/tiny --steps 6000 --rate 1e-3    # go on from a model folder
     python tools/train_tiny.py RUN --export npgemma/assets/tiny
+
+Masks are asked for in the codes of vae-oid.npz, which tools/train_masks.py makes first.
 
 What makes it learn in 80 minutes on two cores:
 - every picture goes through the vision tower once and answers several questions;
-- while training, small extra heads ask every patch of the vision tower what covers it (kind, colour, box): a dense
-  signal that teaches the tower to see long before the captions are right. They are thrown away with the run;
+- while training, small extra heads ask every patch of the vision tower what covers it (kind, colour, box, turn): a
+  dense signal that teaches the tower to see long before the captions are right. They are thrown away with the run;
 - Muon for the matrices of the layers, AdamW for everything else, and the rate held, then taken linearly to zero.
 """
 
@@ -14,18 +17,39 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import time
+from functools import partial
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from shape_world import CHARACTERS, COLORS, SHAPES, Question, Scene, ask, draw_scene
+from shape_world import (
+    ASKERS,
+    CHARACTERS,
+    COLORS,
+    MAX_TURN,
+    SHAPES,
+    TURN_STEP,
+    TURNED,
+    Asker,
+    Question,
+    Scene,
+    Thing,
+    ask,
+    ask_segment,
+    draw_mask,
+    draw_scene,
+)
 from torch import Tensor, nn
 from transformers import GemmaTokenizer, PaliGemmaConfig, PaliGemmaForConditionalGeneration
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+from npgemma.io.mask_codec import CODEC, read_mask_codec
+from npgemma.masks import encode_object
 
 ASSETS = Path(__file__).resolve().parent.parent / "npgemma" / "assets" / "tiny"
 SIDE, PATCH = 84, 14
@@ -73,49 +97,75 @@ def make_config(tokens: int) -> PaliGemmaConfig:
 
 
 class PatchHeads(nn.Module):
-    """What covers each patch: its kind (0 = nothing), its colour, and where its box lies from the patch's centre."""
+    """What covers each patch: its kind (0 = nothing), colour, turn, and where its box lies from the patch's centre."""
 
     def __init__(self, width: int):
         super().__init__()
         self.kind = nn.Linear(width, 1 + len(KINDS))
         self.color = nn.Linear(width, len(COLORS))
         self.box = nn.Linear(width, 4)
+        self.turn = nn.Linear(width, 1)
 
     def loss(self, features: Tensor, targets: dict[str, Tensor]) -> Tensor:
         features = features.float()
         covered = targets["kind"] > 0
         colored = targets["color"] >= 0
+        turned = targets["turn"].isfinite()
         return (
             F.cross_entropy(self.kind(features).flatten(0, 1), targets["kind"].flatten())
             + F.cross_entropy(self.color(features)[colored], targets["color"][colored])
             + 4 * F.smooth_l1_loss(self.box(features)[covered], targets["box"][covered], beta=0.02)
+            + F.smooth_l1_loss(self.turn(features)[turned][:, 0], targets["turn"][turned], beta=0.1)
         )
 
 
-def patch_targets(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A patch belongs to the thing or character whose box covers most of it, if that is a sixth or more."""
+def patch_targets(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """A patch belongs to the thing or character whose box covers most of it, if that is a sixth or more.
+
+    Turns are shares of MAX_TURN, NaN for what has none.
+    """
     kind, color = np.zeros(GRID**2, np.int64), np.full(GRID**2, -1)
     box = np.zeros((GRID**2, 4), np.float32)
+    turn = np.full(GRID**2, np.nan, np.float32)
     edge = np.arange(GRID) / GRID
     most = np.full((GRID, GRID), 1 / 6)
     names = list(COLORS)
-    things = [(t.box, KINDS.index(t.kind) + 1, names.index(t.color)) for t in scene.things]
-    things += [(b, KINDS.index(c) + 1, -1) for b, c in zip(scene.characters, scene.word, strict=True)]
-    for (y0, x0, y1, x1), k, c in things:
+    things = [(t.box, KINDS.index(t.kind) + 1, names.index(t.color), turn_share(t)) for t in scene.things]
+    things += [(b, KINDS.index(c) + 1, -1, math.nan) for b, c in zip(scene.characters, scene.word, strict=True)]
+    for (y0, x0, y1, x1), k, c, t in things:
         high = np.clip(np.minimum(edge + 1 / GRID, y1) - np.maximum(edge, y0), 0, None) * GRID
         wide = np.clip(np.minimum(edge + 1 / GRID, x1) - np.maximum(edge, x0), 0, None) * GRID
         share = np.outer(high, wide)
         rows = np.flatnonzero(share > most)
         most = np.maximum(most, share)
         center = np.stack([rows // GRID, rows % GRID] * 2, 1) / GRID + 0.5 / GRID
-        kind[rows], color[rows], box[rows] = k, c, np.array([y0, x0, y1, x1]) - center
-    return kind, color, box
+        kind[rows], color[rows], box[rows], turn[rows] = k, c, np.array([y0, x0, y1, x1]) - center, t
+    return kind, color, box, turn
 
 
-def make_batch(rng: Random, tokenizer: GemmaTokenizer, pictures: int, questions: int) -> dict[str, Tensor]:
+def turn_share(thing: Thing) -> float:
+    return thing.turn / MAX_TURN if thing.kind in TURNED else math.nan
+
+
+def mask_askers() -> dict[Asker, int]:
+    """Every kind of question, masks among them: a third of the questions, for what they have to say is the longest."""
+    codec = read_mask_codec(ASSETS / CODEC)
+
+    def tokens(kind: str, step: int) -> str:
+        thing = Thing("", kind, (0, 0, 1, 1), 0.5, 0.5, 0.3, step * TURN_STEP)
+        return "".join(f"<seg{c:03d}>" for c in encode_object(codec, "", np.asarray(draw_mask(thing)) > 0).codes)
+
+    farthest = round(MAX_TURN / TURN_STEP)
+    codes = {(kind, step): tokens(kind, step) for kind in SHAPES for step in range(-farthest, farthest + 1)}
+    return ASKERS | {partial(ask_segment, codes=codes): 12}
+
+
+def make_batch(
+    rng: Random, tokenizer: GemmaTokenizer, askers: dict[Asker, int], pictures: int, questions: int
+) -> dict[str, Tensor]:
     """Pixels, patch targets, and B*questions rows of ids: image tokens, bos, prompt, newline | suffix, eos, pads."""
     scenes = [draw_scene(rng) for _ in range(pictures)]
-    asked: list[Question] = [question for scene in scenes for question in ask(scene, rng, questions)]
+    asked: list[Question] = [question for scene in scenes for question in ask(scene, rng, questions, askers)]
     prefixes = tokenizer([q.prompt + "\n" for q in asked], add_special_tokens=False).input_ids
     suffixes = tokenizer([q.suffix for q in asked], add_special_tokens=False).input_ids
     image = [len(tokenizer)] * GRID**2
@@ -130,9 +180,10 @@ def make_batch(rng: Random, tokenizer: GemmaTokenizer, pictures: int, questions:
         types[i, : len(p)] = 0
         mask[i, :end] = 1
         labels[i, len(p) - 1 : end - 1] = torch.tensor(s)  # already shifted: the row that must say it
-    kind, color, box = (torch.from_numpy(np.stack(t)) for t in zip(*map(patch_targets, scenes), strict=True))
+    targets = [torch.from_numpy(np.stack(t)) for t in zip(*map(patch_targets, scenes), strict=True)]
+    patches = dict(zip(("kind", "color", "box", "turn"), targets, strict=True))
     pixels = PROCESSOR([s.image for s in scenes], return_tensors="pt").pixel_values
-    return dict(pixels=pixels, ids=ids, types=types, mask=mask, labels=labels, kind=kind, color=color, box=box)
+    return dict(pixels=pixels, ids=ids, types=types, mask=mask, labels=labels, **patches)
 
 
 def losses(
@@ -173,14 +224,19 @@ def rate_at(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / 200, max(0.0, (steps - step) / (0.4 * steps)))
 
 
-def train(run: Path, steps: int, pictures: int, questions: int, rate: float, seed: int, minutes: float) -> None:
+def train(
+    run: Path, start: Path | None, steps: int, pictures: int, questions: int, rate: float, seed: int, minutes: float
+) -> None:
     """Train to `steps`, or for `minutes`; a checkpoint every 250 steps, written beside the old one and renamed."""
+    askers = mask_askers()
     tokenizer = GemmaTokenizer.from_pretrained(ASSETS)
     torch.manual_seed(seed)
     model = PaliGemmaForConditionalGeneration(make_config(len(tokenizer)))
     heads = PatchHeads(128)
     with torch.no_grad():
         model.model.vision_tower.embeddings.position_embedding.weight.normal_(0, 0.1)
+    if start:
+        model = PaliGemmaForConditionalGeneration.from_pretrained(start, dtype=torch.float32).train()
     chosen = optimizers(model, heads, rate)
     first = 0
     checkpoint = run / "checkpoint.pt"
@@ -194,7 +250,7 @@ def train(run: Path, steps: int, pictures: int, questions: int, rate: float, see
     run.mkdir(parents=True, exist_ok=True)
     started, shown = time.monotonic(), []
     for step in range(first, steps):
-        batch = make_batch(Random(seed * 1_000_003 + step), tokenizer, pictures, questions)
+        batch = make_batch(Random(seed * 1_000_003 + step), tokenizer, askers, pictures, questions)
         for optimizer in chosen:
             for group in optimizer.param_groups:
                 group["lr"] = rate * rate_at(step, steps)
@@ -252,6 +308,7 @@ def main() -> None:
     parser.add_argument(
         "--export", type=Path, metavar="FOLDER", help="write the checkpoint as a model folder, and stop"
     )
+    parser.add_argument("--start", type=Path, metavar="FOLDER", help="begin with the weights of a model folder")
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long; start again to go on")
     parser.add_argument("--pictures", type=int, default=32, help="pictures a step")
@@ -262,7 +319,7 @@ def main() -> None:
     if a.export:
         export(a.run, a.export)
     else:
-        train(a.run, a.steps, a.pictures, a.questions, a.rate, a.seed, a.minutes)
+        train(a.run, a.start, a.steps, a.pictures, a.questions, a.rate, a.seed, a.minutes)
 
 
 if __name__ == "__main__":

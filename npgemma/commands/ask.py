@@ -104,4 +104,4 @@ def run_score(a: argparse.Namespace) -> None:
             facts = {"total": score.total, "loss": score.loss, "perplexity": score.perplexity}
             print(as_json({"prompt": a.prompt, "suffix": suffix, **asdict(score), **facts}))
         else:
-            print(f"{score.total:.4f}", f"{score.perplexity:.4g}", printable(suffix), sep="\t")
+            print(f"{round(score.total, 4) + 0.0:.4f}", f"{score.perplexity:.4g}", printable(suffix), sep="\t")

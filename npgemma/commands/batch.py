@@ -10,7 +10,7 @@ from typing import Any
 from npgemma.batch import Answer, answer_jobs
 from npgemma.commands.ask import AddParser
 from npgemma.commands.flags import WrongUsage, answer_flags, load_model, positive, sampling
-from npgemma.commands.output import INTERRUPTED
+from npgemma.commands.output import INTERRUPTED, printable
 from npgemma.io.jobs import Job, NoJob, folder_jobs, open_results, read_jobs
 from npgemma.tasks import parse_boxes
 
@@ -32,7 +32,7 @@ def add_batch(add_parser: AddParser) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help="where results go, a line of JSON each; what it holds already is not done again",
+        help="where results go, a line of JSON each; what it holds already is not done again, but errors are",
     )
     batch.add_argument(
         "--in-flight", type=positive, default=8, metavar="N", help="pictures answered at a time (default: 8)"
@@ -63,16 +63,15 @@ def run_batch(a: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             progress.end("interrupted; the same command goes on from here")
             return INTERRUPTED
-        failed = progress.failed + sum("error" in result for result in results.done.values())
-    progress.end(f"{failed} of them errors; see {a.output}" if failed else "")
-    return 1 if failed else 0
+    failed = f"{progress.failed} of them errors, which the same command tries again; see {printable(str(a.output))}"
+    progress.end(failed if progress.failed else "")
+    return 1 if progress.failed else 0
 
 
 def as_result(answer: Answer) -> dict[str, Any]:
     """A line of the results: the job, and its generation or error; boxes in pixels where they were asked for."""
     job = answer.job
-    image = job.images[0] if len(job.images) == 1 else job.images
-    result: dict[str, Any] = {"id": job.id, "image": image, "prompt": job.prompt}
+    result: dict[str, Any] = {"id": job.id, "image": job.image, "prompt": job.prompt}
     if answer.generation is None:
         return result | {"error": answer.error}
     result |= asdict(answer.generation)
@@ -102,7 +101,8 @@ class Progress:
     def end(self, note: str) -> None:
         took, answered = time.monotonic() - self.began, self.done - self.before
         wipe = "\r\x1b[K" if self.shown else ""
-        facts = f"{self.done} of {self.total} done, {answered} now in {duration(took)} ({answered / took:.2f} a second)"
+        rate = f"{answered / max(1e-9, took):.2f} a second"
+        facts = f"{self.done} of {self.total} done, {answered} now in {duration(took)} ({rate})"
         print(f"{wipe}npgemma: {facts}{'; ' if note else ''}{note}", file=sys.stderr)
 
 

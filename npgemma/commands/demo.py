@@ -8,7 +8,17 @@ from npgemma.commands.ask import AddParser
 from npgemma.io.model_folder import EMBEDDED
 from npgemma.io.picture import read_picture, write_picture, written_format
 from npgemma.loading import load
-from npgemma.tasks import OCR_PROMPT, answer_prompt, caption_prompt, detect_prompt, draw_boxes, parse_boxes
+from npgemma.masks import draw_masks, object_masks
+from npgemma.tasks import (
+    OCR_PROMPT,
+    answer_prompt,
+    caption_prompt,
+    detect_prompt,
+    draw_boxes,
+    parse_boxes,
+    parse_objects,
+    segment_prompt,
+)
 
 SAMPLE = EMBEDDED.parent / "sample.png"
 SAMPLE_LABELS = ("blue star", "orange ring", "green circle")
@@ -16,7 +26,7 @@ SAMPLE_QUESTIONS = ("how many shapes are there?", "what color is the star?", "wh
 
 
 def add_demo(add_parser: AddParser) -> None:
-    demo = add_parser("demo", help="caption, questions and boxes on a sample picture, with the model inside npgemma")
+    demo = add_parser("demo", help="questions, boxes and masks on a sample picture, with the model inside npgemma")
     demo.add_argument(
         "--draw", type=Path, default=Path("npgemma-demo.png"), metavar="FILE", help="default: npgemma-demo.png"
     )
@@ -24,16 +34,23 @@ def add_demo(add_parser: AddParser) -> None:
 
 
 def run_demo(a: argparse.Namespace) -> None:
-    """Caption, questions and boxes on the sample picture with the embedded model."""
+    """Caption, questions, boxes and masks on the sample picture with the embedded model."""
     written_format(a.draw)
     model, image = load(), read_picture(SAMPLE)
-    prompts = [caption_prompt(), *map(answer_prompt, SAMPLE_QUESTIONS), OCR_PROMPT, detect_prompt(SAMPLE_LABELS)]
-    answers = model.generate([image] * len(prompts), prompts)
-    boxes = parse_boxes(answers[-1].text, *image.size)
-    for prompt, answer in zip(prompts[:-1], answers[:-1], strict=True):
-        print(f"{prompt}\n    {answer.text}")
-    print(prompts[-1])
+    things = detect_prompt(SAMPLE_LABELS), segment_prompt(SAMPLE_LABELS)
+    prompts = [caption_prompt(), *map(answer_prompt, SAMPLE_QUESTIONS), OCR_PROMPT, *things]
+    *texts, detected, segmented = (answer.text for answer in model.generate([image] * len(prompts), prompts))
+    for prompt, text in zip(prompts, texts, strict=False):
+        print(f"{prompt}\n    {text}")
+    boxes = parse_boxes(detected, *image.size)
+    print(things[0])
     for box in boxes:
         print(f"    {box.label:<14} x {box.x0:3.0f} to {box.x1:3.0f}   y {box.y0:3.0f} to {box.y1:3.0f}")
-    write_picture(draw_boxes(image, boxes), a.draw)
-    print(f"wrote {a.draw}, the sample picture with the boxes drawn", file=sys.stderr)
+    objects = [thing for thing in parse_objects(segmented) if thing.codes]
+    masks = object_masks(model.mask_codec, objects, *image.size)
+    print(things[1])
+    for thing, mask in zip(objects, masks, strict=True):
+        print(f"    {thing.label:<14} {mask.sum()} pixels")
+    drawn = draw_masks(image, masks, [thing.label for thing in objects])
+    write_picture(draw_boxes(drawn, boxes), a.draw)
+    print(f"wrote {a.draw}, the sample picture with masks and boxes drawn", file=sys.stderr)

@@ -30,7 +30,12 @@ def model_flags() -> argparse.ArgumentParser:
         action="store_true",
         help="widen all weights to that first, in memory: for long answers (12 GB for a 3B model)",
     )
-    flags.add_argument("--max-memory", type=memory, metavar="SIZE", help="refuse what would need more, such as 8GB")
+    flags.add_argument(
+        "--max-memory",
+        type=memory,
+        metavar="SIZE",
+        help="refuse what would need more, such as 8GB (default: what is available)",
+    )
     return flags
 
 

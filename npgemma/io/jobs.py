@@ -6,6 +6,7 @@ process, the file holds every finished result and at most a part of one more, wh
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import IO, Any
 
 from npgemma.errors import BadJobs
 from npgemma.io.config import parse_json
+from npgemma.io.writing import beside
 
 MAX_LINE = 1_000_000  # bytes; a longer line is no job
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
@@ -21,15 +23,17 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", "
 
 @dataclass(frozen=True)
 class Job:
-    """A prompt about pictures. `id` is what its maker calls it, or its line (from 1) where it has no name.
-
-    Pictures are as they are written, paths from `folder`.
-    """
+    """A prompt about pictures, which are as they are written: paths from `folder`."""
 
     id: str | int
     images: tuple[str, ...]
     prompt: str
     folder: Path
+
+    @property
+    def image(self) -> str | list[str]:
+        """The pictures as a line of JSON has them."""
+        return self.images[0] if len(self.images) == 1 else list(self.images)
 
 
 @dataclass(frozen=True)
@@ -43,20 +47,22 @@ class NoJob:
 def read_jobs(path: Path) -> list[Job | NoJob]:
     """The jobs in a file of lines {"id": ..., "image": ..., "prompt": ...}.
 
-    `id` is text or a whole number, and may be missing; `image` is a path or a list of paths, from the file's folder;
-    other keys are passed over, and so are empty lines. BadJobs if the file cannot be read.
+    `id` is text or a whole number; without one a job is called 'line N', as what is no job. `image` is a path or a list
+    of paths, from the file's folder. Other keys are passed over, and so are empty lines. BadJobs if the file cannot be
+    read.
     """
     jobs: list[Job | NoJob] = []
-    seen: dict[str | int, int] = {}
+    seen: dict[str | int, str] = {}
     try:
         with path.open("rb") as file:
             for number, line in enumerate(lines(file), 1):
                 if not line.strip():
                     continue
-                job = read_job(line, number, path.parent)
+                name = f"line {number}"
+                job = read_job(line, name, path.parent)
                 if job.id in seen:
-                    job = NoJob(number, f"line {number}: the id {job.id!r} is that of line {seen[job.id]} already")
-                seen[job.id] = number
+                    job = NoJob(name, f"{name}: the id {job.id!r} is that of {seen[job.id]} already")
+                seen[job.id] = name
                 jobs.append(job)
     except OSError as error:
         raise BadJobs(f"{path} cannot be read: {error.strerror}") from None
@@ -83,7 +89,7 @@ def lines(file: IO[bytes]) -> Iterator[bytes]:
         yield line
 
 
-def read_job(line: bytes, number: int, folder: Path) -> Job | NoJob:
+def read_job(line: bytes, where: str, folder: Path) -> Job | NoJob:
     """One line as a job, or as the reason why it is none."""
     try:
         if len(line) > MAX_LINE:
@@ -92,15 +98,17 @@ def read_job(line: bytes, number: int, folder: Path) -> Job | NoJob:
         if not isinstance(values, dict):
             raise ValueError(f"it is a JSON {type(values).__name__}, not an object")
     except (ValueError, RecursionError) as error:
-        return NoJob(number, f"line {number} is no JSON object: {error}")
-    name, image, prompt = values.get("id", number), values.get("image"), values.get("prompt")
-    if type(name) not in (str, int):
-        return NoJob(number, f"line {number}: id is {name!r}, neither text nor a whole number")
+        return NoJob(where, f"{where} is no JSON object: {error}")
+    name, image, prompt = values.get("id", where), values.get("image"), values.get("prompt")
     images = [each for each in (image if isinstance(image, list) else [image]) if isinstance(each, str)]
+    if type(name) not in (str, int):
+        return NoJob(where, f"{where}: id is {name!r}, neither text nor a whole number")
+    if name != where and re.fullmatch(r"line \d+", str(name)):
+        return NoJob(where, f"{where}: id is {name!r}, as lines without one are called; call it otherwise")
     if not images or (isinstance(image, list) and len(images) < len(image)):
-        return NoJob(name, f"line {number}: image is {image!r}, neither a path nor a list of paths")
+        return NoJob(name, f"{where}: image is {image!r}, neither a path nor a list of paths")
     if not isinstance(prompt, str):
-        return NoJob(name, f"line {number}: prompt is {prompt!r}, not text")
+        return NoJob(name, f"{where}: prompt is {prompt!r}, not text")
     return Job(name, tuple(images), prompt, folder)
 
 
@@ -122,46 +130,72 @@ class Results:
         left = []
         for job in jobs:
             found = self.done.get(job.id)
-            if found is None:
+            if found is None or isinstance(job, NoJob):
                 left.append(job)
-            elif isinstance(job, Job) and found.get("prompt", job.prompt) != job.prompt:
-                asked = f"{found['prompt']!r}, where {job.prompt!r} is asked now"
-                raise BadJobs(f"{path}: the result of {job.id!r} answers {asked}; write to another file")
+                continue
+            for key, asked in (("prompt", job.prompt), ("image", job.image)):
+                if found.get(key, asked) != asked:
+                    answered = f"{key} {found[key]!r}, where {asked!r} is asked now"
+                    raise BadJobs(f"{path}: the result of {job.id!r} is for {answered}; write to another file")
         return left
 
 
 @contextmanager
 def open_results(path: Path) -> Iterator[Results]:
-    """The results in `path`, none if there is no such file yet; what is cut off at its end is taken away.
+    """The results in `path`, none if there is no such file yet.
 
-    BadJobs if it holds anything else, which is left as it is, if it cannot be written, or if another process writes it.
+    What is no result any more is taken away: a part of one at the end, left by a process that was ended, and errors,
+    since their jobs are to be tried again. BadJobs if the file holds anything else, which is left as it is, if it
+    cannot be written, or if another process writes it.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise BadJobs(f"{path} is no file; results are written to one")
         with path.open("a+b") as file:
             lock(file, path)
             file.seek(0)
-            done: dict[str | int, Mapping[str, Any]] = {}
-            end = 0
-            for number, line in enumerate(file, 1):
-                if not line.endswith(b"\n"):
-                    break  # the process was ended while it wrote this
-                end += len(line)
-                result = read_result(line)
-                if result is None:
-                    raise BadJobs(f"{path}: line {number} is no result of a job; write to another file")
-                done[result["id"]] = result
-            file.truncate(end)
-            yield Results(file, done)
+            results = list(whole_results(file, path))
+            kept = [(line, result) for line, result in results if "error" not in result]
+            if len(kept) < len(results):
+                with beside(path) as temporary:
+                    temporary.write_bytes(b"".join(line for line, _ in kept))
+            elif (end := sum(len(line) for line, _ in kept)) < file.seek(0, os.SEEK_END):
+                file.truncate(end)
+        with path.open("ab") as file:
+            lock(file, path)
+            yield Results(file, {result["id"]: result for _, result in kept})
     except OSError as error:
         raise BadJobs(f"{path} cannot be written: {error.strerror}") from None
 
 
-def read_result(line: bytes) -> dict[str, Any] | None:
-    with suppress(ValueError, RecursionError):
-        result = parse_json(line)
-        if isinstance(result, dict) and type(result.get("id")) in (str, int):
-            return result
-    return None
+def whole_results(file: IO[bytes], path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Each line and what it says, but for a part of one at the end. BadJobs if there is anything else."""
+    for number, line in enumerate(file, 1):
+        if not line.endswith(b"\n") and is_part(line):
+            return
+        result: Any = None
+        with suppress(ValueError, RecursionError):
+            result = parse_json(line)
+        if not is_result(result):
+            raise BadJobs(f"{path}: line {number} is no result of a job; write to another file")
+        if line.endswith(b"\n"):
+            yield line, result
+
+
+def is_result(value: Any) -> bool:
+    """A job's id with a text or an error."""
+    named = isinstance(value, dict) and type(value.get("id")) in (str, int)
+    return named and ("text" in value) != ("error" in value)
+
+
+def is_part(line: bytes) -> bool:
+    """Whether a line is the beginning of a result and no more."""
+    begin = b'{"id": '
+    try:
+        parse_json(line)
+    except (ValueError, RecursionError):
+        return line[: len(begin)] == begin[: len(line)]
+    return False
 
 
 def lock(file: IO[bytes], path: Path) -> None:
