@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -56,7 +56,7 @@ def read_jobs(path: Path) -> list[Job | NoJob]:
     try:
         with path.open("rb") as file:
             for number, line in enumerate(lines(file), 1):
-                if not line.strip():
+                if not line.strip() and len(line) <= MAX_LINE:
                     continue
                 name = f"line {number}"
                 job = read_job(line, name, path.parent)
@@ -130,8 +130,9 @@ class Results:
         left = []
         for job in jobs:
             found = self.done.get(job.id)
-            if found is None or isinstance(job, NoJob):
+            if found is None:
                 left.append(job)
+            if found is None or isinstance(job, NoJob):
                 continue
             for key, asked in (("prompt", job.prompt), ("image", job.image)):
                 if found.get(key, asked) != asked:
@@ -148,22 +149,25 @@ def open_results(path: Path) -> Iterator[Results]:
     since their jobs are to be tried again. BadJobs if the file holds anything else, which is left as it is, if it
     cannot be written, or if another process writes it.
     """
+    path = path.resolve()  # a link stays one: what it leads to is written
     try:
-        if path.exists() and not path.is_file():
-            raise BadJobs(f"{path} is no file; results are written to one")
-        with path.open("a+b") as file:
-            lock(file, path)
-            file.seek(0)
-            results = list(whole_results(file, path))
-            kept = [(line, result) for line, result in results if "error" not in result]
-            if len(kept) < len(results):
+        with ExitStack() as held:
+            while True:
+                if path.exists() and not path.is_file():
+                    raise BadJobs(f"{path} is no file; results are written to one")
+                file = held.enter_context(path.open("a+b"))
+                lock(file, path)
+                file.seek(0)
+                results = list(whole_results(file, path))
+                right = [(line, result) for line, result in results if "error" not in result]
+                if len(right) == len(results):
+                    break
+                # the old file stays locked, so that whoever has opened it already does not write to it any more
                 with beside(path) as temporary:
-                    temporary.write_bytes(b"".join(line for line, _ in kept))
-            elif (end := sum(len(line) for line, _ in kept)) < file.seek(0, os.SEEK_END):
+                    temporary.write_bytes(b"".join(line for line, _ in right))
+            if (end := sum(len(line) for line, _ in right)) < file.seek(0, os.SEEK_END):
                 file.truncate(end)
-        with path.open("ab") as file:
-            lock(file, path)
-            yield Results(file, {result["id"]: result for _, result in kept})
+            yield Results(file, {result["id"]: result for _, result in right})
     except OSError as error:
         raise BadJobs(f"{path} cannot be written: {error.strerror}") from None
 
@@ -199,12 +203,16 @@ def is_part(line: bytes) -> bool:
 
 
 def lock(file: IO[bytes], path: Path) -> None:
-    """Keep others from writing to `file` until it is closed or the process ends. BadJobs if one does."""
+    """Keep others from writing to `file` until it is closed or the process ends. BadJobs if one does, or did just now.
+
+    Where there are no such locks (Windows), nothing is kept.
+    """
     try:
         import fcntl
-    except ImportError:  # Windows has another way
+    except ImportError:
         return
-    try:
+    with suppress(BlockingIOError, FileNotFoundError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise BadJobs(f"{path} is being written by another process") from None
+        if os.path.samestat(os.fstat(file.fileno()), path.stat()):  # it was not replaced in the meantime
+            return
+    raise BadJobs(f"{path} is being written by another process") from None
