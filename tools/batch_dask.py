@@ -12,6 +12,7 @@ are written here, in the form of `npgemma batch` and with its promise: stopped a
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,4 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except npgemma.NpgemmaError as error:
+        sys.exit(f"npgemma: {error}")
