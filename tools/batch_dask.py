@@ -35,7 +35,7 @@ def answer_chunk(model: str | None, jobs: list[Job], in_flight: int, max_new_tok
 def run(client: Client, a: argparse.Namespace) -> None:
     """Deal out what has no result yet; write results chunk by chunk as they come."""
     with open_results(a.output) as results:
-        left = results.left(read_jobs(a.jobs), a.output)
+        left = results.left(read_jobs(a.jobs.resolve()), a.output)  # workers have folders of their own
         for job in left:
             if isinstance(job, NoJob):
                 results.write({"id": job.id, "error": job.error})
