@@ -34,15 +34,19 @@ def load(
     model, number = find_model(path), np.dtype(dtype)
     folder = folder_of(model)
     config = read_config(folder)
+    one_picture = (config, number.itemsize, 1, [config.vision.num_patches])
+    found = [model] if model.is_file() else folder.glob("*.safetensors")
+    files = {path: path.stat() for path in found if path.exists()}
+    Budget(sum(file.st_size for file in files.values()), 0, max_memory).require(*one_picture)
     tensors = read_tensors(model, config)  # mapped: nothing of them is read yet
     changes = None if adapter is None else read_adapter(find_adapter(adapter))
     copied = {*tensors} if resident else changes.changed if changes else set()
     held = sum(w.size * number.itemsize for name, w in tensors.items() if name in copied)
     weights = held + sum(w.nbytes for name, w in tensors.items() if name not in copied)
-    Budget(weights, 0, max_memory).require(config, number.itemsize, 1, [config.vision.num_patches])
-    mapped = {} if resident else {path: path.stat() for path in folder.glob("*.safetensors")}
+    Budget(weights, 0, max_memory).require(*one_picture)
     if changes:
         tensors = merged(tensors, changes, number)
     if resident:
         tensors = in_memory(tensors, number)
-    return Model(folder, config, paligemma(tensors, config), number, mapped, Budget(weights, held, max_memory))
+    mapped, budget = {} if resident else files, Budget(weights, held, max_memory)
+    return Model(folder, config, paligemma(tensors, config), number, mapped, budget)
