@@ -16,7 +16,7 @@ from npgemma.errors import BadModel
 from npgemma.generate import Limits
 from npgemma.layers.ops import log_softmax
 from npgemma.layers.shapes import Array, Float, Int
-from npgemma.models.gemma import new_caches
+from npgemma.models.gemma import Cache, new_caches
 from npgemma.models.paligemma import PaliGemma, Prompt, start, step
 
 
@@ -53,23 +53,35 @@ def beam_search(p: PaliGemma, prompt: Prompt, num_beams: int, limits: Limits) ->
         going = [beam for beam, end in zip(best, ended, strict=True) if not end][:num_beams]
         if not going or (len(finished) == num_beams and going[0].total <= finished[-1].total):
             return finished
-        # the first child of a beam goes on in its caches, the others in copies
+        # The first child of a beam goes on in its caches, the others in copies.
         firsts = {beam.parent: beam for beam in reversed(going)}
-        caches = [[c if firsts[beam.parent] is beam else c.copy() for c in caches[beam.parent]] for beam in going]
+        idle = [each for parent, each in enumerate(caches) if parent not in firsts]
+        caches = [
+            caches[beam.parent] if firsts[beam.parent] is beam else fork(caches[beam.parent], idle) for beam in going
+        ]
         scores = step(p, np.array([beam.ids[-1] for beam in going]), caches, dtype)
+
+
+def fork(caches: list[Cache], idle: list[list[Cache]]) -> list[Cache]:
+    """A copy of a beam's caches, in the memory of one that nothing goes on from, if there is one."""
+    if not idle:
+        return [cache.copy() for cache in caches]
+    twins = idle.pop()
+    for twin, cache in zip(twins, caches, strict=True):
+        twin.become(cache)
+    return twins
 
 
 def continuations(going: list[Beam], scores: Float[Array, "B V"], choices: int, count: int) -> list[Beam]:
     """The `count` likeliest answers that are one of `going` and one token more, the likeliest first."""
     if not np.isfinite(scores).all():
         raise BadModel("the model's logits are not finite: some weight, or a pixel value, is NaN or infinite")
-    logprobs = log_softmax(scores.astype(np.float64))[:, :choices]
-    totals = logprobs + np.array([beam.total for beam in going])[:, None]
-    parents, ids = np.unravel_index(largest(totals.reshape(-1), count), totals.shape)
-    return [
-        Beam((*going[b].ids, i), (*going[b].logprobs, float(logprobs[b, i])), b)
-        for b, i in zip(parents.tolist(), ids.tolist(), strict=True)
-    ]
+    found = []
+    for parent, (beam, row) in enumerate(zip(going, scores, strict=True)):
+        logprobs = log_softmax(row.astype(np.float64))[:choices]
+        best = largest(logprobs, count)
+        found += [Beam((*beam.ids, i), (*beam.logprobs, float(logprobs[i])), parent) for i in best.tolist()]
+    return ranked(found)[:count]
 
 
 def largest(x: Float[Array, "V"], count: int) -> Int[Array, "W"]:

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from npgemma.io.adapter import merged, read_adapter
+from npgemma.io.adapter import merged, read_adapter, untied
 from npgemma.io.checkpoint import in_memory, paligemma, read_tensors
 from npgemma.io.config import read_config
 from npgemma.io.model_folder import find_adapter, find_model, folder_of
+from npgemma.io.safetensors import weight_files
 from npgemma.memory import Budget
 from npgemma.model import Model
 
@@ -35,18 +36,20 @@ def load(
     folder = folder_of(model)
     config = read_config(folder)
     one_picture = (config, number.itemsize, 1, [config.vision.num_patches])
-    found = [model] if model.is_file() else folder.glob("*.safetensors")
-    files = {path: path.stat() for path in found if path.exists()}
-    Budget(sum(file.st_size for file in files.values()), 0, max_memory).require(*one_picture)
+    files = {path: path.stat() for path in weight_files(model)}
+    Budget(sum(file.st_size for file in files.values()), allowed=max_memory).require(*one_picture)
     tensors = read_tensors(model, config)  # mapped: nothing of them is read yet
+    stored = sum(w.nbytes for w in tensors.values())
     changes = None if adapter is None else read_adapter(find_adapter(adapter))
+    if changes:
+        tensors = untied(tensors, changes)
     copied = {*tensors} if resident else changes.changed if changes else set()
     held = sum(w.size * number.itemsize for name, w in tensors.items() if name in copied)
     weights = held + sum(w.nbytes for name, w in tensors.items() if name not in copied)
-    Budget(weights, 0, max_memory).require(*one_picture)
+    Budget(weights, allowed=max_memory, mapped=stored).require(*one_picture)
     if changes:
         tensors = merged(tensors, changes, number)
     if resident:
         tensors = in_memory(tensors, number)
-    mapped, budget = {} if resident else files, Budget(weights, held, max_memory)
-    return Model(folder, config, paligemma(tensors, config), number, mapped, budget)
+    budget = Budget(weights, held, max_memory, weights - held)
+    return Model(folder, config, paligemma(tensors, config), number, {} if resident else files, budget)

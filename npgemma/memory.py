@@ -29,29 +29,38 @@ class MemoryPlan:
 
 
 def plan_memory(
-    c: Config, weights: int, itemsize: int, pictures: int, prompts: Sequence[int], new_tokens: int = 1, samples: int = 1
+    c: Config,
+    weights: int,
+    itemsize: int,
+    pictures: int,
+    prompts: Sequence[int],
+    new_tokens: int = 1,
+    samples: int = 1,
+    logit_rows: int = 0,
 ) -> MemoryPlan:
     """The memory to answer prompts of so many tokens about so many pictures, all at once, in numbers of `itemsize`.
 
     Activations are what is alive where there is most of it: in an MLP, of the vision tower for the pictures or of the
-    decoder for the prompts.
+    decoder for the prompts; and the logits: of a step and of the one before it (`logit_rows` if that is more than one
+    row a sample), and of one row in float64.
     """
     v, t = c.vision, c.text
-    patches, rows = pictures * v.num_patches, sum(prompts)
+    patches, rows, sequences = pictures * v.num_patches, sum(prompts), samples * len(prompts)
     pixels = pictures * 3 * v.image_size**2
     vision = pixels + patches * (3 * v.hidden_size + 2 * v.intermediate_size + t.hidden_size)
-    text = rows * (4 * t.hidden_size + 3 * t.intermediate_size) + samples * len(prompts) * 3 * t.vocab_size
+    text = rows * (4 * t.hidden_size + 3 * t.intermediate_size)
+    logits = 2 * max(sequences, logit_rows) * t.vocab_size * itemsize + 4 * 8 * t.vocab_size
     per_token = 2 * t.num_hidden_layers * t.num_key_value_heads * t.head_dim
-    caches = samples * (rows + len(prompts) * new_tokens) * per_token
-    return MemoryPlan(weights, caches * itemsize, max(vision, text) * itemsize)
+    caches = (samples * rows + sequences * new_tokens) * per_token
+    return MemoryPlan(weights, caches * itemsize, max(vision, text) * itemsize + logits)
 
 
-def available_memory() -> int | None:
+def available_memory(mapped: int = 0) -> int | None:
     """Bytes that this process may still take: of the machine, of its container, of its own limit; None if unknown.
 
-    What the machine holds of files for speed alone (mapped weights among them) counts as available.
+    What the machine holds of files for speed alone counts as available, and so do the `mapped` bytes of weights.
     """
-    known = [each for each in (of_machine(), of_container(), of_process()) if each is not None]
+    known = [each for each in (of_machine(), of_container(), of_process(mapped)) if each is not None]
     return min(known) if known else None
 
 
@@ -69,15 +78,15 @@ def of_container() -> int | None:
     return int(limit) - held if limit.strip().isdecimal() and held is not None else None
 
 
-def of_process() -> int | None:
-    """The limit that `ulimit -v` sets, less the address space in use."""
+def of_process(mapped: int = 0) -> int | None:
+    """The limit that `ulimit -v` sets, less the address space in use beside what is mapped."""
     try:
         import resource
     except ImportError:  # Windows has none
         return None
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     used = field("/proc/self/status", "VmSize:", 1024)
-    return None if limit == resource.RLIM_INFINITY or used is None else limit - used
+    return None if limit == resource.RLIM_INFINITY or used is None else limit - used + mapped
 
 
 def field(path: str, name: str, unit: int) -> int | None:
@@ -91,25 +100,33 @@ def field(path: str, name: str, unit: int) -> int | None:
 
 @dataclass(frozen=True)
 class Budget:
-    """What a model's weights take, how much of that is in memory already, and what may be taken in all.
+    """What a model's weights take in all; how much of that is in memory of its own already, and how much is mapped.
 
-    None for the latter is what the machine has available.
+    `allowed` is how much memory may be taken; None is what the machine has available.
     """
 
     weights: int = 0
     held: int = 0
     allowed: int | None = None
+    mapped: int = 0
 
     def require(
-        self, c: Config, itemsize: int, pictures: int, prompts: Sequence[int], new_tokens: int = 1, samples: int = 1
+        self,
+        c: Config,
+        itemsize: int,
+        pictures: int,
+        prompts: Sequence[int],
+        new_tokens: int = 1,
+        samples: int = 1,
+        logit_rows: int = 0,
     ) -> None:
         """TooLittleMemory if what `plan_memory` says is more than is allowed; where nothing is said, than there is."""
-        plan = plan_memory(c, self.weights, itemsize, pictures, prompts, new_tokens, samples)
+        plan = plan_memory(c, self.weights, itemsize, pictures, prompts, new_tokens, samples, logit_rows)
         if self.allowed is not None:
             if plan.total > self.allowed:
                 raise TooLittleMemory(f"this needs {plan}, more than the {size(self.allowed)} allowed; {ADVICE}")
             return
-        available = available_memory()
+        available = available_memory(self.mapped)
         if available is not None and plan.total - self.held > available:
             found = f"{size(available)} are available"
             raise TooLittleMemory(
@@ -131,7 +148,10 @@ def parse_size(text: str) -> int:
     units = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "B": 1}
     number = text.strip().upper()
     unit = next((unit for unit in units if number.endswith(unit)), "")
-    found = float(number.removesuffix(unit)) * units.get(unit, 1)
-    if not 0 < found < float("inf"):
+    try:
+        found = int(float(number.removesuffix(unit)) * units.get(unit, 1))
+    except (ValueError, OverflowError):
+        found = 0
+    if found <= 0:
         raise ValueError(f"{text!r} is no amount of memory; say 8GB or 512MB")
-    return int(found)
+    return found

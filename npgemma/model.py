@@ -186,7 +186,8 @@ class Model:
         for prompt, answer in zip(inputs.input_ids, answers, strict=True):
             self.check_length([prompt], len(answer))
         lengths = [len(ids) for ids in inputs.input_ids]
-        self.check_memory(lengths, len(inputs.pixel_values), max(map(len, answers)))
+        longest = max(map(len, answers))
+        self.check_memory(lengths, len(inputs.pixel_values), longest, logit_rows=longest)
         made = self.make_prompts(inputs.input_ids, inputs.pixel_values, inputs.images)
         found = score_answers(self.weights, made, answers)
         return [Score(answer, row.tolist()) for answer, row in zip(answers, found, strict=True)]
@@ -316,6 +317,9 @@ class Model:
             both = f"a prompt of {longest} tokens and max_new_tokens {max_new_tokens}"
             raise BadPrompt(f"{both} are more than the {limit} positions of this model; ask for fewer")
 
-    def check_memory(self, lengths: Sequence[int], pictures: int, max_new_tokens: int, samples: int = 1) -> None:
-        """TooLittleMemory unless prompts of such lengths can be answered all at once."""
-        self.budget.require(self.config, self.dtype.itemsize, pictures, lengths, max_new_tokens, samples)
+    def check_memory(
+        self, lengths: Sequence[int], pictures: int, max_new_tokens: int, samples: int = 1, logit_rows: int = 0
+    ) -> None:
+        """TooLittleMemory unless prompts of such lengths can be answered all at once; see `memory.plan_memory`."""
+        itemsize = self.dtype.itemsize
+        self.budget.require(self.config, itemsize, pictures, lengths, max_new_tokens, samples, logit_rows)

@@ -57,6 +57,6 @@ def score_answers(p: PaliGemma, prompts: Sequence[Prompt], answers: Sequence[Seq
     for prompt, answer in zip(whole, answers, strict=True):
         end += len(prompt.input_ids)
         before = hidden[end - len(answer) - 1 : end - 1]  # row t scores the token after it
-        scores = log_softmax(logits(p.text, before).astype(np.float64))
-        found.append(scores[np.arange(len(answer)), answer])
+        each = zip(logits(p.text, before), answer, strict=True)
+        found.append(np.array([log_softmax(row.astype(np.float64))[token] for row, token in each]))
     return found

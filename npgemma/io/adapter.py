@@ -33,6 +33,10 @@ PLAIN: dict[str, tuple[object, ...]] = {
     "lora_bias": (False,),
     "ensure_weight_tying": (False,),
     "layer_replication": (),
+    "alora_invocation_tokens": (),
+    "arrow_config": (),
+    # others begin with a part of the base, which they take away from it
+    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva", "mica"),
 }
 TABLE = "text.embed_tokens.weight"
 FLOAT64 = np.dtype(np.float64)
@@ -69,11 +73,17 @@ def read_adapter(folder: Path) -> Adapter:
         raise BadModel(f"{folder / 'adapter_model.bin'} is pickled, which npgemma does not open; save it as {WEIGHTS}")
     replaced: dict[str, Array] = {}
     halves: dict[str, dict[str, Array]] = {}
+
+    def once(known: Mapping[str, object], name: str) -> str:
+        if name in known:
+            raise BadModel(f"{path} has two spellings of {name}")
+        return name
+
     for stored, x in open_file(path).items():
-        stored = stored.removeprefix("base_model.model.")
+        stored = stored.removeprefix("base_model.model.").replace(".base_layer.", ".")
         found = re.fullmatch(r"(.+)\.lora_(embedding_)?([AB])(?:\.weight)?", stored)
         if found is None:
-            replaced[plain_name(stored)] = x
+            replaced[once(replaced, plain_name(stored))] = x
         else:
             # a table is looked up and not multiplied: PEFT keeps the two halves of its update transposed and swapped
             module, table, half = found.groups()
@@ -81,29 +91,44 @@ def read_adapter(folder: Path) -> Adapter:
             halves.setdefault(module, {})[side] = widened(x, FLOAT64)
     added: dict[str, LowRank] = {}
     for module, half in halves.items():
-        if half.keys() != {"A", "B"} or any(x.ndim != 2 for x in half.values()) or len(half["A"]) != half["B"].shape[1]:
+        rank = len(half.get("A", ()))
+        if half.keys() != {"A", "B"} or any(x.ndim != 2 for x in half.values()) or not 0 < rank == half["B"].shape[1]:
             raise BadModel(f"{path}: {module} is not changed by a matrix lora_A [r, in] and a matrix lora_B [out, r]")
-        scale = scale_of(config, module, len(half["A"]))
-        added[plain_name(f"{module}.weight")] = LowRank(half["A"], half["B"], scale)
+        name = once(added, plain_name(f"{module}.weight"))
+        added[name] = LowRank(half["A"], half["B"], scale_of(config, module, rank))
     return Adapter(path, added, replaced)
 
 
 def scale_of(config: Section, module: str, rank: int) -> float:
-    """alpha / r of one matrix; alpha_pattern may give some another alpha, by the ends of their names."""
+    """alpha / r of one matrix; alpha_pattern may give some another alpha, by expressions for their names' ends."""
     patterns = config.section("alpha_pattern")
-    own = [each for each in patterns.values if f".{module}".endswith(f".{each}")]
-    alpha = patterns.positive(own[0], 0) if own else config.positive("lora_alpha", 8)
+    alpha = config.positive("lora_alpha", 8)
+    for pattern in patterns.values:
+        try:
+            # such may take for ever to fail
+            if re.search(r"\)[*+{]", pattern) or len(re.findall(r"[*+{]", pattern)) > 3:
+                raise re.error("it repeats too much")
+            fits = re.match(rf"(.*\.)?({pattern})$", module)
+        except re.error as error:
+            raise BadModel(f"{patterns.where}: {pattern!r} is no expression that npgemma follows: {error}") from None
+        if fits:
+            alpha = patterns.positive(pattern, alpha)
+            break
     return alpha / (math.sqrt(rank) if config.flag("use_rslora", False) else rank)
 
 
-def merged(tensors: Mapping[str, Array], adapter: Adapter, dtype: np.dtype) -> dict[str, Array]:
-    """All tensors, those that the adapter changes as `dtype` and in memory. BadModel if it does not fit the model.
+def untied(tensors: Mapping[str, Array], adapter: Adapter) -> dict[str, Array]:
+    """All tensors, the head among them if the adapter changes it or the table: where the two were one, they part.
 
     A head that is the embedding table stays what it was where the adapter changes the table alone, as in PEFT.
     """
-    whole = dict(tensors)
-    if HEAD not in whole and adapter.changed & {HEAD, TABLE}:
-        whole[HEAD] = whole[TABLE]
+    parts = HEAD not in tensors and adapter.changed & {HEAD, TABLE}
+    return {**tensors, HEAD: tensors[TABLE]} if parts else dict(tensors)
+
+
+def merged(tensors: Mapping[str, Array], adapter: Adapter, dtype: np.dtype) -> dict[str, Array]:
+    """All tensors, those that the adapter changes as `dtype` and in memory. BadModel if it does not fit the model."""
+    whole = untied(tensors, adapter)
 
     def base(name: str, wanted: tuple[int, ...]) -> Array:
         if name not in whole or whole[name].shape != wanted:
@@ -113,7 +138,7 @@ def merged(tensors: Mapping[str, Array], adapter: Adapter, dtype: np.dtype) -> d
 
     for name, new in adapter.replaced.items():
         base(name, new.shape)
-        whole[name] = widened(new, dtype)
+        whole[name] = np.array(widened(new, dtype))  # the adapter's file may go
     for name, (a, b, scale) in adapter.added.items():
         whole[name] = updated(base(name, (len(b), a.shape[1])), a, b, scale, dtype)
     return whole

@@ -184,8 +184,8 @@ def paligemma(tensors: Mapping[str, Array], c: Config) -> PaliGemma:
 
 
 def in_memory(tensors: Mapping[str, Array], dtype: np.dtype) -> dict[str, Array]:
-    """All tensors as `dtype` and in memory, so that the files may go."""
-    return {name: copied(w, dtype) for name, w in tensors.items()}
+    """All tensors as `dtype` and in memory, so that the files may go; those that are so already stay where they are."""
+    return {name: w if w.flags.owndata and w.dtype == dtype else copied(w, dtype) for name, w in tensors.items()}
 
 
 def copied(w: Array, dtype: np.dtype) -> Array:

@@ -26,21 +26,25 @@ def cache_folder() -> Path:
     """
     env = os.environ
     user_cache = env.get("XDG_CACHE_HOME") or "~/.cache"
-    home = env.get("HF_HOME") or os.path.join(user_cache, "huggingface")
+    home = expanded(env.get("HF_HOME") or os.path.join(user_cache, "huggingface"))
     cache = env.get("HF_HUB_CACHE") or env.get("HUGGINGFACE_HUB_CACHE") or os.path.join(home, "hub")
-    return Path(os.path.expandvars(os.path.expanduser(cache)))
+    return Path(expanded(cache))
+
+
+def expanded(path: str) -> str:
+    return os.path.expandvars(os.path.expanduser(path))
 
 
 def is_repo_id(name: str) -> bool:
     """name or org/name, as the hub allows them."""
     forbidden = "--" in name or ".." in name or name.endswith(".git")
-    return REPO_ID.fullmatch(name) is not None and len(name) <= 96 and not forbidden
+    return REPO_ID.fullmatch(name) is not None and max(map(len, name.split("/"))) <= 96 and not forbidden
 
 
-def snapshot(repo: str, revision: str, needed: str) -> Path | None:
+def snapshot(repo: str, revision: str, *needed: str) -> Path | None:
     """The folder of a repository's files at a revision: a branch, a tag, or a commit; None if it was never cached.
 
-    BadModel, with what is there, for a revision that is not, and for one whose download left out the file `needed`.
+    BadModel, with what is there, for a revision that is not, and for one whose download left out all files in `needed`.
     """
     home = cache_folder() / f"models--{repo.replace('/', '--')}"
     if not os.path.isdir(home):
@@ -49,10 +53,10 @@ def snapshot(repo: str, revision: str, needed: str) -> Path | None:
     folder = home / "snapshots" / commit
     if not folder.is_dir():
         raise BadModel(f"{folder} is missing: {repo} is cached, but not at {revision}; {known(home)}")
-    if not (folder / needed).exists():
+    if not any((folder / name).exists() for name in needed):
         unfinished = any((home / "blobs").glob("*.incomplete"))
         why = "its download is not finished" if unfinished else "only parts of it were downloaded"
-        raise BadModel(f"{folder} has no {needed}: {why}; 'hf download {repo} --revision {revision}' completes it")
+        raise BadModel(f"{folder} has no {needed[0]}: {why}; 'hf download {repo} --revision {revision}' completes it")
     return folder
 
 
@@ -65,7 +69,7 @@ def read_ref(home: Path, repo: str, revision: str) -> str:
     except (OSError, UnicodeDecodeError):
         raise BadModel(f"{repo} is cached, but not at {revision!r}; {known(home)}") from None
     if not COMMIT.fullmatch(commit):
-        raise BadModel(f"{home / 'refs' / revision} holds no commit but {commit[:60]!r}; download the model anew")
+        raise BadModel(f"{home / 'refs' / revision} holds no commit; download the model anew")
     return commit
 
 

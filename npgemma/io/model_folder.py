@@ -23,10 +23,11 @@ def find_model(name: str | Path | None) -> Path:
     path = Path(name)
     if path.suffix == SUFFIX and os.path.isfile(path):
         return path
-    if str(name) == "tiny" and not os.path.exists(path):
+    folder = find_folder(name, "config.json", ADAPTER_CONFIG)
+    if folder is None and str(name) == "tiny":
         return EMBEDDED
-    complaint = f"{name} is no model here: there is no such folder, no such {SUFFIX} file"
-    folder = find_folder(name, "config.json", complaint)
+    if folder is None:
+        raise nowhere(name, f"{name} is no model here: there is no such folder, no such {SUFFIX} file")
     if not (folder / "config.json").exists() and (folder / ADAPTER_CONFIG).exists():
         raise BadModel(f"{folder} is a LoRA adapter; give the model it was trained on, and this as the adapter to it")
     return folder
@@ -34,22 +35,28 @@ def find_model(name: str | Path | None) -> Path:
 
 def find_adapter(name: str | Path) -> Path:
     """The folder of a LoRA adapter: an existing one, or org/name[@revision] in the cache; BadModel if it is none."""
-    return find_folder(name, ADAPTER_CONFIG, f"{name} is no adapter here: there is no such folder")
+    folder = find_folder(name, ADAPTER_CONFIG)
+    if folder is None:
+        raise nowhere(name, f"{name} is no adapter here: there is no such folder")
+    return folder
 
 
-def find_folder(name: str | Path, needed: str, complaint: str) -> Path:
-    """An existing folder, or one of the Hugging Face cache that holds a file named `needed`; BadModel if it is none."""
+def find_folder(name: str | Path, *needed: str) -> Path | None:
+    """An existing folder, or one of the Hugging Face cache that holds one of the files `needed`; None if it is none."""
     path = Path(name)
     if os.path.isdir(path):  # unlike Path.is_dir, False for a name that no folder can have
         return path
     if os.path.exists(path):
-        raise BadModel(f"{path} is neither a folder nor a {SUFFIX} file; give the folder that {needed} is in")
+        raise BadModel(f"{path} is neither a folder nor a {SUFFIX} file; give the folder that {needed[0]} is in")
     repo, _, revision = str(name).partition("@")
-    found = snapshot(repo, revision or "main", needed) if is_repo_id(repo) else None
-    if found is None:
-        hint = f"; npgemma downloads nothing, 'hf download {repo}' would put it there" if is_repo_id(repo) else ""
-        raise BadModel(f"{complaint}, and no such name in the Hugging Face cache {cache_folder()}{hint}")
-    return found
+    return snapshot(repo, revision or "main", *needed) if is_repo_id(repo) else None
+
+
+def nowhere(name: str | Path, complaint: str) -> BadModel:
+    """What was tried, and what would help."""
+    repo, _, _ = str(name).partition("@")
+    hint = f"; npgemma downloads nothing, 'hf download {repo}' would put it there" if is_repo_id(repo) else ""
+    return BadModel(f"{complaint}, and no such name in the Hugging Face cache {cache_folder()}{hint}")
 
 
 def folder_of(model: Path) -> Path:
@@ -67,7 +74,7 @@ def member(folder: Path, name: str) -> Path:
     root, real = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
     homes = [root]
     if root.parent.name == "snapshots":
-        homes.append(Path(os.path.realpath(root.parents[1] / "blobs")))
+        homes.append(root.parents[1] / "blobs")
     if real.exists() and not any(real.is_relative_to(home) for home in homes):
         raise BadModel(f"{path} is a link to {real}, outside the model's folder; put the file itself there")
     return path

@@ -19,6 +19,7 @@ from npgemma.io.config import read_json
 from npgemma.io.model_folder import member
 from npgemma.layers.shapes import Array
 
+INDEX = "model.safetensors.index.json"
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
 
@@ -74,33 +75,51 @@ def tensor(data: Array, entry: Mapping[str, Any], dtypes: Mapping[str, np.dtype[
         raise BadModel(f"{where} of shape {entry['shape']}: {error}") from None
 
 
+def weight_files(model: Path) -> list[Path]:
+    """The files that `open_model` maps, but for those that are missing."""
+    if not model.is_dir():
+        return [model]
+    shards = set(weight_map(model).values()) or {"model.safetensors"}
+    return [path for shard in sorted(shards) if (path := member(model, shard)).exists()]
+
+
 def open_model(model: Path) -> dict[str, Array]:
-    """All tensors of a model, which is a folder or one file."""
+    """All tensors of a model, which is one file or a folder."""
     return open_folder(model) if model.is_dir() else open_file(model)
 
 
 def open_folder(folder: Path) -> dict[str, Array]:
-    """All tensors of a model folder: model.safetensors, or the shards that model.safetensors.index.json names.
+    """All tensors of a model folder: model.safetensors, or the shards that model.safetensors.index.json names."""
+    homes = weight_map(folder)
+    if not homes:
+        return open_file(member(folder, "model.safetensors"))
+    shards = {shard: open_file(member(folder, shard)) for shard in sorted(set(homes.values()))}
+    tensors: dict[str, Array] = {}
+    for shard, found in shards.items():
+        listed = {name for name, home in homes.items() if home == shard}
+        if listed != found.keys():
+            missing, extra = sorted(listed - found.keys()), sorted(found.keys() - listed)
+            raise BadModel(
+                f"{folder / INDEX} and {shard} disagree: only listed {missing[:10]}, only stored {extra[:10]}"
+            )
+        tensors |= found
+    return tensors
+
+
+def weight_map(folder: Path) -> dict[str, str]:
+    """Which shard holds each tensor, as the index says; nothing where there is no index.
 
     A shard must be a plain file name in that folder: an index that says ../ or /etc would read what is not the model's.
     """
-    index = member(folder, "model.safetensors.index.json")
+    index = member(folder, INDEX)
     if not index.exists():
-        return open_file(member(folder, "model.safetensors"))
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
+        return {}
+    homes = read_json(index).get("weight_map")
+    if not isinstance(homes, dict) or not homes:
         raise BadModel(f"{index}: weight_map is missing or empty")
-    for name, shard in weight_map.items():
+    for name, shard in homes.items():
         if not isinstance(shard, str) or not re.fullmatch(r"\w[\w.-]*\.safetensors", shard, re.ASCII):
             raise BadModel(
                 f"{index}: tensor {name!r} is in {shard!r}, which is no plain file name ending in .safetensors"
             )
-    shards = {shard: open_file(member(folder, shard)) for shard in sorted(set(weight_map.values()))}
-    tensors: dict[str, Array] = {}
-    for shard, found in shards.items():
-        listed = {name for name, home in weight_map.items() if home == shard}
-        if listed != found.keys():
-            missing, extra = sorted(listed - found.keys()), sorted(found.keys() - listed)
-            raise BadModel(f"{index} and {shard} disagree: only listed {missing[:10]}, only stored {extra[:10]}")
-        tensors |= found
-    return tensors
+    return homes

@@ -52,8 +52,13 @@ class Cache:
         """A cache that goes on from here on its own."""
         capacity, key_heads, width = self.keys.shape
         twin = Cache(capacity, key_heads, width, self.keys.dtype)
-        twin.append(self.keys[: self.length], self.values[: self.length])
+        twin.become(self)
         return twin
+
+    def become(self, other: "Cache") -> None:
+        """Hold what `other` holds and nothing else."""
+        self.length = 0
+        self.append(other.keys[: other.length], other.values[: other.length])
 
 
 @dataclass(frozen=True)

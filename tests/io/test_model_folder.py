@@ -1,0 +1,431 @@
+"""What a name means, in which order; and that no link leads out of a model's folder."""
+
+import os
+import shutil
+from pathlib import Path
+
+import hub
+import mask_codecs
+import numpy as np
+import pytest
+import tiny
+from hub import COMMIT, download, repository
+
+import npgemma
+from npgemma.cli import main
+from npgemma.errors import BadModel
+from npgemma.io.adapter import read_adapter
+from npgemma.io.config import read_config
+from npgemma.io.mask_codec import CODEC
+from npgemma.io.model_folder import EMBEDDED, find_adapter, find_model, folder_of, member
+from npgemma.io.safetensors import open_folder
+from npgemma.io.tokenizer import read_tokenizer
+
+PICTURE = EMBEDDED.parent / "sample.png"
+INDEX, SHARD = "model.safetensors.index.json", "model-00002-of-00002.safetensors"
+ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
+SECRET = "sesame:x:0:0"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A folder with every file that npgemma ever opens in one: two shards, a tokenizer, a mask decoder, an adapter."""
+    folder = hub.write_model(tmp_path_factory.mktemp("whole") / "model", shards=2)
+    np.savez(folder / CODEC, **mask_codecs.random_tensors())
+    (folder / ADAPTER_CONFIG).write_text('{"peft_type": "LORA", "lora_alpha": 1}')
+    a, b = np.ones((1, 11), np.float32), np.ones((60, 1), np.float32)
+    module = "base_model.model.language_model.model.layers.0.self_attn.q_proj"
+    tiny.save({f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}, folder / ADAPTER)
+    return folder
+
+
+@pytest.fixture
+def folder(whole, tmp_path) -> Path:
+    """A copy of it, to be damaged."""
+    return Path(shutil.copytree(whole, tmp_path / "model"))
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """An empty current folder, and an empty cache beside it."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "cache").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "here"
+
+
+def config_only(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------------ what is found
+
+
+def test_nothing_and_tiny_are_the_model_inside(here):
+    assert find_model(None) == find_model("tiny") == find_model(Path("tiny")) == EMBEDDED
+
+
+def test_nothing_is_the_model_inside_whatever_there_is(here, tmp_path):
+    config_only(here / "tiny")
+    download(tmp_path / "cache", "tiny", here / "tiny")
+    assert find_model(None) == EMBEDDED
+
+
+def test_a_folder_is_itself(here):
+    made = config_only(here / "org" / "name")
+    for name in ("org/name", Path("org/name"), str(made), made, "./org/name", "org/../org/name"):
+        assert os.path.samefile(find_model(name), made)
+
+
+def test_an_empty_folder_is_found_and_then_lacks_its_config(here):
+    (here / "empty").mkdir()
+    assert find_model("empty") == Path("empty")
+    with pytest.raises(BadModel, match=r"config\.json is missing"):
+        npgemma.load("empty")
+
+
+def test_a_folder_comes_before_the_cache(here, tmp_path):
+    made = config_only(here / "org" / "name")
+    cached = download(tmp_path / "cache", "org/name", made)
+    assert find_model("org/name") == Path("org/name")
+    shutil.rmtree(made)
+    assert find_model("org/name") == cached
+
+
+def test_a_folder_whose_name_ends_like_a_file_is_a_folder(here):
+    config_only(here / "name.safetensors")
+    assert find_model("name.safetensors") == Path("name.safetensors")
+
+
+def test_a_file_comes_before_the_cache(here, tmp_path):
+    """A repository may be called model.safetensors."""
+    cached = download(tmp_path / "cache", "model.safetensors", config_only(tmp_path / "some"))
+    assert find_model("model.safetensors") == cached
+    (here / "model.safetensors").write_bytes(b"")
+    assert find_model("model.safetensors") == Path("model.safetensors")
+
+
+def test_the_cache_comes_before_tiny(here, tmp_path):
+    """Whoever downloaded a repository of that name means it; the model inside needs no name."""
+    cached = download(tmp_path / "cache", "tiny", config_only(tmp_path / "some"))
+    assert find_model("tiny") == cached
+
+
+def test_a_folder_comes_before_tiny(here):
+    config_only(here / "tiny")
+    assert find_model("tiny") == Path("tiny")
+
+
+def test_a_file_is_a_model_only_as_safetensors(here):
+    for name in ("model.bin", "config.json", "tiny", "safetensors"):
+        (here / name).write_bytes(b"")
+        with pytest.raises(BadModel, match=f"{name} is neither a folder nor a .safetensors file"):
+            find_model(name)
+        (here / name).unlink()
+
+
+def test_what_is_nowhere_lists_what_was_tried(here, tmp_path):
+    said = "there is no such folder, no such .safetensors file, and no such name in the Hugging Face cache"
+    said = f"{said} {tmp_path}/cache"
+    with pytest.raises(BadModel) as error:
+        find_model("org/name")
+    hint = "; npgemma downloads nothing, 'hf download org/name' would put it there"
+    assert str(error.value) == f"org/name is no model here: {said}{hint}"
+    with pytest.raises(BadModel) as error:
+        find_model("org/name@bfloat16")
+    assert str(error.value) == f"org/name@bfloat16 is no model here: {said}{hint}"
+    for path in ("./org/name", "/nowhere/at/all", "../name", "a/b/c", "gone.git", "a\0b", "x" * 5000):
+        with pytest.raises(BadModel) as error:
+            find_model(path)
+        assert str(error.value) == f"{path} is no model here: {said}"
+
+
+def test_a_file_that_is_not_there_is_no_model(here):
+    with pytest.raises(BadModel, match=r"gone/model\.safetensors is no model here"):
+        find_model("gone/model.safetensors")
+
+
+def test_an_adapter_is_a_folder_or_a_name_of_the_cache(here, tmp_path):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / ADAPTER_CONFIG).write_text("{}")
+    cached = download(tmp_path / "cache", "org/adapter", tmp_path / "made")
+    assert find_adapter("org/adapter") == find_adapter("org/adapter@main") == cached
+    assert find_adapter(str(tmp_path / "made")) == tmp_path / "made"
+    with pytest.raises(BadModel, match="org/name is no adapter here: there is no such folder, and no such name in the"):
+        find_adapter("org/name")
+    (here / ADAPTER).write_bytes(b"")
+    with pytest.raises(BadModel, match="is neither a folder"):
+        find_adapter(ADAPTER)
+
+
+@pytest.mark.parametrize("has_config", [True, False])
+def test_an_adapter_is_no_model(has_config, here):
+    """A folder may hold both, as after merging; then it is a model."""
+    (here / "both").mkdir()
+    (here / "both" / ADAPTER_CONFIG).write_text("{}")
+    if has_config:
+        (here / "both" / "config.json").write_text("{}")
+        assert find_model("both") == Path("both")
+    else:
+        with pytest.raises(BadModel, match="both is a LoRA adapter; give the model it was trained on"):
+            find_model("both")
+
+
+# --------------------------------------------------------------------------------------------------------- one file
+
+
+def test_a_file_is_the_model_of_its_folder(tmp_path):
+    """The config and the tokenizer beside it are its own; any other weights there are not."""
+    first, second = hub.write_model(tmp_path / "first"), hub.write_model(tmp_path / "second", seed=1)
+    shutil.copyfile(second / "model.safetensors", first / "other.safetensors")
+    for path, folder in {"model.safetensors": first, "other.safetensors": second}.items():
+        model, expected = npgemma.load(first / path), npgemma.load(folder)
+        assert model.folder == folder_of(first / path) == folder_of(first) == first
+        ids = model.processor([[PICTURE]], ["ocr"])
+        arguments = ids.input_ids[0], ids.pixel_values
+        np.testing.assert_array_equal(model.forward(*arguments), expected.forward(*arguments), strict=True)
+
+
+def test_a_shard_is_no_model(whole):
+    with pytest.raises(BadModel, match=r"00002\.safetensors: the tensors do not fit config\.json"):
+        npgemma.load(whole / SHARD)
+
+
+def test_a_file_without_a_config_beside_it(whole, tmp_path):
+    shutil.copyfile(whole / SHARD, tmp_path / "model.safetensors")
+    with pytest.raises(BadModel, match=f"{tmp_path}/config.json is missing"):
+        npgemma.load(tmp_path / "model.safetensors")
+
+
+# -------------------------------------------------------------------------------------------------------------- links
+
+# How each file of a folder is opened, by the function that opens it and from the outside.
+OPENED = {
+    "config.json": lambda folder: read_config(folder),
+    "tokenizer.model": lambda folder: read_tokenizer(folder, read_config(folder).image_token_index),
+    INDEX: open_folder,
+    SHARD: open_folder,
+    CODEC: lambda folder: segment(folder),
+    ADAPTER_CONFIG: read_adapter,
+    ADAPTER: read_adapter,
+}
+
+
+def segment(folder: Path) -> None:
+    """The one command that opens the mask decoder of a folder."""
+    arguments = ["segment", str(PICTURE), "cat", "-m", str(folder), "--max-new-tokens", "1"]
+    a = npgemma.cli.build_parser().parse_args(arguments)
+    a.run(a)
+
+
+def use(folder: Path) -> None:
+    """Everything in a folder, as one who uses the library would come to it."""
+    model = npgemma.load(folder, adapter=folder if (folder / ADAPTER_CONFIG).exists() else None)
+    model.generate(PICTURE, "ocr", max_new_tokens=1)
+    segment(folder)
+
+
+def escape(folder: Path, name: str, target: Path | str | None = None) -> Path:
+    """Move a file out of the folder and put a link in its place, to `target` or the file; returns where it went."""
+    outside = folder.parent / f"outside-{name}"
+    (folder / name).rename(outside)
+    (folder / name).symlink_to(target or outside)
+    return outside
+
+
+def test_every_file_is_opened(whole):
+    """Or else the tests below would say nothing."""
+    use(whole)
+    for opened in OPENED.values():
+        opened(whole)
+
+
+@pytest.mark.parametrize("name", OPENED)
+def test_a_link_out_of_the_folder_is_refused(name, folder):
+    """Though it is the very file: a link that may lead anywhere would read what is not the model's."""
+    outside = escape(folder, name)
+    for reading in (OPENED[name], use):
+        with pytest.raises(BadModel) as error:
+            reading(folder)
+        assert f"{folder / name} is a link to {outside}, outside the model's folder" in str(error.value)
+
+
+def test_a_link_out_of_the_folder_is_refused_for_a_model_in_one_file(tmp_path):
+    folder = hub.write_model(tmp_path / "model")
+    escape(folder, "model.safetensors")
+    with pytest.raises(BadModel, match=r"model\.safetensors is a link to .*, outside the model's folder"):
+        npgemma.load(folder)
+
+
+@pytest.mark.parametrize("name", OPENED)
+def test_a_link_out_of_the_folder_is_one_sentence(name, folder, capsys):
+    escape(folder, name)
+    assert main(["segment", str(PICTURE), "cat", "-m", str(folder), "--adapter", str(folder)]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"npgemma: {folder / name} is a link to")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", OPENED)
+def test_a_link_to_a_secret_tells_nothing_of_it(name, folder, tmp_path):
+    (tmp_path / "secret").write_text(SECRET)
+    escape(folder, name, tmp_path / "secret")
+    with pytest.raises(BadModel, match="outside the model's folder") as error:
+        OPENED[name](folder)
+    assert SECRET not in str(error.value)
+
+
+@pytest.mark.skipif(not Path("/etc/passwd").exists(), reason="there is no such file here")
+@pytest.mark.parametrize("target", ["/etc/passwd", "../" * 40 + "etc/passwd", "sub/" + "../" * 40 + "etc/passwd"])
+def test_passwd_is_no_config(target, folder):
+    (folder / "sub").mkdir()
+    escape(folder, "config.json", target)
+    with pytest.raises(BadModel, match=r"is a link to /etc/passwd, outside the model's folder"):
+        npgemma.load(folder)
+
+
+def test_a_link_by_way_of_another_is_refused(folder, tmp_path):
+    """config.json -> one -> ../outside: where it ends is what counts; and a folder on the way may be the link."""
+    outside = escape(folder, "config.json", "one")
+    (folder / "one").symlink_to(outside)
+    with pytest.raises(BadModel, match="outside the model's folder"):
+        read_config(folder)
+    (folder / "one").unlink()
+    (folder / "one").symlink_to(tmp_path, target_is_directory=True)
+    (folder / "config.json").unlink()
+    (folder / "config.json").symlink_to(f"one/{outside.name}")
+    with pytest.raises(BadModel, match="outside the model's folder"):
+        read_config(folder)
+
+
+def test_a_folder_beside_with_a_name_that_begins_alike_is_outside(folder, tmp_path):
+    """/tmp/model-secret is not in /tmp/model."""
+    (tmp_path / "model-secret").mkdir()
+    (folder / "config.json").rename(tmp_path / "model-secret" / "config.json")
+    (folder / "config.json").symlink_to("../model-secret/config.json")
+    with pytest.raises(BadModel, match="outside the model's folder"):
+        read_config(folder)
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_link_within_the_folder_is_followed(absolute, folder):
+    (folder / "kept").mkdir()
+    for name in OPENED:
+        (folder / name).rename(folder / "kept" / name)
+        (folder / name).symlink_to(folder / "kept" / name if absolute else Path("kept", name))
+    use(folder)
+
+
+def test_a_folder_that_is_a_link_is_a_folder(whole, tmp_path):
+    """The user's own link, or one of a path above; and one to it again."""
+    (tmp_path / "one").symlink_to(whole, target_is_directory=True)
+    (tmp_path / "two").symlink_to("one", target_is_directory=True)
+    (tmp_path / "three").symlink_to(whole.parent, target_is_directory=True)
+    for path in (tmp_path / "one", tmp_path / "two", tmp_path / "three" / whole.name):
+        assert find_model(path) == path
+        use(path)
+
+
+def test_a_folder_link_and_a_file_link_together(folder, tmp_path):
+    """A link out stays one, however the folder was reached."""
+    escape(folder, "config.json")
+    (tmp_path / "link").symlink_to(folder, target_is_directory=True)
+    with pytest.raises(BadModel, match="outside the model's folder"):
+        read_config(tmp_path / "link")
+
+
+# An index is looked for and need not be there: what is missed then is the file that has all weights.
+MISSED = dict.fromkeys([name for name in OPENED if name != INDEX]) | {INDEX: "model.safetensors"}
+
+
+@pytest.mark.parametrize("name", OPENED)
+@pytest.mark.parametrize("target", ["gone", "../gone", "/gone/away", "round", "round and round"])
+def test_a_link_to_nothing_or_to_itself_is_a_missing_file(name, target, folder):
+    """round -> round, and a -> b -> a, lead nowhere either."""
+    (folder / name).unlink()
+    (folder / name).symlink_to({"round": name}.get(target, target))
+    (folder / "round and round").symlink_to(name)
+    if name == "config.json":
+        (folder / ADAPTER_CONFIG).unlink()  # or else it would be an adapter's folder
+    for reading in (OPENED[name], use):
+        if reading is use and name == ADAPTER_CONFIG:
+            continue  # what has no such file is not given as an adapter
+        with pytest.raises(BadModel) as error:
+            reading(folder)
+        assert str(error.value).startswith(str(folder / (MISSED[name] or name)))
+        assert "is missing" in str(error.value) or "symbolic links" in str(error.value)
+
+
+@pytest.mark.parametrize("target", ["gone", "loop.safetensors"])
+def test_a_weight_file_that_no_index_names_may_be_a_broken_link(target, folder):
+    """As a file of other weights is whose blob was deleted to save space: nothing asks for it."""
+    (folder / "loop.safetensors").symlink_to(target)
+    use(folder)
+
+
+# ------------------------------------------------------------------------------------------------- links of the cache
+
+
+def test_the_links_of_a_snapshot_are_followed(whole, tmp_path):
+    use(download(tmp_path, "org/name", whole))
+
+
+def test_the_links_of_a_snapshot_are_followed_through_a_link_to_it(whole, tmp_path):
+    """ln -s ~/.cache/huggingface/hub/models--org--name/snapshots/<commit> model"""
+    (tmp_path / "link").symlink_to(download(tmp_path, "org/name", whole), target_is_directory=True)
+    use(tmp_path / "link")
+
+
+@pytest.mark.parametrize("name", OPENED)
+def test_a_snapshot_has_no_other_way_out(name, whole, tmp_path):
+    """Neither to what is beside the blobs, nor into another repository's, nor anywhere."""
+    snapshot, other = download(tmp_path, "org/name", whole), download(tmp_path, "org/other", whole)
+    blob = (snapshot / name).resolve()
+    secret = repository(tmp_path, "org/name") / "secret"
+    shutil.copyfile(blob, secret)
+    for target in (secret, secret.parent / "blobs-of-others", tmp_path / "secret", (other / name).resolve()):
+        if not target.exists():
+            shutil.copyfile(blob, target)
+        for link in (target, Path(os.path.relpath(target, snapshot))):
+            (snapshot / name).unlink()
+            (snapshot / name).symlink_to(link)
+            with pytest.raises(BadModel, match="outside the model's folder"):
+                OPENED[name](snapshot)
+
+
+def test_blobs_are_a_snapshots_alone(folder, tmp_path):
+    """A folder of one's own has no ../../blobs, whatever there is beside it."""
+    (tmp_path / "blobs").mkdir()
+    mine = tmp_path / "models" / "mine"
+    shutil.copytree(folder, mine)
+    (mine / "config.json").rename(tmp_path / "blobs" / "abc")
+    (mine / "config.json").symlink_to("../../blobs/abc")
+    with pytest.raises(BadModel, match="outside the model's folder"):
+        read_config(mine)
+
+
+def test_blobs_that_are_a_link_lead_to_blobs_alone(whole, tmp_path):
+    """An unpacked archive may hold snapshots/x/config.json -> ../../blobs/passwd and blobs -> /etc."""
+    snapshot = download(tmp_path / "cache", "org/name", whole)
+    etc = tmp_path / "etc"
+    etc.mkdir()
+    (etc / "passwd").write_text(SECRET)
+    blobs = repository(tmp_path / "cache", "org/name") / "blobs"
+    shutil.rmtree(blobs)
+    blobs.symlink_to(etc, target_is_directory=True)
+    (snapshot / "config.json").unlink()
+    (snapshot / "config.json").symlink_to("../../blobs/passwd")
+    with pytest.raises(BadModel, match="outside the model's folder"):
+        read_config(snapshot)
+
+
+def test_member_is_the_path_itself(whole, tmp_path):
+    """Not what it links to: errors name what people see."""
+    snapshot = download(tmp_path, "org/name", whole)
+    assert member(snapshot, "config.json") == snapshot / "config.json"
+    assert member(whole, "gone") == whole / "gone"
+    assert snapshot.name == COMMIT

@@ -1,0 +1,259 @@
+"""Adapters that PEFT itself made and saved, against PEFT's own un-merged model in float64; or refused."""
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import npgemma
+from npgemma.errors import BadModel
+from npgemma.io.adapter import merged, read_adapter
+from npgemma.io.checkpoint import read_tensors
+from npgemma.io.config import read_config
+from npgemma.io.model_folder import EMBEDDED
+from npgemma.io.names import HEAD, plain_name
+from npgemma.testing import tolerance
+
+torch = pytest.importorskip("torch", reason="the live tests compare with torch")
+pytest.importorskip("transformers", reason="the live tests compare with transformers")
+peft = pytest.importorskip("peft", reason="these tests compare with peft")
+
+from dump_transformers import load_model, make_inputs  # noqa: E402
+from make_fixtures import in_float64, truth  # noqa: E402
+from peft.tuners.lora import config as lora_config  # noqa: E402
+
+pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore")]
+
+SAMPLE = EMBEDDED.parent / "sample.png"
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+# What an adapter must move a logit by for a test to say anything about it.
+MOVED = 0.1
+# A float32 run of either is off by some 1e-5; a formula that is not PEFT's is off by 1 or more.
+FLOAT32 = 1e-3
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained: the arguments of a LoraConfig, and the dtype that the adapter is saved in."""
+
+    config: dict
+    saved: str
+
+
+def case(targets: list[str] | str, saved: str = "float32", **config: object) -> Case:
+    return Case({"target_modules": targets, "r": 4, "lora_alpha": 6} | config, saved)
+
+
+PATTERNS = {
+    "rank_pattern": {"layers.1.self_attn.q_proj": 7, "mlp.up_proj": 2},
+    "alpha_pattern": {"layers.1.self_attn.q_proj": 3, "down_proj": 11, "v_proj": 1},
+}
+EXPRESSIONS = {
+    "rank_pattern": {r"layers\.[01]\.self_attn\.(q|k)_proj": 3, r".*\.3\..*": 5},
+    "alpha_pattern": {
+        r"^model\.language_model\.layers\.0\..*": 2,
+        r"layers\.\d\.self_attn\.(q|v)_proj": 9,
+        "up_proj|gate_proj": 13,
+        "_proj": 40,
+    },
+}
+CASES = {
+    "the decoder": case(LINEAR),
+    "the queries alone": case(["language_model.layers.0.self_attn.q_proj"]),
+    "the tower": case(["fc1", "fc2", "out_proj", "vision_tower.encoder.layers.2.self_attn.k_proj"], lora_alpha=1),
+    "the projector": case(["multi_modal_projector.linear"]),
+    "all linear layers": case("all-linear"),
+    "by expression": case(r".*layers\.[13]\..*(q_proj|fc1)"),
+    "some layers": case(["q_proj", "v_proj"], layers_to_transform=[0, 2], layers_pattern="layers"),
+    "rank-stabilised": case(LINEAR, use_rslora=True),
+    "rank and alpha patterns": case(LINEAR, **PATTERNS),
+    "patterns, rank-stabilised": case(LINEAR, use_rslora=True, **PATTERNS),
+    "patterns that are expressions": case(LINEAR, **EXPRESSIONS),
+    "gaussian to begin with": case(["q_proj"], init_lora_weights="gaussian"),
+    "orthogonal to begin with": case(["q_proj"], init_lora_weights="orthogonal"),
+    "parameters by name": case([], target_parameters=["q_proj.weight"]),
+    "the table saved": case(["q_proj"], modules_to_save=["embed_tokens"]),
+    "the head saved": case(["q_proj"], modules_to_save=["lm_head"]),
+    "table and head saved": case(["q_proj"], modules_to_save=["embed_tokens", "lm_head"]),
+    "norms saved": case(["q_proj"], modules_to_save=["input_layernorm", "post_layernorm", "layer_norm2"]),
+    "the last norm saved": case(["down_proj"], modules_to_save=["language_model.norm"]),
+    "the projector saved": case(["q_proj"], modules_to_save=["multi_modal_projector"]),
+    "patches and positions saved": case(["fc1"], modules_to_save=["patch_embedding", "position_embedding"]),
+    "a linear layer saved": case(["q_proj"], modules_to_save=["fc1"]),
+    "the table": case(["embed_tokens"]),
+    "the table, rank-stabilised": case(["embed_tokens", "q_proj"], use_rslora=True, alpha_pattern={"embed_tokens": 3}),
+    "the head": case(["lm_head", "v_proj"]),
+    "table and head": case(["embed_tokens", "lm_head"]),
+    "all biases": case(["q_proj", "fc1"], bias="all"),
+    "biases of what is adapted": case(["q_proj", "fc1"], bias="lora_only"),
+    "saved in bfloat16": case([*LINEAR, "fc1"], "bfloat16"),
+    "saved in float16": case([*LINEAR, "fc1"], "float16"),
+}
+# Other formulas, and what npgemma may not have: refused, or right.
+OTHERS = {
+    "DoRA": case(["q_proj"], use_dora=True),
+    "biases of B": case(["fc1"], lora_bias=True),
+    "certain tokens": case(["q_proj"], trainable_token_indices=[3, 5]),
+    "tied on purpose": case(["q_proj"], modules_to_save=["embed_tokens"], ensure_weight_tying=True),
+    "the patches": case(["patch_embedding"]),
+    "after certain tokens alone": case(LINEAR, alora_invocation_tokens=[108]),
+    "QALoRA": case(["q_proj"], use_qalora=True),
+    "PiSSA": case(LINEAR, init_lora_weights="pissa"),
+    "OLoRA": case(LINEAR, init_lora_weights="olora"),
+    "MiCA": case(LINEAR, init_lora_weights="mica"),
+    "EVA": case(LINEAR, init_lora_weights="eva"),
+    "KaSA": case(LINEAR, kasa_config=lora_config.KasaConfig()),
+    "VeLoRA": case(LINEAR, velora_config=lora_config.VeloraConfig()),
+    "MonteCLoRA": case(LINEAR, monteclora_config=lora_config.MontecloraConfig()),
+}
+METHODS = {
+    "LoHa": lambda: peft.LoHaConfig(target_modules=["q_proj"]),
+    "LoKr": lambda: peft.LoKrConfig(target_modules=["q_proj"]),
+    "AdaLoRA": lambda: peft.AdaLoraConfig(target_modules=["q_proj"], total_step=10),
+    "VeRA": lambda: peft.VeraConfig(target_modules=["q_proj"]),
+    "IA3": lambda: peft.IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    "OFT": lambda: peft.OFTConfig(target_modules=["q_proj"], oft_block_size=4),
+    "LN tuning": lambda: peft.LNTuningConfig(target_modules=["input_layernorm"]),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def inputs() -> dict[str, torch.Tensor]:
+    return make_inputs(EMBEDDED, SAMPLE, "caption en")
+
+
+def adapted(config: "peft.PeftConfig", wide: bool, saved: str = "float32") -> "peft.PeftModel":
+    """The embedded model under PEFT, whatever it would train moved at random, B too, to numbers that `saved` has."""
+    torch.manual_seed(0)  # PEFT draws A
+    base = load_model(EMBEDDED, torch.float32, "eager")
+    model = peft.get_peft_model(in_float64(base) if wide else base, config).eval()
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            moved = parameter.data + 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
+            parameter.data = moved.to(getattr(torch, saved)).to(parameter.dtype)
+    return model
+
+
+@torch.no_grad()
+def logits_of(model: torch.nn.Module, inputs: dict[str, torch.Tensor], wide: bool) -> np.ndarray:
+    with ExitStack() as stack:
+        if wide:
+            stack.enter_context(truth())
+            inputs = {name: x.double() if x.is_floating_point() else x for name, x in inputs.items()}
+        return model(**inputs).logits[0].numpy()
+
+
+def logits(model: npgemma.Model, inputs: dict[str, torch.Tensor]) -> np.ndarray:
+    ids, types = (inputs[name][0].numpy() for name in ("input_ids", "token_type_ids"))
+    return model.forward(ids, inputs["pixel_values"].numpy(), types)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_logits_are_those_of_peft(case: Case, inputs: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    """To float64's own rounding: `tolerance` is 100 units in the last place of the largest logit.
+
+    That is ten roundings a layer. Merging adds one, of each element of W + scale B A; keeping B and A apart, as PEFT
+    does here, adds one of each of two products. They are such units too, of the same sums.
+    """
+    model = adapted(peft.LoraConfig(**case.config), wide=True, saved=case.saved)
+    expected = logits_of(model, inputs, wide=True)
+    model.to(getattr(torch, case.saved)).save_pretrained(tmp_path)
+    found = logits(npgemma.load(None, "float64", adapter=tmp_path), inputs)
+    assert np.abs(logits(npgemma.load(None, "float64"), inputs) - expected).max() > MOVED
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance(expected), strict=True)
+
+
+def test_an_update_of_the_positions_is_right_to_float32(inputs: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    """`load` makes float32 of the position table, whatever is computed in."""
+    model = adapted(peft.LoraConfig(target_modules=["position_embedding"]), wide=True)
+    expected = logits_of(model, inputs, wide=True)
+    model.to(torch.float32).save_pretrained(tmp_path)
+    found = logits(npgemma.load(None, "float64", adapter=tmp_path), inputs)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance(expected, 2.0**-24), strict=True)
+    assert np.abs(logits(npgemma.load(None, "float64"), inputs) - expected).max() > MOVED
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_float32_is_as_near_as_float32_is(resident: bool, inputs: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    """The bfloat16 model with an adapter, in float32, mapped and not: what people run."""
+    model = adapted(peft.LoraConfig(**CASES["all linear layers"].config), wide=False)
+    expected = logits_of(model, inputs, wide=False)
+    model.save_pretrained(tmp_path)
+    found = logits(npgemma.load(resident=resident, adapter=tmp_path), inputs)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=FLOAT32, strict=True)
+
+
+def test_matrices_are_those_that_peft_merges(tmp_path: Path) -> None:
+    """merge_and_unload in float64, tensor by tensor: the same sum of two numbers, the product of four or two in it."""
+    model = adapted(peft.LoraConfig(**CASES["patterns, rank-stabilised"].config), wide=True)
+    names = [
+        name.removesuffix(".lora_A.default") for name, _ in model.named_modules() if name.endswith("lora_A.default")
+    ]
+    assert len(names) == 4 * (7 + 3)  # the tower has projections of the same names
+    with torch.no_grad():
+        whole = {plain_name(name): x.numpy().copy() for name, x in model.merge_and_unload().state_dict().items()}
+    adapter = adapted(peft.LoraConfig(**CASES["patterns, rank-stabilised"].config), wide=True)
+    adapter.to(torch.float32).save_pretrained(tmp_path)
+    tensors = read_tensors(EMBEDDED, read_config(EMBEDDED))
+    found = merged(tensors, read_adapter(tmp_path), np.dtype(np.float64))
+    changed = [plain_name(f"{name.removeprefix('base_model.model.')}.weight") for name in names]
+    for name in changed:
+        scale = float(np.abs(whole[name]).max())
+        np.testing.assert_allclose(found[name], whole[name], rtol=0, atol=8 * 2.0**-52 * scale, strict=True)
+    assert {name for name in tensors if found[name] is not tensors[name]} == set(changed)
+
+
+def test_the_answer_is_that_of_peft(inputs: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    """Greedy ids, with a cache, one token after another."""
+    model = adapted(peft.LoraConfig(**CASES["the decoder"].config | {"lora_alpha": 30}), wide=False)
+    model.save_pretrained(tmp_path)
+    ones = torch.ones_like(inputs["input_ids"])
+    ids = model.generate(**inputs, attention_mask=ones, max_new_tokens=8, do_sample=False)[0, ones.shape[1] :]
+    found = npgemma.load(adapter=tmp_path).generate(SAMPLE, "caption en", max_new_tokens=8)
+    assert found.token_ids == ids.tolist()
+    assert found.token_ids != npgemma.load().generate(SAMPLE, "caption en", max_new_tokens=8).token_ids
+
+
+def test_a_head_is_left_tied_where_peft_leaves_it(inputs: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    """Where the table alone is trained, PEFT's head is the matrix from before; where neither is, they are one."""
+    for name, untied in (("the table saved", True), ("the decoder", False)):
+        adapted(peft.LoraConfig(**CASES[name].config), wide=False).save_pretrained(tmp_path / name)
+        tensors = read_tensors(EMBEDDED, read_config(EMBEDDED))
+        assert (HEAD in merged(tensors, read_adapter(tmp_path / name), np.dtype(np.float32))) == untied
+
+
+@pytest.mark.parametrize("case", OTHERS.values(), ids=OTHERS)
+def test_another_formula_is_refused_or_right(case: Case, inputs: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    """What PEFT computes once it has read the files again: some initialisations change the base model as they do."""
+    adapted(peft.LoraConfig(**case.config), wide=False).save_pretrained(tmp_path)
+    again = peft.PeftModel.from_pretrained(load_model(EMBEDDED, torch.float32, "eager"), tmp_path).eval()
+    expected = logits_of(again, inputs, wide=False)
+    with contextlib.suppress(BadModel):
+        found = npgemma.load(adapter=tmp_path)
+        np.testing.assert_allclose(logits(found, inputs), expected, rtol=0, atol=FLOAT32, strict=True)
+
+
+@pytest.mark.parametrize("config", METHODS.values(), ids=METHODS)
+def test_another_method_is_refused(config, tmp_path: Path) -> None:
+    adapted(config(), wide=False).save_pretrained(tmp_path)
+    with pytest.raises(BadModel, match=r"adapter_config\.json: peft_type is '\w+', which npgemma does not compute"):
+        npgemma.load(adapter=tmp_path)
+
+
+def test_pickled_weights_are_refused(tmp_path: Path) -> None:
+    adapted(peft.LoraConfig(target_modules=["q_proj"]), wide=False).save_pretrained(tmp_path, safe_serialization=False)
+    with pytest.raises(BadModel, match=r"adapter_model\.bin is pickled"):
+        npgemma.load(adapter=tmp_path)
