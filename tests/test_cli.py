@@ -99,7 +99,7 @@ def test_caption_answer_and_ocr_are_generate_with_their_prompts(model, capsys):
         ("caption", PICTURE): "caption en",
         ("caption", PICTURE, "--language", "de"): "caption de",
         ("answer", PICTURE, "what color is the star?"): "answer en what color is the star?",
-        ("answer", PICTURE, "wo?", "--language", "de"): "answer de wo?",
+        ("answer", PICTURE, "what color is the star?", "--language", "de"): "answer de what color is the star?",
         ("ocr", PICTURE): "ocr",
     }
     for arguments, prompt in prompts.items():
