@@ -5,12 +5,13 @@ Every step of the decoder reads all weights, for one row or for many: so N answe
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple, Unpack
 
 import numpy as np
 
 from npgemma.answers import Generation
-from npgemma.errors import BadPicture, BadPrompt
+from npgemma.errors import BadPicture, BadPrompt, TooLittleMemory
 from npgemma.generate import Limits, Row, advance, begin, write_next
 from npgemma.io.jobs import Job
 from npgemma.io.picture import read_picture
@@ -56,14 +57,15 @@ def answer_jobs(
     """An Answer for every job, each as soon as it is there, with `in_flight` jobs at a time.
 
     So answers come in the order in which they end: of jobs that began together, the shorter answers first, and of equal
-    ones the first job first. That depends on the jobs and the model alone. A picture that cannot be read, or a prompt
-    that does not fit, is the Answer to its own job. Raises BadModel and TooLittleMemory.
+    ones the first job first. That depends on the jobs and the model alone. A picture that cannot be read, a prompt that
+    does not fit, or a job that needs more memory than there is, is the Answer to its own job; where several together
+    need too much, fewer are in flight. Raises BadModel, and ValueError for options that are none.
     """
     if type(in_flight) is not int or in_flight < 1:
         raise ValueError(f"in_flight is {in_flight}; it is a whole number from 1 up")
     answers, rules = model.answers(stop), Sampling(**sampling)
     limits = model.limits(max_new_tokens, answers)
-    waiting = iter(jobs)
+    waiting: Iterator[Job] = iter(jobs)
     going: list[Flight] = []
     while True:
         fresh: list[Ready] = []
@@ -72,7 +74,19 @@ def answer_jobs(
                 fresh.append(read_job(model, job, max_new_tokens))
             except (BadPicture, BadPrompt) as error:
                 yield Answer(job, error=str(error))
-        going += take_off(model, fresh, going, limits, rules)
+        read_any = bool(fresh)
+        while fresh:
+            try:
+                going += take_off(model, fresh, going, limits, rules)
+                break
+            except TooLittleMemory as error:  # one fewer; or alone, later; or never
+                job = fresh.pop().job
+                if fresh or going:
+                    waiting = chain([job], waiting)
+                else:
+                    yield Answer(job, error=str(error))
+        if not going and read_any:
+            continue
         if not going:
             return
         still: list[Flight] = []
@@ -100,8 +114,6 @@ def take_off(
     model: Model, fresh: Sequence[Ready], going: Sequence[Flight], limits: Limits, rules: Sampling
 ) -> list[Flight]:
     """Read the prompts of all fresh jobs at once, beside those that are in flight already."""
-    if not fresh:
-        return []
     lengths = [len(flight.row.input_ids) for flight in going] + [len(each.inputs.input_ids[0]) for each in fresh]
     pixels = np.concatenate([each.inputs.pixel_values for each in fresh])
     model.check_memory(lengths, len(pixels), limits.max_new_tokens)

@@ -12,9 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from npgemma.errors import BadModel
-from npgemma.generate import Limits
-from npgemma.layers.ops import log_softmax
+from npgemma.generate import Limits, log_probabilities
 from npgemma.layers.shapes import Array, Float, Int
 from npgemma.models.gemma import Cache, new_caches
 from npgemma.models.paligemma import PaliGemma, Prompt, start, step
@@ -43,11 +41,13 @@ def beam_search(p: PaliGemma, prompt: Prompt, num_beams: int, limits: Limits) ->
     caches = [new_caches(p.text, len(prompt.input_ids) + limits.max_new_tokens - 1, dtype)]
     scores = start(p, [prompt], caches)
     going, finished = [Beam((), (), 0)], list[Beam]()
-    # so many that K unfinished ones are among them, even if each of the K best ends in every possible way
-    width = (1 + len(limits.eos_ids)) * num_beams
     while True:
-        best = continuations(going, scores, limits.choices, width)
-        ended = [limits.reason_to_end(beam.ids) is not None for beam in best]
+        # so many that K unfinished ones are among them, even if each of the K best ends in every possible way
+        width = (1 + len(limits.eos_ids)) * num_beams
+        best, ended = ranking(going, scores, width, limits)
+        while sum(ended) > len(best) - num_beams and len(best) == width and len(best[0].ids) < limits.max_new_tokens:
+            width *= 2  # many end with a stop string
+            best, ended = ranking(going, scores, width, limits)
         finished += [beam for beam, end in zip(best[:num_beams], ended, strict=False) if end]
         finished = ranked(finished)[:num_beams]
         going = [beam for beam, end in zip(best, ended, strict=True) if not end][:num_beams]
@@ -62,6 +62,14 @@ def beam_search(p: PaliGemma, prompt: Prompt, num_beams: int, limits: Limits) ->
         scores = step(p, np.array([beam.ids[-1] for beam in going]), caches, dtype)
 
 
+def ranking(
+    going: list[Beam], scores: Float[Array, "B V"], width: int, limits: Limits
+) -> tuple[list[Beam], list[bool]]:
+    """The `width` best continuations, and which of them end."""
+    best = continuations(going, scores, limits.choices, width)
+    return best, [limits.reason_to_end(beam.ids) is not None for beam in best]
+
+
 def fork(caches: list[Cache], idle: list[list[Cache]]) -> list[Cache]:
     """A copy of a beam's caches, in the memory of one that nothing goes on from, if there is one."""
     if not idle:
@@ -74,11 +82,9 @@ def fork(caches: list[Cache], idle: list[list[Cache]]) -> list[Cache]:
 
 def continuations(going: list[Beam], scores: Float[Array, "B V"], choices: int, count: int) -> list[Beam]:
     """The `count` likeliest answers that are one of `going` and one token more, the likeliest first."""
-    if not np.isfinite(scores).all():
-        raise BadModel("the model's logits are not finite: some weight, or a pixel value, is NaN or infinite")
     found = []
     for parent, (beam, row) in enumerate(zip(going, scores, strict=True)):
-        logprobs = log_softmax(row.astype(np.float64))[:choices]
+        logprobs = log_probabilities(row)[:choices]
         best = largest(logprobs, count)
         found += [Beam((*beam.ids, i), (*beam.logprobs, float(logprobs[i])), parent) for i in best.tolist()]
     return ranked(found)[:count]

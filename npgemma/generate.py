@@ -118,14 +118,20 @@ def begin(
 
 def write_next(row: Row, limits: Limits, sampling: Sampling) -> tuple[int, str | None, float]:
     """Choose the next token of a row: its id, whether and why the row ends with it, and its log-probability."""
-    if not np.isfinite(row.scores).all():
-        raise BadModel("the model's logits are not finite: some weight, or a pixel value, is NaN or infinite")
+    logprobs = log_probabilities(row.scores)
     seen = np.concatenate([row.input_ids, row.written]).astype(np.int64)
     chosen = choose(row.scores[: limits.choices], sampling, row.rng, seen)
-    logprob = float(log_softmax(row.scores.astype(np.float64))[chosen])
+    logprob = float(logprobs[chosen])
     row.written.append(chosen)
     row.logprobs.append(logprob)
     return chosen, limits.reason_to_end(row.written), logprob
+
+
+def log_probabilities(scores: Float[Array, "V"]) -> Float[Array, "V"]:
+    """The natural logarithm of the model's own probability for each token, in float64. BadModel for NaN, infinities."""
+    if not np.isfinite(scores).all():
+        raise BadModel("the model's logits are not finite: some weight, or a pixel value, is NaN or infinite")
+    return log_softmax(scores.astype(np.float64))
 
 
 def advance(p: PaliGemma, rows: Sequence[Row], tap: Tap = silent) -> None:

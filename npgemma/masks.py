@@ -72,12 +72,13 @@ def paste_soft(mask: Float[Array, "64 64"], box: Box, width: int, height: int) -
     return canvas
 
 
-def encode_object(p: MaskVQVAE, label: str, mask: Bool[Array, "Y X"]) -> DetectedObject:
+def encode_object(p: MaskVQVAE, label: str, mask: Array) -> DetectedObject:
     """What a model is trained to say of an object: the bins of its bounding box, and the 16 codes of what is in it.
 
-    bin = round(edge / side * 1023). ValueError for a mask of nothing. Source: big_vision,
-    pp/proj/paligemma/segmentation.py.
+    bin = round(edge / side * 1023). In the object is what is not 0: truth values, 0 and 1, 0 and 255. ValueError for a
+    mask of nothing. Source: big_vision, pp/proj/paligemma/segmentation.py.
     """
+    mask = np.asarray(mask) != 0
     (y0, x0, y1, x1), small = cut_out(mask)
     codes = encode_mask(p, small[None])[0]
     height, width = mask.shape

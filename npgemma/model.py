@@ -80,6 +80,7 @@ class Model:
         """
         self.check_files()
         ids, pixels = check_inputs(self.config, input_ids, pixel_values)
+        self.check_memory([len(ids)], len(pixels), 0, logit_rows=len(ids))
         types = np.zeros_like(ids) if token_type_ids is None else as_array(token_type_ids, "token_type_ids")
         if types.shape != ids.shape or not np.isin(types, (0, 1)).all():
             raise BadPrompt(f"token_type_ids are 0 (prefix) or 1 (suffix), as many as the {len(ids)} input_ids")
@@ -168,28 +169,30 @@ class Model:
     def score(self, images: Pictures, prompts: str, suffixes: str) -> Score: ...
 
     @overload
-    def score(self, images: Sequence[Pictures], prompts: list[str], suffixes: list[str]) -> list[Score]: ...
+    def score(self, images: Any, prompts: str | list[str], suffixes: list[str]) -> list[Score]: ...
 
-    def score(self, images: Any, prompts: str | list[str], suffixes: Any) -> Score | list[Score]:
+    def score(self, images: Any, prompts: str | list[str], suffixes: str | list[str]) -> Score | list[Score]:
         """How likely the model finds each suffix as the answer to its prompt; for single strings, the Score itself.
 
-        The suffix is scored with the end token after it. Raises BadPicture, BadPrompt if they do not pair up.
+        Several suffixes may be scored as answers to one prompt, whose pictures are then looked at once. A suffix is
+        scored with the end token after it. Raises BadPicture, BadPrompt if they do not pair up, TooLittleMemory.
         """
-        if isinstance(prompts, str):
-            return self.score([images], [prompts], [suffixes])[0]
-        if len(suffixes) != len(prompts):
+        if isinstance(suffixes, str):
+            return self.score(images, prompts, [suffixes])[0]
+        if isinstance(prompts, list) and len(suffixes) != len(prompts):
             raise BadPrompt(f"there are {len(prompts)} prompts and {len(suffixes)} suffixes; give one to each")
-        if not prompts:
+        if not suffixes:
             return []
-        inputs = self.processor(images, prompts)
+        inputs = self.processor(*([images], [prompts]) if isinstance(prompts, str) else (images, prompts))
         answers = [[*self.tokenizer.encode(suffix), self.config.eos_token_ids[0]] for suffix in suffixes]
-        for prompt, answer in zip(inputs.input_ids, answers, strict=True):
-            self.check_length([prompt], len(answer))
-        lengths = [len(ids) for ids in inputs.input_ids]
-        longest = max(map(len, answers))
-        self.check_memory(lengths, len(inputs.pixel_values), longest, logit_rows=longest)
+        times = len(answers) // len(inputs.input_ids)  # one prompt of all, or one of each
+        pairs = zip(inputs.input_ids * times, answers, strict=True)
+        lengths, limit = [len(ids) + len(answer) for ids, answer in pairs], self.config.text.max_position_embeddings
+        if max(lengths) > limit:
+            raise BadPrompt(f"a prompt with its suffix has {max(lengths)} tokens; this model has {limit} positions")
+        self.check_memory(lengths, len(inputs.pixel_values), 0, logit_rows=max(map(len, answers)))
         made = self.make_prompts(inputs.input_ids, inputs.pixel_values, inputs.images)
-        found = score_answers(self.weights, made, answers)
+        found = score_answers(self.weights, made * times, answers)
         return [Score(answer, row.tolist()) for answer, row in zip(answers, found, strict=True)]
 
     def image_features(self, images: Picture | Sequence[Picture]) -> Float[Array, "B P D"]:
@@ -199,6 +202,7 @@ class Model:
         self.check_files()
         stack = [images] if isinstance(images, str | Path | Image.Image | np.ndarray) else images
         read = [read_picture(image) for image in stack]
+        self.check_memory([], len(read), 0)
         pixels = pixel_values(read, self.config.vision.image_size)
         return image_features(self.weights, pixels.astype(self.dtype, copy=False))
 

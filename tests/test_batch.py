@@ -24,7 +24,7 @@ from npgemma.batch import Answer, answer_jobs
 from npgemma.cli import main
 from npgemma.commands import batch as command
 from npgemma.commands.demo import SAMPLE
-from npgemma.errors import BadModel, TooLittleMemory
+from npgemma.errors import BadModel
 from npgemma.io.jobs import Job
 from npgemma.memory import plan_memory
 
@@ -280,16 +280,33 @@ def test_a_model_that_is_broken_is_no_answer(model, jobs):
         next(answer_jobs(broken, jobs))
 
 
-def test_so_many_at_a_time_as_memory_holds(jobs):
-    """Memory for two at a time: two are answered, and of three it is said before they are begun."""
+def test_so_many_at_a_time_as_memory_holds(jobs, monkeypatch):
+    """Memory for two at a time: of more, the others wait, and none is an error."""
     model = npgemma.load()
     rows = [len(batch.read_job(model, job, 256).inputs.input_ids[0]) for job in jobs]
     budget = dataclasses.replace(model.budget, allowed=None)
     plan = plan_memory(model.config, budget.weights, model.dtype.itemsize, 2, [max(rows)] * 2, 256)
     tight = npgemma.load(max_memory=plan.total)
-    assert len(list(answer_jobs(tight, jobs, 2))) == len(jobs)
-    with pytest.raises(TooLittleMemory, match="fewer of them at once"):
-        next(answer_jobs(tight, jobs, 3))
+    most, advance = [], batch.advance
+    monkeypatch.setattr(batch, "advance", lambda weights, rows: most.append(len(rows)) or advance(weights, rows))
+    found = {answer.job.id: answer for answer in answer_jobs(tight, jobs, 5)}
+    assert max(most) == 2
+    assert {name: answer.generation.token_ids for name, answer in found.items()} == {
+        answer.job.id: answer.generation.token_ids for answer in answer_jobs(model, jobs, 2)
+    }
+
+
+def test_a_job_that_needs_more_memory_than_there_is_is_an_error_on_its_line(jobs):
+    """Of many pictures, say; the others are answered."""
+    model = npgemma.load()
+    big = Job("big", jobs[0].images * 30, "caption en", jobs[0].folder)
+    rows = [len(batch.read_job(model, job, 256).inputs.input_ids[0]) for job in jobs]
+    enough = plan_memory(model.config, model.budget.weights, 4, 1, [max(rows)], 256).total
+    found = {
+        answer.job.id: answer for answer in answer_jobs(npgemma.load(max_memory=enough), [jobs[0], big, *jobs[1:]])
+    }
+    assert "more than the" in found["big"].error
+    assert [answer.error for name, answer in found.items() if name != "big"] == [None] * len(jobs)
 
 
 # ------------------------------------------------------------------------------------------------------- command line
@@ -616,18 +633,6 @@ def test_too_little_memory_is_one_sentence(jobs, tmp_path, capsys):
     said = refused(capsys, path, "-o", out, "--max-memory", "1MB")
     assert "more than the 0.00 GB allowed; smaller pictures, fewer of them at once" in said
     assert not out.exists()
-
-
-def test_too_little_memory_for_so_many_at_a_time_is_one_sentence(model, jobs, tmp_path, capsys):
-    """What is enough for one is enough with --in-flight 1."""
-    path, out = write_jobs(tmp_path / "jobs.jsonl", *map(as_line, jobs)), tmp_path / "out.jsonl"
-    rows = max(len(batch.read_job(model, job, 256).inputs.input_ids[0]) for job in jobs)
-    enough = plan_memory(model.config, model.budget.weights, 4, 1, [rows], 256).total
-    flags = (path, "-o", out, "--max-memory", f"{enough}B")
-    assert "fewer of them at once" in refused(capsys, *flags)
-    assert read_lines(out) == []
-    assert run(capsys, *flags, "--in-flight", 1)[0] == 0
-    assert len(read_lines(out)) == len(jobs)
 
 
 def test_a_file_name_cannot_steer_the_terminal(tmp_path, capsys):

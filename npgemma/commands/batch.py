@@ -12,7 +12,7 @@ from npgemma.commands.ask import AddParser
 from npgemma.commands.flags import WrongUsage, answer_flags, load_model, positive, sampling
 from npgemma.commands.output import INTERRUPTED, printable
 from npgemma.io.jobs import Job, NoJob, folder_jobs, open_results, read_jobs
-from npgemma.tasks import parse_boxes
+from npgemma.tasks import parse_objects
 
 
 def add_batch(add_parser: AddParser) -> None:
@@ -63,6 +63,9 @@ def run_batch(a: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             progress.end("interrupted; the same command goes on from here")
             return INTERRUPTED
+        except BaseException:
+            progress.wipe()
+            raise
     failed = f"{progress.failed} of them errors, which the same command tries again; see {printable(str(a.output))}"
     progress.end(failed if progress.failed else "")
     return 1 if progress.failed else 0
@@ -76,7 +79,9 @@ def as_result(answer: Answer) -> dict[str, Any]:
         return result | {"error": answer.error}
     result |= asdict(answer.generation)
     if job.prompt.startswith(("detect ", "segment ")):
-        result["boxes"] = [asdict(box) for box in parse_boxes(answer.generation.text, *answer.size)]
+        things = parse_objects(answer.generation.text)
+        result["boxes"] = [asdict(thing.box(*answer.size)) for thing in things]
+        result["objects"] = [asdict(thing) for thing in things]
     return result
 
 
@@ -98,12 +103,16 @@ class Progress:
             line = f"{self.done} of {self.total}, {rate:.2f} a second, {left} left{errors}"
             print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
+    def wipe(self) -> None:
+        if self.shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
     def end(self, note: str) -> None:
         took, answered = time.monotonic() - self.began, self.done - self.before
-        wipe = "\r\x1b[K" if self.shown else ""
+        self.wipe()
         rate = f"{answered / max(1e-9, took):.2f} a second"
         facts = f"{self.done} of {self.total} done, {answered} now in {duration(took)} ({rate})"
-        print(f"{wipe}npgemma: {facts}{'; ' if note else ''}{note}", file=sys.stderr)
+        print(f"npgemma: {facts}{'; ' if note else ''}{note}", file=sys.stderr)
 
 
 def duration(seconds: float) -> str:

@@ -77,7 +77,12 @@ def answer_flags(form: argparse.ArgumentParser) -> argparse.ArgumentParser:
         help="above 1: tokens that were read or written already are less likely",
     )
     common.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated"
+        "--stop",
+        type=some_text,
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end before this text; may be repeated",
     )
     common.add_argument(
         "--num-beams",
@@ -104,6 +109,12 @@ class Version(argparse.Action):
         except PackageNotFoundError:
             print("npgemma, not installed")
         raise SystemExit(0)
+
+
+def some_text(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty, and so everywhere")
+    return text
 
 
 def memory(text: str) -> int:

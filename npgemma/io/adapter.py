@@ -105,11 +105,11 @@ def scale_of(config: Section, module: str, rank: int) -> float:
     alpha = config.positive("lora_alpha", 8)
     for pattern in patterns.values:
         try:
-            # such may take for ever to fail
-            if re.search(r"\)[*+{]", pattern) or len(re.findall(r"[*+{]", pattern)) > 3:
-                raise re.error("it repeats too much")
+            # others may take for ever to fail
+            if re.search(r"\)[*+{]", pattern) or len(re.findall(r"[*+{]", pattern)) > 2 or len(pattern + module) > 400:
+                raise re.error("it is too long, or repeats too much")
             fits = re.match(rf"(.*\.)?({pattern})$", module)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise BadModel(f"{patterns.where}: {pattern!r} is no expression that npgemma follows: {error}") from None
         if fits:
             alpha = patterns.positive(pattern, alpha)

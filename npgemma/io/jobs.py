@@ -113,17 +113,21 @@ def read_job(line: bytes, where: str, folder: Path) -> Job | NoJob:
 
 
 class Results:
-    """A file of results: which jobs it has already, and a place for more."""
+    """A file of results: the prompt and the image of each job that has one, and a place for more."""
 
     def __init__(self, file: IO[bytes], done: Mapping[str | int, Mapping[str, Any]]) -> None:
         self.file = file
         self.done = done
 
     def write(self, result: Mapping[str, Any]) -> None:
-        """Append one result, and return when it is on the disk."""
-        self.file.write(json.dumps(result).encode("ascii") + b"\n")
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        """Append one result, and return when it is on the disk. BadJobs if it cannot be written."""
+        try:
+            line = memoryview(json.dumps(result).encode("ascii") + b"\n")
+            while line:  # past the file's buffer, which would try again what could not be written
+                line = line[os.write(self.file.fileno(), line) :]
+            os.fsync(self.file.fileno())
+        except OSError as error:
+            raise BadJobs(f"{self.file.name} cannot be written: {error.strerror or error}") from None
 
     def left(self, jobs: Iterable[Job | NoJob], path: Path) -> list[Job | NoJob]:
         """The jobs that have no result yet. BadJobs if one has the result of something else."""
@@ -150,26 +154,42 @@ def open_results(path: Path) -> Iterator[Results]:
     cannot be written, or if another process writes it.
     """
     path = path.resolve()  # a link stays one: what it leads to is written
-    try:
-        with ExitStack() as held:
-            while True:
-                if path.exists() and not path.is_file():
-                    raise BadJobs(f"{path} is no file; results are written to one")
-                file = held.enter_context(path.open("a+b"))
-                lock(file, path)
-                file.seek(0)
-                results = list(whole_results(file, path))
-                right = [(line, result) for line, result in results if "error" not in result]
-                if len(right) == len(results):
-                    break
-                # the old file stays locked, so that whoever has opened it already does not write to it any more
-                with beside(path) as temporary:
-                    temporary.write_bytes(b"".join(line for line, _ in right))
-            if (end := sum(len(line) for line, _ in right)) < file.seek(0, os.SEEK_END):
+    with ExitStack() as held:
+        try:
+            results = prepare(path, held)
+        except OSError as error:
+            raise BadJobs(f"{path} cannot be written: {error.strerror or error}") from None
+        yield results
+
+
+def prepare(path: Path, held: ExitStack) -> Results:
+    """The file, open and locked until `held` ends, with right and whole results alone in it."""
+    while True:
+        if path.exists() and not path.is_file():
+            raise BadJobs(f"{path} is no file; results are written to one")
+        file = held.enter_context(path.open("a+b"))
+        lock(file, path)
+        file.seek(0)
+        done: dict[str | int, Mapping[str, Any]] = {}
+        end, errors = 0, False
+        for line, result in whole_results(file, path):
+            end += len(line)
+            if "error" in result:
+                errors = True
+            else:
+                done[result["id"]] = {key: result[key] for key in ("prompt", "image") if key in result}
+        if not errors:
+            if end < file.seek(0, os.SEEK_END):
                 file.truncate(end)
-            yield Results(file, {result["id"]: result for _, result in right})
-    except OSError as error:
-        raise BadJobs(f"{path} cannot be written: {error.strerror}") from None
+            return Results(file, done)
+        file.seek(0)
+        with beside(path) as temporary:
+            with temporary.open("wb") as cleaned:
+                cleaned.writelines(line for line, result in whole_results(file, path) if "error" not in result)
+            # Elsewhere the old file stays locked, so that whoever has opened it already does not write to it any more;
+            # on Windows a file that is open cannot be replaced.
+            if os.name == "nt":
+                file.close()
 
 
 def whole_results(file: IO[bytes], path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
@@ -205,14 +225,18 @@ def is_part(line: bytes) -> bool:
 def lock(file: IO[bytes], path: Path) -> None:
     """Keep others from writing to `file` until it is closed or the process ends. BadJobs if one does, or did just now.
 
-    Where there are no such locks (Windows), nothing is kept.
+    Where there are no such locks (Windows, some network drives), nothing is kept.
     """
     try:
         import fcntl
     except ImportError:
         return
-    with suppress(BlockingIOError, FileNotFoundError):
+    try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(file.fileno()), path.stat()):  # it was not replaced in the meantime
-            return
-    raise BadJobs(f"{path} is being written by another process") from None
+        mine = os.path.samestat(os.fstat(file.fileno()), path.stat())  # it was not replaced in the meantime
+    except (BlockingIOError, FileNotFoundError):
+        mine = False
+    except OSError:  # some network drives have none
+        return
+    if not mine:
+        raise BadJobs(f"{path} is being written by another process")

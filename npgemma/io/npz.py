@@ -1,6 +1,9 @@
 """.npz files from strangers: nothing in them is run, and nothing is unpacked that would not fit."""
 
+import lzma
+import tokenize
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +19,11 @@ DAMAGE = (
     AttributeError,
     NotImplementedError,
     RuntimeError,
+    MemoryError,
     zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    tokenize.TokenError,  # NumPy reads old headers with Python's tokenizer
 )
 
 
@@ -33,4 +40,8 @@ def read_npz(path: Path, at_most: int | None) -> dict[str, Array]:
     if at_most is not None and unpacked > at_most:
         raise ValueError(f"it unpacks to {unpacked:,} bytes, more than the {at_most:,} it may")
     with np.load(path, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+        found = {name: arrays[name] for name in arrays.files}
+    for name, x in found.items():
+        if not isinstance(x, np.ndarray):
+            raise ValueError(f"{name!r} in it is no array")
+    return found

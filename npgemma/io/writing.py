@@ -19,7 +19,7 @@ def beside(path: Path) -> Iterator[Path]:
         mode = (path if path.exists() else temporary).stat().st_mode
         yield temporary
         temporary.chmod(mode)  # safetensors writes files that nobody but their owner can read
-        with temporary.open("rb") as written:
+        with temporary.open("rb+") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
     finally:

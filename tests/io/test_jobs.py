@@ -37,7 +37,9 @@ def write_results(path: Path, *results: dict) -> bytes:
 
 def read_results(path: Path) -> list[dict]:
     with open_results(path) as results:
-        return list(results.done.values())
+        found = [json.loads(line) for line in path.read_bytes().splitlines()]
+        assert results.done.keys() == {result["id"] for result in found}
+        return found
 
 
 # ---------------------------------------------------------------------------------------------------------------- jobs
@@ -377,7 +379,7 @@ def test_errors_are_taken_away_and_every_other_line_stays_as_it_is(results, stay
     path = tmp_path / "out.jsonl"
     path.write_bytes(as_lines(*results) + torn)
     with open_results(path) as opened:
-        assert opened.done == {result["id"]: result for result in stay}
+        assert opened.done == {r["id"]: {key: r[key] for key in ("prompt", "image") if key in r} for r in stay}
         assert path.read_bytes() == as_lines(*stay)
         opened.write(MUTED)
         opened.write({"id": "n", "text": "new"})
