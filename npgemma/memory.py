@@ -1,6 +1,9 @@
 """How much memory a run will need, from the config alone, before any of it is asked for."""
 
+import os
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,17 +68,29 @@ def available_memory(mapped: int = 0) -> int | None:
 
 
 def of_machine() -> int | None:
+    """What Linux says is available; on macOS all there is; on Windows unknown."""
+    if sys.platform == "darwin":
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return field("/proc/meminfo", "MemAvailable:", 1024)
 
 
 def of_container() -> int | None:
-    """The limit of a control group (version 2) less what its processes hold beside files."""
+    """The limit of this process's control group, of either version, less what the group holds beside files."""
     try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text()
-    except OSError:
-        return None
-    held = field("/sys/fs/cgroup/memory.stat", "anon", 1)
-    return int(limit) - held if limit.strip().isdecimal() and held is not None else None
+        own = [line.split(":", 2)[2] for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    except (OSError, IndexError):
+        own = []
+    left = []
+    for group in ("", *own):
+        for place, limit, anonymous in (
+            (f"/sys/fs/cgroup{group}", "memory.max", "anon"),
+            (f"/sys/fs/cgroup/memory{group}", "memory.limit_in_bytes", "total_rss"),
+        ):
+            with suppress(OSError, ValueError):  # no such group, or its limit is 'max'
+                most = int(Path(f"{place}/{limit}").read_text())
+                held = field(f"{place}/memory.stat", anonymous, 1)
+                left += [most - held] if held is not None else []
+    return min(left, default=None)
 
 
 def of_process(mapped: int = 0) -> int | None:

@@ -31,8 +31,8 @@ PARTS = {
     "loading": {"io", "memory", "model"},
     "__init__": {"errors", "layers", "io", "answers", "batch", "scoring", "tasks", "masks", "model", "loading"},
     "testing": {"errors", "layers", "models", "io", "model"},
-    "golden": {"__init__", "errors", "layers", "models", "io", "memory", "model", "loading"},
-    "commands": {"answers", "batch", "io", "loading", "masks", "memory", "model", "sampling", "tasks"},
+    "golden": {"__init__", "commands", "errors", "layers", "models", "io", "memory", "model", "loading"},
+    "commands": {"answers", "errors", "batch", "io", "loading", "masks", "memory", "model", "sampling", "tasks"},
     "cli": {"commands", "errors", "golden"},
     "__main__": {"cli"},
 }

@@ -260,6 +260,17 @@ def test_a_container_has_its_limit_less_what_it_holds(kernel):
     assert memory.of_container() == 5_000_000_000
 
 
+def test_the_group_of_the_process_itself_counts_in_either_version(kernel):
+    """As Slurm, systemd and older Docker make them; the tightest limit is the one."""
+    kernel("/proc/self/cgroup", "4:memory:/jobs/7\n0::/user/app\n")
+    kernel("/sys/fs/cgroup/user/app/memory.max", "6000000000\n")
+    kernel("/sys/fs/cgroup/user/app/memory.stat", STAT)
+    assert memory.of_container() == 3_000_000_000
+    kernel("/sys/fs/cgroup/memory/jobs/7/memory.limit_in_bytes", "2500000000\n")
+    kernel("/sys/fs/cgroup/memory/jobs/7/memory.stat", "rss 1\ntotal_rss 500000000\n")
+    assert memory.of_container() == 2_000_000_000
+
+
 @pytest.mark.parametrize(
     "files",
     [

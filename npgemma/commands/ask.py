@@ -2,16 +2,22 @@
 
 import argparse
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 
 from npgemma.answers import Generation
-from npgemma.commands.flags import WrongUsage, answer_flags, load_model, model_flags, positive, sampling
-from npgemma.commands.output import INTERRUPTED, answer, as_json, print_json, printable, working
+from npgemma.commands.flags import (
+    AddParser,
+    WrongUsage,
+    answer,
+    answer_flags,
+    load_model,
+    model_flags,
+    positive,
+    sampling,
+)
+from npgemma.commands.output import INTERRUPTED, as_json, print_json, printable, working
 from npgemma.model import Model
 from npgemma.tasks import OCR_PROMPT, answer_prompt, caption_prompt
-
-AddParser = Callable[..., argparse.ArgumentParser]
 
 
 def add_ask(add_parser: AddParser, form: argparse.ArgumentParser) -> None:

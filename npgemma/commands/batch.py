@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from npgemma.batch import Answer, answer_jobs
-from npgemma.commands.ask import AddParser
-from npgemma.commands.flags import WrongUsage, answer_flags, load_model, positive, sampling
+from npgemma.commands.flags import AddParser, WrongUsage, answer_flags, load_model, positive, sampling
 from npgemma.commands.output import INTERRUPTED, printable
 from npgemma.io.jobs import Job, NoJob, folder_jobs, open_results, read_jobs
 from npgemma.tasks import parse_objects

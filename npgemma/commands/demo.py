@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from npgemma.commands.ask import AddParser
+from npgemma.commands.flags import AddParser
 from npgemma.io.model_folder import EMBEDDED
 from npgemma.io.picture import read_picture, write_picture, written_format
 from npgemma.loading import load

@@ -1,14 +1,20 @@
 """The flags that commands share, what their values may be, and the model and the answer they ask for."""
 
 import argparse
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from npgemma.answers import Generation
+from npgemma.commands.output import INTERRUPTED, working
 from npgemma.loading import load
 from npgemma.memory import parse_size
 from npgemma.model import Model
 from npgemma.sampling import Sampling
+
+AddParser = Callable[..., argparse.ArgumentParser]
 
 
 def model_flags() -> argparse.ArgumentParser:
@@ -169,3 +175,20 @@ def sampling(a: argparse.Namespace) -> dict[str, Any]:
 
 
 DRAWING = {"top_k": None, "top_p": 1.0, "min_p": 0.0}
+
+
+def answer(a: argparse.Namespace, model: Model, images: Any, prompt: str) -> tuple[Generation, int]:
+    """What the flags ask for of one prompt, and the exit status: Ctrl-C leaves what is written so far, and 130."""
+    options = sampling(a)
+    written = Generation("", [], "interrupted")
+    with working("reading the picture"):
+        if a.num_beams > 1:
+            best, *_ = model.beams(images, prompt, a.num_beams, a.max_new_tokens, a.stop)
+            return best, 0
+        try:
+            for so_far in model.growing(images, prompt, **options):
+                written = so_far
+        except KeyboardInterrupt:
+            print("npgemma: interrupted", file=sys.stderr)
+            return replace(written, finish_reason="interrupted"), INTERRUPTED
+    return written, 0

@@ -5,8 +5,9 @@ import sys
 from collections import Counter
 from dataclasses import asdict
 
-from npgemma.commands.ask import AddParser
+from npgemma.commands.flags import AddParser
 from npgemma.commands.output import as_json, printable
+from npgemma.errors import BadModel
 from npgemma.io.checkpoint import read_tensors
 from npgemma.io.config import read_config
 from npgemma.io.mask_codec import CODEC
@@ -85,18 +86,25 @@ def run_verify(a: argparse.Namespace) -> int:
     folder = folder_of(model)
     words = {True: "ok", False: "damaged", None: "unknown"}
     found = []
-    for file in verify_files(folder):
+    for file in verify_files(model):
         found.append(file)
         if a.format == "text":
             print(f"{words[file.genuine]:<8}  {file.sha256}  {printable(file.name)}", flush=True)
-    infinite = not_finite(read_tensors(model, read_config(folder)))
+    infinite, unusable = [], None
+    try:
+        infinite = not_finite(read_tensors(model, read_config(folder)))
+    except BadModel as error:
+        unusable = str(error)
     damaged = [file.name for file in found if file.genuine is False]
     if a.format == "json":
-        print(as_json({"folder": str(folder), "files": [file._asdict() for file in found], "not_finite": infinite}))
-    else:
+        files = [file._asdict() for file in found]
+        print(as_json({"folder": str(folder), "files": files, "not_finite": infinite, "error": unusable}))
+    elif unusable is None:
         weights = f"not finite: {', '.join(map(printable, infinite))}" if infinite else "all finite"
         print(f"weights   {weights}")
+    if unusable is not None:
+        print(f"npgemma: {printable(unusable)}", file=sys.stderr)
     if damaged:
         hint = "delete what it links to and download it again"
         print(f"npgemma: {', '.join(map(printable, damaged))}: not what was published; {hint}", file=sys.stderr)
-    return 1 if damaged or infinite else 0
+    return 1 if damaged or infinite or unusable else 0

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from npgemma.commands.ask import AddParser
-from npgemma.commands.flags import answer_flags, load_model
-from npgemma.commands.output import answer, box_fields, print_json
+from npgemma.commands.flags import AddParser, answer, answer_flags, load_model
+from npgemma.commands.output import box_fields, print_json
+from npgemma.errors import BadPicture
 from npgemma.io.mask_codec import CODEC, read_mask_codec
 from npgemma.io.picture import read_picture, write_picture, written_format
 from npgemma.io.writing import beside
@@ -68,6 +68,8 @@ def run_segment(a: argparse.Namespace) -> int:
     """A line an object: label, x0, y0, x1, y1 in pixels, and how many pixels its mask has."""
     if a.draw:
         written_format(a.draw)
+    if a.masks and not a.masks.absolute().parent.is_dir():
+        raise BadPicture(f"{a.masks} cannot be written: No such file or directory")
     model, image, prompt = load_model(a), read_picture(a.image), segment_prompt(a.objects)
     codec = read_mask_codec(a.codec) if a.codec else model.mask_codec
     generation, status = answer(a, model, image, prompt)

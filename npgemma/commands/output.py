@@ -1,37 +1,16 @@
 """How results are told: text for people, JSON for programs, and nothing that could steer a terminal."""
 
-import argparse
 import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import asdict
 
 from npgemma.answers import Generation
-from npgemma.commands.flags import sampling
-from npgemma.model import Model
 from npgemma.tasks import Box, DetectedObject
 
 INTERRUPTED = 130  # the exit status of what Ctrl-C has ended
-
-
-def answer(a: argparse.Namespace, model: Model, images: Any, prompt: str) -> tuple[Generation, int]:
-    """What the flags ask for of one prompt, and the exit status: Ctrl-C leaves what is written so far, and 130."""
-    options = sampling(a)
-    written = Generation("", [], "interrupted")
-    with working("reading the picture"):
-        if a.num_beams > 1:
-            best, *_ = model.beams(images, prompt, a.num_beams, a.max_new_tokens, a.stop)
-            return best, 0
-        try:
-            for so_far in model.growing(images, prompt, **options):
-                written = so_far
-        except KeyboardInterrupt:
-            print("npgemma: interrupted", file=sys.stderr)
-            return replace(written, finish_reason="interrupted"), INTERRUPTED
-    return written, 0
 
 
 def print_json(

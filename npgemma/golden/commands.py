@@ -7,9 +7,9 @@ missing or names unknown.
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
+from npgemma.commands.flags import AddParser
 from npgemma.errors import BadGolden, NpgemmaError
 from npgemma.golden.chart import draw_chart
 from npgemma.golden.compare import compare
@@ -26,8 +26,6 @@ from npgemma.io.picture import write_picture, written_format
 from npgemma.io.writing import beside
 from npgemma.layers.rounding import SCHEDULES
 from npgemma.loading import load
-
-AddParser = Callable[..., argparse.ArgumentParser]
 
 
 def add_golden(add_parser: AddParser) -> None:

@@ -54,10 +54,14 @@ def snapshot(repo: str, revision: str, *needed: str) -> Path | None:
     if not folder.is_dir():
         raise BadModel(f"{folder} is missing: {repo} is cached, but not at {revision}; {known(home)}")
     if not any((folder / name).exists() for name in needed):
-        unfinished = any((home / "blobs").glob("*.incomplete"))
-        why = "its download is not finished" if unfinished else "only parts of it were downloaded"
+        why = "its download is not finished" if is_unfinished(home) else "only parts of it were downloaded"
         raise BadModel(f"{folder} has no {needed[0]}: {why}; 'hf download {repo} --revision {revision}' completes it")
     return folder
+
+
+def is_unfinished(home: Path) -> bool:
+    """Whether a download of a repository was begun and not ended."""
+    return any((home / "blobs").glob("*.incomplete"))
 
 
 def read_ref(home: Path, repo: str, revision: str) -> str:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from npgemma.errors import BadModel
 from npgemma.io.config import read_json
+from npgemma.io.hub_cache import is_unfinished
 from npgemma.io.model_folder import member
 from npgemma.layers.shapes import Array
 
@@ -40,7 +41,8 @@ def open_with_metadata(
             header = json.loads(file.read(length), object_pairs_hook=named_once)
         data = contents(path)[8 + length :]
     except FileNotFoundError:
-        raise BadModel(f"{path} is missing") from None
+        unfinished = path.parent.parent.name == "snapshots" and is_unfinished(path.parents[2])
+        raise BadModel(f"{path} is missing{': its download is not finished' if unfinished else ''}") from None
     except (OSError, ValueError, SafetensorError) as error:
         hint = "is it still downloading, or a placeholder for a large file?"
         raise BadModel(f"{path} is not a usable safetensors file ({error}); {hint}") from None

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from npgemma.errors import BadModel
-from npgemma.io.model_folder import member
+from npgemma.io.model_folder import folder_of, member
 from npgemma.layers.matmul import BLOCK, row_blocks
 from npgemma.layers.shapes import Array
 
@@ -29,11 +29,12 @@ class Verified(NamedTuple):
     genuine: bool | None
 
 
-def verify_files(folder: Path) -> Iterator[Verified]:
-    """Each file of a model folder, by name. BadModel if one cannot be read."""
-    for path in sorted(folder.iterdir()):
-        if path.is_dir():
-            continue
+def verify_files(model: Path) -> Iterator[Verified]:
+    """Each file of a model, by name: all of a folder, or the one file. BadModel if one cannot be read."""
+    folder = folder_of(model)
+    for path in sorted(model.iterdir()) if model.is_dir() else [model]:
+        if path.exists() and not path.is_file():
+            continue  # a folder, or what would wait for ever, such as a pipe
         real = Path(os.path.realpath(member(folder, path.name)))
         try:
             sha256, git = digests(real)

@@ -298,7 +298,7 @@ def test_json_is_one_object(snapshot, capsys):
     assert (status, err) == (0, "")
     assert out.count("\n") == 1
     files = [{"name": name, "sha256": sha256(snapshot / name), "genuine": True} for name in FILES]
-    assert json.loads(out) == {"folder": str(snapshot), "files": files, "not_finite": []}
+    assert json.loads(out) == {"folder": str(snapshot), "files": files, "not_finite": [], "error": None}
 
 
 def test_json_of_a_damaged_model_says_which(snapshot, capsys):
@@ -333,8 +333,10 @@ def test_a_damaged_config_is_shown_and_then_the_error(snapshot, capsys):
     assert status == 1
     assert out.splitlines()[0].startswith("damaged ")
     assert [line.split()[0] for line in out.splitlines()[1:]] == ["ok"] * 4
-    assert "config.json cannot be read as JSON" in err
-    assert err.count("\n") == 1
+    unusable, damaged = err.splitlines()
+    assert "config.json cannot be read as JSON" in unusable
+    assert damaged.startswith("npgemma: config.json: not what was published")
+    assert run(capsys, snapshot, "--format", "json")[0] == 1
 
 
 def test_a_link_out_is_one_sentence(snapshot, tmp_path, capsys):
