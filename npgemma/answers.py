@@ -11,7 +11,8 @@ class Generation:
     """What was written to one prompt.
 
     `finish_reason` is 'stop' (`token_ids` ends with an end token or a stop string, which `text` leaves out) or
-    'length'. `logprobs` are the natural logarithms of the model's own probability for each token.
+    'length'; '' while an answer goes on, and 'interrupted' from a command that was. `logprobs` are the natural
+    logarithms of the model's own probability for each token.
     """
 
     text: str
@@ -40,11 +41,15 @@ class Answers:
         return Generation(text, list(ids), reason or "", list(logprobs))
 
     def generations(self, tokens: Iterable[Token], count: int) -> list[Generation]:
-        """What each of `count` rows wrote."""
+        """What each of `count` rows wrote, or has written so far."""
         rows: list[list[Token]] = [[] for _ in range(count)]
         for token in tokens:
             rows[token.row].append(token)
-        return [self.generation([t.id for t in r], r[-1].finish_reason, [t.logprob for t in r]) for r in rows]
+        reasons = [row[-1].finish_reason if row else None for row in rows]
+        return [
+            self.generation([token.id for token in row], reason, [token.logprob for token in row])
+            for row, reason in zip(rows, reasons, strict=True)
+        ]
 
     def growing(self, tokens: Iterable[Token]) -> Iterator[Generation]:
         """The answer of one row after each of its tokens."""

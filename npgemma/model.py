@@ -120,7 +120,8 @@ class Model:
         `images` holds for each prompt a picture or a list of pictures; for a single string it is that one entry.
         `sampling` is temperature, top_k, top_p, min_p, repetition_penalty and seed, as in `Sampling`; without, the
         likeliest token is taken. An answer ends before the first `stop` string that it would hold.
-        Tokens that the tokenizer has no text for are never chosen. Raises BadPicture, BadPrompt, ValueError.
+        Tokens that the tokenizer has no text for are never chosen. Raises BadPicture, BadPrompt, TooLittleMemory,
+        BadModel for logits that are not finite, ValueError for options that are none.
         """
         if isinstance(prompts, str):
             return self.generate([images], [prompts], max_new_tokens, stop, **sampling)[0]
@@ -155,9 +156,9 @@ class Model:
         max_new_tokens: int = 256,
         stop: str | Sequence[str] = (),
     ) -> list[Generation]:
-        """The `num_beams` best answers that beam search finds, the likeliest first; see `beams.beam_search`.
+        """The best answers that beam search finds, at most `num_beams`, the likeliest first; see `beams.beam_search`.
 
-        Raises BadPicture, BadPrompt, ValueError.
+        Raises as `generate` does.
         """
         answers = self.answers(stop)
         (made,) = self.read_prompts([image], [prompt], max_new_tokens, num_beams)
@@ -197,7 +198,7 @@ class Model:
 
     def image_features(self, images: Picture | Sequence[Picture]) -> Float[Array, "B P D"]:
         """Pictures (one is a stack of one) as the decoder sees them: P rows of its width each, out of SigLIP and the
-        projector.
+        projector. Raises BadPicture, TooLittleMemory.
         """
         self.check_files()
         stack = [images] if isinstance(images, str | Path | Image.Image | np.ndarray) else images

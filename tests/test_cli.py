@@ -1,6 +1,7 @@
 """The command line: results on stdout alone, one sentence for an error, and the exit status that says which it was."""
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -199,6 +200,34 @@ def test_what_was_written_before_control_c_is_kept(monkeypatch, capsys):
     assert main(["ocr", PICTURE, "--format", "json"]) == 130
     found = json.loads(capsys.readouterr().out)
     assert (found["text"], found["finish_reason"]) == ("half an", "interrupted")
+
+
+def test_what_samples_wrote_before_control_c_is_kept(monkeypatch, model, capsys):
+    def tokens(*arguments, **_):
+        yield from itertools.islice(real(*arguments), 5)
+        raise KeyboardInterrupt
+
+    real = model.tokens
+    monkeypatch.setattr(type(model), "tokens", lambda self, *arguments: tokens(*arguments))
+    options = ("--samples", "2", "--temperature", "9", "--seed", "1", "--format", "json")
+    assert main(["ocr", PICTURE, *options]) == 130
+    out, err = capsys.readouterr()
+    assert err == "npgemma: interrupted\n"
+    found = [json.loads(line) for line in out.splitlines()]
+    assert [len(each["token_ids"]) for each in found] == [3, 2]
+    assert {each["finish_reason"] for each in found} == {"interrupted"}
+
+
+def test_boxes_may_be_1023rds(answering, tmp_path, capsys):
+    answering(BOXES)
+    Image.new("RGB", (1023, 1023)).save(tmp_path / "picture.png")
+    assert run(capsys, "detect", tmp_path / "picture.png", "cat", "--bins", 1023).startswith("cat\t256\t0\t1023\t512\n")
+
+
+def test_an_empty_stop_string_is_wrong_usage(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["ocr", PICTURE, "--stop", ""])
+    assert "it is empty" in capsys.readouterr().err
 
 
 def test_boxes_that_were_whole_before_control_c_are_told(monkeypatch, capsys):

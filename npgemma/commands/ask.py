@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from npgemma.answers import Generation
 from npgemma.commands.flags import (
@@ -16,7 +16,9 @@ from npgemma.commands.flags import (
     sampling,
 )
 from npgemma.commands.output import INTERRUPTED, as_json, print_json, printable, working
+from npgemma.generate import Token
 from npgemma.model import Model
+from npgemma.sampling import Sampling, SamplingOptions
 from npgemma.tasks import OCR_PROMPT, answer_prompt, caption_prompt
 
 
@@ -58,12 +60,10 @@ def run_prompt(a: argparse.Namespace) -> int:
     """The text that the model writes, streamed; or a line for each of several samples; or JSON, an answer a line."""
     if a.samples > 1 and (a.temperature == 0 or a.num_beams > 1):
         raise WrongUsage("--samples are drawn; they want a --temperature above 0, and no --num-beams")
-    options = sampling(a)
+    sampling(a)  # wrong usage is said before a model is loaded
     model, prompt = load_model(a), a.prompt(a)
     if a.samples > 1:
-        with working("reading the picture"):
-            answers = model.samples(a.images, prompt, a.samples, **options)
-        return show(a, prompt, answers, 0)
+        return show(a, prompt, *draw(a, model, prompt))
     if a.format == "json" or a.num_beams > 1:
         written, status = answer(a, model, a.images, prompt)
         return show(a, prompt, [written], status)
@@ -77,6 +77,21 @@ def show(a: argparse.Namespace, prompt: str, answers: list[Generation], status: 
         else:
             print(printable(each.text))
     return status
+
+
+def draw(a: argparse.Namespace, model: Model, prompt: str) -> tuple[list[Generation], int]:
+    """The samples, and the exit status: Ctrl-C leaves of each what is written so far, and 130."""
+    names = SamplingOptions.__annotations__
+    answers, rules = model.answers(a.stop), Sampling(**{name: getattr(a, name) for name in names})
+    written: list[Token] = []
+    with working("reading the picture"):
+        try:
+            written.extend(model.tokens([a.images], [prompt], a.max_new_tokens, rules, answers, a.samples))
+        except KeyboardInterrupt:
+            print("npgemma: interrupted", file=sys.stderr)
+            so_far = answers.generations(written, a.samples)
+            return [replace(each, finish_reason=each.finish_reason or "interrupted") for each in so_far], INTERRUPTED
+    return answers.generations(written, a.samples), 0
 
 
 def stream(a: argparse.Namespace, model: Model, prompt: str) -> int:
@@ -100,14 +115,15 @@ def stream(a: argparse.Namespace, model: Model, prompt: str) -> int:
 
 
 def run_score(a: argparse.Namespace) -> None:
-    """A line a suffix, the likeliest first: log-probability, perplexity, suffix."""
+    """A line a suffix, the likeliest first: log-probability, perplexity, suffix, log-probability of each token."""
     model = load_model(a)
     with working("reading the picture"):
-        scores = model.score([a.image] * len(a.suffixes), [a.prompt] * len(a.suffixes), a.suffixes)
+        scores = model.score(a.image, a.prompt, a.suffixes)
     ranked = sorted(zip(a.suffixes, scores, strict=True), key=lambda pair: -pair[1].total)
     for suffix, score in ranked:
         if a.format == "json":
             facts = {"total": score.total, "loss": score.loss, "perplexity": score.perplexity}
             print(as_json({"prompt": a.prompt, "suffix": suffix, **asdict(score), **facts}))
         else:
-            print(f"{round(score.total, 4) + 0.0:.4f}", f"{score.perplexity:.4g}", printable(suffix), sep="\t")
+            total, *each = (f"{round(number, 4) + 0.0:.4f}" for number in (score.total, *score.logprobs))
+            print(total, f"{score.perplexity:.4g}", printable(suffix), " ".join(each), sep="\t")

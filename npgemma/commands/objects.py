@@ -22,6 +22,13 @@ def add_objects(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
     detect.add_argument("image", metavar="IMAGE")
     detect.add_argument("objects", nargs="+", metavar="OBJECT")
     detect.add_argument("--draw", type=Path, metavar="FILE", help="write the picture with the boxes drawn")
+    detect.add_argument(
+        "--bins",
+        type=int,
+        choices=(1024, 1023),
+        default=1024,
+        help="what locations divide a side by: 1024 as in PaliGemma's demo (default), 1023 as in its benchmarks",
+    )
     detect.set_defaults(run=run_detect)
 
     segment = add_parser("segment", parents=[common], help="masks of the named things: a box, and the pixels in it")
@@ -51,7 +58,7 @@ def run_detect(a: argparse.Namespace) -> int:
     model, image, prompt = load_model(a), read_picture(a.image), detect_prompt(a.objects)
     generation, status = answer(a, model, image, prompt)
     things = parse_objects(generation.text)
-    boxes = [thing.box(*image.size) for thing in things]
+    boxes = [thing.box(*image.size, bins=a.bins) for thing in things]
     if a.format == "json":
         print_json(prompt, generation, boxes, things)
     else:
