@@ -9,7 +9,7 @@ from npgemma.io.checkpoint import in_memory, paligemma, read_tensors
 from npgemma.io.config import read_config
 from npgemma.io.model_folder import find_adapter, find_model, folder_of
 from npgemma.io.safetensors import weight_files
-from npgemma.memory import Budget
+from npgemma.memory import Budget, plan_memory
 from npgemma.model import Model
 
 
@@ -35,9 +35,10 @@ def load(
     model, number = find_model(path), np.dtype(dtype)
     folder = folder_of(model)
     config = read_config(folder)
-    one_picture = (config, number.itemsize, 1, [config.vision.num_patches])
+    one_picture = (number.itemsize, 1, [config.vision.num_patches])
     files = {path: path.stat() for path in weight_files(model)}
-    Budget(sum(file.st_size for file in files.values()), allowed=max_memory).require(*one_picture)
+    size = sum(file.st_size for file in files.values())
+    Budget(allowed=max_memory).require(plan_memory(config, size, *one_picture))
     tensors = read_tensors(model, config)  # mapped: nothing of them is read yet
     stored = sum(w.nbytes for w in tensors.values())
     changes = None if adapter is None else read_adapter(find_adapter(adapter))
@@ -46,7 +47,7 @@ def load(
     copied = {*tensors} if resident else changes.changed if changes else set()
     held = sum(w.size * number.itemsize for name, w in tensors.items() if name in copied)
     weights = held + sum(w.nbytes for name, w in tensors.items() if name not in copied)
-    Budget(weights, allowed=max_memory, mapped=stored).require(*one_picture)
+    Budget(allowed=max_memory, mapped=stored).require(plan_memory(config, weights, *one_picture))
     if changes:
         tensors = merged(tensors, changes, number)
     if resident:

@@ -125,18 +125,8 @@ class Budget:
     allowed: int | None = None
     mapped: int = 0
 
-    def require(
-        self,
-        c: Config,
-        itemsize: int,
-        pictures: int,
-        prompts: Sequence[int],
-        new_tokens: int = 1,
-        samples: int = 1,
-        logit_rows: int = 0,
-    ) -> None:
-        """TooLittleMemory if what `plan_memory` says is more than is allowed; where nothing is said, than there is."""
-        plan = plan_memory(c, self.weights, itemsize, pictures, prompts, new_tokens, samples, logit_rows)
+    def require(self, plan: MemoryPlan) -> None:
+        """TooLittleMemory if the plan, these weights in it, is more than is allowed, or than there is."""
         if self.allowed is not None:
             if plan.total > self.allowed:
                 raise TooLittleMemory(f"this needs {plan}, more than the {size(self.allowed)} allowed; {ADVICE}")

@@ -23,7 +23,7 @@ from npgemma.io.processor import Pictures, Processor
 from npgemma.io.tokenizer import Tokenizer, read_tokenizer
 from npgemma.layers.shapes import Array, Float, Int
 from npgemma.layers.taps import Tap, silent
-from npgemma.memory import UNLIMITED, Budget
+from npgemma.memory import UNLIMITED, Budget, plan_memory
 from npgemma.models.mask_vqvae import MaskVQVAE
 from npgemma.models.paligemma import PaliGemma, Prompt, forward, image_features
 from npgemma.sampling import Sampling, SamplingOptions
@@ -326,5 +326,5 @@ class Model:
         self, lengths: Sequence[int], pictures: int, max_new_tokens: int, samples: int = 1, logit_rows: int = 0
     ) -> None:
         """TooLittleMemory unless prompts of such lengths can be answered all at once; see `memory.plan_memory`."""
-        itemsize = self.dtype.itemsize
-        self.budget.require(self.config, itemsize, pictures, lengths, max_new_tokens, samples, logit_rows)
+        run = (self.dtype.itemsize, pictures, lengths, max_new_tokens, samples, logit_rows)
+        self.budget.require(plan_memory(self.config, self.budget.weights, *run))

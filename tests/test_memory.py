@@ -340,27 +340,27 @@ def available(monkeypatch):
 
 
 def test_a_budget_is_what_the_plan_says_to_the_byte(available):
-    arguments = (SMALL, 4, 3, [11, 20], 5, 2)
-    total = plan_memory(SMALL, 1000, 4, 3, [11, 20], 5, 2).total
+    plan = plan_memory(SMALL, 1000, 4, 3, [11, 20], 5, 2)
+    total = plan.total
     available(total)
-    Budget(1000).require(*arguments)
-    Budget(1000, 0, total).require(*arguments)
+    Budget(1000).require(plan)
+    Budget(1000, 0, total).require(plan)
     with pytest.raises(TooLittleMemory, match="allowed"):
-        Budget(1000, 0, total - 1).require(*arguments)
+        Budget(1000, 0, total - 1).require(plan)
     available(total - 1)
     with pytest.raises(TooLittleMemory, match="available"):
-        Budget(1000).require(*arguments)
+        Budget(1000).require(plan)
 
 
 def test_what_is_held_already_is_not_asked_for_again(available):
     """It still counts as allowed or not: that is about all of it."""
     total = plan_memory(SMALL, GB, 4, 1, [11]).total
     available(total - GB)
-    Budget(GB, GB).require(SMALL, 4, 1, [11])
+    Budget(GB, GB).require(plan_memory(SMALL, GB, 4, 1, [11]))
     with pytest.raises(TooLittleMemory, match="available"):
-        Budget(GB, GB - 1).require(SMALL, 4, 1, [11])
+        Budget(GB, GB - 1).require(plan_memory(SMALL, GB, 4, 1, [11]))
     with pytest.raises(TooLittleMemory, match="allowed"):
-        Budget(GB, GB, total - 1).require(SMALL, 4, 1, [11])
+        Budget(GB, GB, total - 1).require(plan_memory(SMALL, GB, 4, 1, [11]))
 
 
 def test_what_one_allows_oneself_goes_before_what_is_known(available):
@@ -368,14 +368,14 @@ def test_what_one_allows_oneself_goes_before_what_is_known(available):
     total = plan_memory(SMALL, GB, 4, 1, [11]).total
     for known in (0, 10 * GB, None):
         available(known)
-        Budget(GB, 0, total).require(SMALL, 4, 1, [11])
+        Budget(GB, 0, total).require(plan_memory(SMALL, GB, 4, 1, [11]))
         with pytest.raises(TooLittleMemory, match="allowed"):
-            Budget(GB, 0, total - 1).require(SMALL, 4, 1, [11])
+            Budget(GB, 0, total - 1).require(plan_memory(SMALL, GB, 4, 1, [11]))
 
 
 def test_where_nothing_is_known_nothing_is_refused(available):
     available(None)
-    Budget(10**18).require(SMALL, 4, 1, [11])
+    Budget(10**18).require(plan_memory(SMALL, 10**18, 4, 1, [11]))
 
 
 def test_the_message_has_the_numbers(available):
@@ -384,10 +384,10 @@ def test_the_message_has_the_numbers(available):
     said = f"this needs {size(plan.total)} (6.00 GB of weights, 0.00 GB of caches, 0.00 GB of activations)"
     available(5 * GB)
     with pytest.raises(TooLittleMemory) as error:
-        Budget(6 * GB).require(SMALL, 4, 1, [11])
+        Budget(6 * GB).require(plan_memory(SMALL, 6 * GB, 4, 1, [11]))
     assert str(error.value).startswith(f"{said}, and 5.00 GB are available; smaller pictures, ")
     with pytest.raises(TooLittleMemory) as error:
-        Budget(6 * GB, 0, 3 * GB).require(SMALL, 4, 1, [11])
+        Budget(6 * GB, 0, 3 * GB).require(plan_memory(SMALL, 6 * GB, 4, 1, [11]))
     assert str(error.value).startswith(f"{said}, more than the 3.00 GB allowed; smaller pictures, ")
 
 
@@ -569,8 +569,8 @@ class Planning(Budget):
 
     plans: list[MemoryPlan]
 
-    def require(self, config: Config, *arguments: object, **options: object) -> None:
-        self.plans.append(plan_memory(config, 0, *arguments, **options))
+    def require(self, plan: MemoryPlan) -> None:
+        self.plans.append(plan)
 
 
 # What is asked of a small model with one size so large that it takes nearly all of the memory.
