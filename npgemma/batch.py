@@ -5,7 +5,6 @@ Every step of the decoder reads all weights, for one row or for many: so N answe
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import NamedTuple, Unpack
 
 import numpy as np
@@ -65,10 +64,11 @@ def answer_jobs(
         raise ValueError(f"in_flight is {in_flight}; it is a whole number from 1 up")
     answers, rules = model.answers(stop), Sampling(**sampling)
     limits = model.limits(max_new_tokens, answers)
-    waiting: Iterator[Job] = iter(jobs)
+    waiting = iter(jobs)
     going: list[Flight] = []
+    held: list[Ready] = []  # back, for want of memory
     while True:
-        fresh: list[Ready] = []
+        fresh, held = held, []
         while len(going) + len(fresh) < in_flight and (job := next(waiting, None)) is not None:
             try:
                 fresh.append(read_job(model, job, max_new_tokens))
@@ -80,11 +80,11 @@ def answer_jobs(
                 going += take_off(model, fresh, going, limits, rules)
                 break
             except TooLittleMemory as error:  # one fewer; or alone, later; or never
-                job = fresh.pop().job
+                last = fresh.pop()
                 if fresh or going:
-                    waiting = chain([job], waiting)
+                    held.insert(0, last)
                 else:
-                    yield Answer(job, error=str(error))
+                    yield Answer(last.job, error=str(error))
         if not going and read_any:
             continue
         if not going:
