@@ -22,14 +22,18 @@ from npgemma.golden.commands import add_compare, add_golden
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    a = build_parser().parse_args(arguments)
+    if sys.stderr is None:  # nobody wants to hear
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - to the end of the process
     try:
         if sys.stdout is None:
             raise OSError("stdout is closed")
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # an ASCII terminal gets escapes, not an error
-        status = a.run(a) or 0
-        sys.stdout.flush()
+        try:
+            a = build_parser().parse_args(arguments)
+            status = a.run(a) or 0
+        finally:
+            sys.stdout.flush()  # of --version too, which exits
     except WrongUsage as error:
         print(f"npgemma: {error}", file=sys.stderr)
         return 2

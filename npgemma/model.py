@@ -320,7 +320,8 @@ class Model:
         longest, limit = max(map(len, input_ids)), self.config.text.max_position_embeddings
         if longest + max_new_tokens > limit:
             both = f"a prompt of {longest} tokens and max_new_tokens {max_new_tokens}"
-            raise BadPrompt(f"{both} are more than the {limit} positions of this model; ask for fewer")
+            hint = "ask for fewer" if longest < limit else "give fewer pictures or words"
+            raise BadPrompt(f"{both} are more than the {limit} positions of this model; {hint}")
 
     def check_memory(
         self, lengths: Sequence[int], pictures: int, max_new_tokens: int, samples: int = 1, logit_rows: int = 0

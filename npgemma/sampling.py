@@ -78,7 +78,8 @@ def penalize(scores: Float[Array, "V"], seen: Int[Array, "T"], penalty: float) -
     """The score of every token that was seen, in the prompt too, is divided by `penalty`; a negative one multiplied."""
     scores = scores.copy()
     seen = seen[seen < len(scores)]
-    scores[seen] = np.where(scores[seen] < 0, scores[seen] * penalty, scores[seen] / penalty)
+    with np.errstate(over="ignore", divide="ignore"):  # an absurd penalty makes infinities, which rank as they should
+        scores[seen] = np.where(scores[seen] < 0, scores[seen] * penalty, scores[seen] / penalty)
     return scores
 
 

@@ -580,7 +580,7 @@ def test_pictures_are_found_from_the_file_of_jobs(pictures, tmp_path, monkeypatc
     [
         (["."], "batch takes a folder and a prompt, or a file of jobs"),
         (["jobs.jsonl", "ocr"], "batch takes a folder and a prompt, or a file of jobs"),
-        (["jobs.jsonl", "--num-beams", "2"], "--num-beams searches one answer at a time"),
+        (["jobs.jsonl", "--num-beams", "2"], "unrecognized arguments: --num-beams 2"),
         (["jobs.jsonl", "--top-k", "5"], "--top-k is about drawing"),
         (["jobs.jsonl", "--in-flight", "0"], "argument --in-flight: '0' is not a whole number from 1 up"),
         (["jobs.jsonl", "--in-flight", "many"], "argument --in-flight: 'many' is not a whole number from 1 up"),

@@ -670,6 +670,28 @@ def test_a_full_disk_is_one_sentence(command):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="there is no device here that is always full")
+@pytest.mark.parametrize("command", [["--version"]])
+def test_a_full_disk_is_one_sentence_to_the_version_too(command):
+    with open("/dev/full", "w") as full:
+        done = process(*command, stdout=full)
+    assert done.returncode == 1
+    assert done.stderr.startswith("npgemma: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no shell here that closes a stream")
+@pytest.mark.parametrize("command", ["caption", "detect"])
+def test_a_closed_stderr_is_nobody_who_listens(command, model):
+    """npgemma ... 2>&-"""
+    labels = ["blue star"] if command == "detect" else []
+    line = [sys.executable, "-m", "npgemma", command, PICTURE, *labels]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["sh", "-c", '"$@" 2>&-', "sh", *line], stdout=subprocess.PIPE, timeout=60, env=environment)
+    assert done.returncode == 0
+    assert b"blue star" in done.stdout
+
+
 def test_an_encoding_that_lacks_a_character_is_no_traceback(tmp_path):
     """As on a Windows console, or in a pipe there: the character is written out or replaced."""
     options = {"environment": {"PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}}

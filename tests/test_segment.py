@@ -111,6 +111,30 @@ def test_what_cannot_be_written_is_an_error(answering: list[str], codec: Path, b
     assert segment("--codec", codec, *bad) == 1
 
 
+@pytest.mark.parametrize("flag", ["--draw", "--masks"])
+def test_the_picture_itself_is_never_written_over(flag: str, answering, codec: Path, tmp_path: Path, capsys) -> None:
+    shutil.copy(SAMPLE, tmp_path / "mine.png")
+    before = (tmp_path / "mine.png").read_bytes()
+    command = ["segment", str(tmp_path / "mine.png"), "star", "--codec", str(codec), flag, str(tmp_path / "mine.png")]
+    assert main(command) == 1
+    assert "would be written over the picture" in capsys.readouterr().err
+    assert (tmp_path / "mine.png").read_bytes() == before
+    assert answering == []
+
+
+def test_one_file_is_not_written_twice(answering, codec: Path, tmp_path: Path, capsys) -> None:
+    both = str(tmp_path / "x.png")
+    assert segment("--codec", codec, "--draw", both, "--masks", both) == 1
+    assert "would be written over itself" in capsys.readouterr().err
+
+
+def test_an_answer_that_was_cut_off_is_said_to_be(monkeypatch, codec: Path, capsys) -> None:
+    cut = Generation("<loc0001><loc0002>", [5, 6], "length")
+    monkeypatch.setattr(Model, "growing", lambda *_, **__: iter([cut]))
+    assert segment("--codec", codec) == 0
+    assert "nothing found: the answer was cut off after 2 tokens" in capsys.readouterr().err
+
+
 def test_a_mask_tints_its_pixels_and_no_others() -> None:
     image = Image.new("RGB", (6, 4), "white")
     mask = np.zeros((4, 6), bool)

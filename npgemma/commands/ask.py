@@ -8,6 +8,7 @@ from npgemma.answers import Generation
 from npgemma.commands.flags import (
     AddParser,
     WrongUsage,
+    add_num_beams,
     answer,
     answer_flags,
     load_model,
@@ -24,6 +25,7 @@ from npgemma.tasks import OCR_PROMPT, answer_prompt, caption_prompt
 
 def add_ask(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
     common = answer_flags(form)
+    add_num_beams(common)
     common.add_argument(
         "--samples", type=positive, default=1, metavar="N", help="with a temperature: N answers, one after the other"
     )
@@ -48,7 +50,9 @@ def add_ask(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
     ocr.set_defaults(run=run_prompt, prompt=lambda a: OCR_PROMPT)
 
     score = add_parser(
-        "score", parents=[form, model_flags()], help="how likely the model finds given answers: log P, perplexity"
+        "score",
+        parents=[form, model_flags()],
+        help="how likely the model finds given answers: log P, perplexity, answer, log P of each token",
     )
     score.add_argument("image", metavar="IMAGE")
     score.add_argument("prompt", metavar="PROMPT")
@@ -126,4 +130,5 @@ def run_score(a: argparse.Namespace) -> None:
             print(as_json({"prompt": a.prompt, "suffix": suffix, **asdict(score), **facts}))
         else:
             total, *each = (f"{round(number, 4) + 0.0:.4f}" for number in (score.total, *score.logprobs))
-            print(total, f"{score.perplexity:.4g}", printable(suffix), " ".join(each), sep="\t")
+            words = printable(" ".join(suffix.split()))
+            print(total, f"{score.perplexity:.4g}", words, " ".join(each), sep="\t")

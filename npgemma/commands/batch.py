@@ -42,8 +42,6 @@ def add_batch(add_parser: AddParser) -> None:
 def run_batch(a: argparse.Namespace) -> int:
     """Answer what has no result yet; 1 if the results hold an error, after all others are done."""
     options = sampling(a)
-    if a.num_beams > 1:
-        raise WrongUsage("batch answers many pictures at a time; --num-beams searches one answer at a time")
     if a.jobs.is_dir() != (a.prompt is not None):
         raise WrongUsage("batch takes a folder and a prompt, or a file of jobs, which have prompts of their own")
     jobs = folder_jobs(a.jobs, a.prompt) if a.jobs.is_dir() else read_jobs(a.jobs)

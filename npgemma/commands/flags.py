@@ -91,16 +91,20 @@ def answer_flags(form: argparse.ArgumentParser) -> argparse.ArgumentParser:
         help="end before this text; may be repeated",
     )
     common.add_argument(
+        "--seed", type=checked("seed", int), default=0, metavar="S", help="seed of the draws (default: 0)"
+    )
+    return common
+
+
+def add_num_beams(common: argparse.ArgumentParser) -> None:
+    """For the commands that answer one prompt at a time."""
+    common.add_argument(
         "--num-beams",
         type=positive,
         default=1,
         metavar="K",
         help="search for the answer that is likeliest as a whole, with K at a time (default: 1, none)",
     )
-    common.add_argument(
-        "--seed", type=checked("seed", int), default=0, metavar="S", help="seed of the draws (default: 0)"
-    )
-    return common
 
 
 class Version(argparse.Action):
@@ -168,7 +172,7 @@ def sampling(a: argparse.Namespace) -> dict[str, Any]:
     drawn = [flag for flag, plain in DRAWING.items() if getattr(a, flag) != plain]
     if drawn and a.temperature == 0:
         raise WrongUsage(f"--{drawn[0].replace('_', '-')} is about drawing; it wants a --temperature above 0")
-    if a.num_beams > 1 and (a.temperature or a.repetition_penalty != 1):
+    if getattr(a, "num_beams", 1) > 1 and (a.temperature or a.repetition_penalty != 1):
         raise WrongUsage("--num-beams looks for the likeliest answer; --temperature and --repetition-penalty do not")
     names = ("max_new_tokens", "stop", "temperature", "repetition_penalty", "seed", *DRAWING)
     return {name: getattr(a, name) for name in names}

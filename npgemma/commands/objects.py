@@ -1,12 +1,14 @@
 """detect and segment: boxes and masks of named things."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from npgemma.commands.flags import AddParser, answer, answer_flags, load_model
+from npgemma.answers import Generation
+from npgemma.commands.flags import AddParser, add_num_beams, answer, answer_flags, load_model
 from npgemma.commands.output import box_fields, print_json
 from npgemma.errors import BadPicture
 from npgemma.io.mask_codec import CODEC, read_mask_codec
@@ -18,6 +20,7 @@ from npgemma.tasks import detect_prompt, draw_boxes, parse_objects, segment_prom
 
 def add_objects(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
     common = answer_flags(form)
+    add_num_beams(common)
     detect = add_parser("detect", parents=[common], help="boxes of the named things: label, x0, y0, x1, y1 in pixels")
     detect.add_argument("image", metavar="IMAGE")
     detect.add_argument("objects", nargs="+", metavar="OBJECT")
@@ -51,10 +54,22 @@ def add_objects(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
     segment.set_defaults(run=run_segment)
 
 
+def check_written(a: argparse.Namespace, *paths: Path | None) -> None:
+    """BadPicture, before the work and not after it, for files that cannot be written or would take another's place."""
+    real = [path.resolve() for path in paths if path]
+    for path in real:
+        if path == Path(a.image).resolve() or real.count(path) > 1:
+            raise BadPicture(f"{path} would be written over {'itself' if real.count(path) > 1 else 'the picture'}")
+        if not os.access(path.parent, os.W_OK):
+            why = "Permission denied" if path.parent.is_dir() else "No such file or directory"
+            raise BadPicture(f"{path} cannot be written: {why}")
+
+
 def run_detect(a: argparse.Namespace) -> int:
     """A line a box: label, x0, y0, x1, y1 in pixels, with tabs between."""
+    check_written(a, a.draw)
     if a.draw:
-        written_format(a.draw)  # before the work, not after it
+        written_format(a.draw)
     model, image, prompt = load_model(a), read_picture(a.image), detect_prompt(a.objects)
     generation, status = answer(a, model, image, prompt)
     things = parse_objects(generation.text)
@@ -65,18 +80,23 @@ def run_detect(a: argparse.Namespace) -> int:
         for box in boxes:
             print(*box_fields(box), sep="\t")
         if not boxes:
-            print("npgemma: nothing found", file=sys.stderr)
+            say_nothing_found(generation)
     if a.draw:
         write_picture(draw_boxes(image, boxes), a.draw)
     return status
 
 
+def say_nothing_found(generation: Generation) -> None:
+    cut = generation.finish_reason == "length"
+    hint = f": the answer was cut off after {len(generation.token_ids)} tokens, see --max-new-tokens" if cut else ""
+    print(f"npgemma: nothing found{hint}", file=sys.stderr)
+
+
 def run_segment(a: argparse.Namespace) -> int:
     """A line an object: label, x0, y0, x1, y1 in pixels, and how many pixels its mask has."""
+    check_written(a, a.draw, a.masks)
     if a.draw:
         written_format(a.draw)
-    if a.masks and not a.masks.absolute().parent.is_dir():
-        raise BadPicture(f"{a.masks} cannot be written: No such file or directory")
     model, image, prompt = load_model(a), read_picture(a.image), segment_prompt(a.objects)
     codec = read_mask_codec(a.codec) if a.codec else model.mask_codec
     generation, status = answer(a, model, image, prompt)
@@ -89,7 +109,7 @@ def run_segment(a: argparse.Namespace) -> int:
         if a.format == "text":
             print(*box_fields(box), round(float(mask.sum())), sep="\t")
     if not things:
-        print("npgemma: nothing found", file=sys.stderr)
+        say_nothing_found(generation)
     if a.masks:
         stacked = np.array(masks, np.float32 if a.soft else bool).reshape(-1, image.height, image.width)
         with beside(a.masks) as temporary, temporary.open("wb") as file:

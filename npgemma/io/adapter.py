@@ -96,6 +96,8 @@ def read_adapter(folder: Path) -> Adapter:
             raise BadModel(f"{path}: {module} is not changed by a matrix lora_A [r, in] and a matrix lora_B [out, r]")
         name = once(added, plain_name(f"{module}.weight"))
         added[name] = LowRank(half["A"], half["B"], scale_of(config, module, rank))
+    if not added and not replaced:
+        raise BadModel(f"{path} holds no tensors: an adapter that changes nothing was not saved whole")
     return Adapter(path, added, replaced)
 
 

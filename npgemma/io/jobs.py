@@ -72,7 +72,7 @@ def read_jobs(path: Path) -> list[Job | NoJob]:
 def folder_jobs(folder: Path, prompt: str) -> list[Job | NoJob]:
     """The same prompt about every picture in a folder, by name, which is its id. BadJobs if it holds none."""
     try:
-        names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+        names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
     except OSError as error:
         raise BadJobs(f"{folder} cannot be read: {error.strerror}") from None
     if not names:

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from npgemma.errors import BadModel
 from npgemma.io.model_folder import folder_of, member
 from npgemma.layers.matmul import BLOCK, row_blocks
 from npgemma.layers.shapes import Array
@@ -22,7 +21,7 @@ CHUNK = 1 << 22  # bytes read at once
 
 
 class Verified(NamedTuple):
-    """A file, its sha256, and whether it is what its blob is named after: None where it is no blob."""
+    """A file, its sha256 ('' if it cannot be read), and whether it is what its blob is named after: None if no blob."""
 
     name: str
     sha256: str
@@ -30,7 +29,7 @@ class Verified(NamedTuple):
 
 
 def verify_files(model: Path) -> Iterator[Verified]:
-    """Each file of a model, by name: all of a folder, or the one file. BadModel if one cannot be read."""
+    """Each file of a model, by name: all of a folder, or the one file. BadModel for a link that leads out of it."""
     folder = folder_of(model)
     for path in sorted(model.iterdir()) if model.is_dir() else [model]:
         if path.exists() and not path.is_file():
@@ -38,8 +37,9 @@ def verify_files(model: Path) -> Iterator[Verified]:
         real = Path(os.path.realpath(member(folder, path.name)))
         try:
             sha256, git = digests(real)
-        except OSError as error:
-            raise BadModel(f"{path} cannot be read: {error.strerror}") from None
+        except OSError:  # a link to a blob that is gone, or to itself
+            yield Verified(path.name, "", False)
+            continue
         name = real.name if real.parent.name == "blobs" else ""
         expected = {64: sha256, 40: git}.get(len(name)) if re.fullmatch("[0-9a-f]+", name) else None
         yield Verified(path.name, sha256, None if expected is None else name == expected)
