@@ -118,9 +118,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def eight_bits(gray: Array) -> Array:
-    """Grays to 0 .. 255: 16-bit ones by 1/257, wider ones too if any exceeds 255. BadPicture beyond 0 .. 65535."""
+    """Grays to 0 .. 255: 16-bit ones by 1/257, wider ones too if any exceeds 255; floats of 0 .. 1 by 255.
+
+    BadPicture beyond 0 .. 65535.
+    """
     if not np.isfinite(gray).all() or gray.min() < 0 or gray.max() > 65535:
         raise BadPicture(f"gray values run from {gray.min()} to {gray.max()}; npgemma reads 0 to 65535")
+    if gray.dtype.kind == "f" and gray.max() <= 1:
+        gray = gray * 255
     deep = gray.dtype.itemsize == 2 or gray.max() > 255
     return np.rint(gray / 257 if deep else gray).astype(np.uint8)
 

@@ -291,6 +291,13 @@ def test_float_grays_are_8_or_16_bits_by_their_largest(tmp_path):
     assert gray(Image.fromarray(grays(DEEP, np.float32))) == SHALLOW
 
 
+def test_float_grays_of_0_to_1_are_no_black_picture(tmp_path):
+    """As science and medicine save them; 1.4 in the test above says that it is none of them."""
+    image = Image.fromarray(grays([0, 0.25, 0.5, 1], np.float32))
+    image.save(tmp_path / "picture.tif")
+    assert gray(image) == gray(tmp_path / "picture.tif") == [0, 64, 128, 255]
+
+
 @pytest.mark.parametrize(
     "values", [[0.0, np.nan], [np.inf, 0.0], [-np.inf, 1.0], [-1.0, 4.0], [0.0, 65536.0]], ids=repr
 )
