@@ -30,23 +30,23 @@ def add_ask(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
         "--samples", type=positive, default=1, metavar="N", help="with a temperature: N answers, one after the other"
     )
     generate = add_parser("generate", parents=[common], help="any prompt, about one or several pictures")
-    generate.add_argument("images", nargs="+", metavar="IMAGE")
-    generate.add_argument("text", metavar="PROMPT")
+    generate.add_argument("images", nargs="+", metavar="IMAGE", help="one picture or several")
+    generate.add_argument("text", metavar="PROMPT", help="such as 'caption en' or 'detect cat'")
     generate.set_defaults(run=run_prompt, prompt=lambda a: a.text)
 
     caption = add_parser("caption", parents=[common], help="what is on the picture")
-    caption.add_argument("images", nargs=1, metavar="IMAGE")
+    caption.add_argument("images", nargs=1, metavar="IMAGE", help="a picture")
     caption.add_argument("--language", default="en", help="default: en")
     caption.set_defaults(run=run_prompt, prompt=lambda a: caption_prompt(a.language))
 
     question = add_parser("answer", parents=[common], help="the answer to a question about the picture")
-    question.add_argument("images", nargs=1, metavar="IMAGE")
-    question.add_argument("question", metavar="QUESTION")
+    question.add_argument("images", nargs=1, metavar="IMAGE", help="a picture")
+    question.add_argument("question", metavar="QUESTION", help="in words")
     question.add_argument("--language", default="en", help="default: en")
     question.set_defaults(run=run_prompt, prompt=lambda a: answer_prompt(a.question, a.language))
 
     ocr = add_parser("ocr", parents=[common], help="the text on the picture")
-    ocr.add_argument("images", nargs=1, metavar="IMAGE")
+    ocr.add_argument("images", nargs=1, metavar="IMAGE", help="a picture")
     ocr.set_defaults(run=run_prompt, prompt=lambda a: OCR_PROMPT)
 
     score = add_parser(
@@ -54,8 +54,8 @@ def add_ask(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
         parents=[form, model_flags()],
         help="how likely the model finds given answers: log P, perplexity, answer, log P of each token",
     )
-    score.add_argument("image", metavar="IMAGE")
-    score.add_argument("prompt", metavar="PROMPT")
+    score.add_argument("image", metavar="IMAGE", help="a picture")
+    score.add_argument("prompt", metavar="PROMPT", help="what the answers are to")
     score.add_argument("suffixes", nargs="+", metavar="ANSWER", help="several are ranked")
     score.set_defaults(run=run_score)
 

@@ -22,7 +22,7 @@ def add_batch(add_parser: AddParser) -> None:
         "jobs",
         type=Path,
         metavar="JOBS",
-        help='a file of lines {"id": ..., "image": ..., "prompt": ...}, or a folder of pictures',
+        help='a file of lines {"id": ..., "image": ..., "prompt": ...}, or a folder of pictures (not of folders)',
     )
     batch.add_argument("prompt", nargs="?", metavar="PROMPT", help="for a folder: what every picture is asked")
     batch.add_argument(

@@ -21,11 +21,11 @@ TEXT_TOKENS, NEW_TOKENS = 32, 256  # what inspect takes a prompt and an answer t
 
 def add_models(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
     inspect = add_parser("inspect", parents=[form], help="what a model holds, and the memory it needs; nothing is read")
-    inspect.add_argument("model", nargs="?", metavar="MODEL")
+    inspect.add_argument("model", nargs="?", metavar="MODEL", help="as for -m; default: the model inside npgemma")
     inspect.set_defaults(run=run_inspect)
 
     verify = add_parser("verify", parents=[form], help="whether a model's files are whole and its weights finite")
-    verify.add_argument("model", nargs="?", metavar="MODEL")
+    verify.add_argument("model", nargs="?", metavar="MODEL", help="as for -m; default: the model inside npgemma")
     verify.set_defaults(run=run_verify)
 
 

@@ -22,8 +22,8 @@ def add_objects(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
     common = answer_flags(form)
     add_num_beams(common)
     detect = add_parser("detect", parents=[common], help="boxes of the named things: label, x0, y0, x1, y1 in pixels")
-    detect.add_argument("image", metavar="IMAGE")
-    detect.add_argument("objects", nargs="+", metavar="OBJECT")
+    detect.add_argument("image", metavar="IMAGE", help="a picture")
+    detect.add_argument("objects", nargs="+", metavar="OBJECT", help="what to look for, one name each")
     detect.add_argument("--draw", type=Path, metavar="FILE", help="write the picture with the boxes drawn")
     detect.add_argument(
         "--bins",
@@ -35,8 +35,8 @@ def add_objects(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
     detect.set_defaults(run=run_detect)
 
     segment = add_parser("segment", parents=[common], help="masks of the named things: a box, and the pixels in it")
-    segment.add_argument("image", metavar="IMAGE")
-    segment.add_argument("objects", nargs="+", metavar="OBJECT")
+    segment.add_argument("image", metavar="IMAGE", help="a picture")
+    segment.add_argument("objects", nargs="+", metavar="OBJECT", help="what to look for, one name each")
     segment.add_argument("--draw", type=Path, metavar="FILE", help="write the picture with masks and boxes drawn")
     segment.add_argument("--masks", type=Path, metavar="FILE", help="write the masks: an .npz file of masks and labels")
     segment.add_argument(
