@@ -32,8 +32,8 @@ SHARE = 0.999
 GELU_SHARE, SDPA_SHARE = 0.98, 0.95
 # A tap of a few hundred values has one of them the other way.
 FLIPS = 8
-# How far that exp is off, nearly always: of 128,000 exponentials of the kernel (values = identity) 0.8% were rounded the
-# other way, and nine in ten of them lay within this of the middle of two bfloat16 numbers.
+# How far that exp is off, nearly always: of 128,000 exponentials of the kernel (values = identity) 0.8% were rounded
+# the other way, and nine in ten of them lay within this of the middle of two bfloat16 numbers.
 SDPA_EXP = 1e-4
 
 
