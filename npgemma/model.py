@@ -176,7 +176,8 @@ class Model:
         """How likely the model finds each suffix as the answer to its prompt; for single strings, the Score itself.
 
         Several suffixes may be scored as answers to one prompt, whose pictures are then looked at once. A suffix is
-        scored with the end token after it. Raises BadPicture, BadPrompt if they do not pair up, TooLittleMemory.
+        scored with the end token after it. Raises BadPicture, BadPrompt if they do not pair up, TooLittleMemory,
+        BadModel for logits that are not finite.
         """
         if isinstance(suffixes, str):
             return self.score(images, prompts, [suffixes])[0]
@@ -284,8 +285,7 @@ class Model:
         """Pictures and texts as the decoder starts from them."""
         inputs = self.processor(images, prompts)
         self.check_length(inputs.input_ids, max_new_tokens)
-        lengths = [len(ids) for ids in inputs.input_ids]
-        self.check_memory(lengths, len(inputs.pixel_values), max_new_tokens, samples)
+        self.check_memory([len(ids) for ids in inputs.input_ids], len(inputs.pixel_values), max_new_tokens, samples)
         return self.make_prompts(inputs.input_ids, inputs.pixel_values, inputs.images)
 
     def make_prompts(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from npgemma.layers.ops import log_softmax
+from npgemma.generate import log_probabilities
 from npgemma.layers.shapes import Array, Float
 from npgemma.models.gemma import logits, new_caches
 from npgemma.models.paligemma import PaliGemma, Prompt, prefill
@@ -42,7 +42,10 @@ class Score:
 
 
 def score_answers(p: PaliGemma, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]]) -> list[Float[Array, "T"]]:
-    """For each prompt, log P of each token of its answer, in float64; all are rows of one pass."""
+    """For each prompt, log P of each token of its answer, in float64; all are rows of one pass.
+
+    Raises BadModel if the logits are not finite.
+    """
     whole = [
         Prompt(
             np.concatenate([prompt.input_ids, answer]),
@@ -58,5 +61,5 @@ def score_answers(p: PaliGemma, prompts: Sequence[Prompt], answers: Sequence[Seq
         end += len(prompt.input_ids)
         before = hidden[end - len(answer) - 1 : end - 1]  # row t scores the token after it
         each = zip(logits(p.text, before), answer, strict=True)
-        found.append(np.array([log_softmax(row.astype(np.float64))[token] for row, token in each]))
+        found.append(np.array([log_probabilities(row)[token] for row, token in each]))
     return found

@@ -21,7 +21,7 @@ PARTS = {
     "beams": {"errors", "layers", "models", "generate"},
     "tasks": {"errors", "layers", "models"},
     "masks": {"errors", "layers", "models", "tasks"},
-    "scoring": {"layers", "models"},
+    "scoring": {"generate", "layers", "models"},
     "answers": {"generate"},
     "memory": {"errors", "io"},
     "model": {

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -99,3 +100,13 @@ def test_the_command_ranks_answers(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["suffix"] == "red"
     assert found["total"] == pytest.approx(sum(found["logprobs"]))
     assert len(found["token_ids"]) == len(found["logprobs"])
+
+
+def test_logits_that_are_not_finite_are_refused_as_everywhere(model: Model) -> None:
+    """Else the score were no number, and JSON no JSON."""
+    text = model.weights.text
+    head = np.array(text.head)
+    head[-1] = 0x7FC0  # bfloat16's NaN, in a row that no token has
+    broken = replace(model.weights, text=replace(text, head=head))
+    with pytest.raises(npgemma.BadModel, match="logits are not finite"):
+        Model(model.folder, model.config, broken, model.dtype).score(SAMPLE, "ocr", "FNY")
