@@ -85,9 +85,9 @@ def answer_jobs(
                     held.insert(0, last)
                 else:
                     yield Answer(last.job, error=str(error))
-        if not going and read_any:
-            continue
         if not going:
+            if read_any:  # and none of it fits: there may be more
+                continue
             return
         still: list[Flight] = []
         for flight in going:

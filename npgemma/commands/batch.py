@@ -9,7 +9,7 @@ from typing import Any
 
 from npgemma.batch import Answer, answer_jobs
 from npgemma.commands.flags import AddParser, WrongUsage, answer_flags, load_model, positive, sampling
-from npgemma.commands.output import INTERRUPTED, printable
+from npgemma.commands.output import INTERRUPTED, WIPE, printable
 from npgemma.io.jobs import Job, NoJob, folder_jobs, open_results, read_jobs
 from npgemma.tasks import parse_objects
 
@@ -98,11 +98,11 @@ class Progress:
             left = duration((self.total - self.done) / rate)
             errors = f", {self.failed} errors" if self.failed else ""
             line = f"{self.done} of {self.total}, {rate:.2f} a second, {left} left{errors}"
-            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+            print(f"{WIPE}{line}", end="", file=sys.stderr, flush=True)
 
     def wipe(self) -> None:
         if self.shown:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            print(WIPE, end="", file=sys.stderr, flush=True)
 
     def end(self, note: str) -> None:
         took, answered = time.monotonic() - self.began, self.done - self.before

@@ -46,6 +46,7 @@ def run_inspect(a: argparse.Namespace) -> None:
         "float32 resident": plan_memory(config, 4 * stored.total(), 4, 1, prompt, NEW_TOKENS),
         "float64": plan_memory(config, mapped, 8, 1, prompt, NEW_TOKENS),
     }
+    available = available_memory()
     facts = {
         "folder": str(folder),
         "parameters": stored.total(),
@@ -56,14 +57,13 @@ def run_inspect(a: argparse.Namespace) -> None:
         "tokenizer_pieces": len(read_tokenizer(folder, config.image_token_index)) if has_tokenizer else 0,
         "mask_decoder": (folder / CODEC).exists(),
         "memory_needed": {name: plan.total for name, plan in needed.items()},
-        "memory_available": available_memory(),
+        "memory_available": available,
         "config": asdict(config),
     }
     if a.format == "json":
         print(as_json(facts))
         return
-    room = available_memory()
-    available = "an unknown amount" if room is None else size(room)
+    room = "an unknown amount" if available is None else size(available)
     print(
         f"{printable(str(folder))}",
         f"weights    {facts['parameters']:,} parameters, {facts['bytes']:,} bytes in {', '.join(stored)}",
@@ -75,7 +75,7 @@ def run_inspect(a: argparse.Namespace) -> None:
         f"cache      {facts['cache_bytes_per_token']:,} bytes a token in float32",
         f"tokenizer  {facts['tokenizer_pieces']:,} pieces, embedding of {t.vocab_size:,} rows",
         f"masks      {'a decoder is there' if facts['mask_decoder'] else f'no {CODEC}, which segment needs'}",
-        f"memory     {', '.join(f'{size(plan.total)} {name}' for name, plan in needed.items())}; {available} available",
+        f"memory     {', '.join(f'{size(plan.total)} {name}' for name, plan in needed.items())}; {room} available",
         sep="\n",
     )
 

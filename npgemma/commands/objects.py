@@ -54,9 +54,11 @@ def add_objects(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
     segment.set_defaults(run=run_segment)
 
 
-def check_written(a: argparse.Namespace, *paths: Path | None) -> None:
+def check_written(a: argparse.Namespace, masks: Path | None = None) -> None:
     """BadPicture, before the work and not after it, for files that cannot be written or would take another's place."""
-    real = [path.resolve() for path in paths if path]
+    if a.draw:
+        written_format(a.draw)
+    real = [path.resolve() for path in (a.draw, masks) if path]
     for path in real:
         if path == Path(a.image).resolve() or real.count(path) > 1:
             raise BadPicture(f"{path} would be written over {'itself' if real.count(path) > 1 else 'the picture'}")
@@ -67,9 +69,7 @@ def check_written(a: argparse.Namespace, *paths: Path | None) -> None:
 
 def run_detect(a: argparse.Namespace) -> int:
     """A line a box: label, x0, y0, x1, y1 in pixels, with tabs between."""
-    check_written(a, a.draw)
-    if a.draw:
-        written_format(a.draw)
+    check_written(a)
     model, image, prompt = load_model(a), read_picture(a.image), detect_prompt(a.objects)
     generation, status = answer(a, model, image, prompt)
     things = parse_objects(generation.text)
@@ -94,9 +94,7 @@ def say_nothing_found(generation: Generation) -> None:
 
 def run_segment(a: argparse.Namespace) -> int:
     """A line an object: label, x0, y0, x1, y1 in pixels, and how many pixels its mask has."""
-    check_written(a, a.draw, a.masks)
-    if a.draw:
-        written_format(a.draw)
+    check_written(a, a.masks)
     model, image, prompt = load_model(a), read_picture(a.image), segment_prompt(a.objects)
     codec = read_mask_codec(a.codec) if a.codec else model.mask_codec
     generation, status = answer(a, model, image, prompt)

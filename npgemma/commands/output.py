@@ -11,6 +11,7 @@ from npgemma.answers import Generation
 from npgemma.tasks import Box, DetectedObject
 
 INTERRUPTED = 130  # the exit status of what Ctrl-C has ended
+WIPE = "\r\x1b[K"  # takes the line that a terminal's cursor is on away
 
 
 def print_json(
@@ -46,7 +47,7 @@ def working(what: str) -> Iterator[Callable[[], None]]:
     def done() -> None:
         nonlocal shown
         if shown:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            print(WIPE, end="", file=sys.stderr, flush=True)
         shown = False
 
     if shown:

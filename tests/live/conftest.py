@@ -1,6 +1,7 @@
 """What the live tests share: the folders they read, and how near to the truth the float32 runs came, told at last."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,14 @@ def tokenizer_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.Te
     folder = tmp_path_factory.mktemp("tokenizer")
     shutil.copy(source, folder / "tokenizer.model")
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_torch_thread() -> Iterator[None]:
+    """On a busy machine, torch's threads wait for each other a hundred times longer than such small models take."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -1,7 +1,6 @@
 """Adapters that PEFT itself made and saved, against PEFT's own un-merged model in float64; or refused."""
 
 import contextlib
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from dump_transformers import load_model, make_inputs  # noqa: E402
 from make_fixtures import in_float64, truth  # noqa: E402
 from peft.tuners.lora import config as lora_config  # noqa: E402
 
-pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("one_torch_thread")]
 
 SAMPLE = EMBEDDED.parent / "sample.png"
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -119,14 +118,6 @@ METHODS = {
     "OFT": lambda: peft.OFTConfig(target_modules=["q_proj"], oft_block_size=4),
     "LN tuning": lambda: peft.LNTuningConfig(target_modules=["input_layernorm"]),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

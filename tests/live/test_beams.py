@@ -3,7 +3,7 @@
 Both sides compute in float64 throughout (see `truth`), so that no order hangs on the rounding of float32.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -25,7 +25,7 @@ import make_fixtures  # noqa: E402
 from dump_transformers import load_model, make_inputs  # noqa: E402
 from make_fixtures import IMAGE, in_float64, truth  # noqa: E402
 
-pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("one_torch_thread")]
 
 SAMPLE = EMBEDDED.parent / "sample.png"
 PROMPTS = ("caption en", "detect blue star", "answer en what color is the star?", "ocr")
@@ -46,15 +46,6 @@ class Answer(NamedTuple):
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     total: float
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """On a busy machine, torch's threads wait for each other a hundred times longer than such small models take."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @torch.no_grad()
