@@ -1,8 +1,8 @@
-"""`python -m npgemma`: the same as the console script."""
+"""`python -m npgemma`."""
 
 import sys
 
-from npgemma.cli import main
+from npgemma.commands.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

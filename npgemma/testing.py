@@ -31,11 +31,13 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import safetensors
 
-from npgemma.io.checkpoint import expected_shapes
-from npgemma.io.config import Config, TextConfig, VisionConfig
-from npgemma.io.names import HEAD
-from npgemma.io.writing import beside
-from npgemma.layers.bfloat16 import pack
+from npgemma.checkpoints.gemma import GemmaConfig
+from npgemma.checkpoints.layout import Stored
+from npgemma.checkpoints.paligemma import PaliGemmaConfig, hf_layout
+from npgemma.checkpoints.siglip import SiglipConfig
+from npgemma.io.atomic_write import beside
+from npgemma.layers.bits import pack
+from npgemma.layers.norms import LayerNorm
 from npgemma.layers.shapes import Array, Float, Int
 
 try:
@@ -61,13 +63,13 @@ FullAt: TypeAlias = Callable[[Row, int], Array]
 
 
 @st.composite
-def configs(draw: st.DrawFn) -> Config:
+def configs(draw: st.DrawFn) -> PaliGemmaConfig:
     """Small PaliGemmas of every kind: multi-head, grouped and multi-query, odd grids, pixels left over, tied or not.
 
     Widths of the two halves, of heads and of the MLPs are mostly distinct, so that a swapped axis cannot fit.
     """
     heads, patch = draw(st.integers(1, 3)), draw(st.integers(2, 5))
-    vision = VisionConfig(
+    vision = SiglipConfig(
         hidden_size=heads * draw(st.integers(2, 5)),
         intermediate_size=draw(st.integers(5, 19)),
         num_hidden_layers=draw(st.integers(1, 3)),
@@ -76,7 +78,7 @@ def configs(draw: st.DrawFn) -> Config:
         patch_size=patch,
     )
     key_heads, vocabulary = draw(st.integers(1, 3)), draw(st.integers(30, 70))
-    text = TextConfig(
+    text = GemmaConfig(
         hidden_size=draw(st.integers(7, 17)),
         intermediate_size=draw(st.integers(6, 29)),
         num_hidden_layers=draw(st.integers(1, 3)),
@@ -86,14 +88,16 @@ def configs(draw: st.DrawFn) -> Config:
         vocab_size=vocabulary,
         max_position_embeddings=512,
     )
-    return Config(vision, text, tied=draw(st.booleans()), image_token_index=vocabulary - draw(st.integers(1, 3)))
+    return PaliGemmaConfig(
+        vision, text, tied=draw(st.booleans()), image_token_index=vocabulary - draw(st.integers(1, 3))
+    )
 
 
 @dataclass(frozen=True)
 class DrawnModel:
     """A config and a seed, which make its weights: what hypothesis prints is enough to have it again."""
 
-    config: Config
+    config: PaliGemmaConfig
     seed: int
 
     @property
@@ -110,7 +114,7 @@ def models() -> st.SearchStrategy[DrawnModel]:
     return st.builds(DrawnModel, configs(), st.integers(0, 1 << 16))
 
 
-def weights(config: Config) -> st.SearchStrategy[dict[str, Array]]:
+def weights(config: PaliGemmaConfig) -> st.SearchStrategy[dict[str, Array]]:
     """Weights of one config, by name."""
     return st.integers(0, 1 << 16).map(lambda seed: random_tensors(config, seed))
 
@@ -136,13 +140,13 @@ def prompts() -> st.SearchStrategy[str]:
 
 
 @st.composite
-def token_rows(draw: st.DrawFn, config: Config) -> Row:
+def token_rows(draw: st.DrawFn, config: PaliGemmaConfig) -> Row:
     """A sequence for a config: one or two pictures' tokens, begin-of-sequence, a prefix, and a suffix."""
     images, prefix, suffix = draw(st.integers(1, 2)), draw(st.integers(1, 6)), draw(st.integers(1, 6))
     return draw_row(config, images, prefix, suffix, draw(st.integers(0, 1 << 16)))
 
 
-def draw_row(config: Config, images: int = 1, prefix: int = 4, suffix: int = 3, seed: int = 0) -> Row:
+def draw_row(config: PaliGemmaConfig, images: int = 1, prefix: int = 4, suffix: int = 3, seed: int = 0) -> Row:
     """The sequence [image tokens, bos, prefix | suffix] with random ids and pixels in -1 .. 1."""
     rng = np.random.default_rng(seed)
     usable = [i for i in range(3, config.text.vocab_size) if i != config.image_token_index]
@@ -156,26 +160,28 @@ def draw_row(config: Config, images: int = 1, prefix: int = 4, suffix: int = 3, 
 # --------------------------------------------------------------------------------------------------- models as folders
 
 
-def random_tensors(config: Config, seed: int = 0) -> dict[str, Array]:
-    """Every tensor of the config by plain name, float32 on the bfloat16 grid: every stored dtype holds them exactly.
+def random_tensors(config: PaliGemmaConfig, seed: int = 0) -> dict[str, Array]:
+    """Every tensor of a config, by the name that transformers 5 saves.
+
+    They are float32 numbers on the bfloat16 grid: every stored dtype holds them exactly.
 
     Scaled so that activations stay near one: matrices by their fan-in, norms near their neutral value.
     """
     rng = np.random.default_rng(seed)
-    tensors = {}
-    head = {} if config.tied else {HEAD: (config.text.vocab_size, config.text.hidden_size)}
-    for name, shape in (expected_shapes(config) | head).items():
-        x = rng.standard_normal(shape)
-        if len(shape) > 1 and "embed" not in name:
-            x /= np.sqrt(np.prod(shape[1:]))
-        elif len(shape) == 1:
-            x *= 0.2
-            x += 1.0 if "norm" in name and "text" not in name and name.endswith("weight") else 0.0
-        tensors[name] = (np.round(x * 128) / 128).clip(-1.875, 1.875).astype(np.float32)
-    return tensors
+    return {stored.name: random_tensor(rng, stored) for stored in hf_layout(config).stored}
 
 
-def config_json(config: Config) -> dict[str, object]:
+def random_tensor(rng: np.random.Generator, stored: Stored) -> Array:
+    x = rng.standard_normal(stored.shape)
+    if stored.leaf.kind == "weight" and not stored.leaf.axes.startswith("V"):
+        x /= np.sqrt(np.prod(stored.shape[1:]))
+    elif len(stored.shape) == 1:
+        x *= 0.2
+        x += 1.0 if (stored.leaf.owner, stored.leaf.path.rpartition(".")[2]) == (LayerNorm, "weight") else 0.0
+    return (np.round(x * 128) / 128).clip(-1.875, 1.875).astype(np.float32)
+
+
+def config_json(config: PaliGemmaConfig) -> dict[str, object]:
     """The config as a Hugging Face config.json says it."""
     return {
         "model_type": "paligemma",
@@ -206,19 +212,11 @@ def save_tensors(tensors: Mapping[str, Array], path: Path, dtype: str = "float32
         temporary.write_bytes(safetensors.serialize(specs))
 
 
-# How transformers 5 saves what npgemma calls by plain names; the first prefix that fits.
-SAVED = {HEAD: "lm_head.weight", "text.": "language_model.model.", "vision.": "vision_tower."}
-
-
-def write_folder(folder: Path, config: Config, tensors: Mapping[str, Array], dtype: str = "float32") -> Path:
+def write_folder(folder: Path, config: PaliGemmaConfig, tensors: Mapping[str, Array], dtype: str = "float32") -> Path:
     """config.json and model.safetensors, with the names that transformers 5 saves; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config_json(config)))
-    spelled = {}
-    for name, x in tensors.items():
-        plain, saved = next((prefix for prefix in SAVED.items() if name.startswith(prefix[0])), ("", ""))
-        spelled[saved + name.removeprefix(plain)] = x
-    save_tensors(spelled, folder / "model.safetensors", dtype)
+    save_tensors(tensors, folder / "model.safetensors", dtype)
     return folder
 
 
@@ -293,18 +291,19 @@ def check_position_shift(full_at: FullAt, row: Row, shift: int, eps: float | Non
 
 
 def check_grouped_heads(
-    build: Callable[[Config, Mapping[str, Array]], Full], model: DrawnModel, row: Row, eps: float | None = None
+    build: Callable[[PaliGemmaConfig, Mapping[str, Array]], Full], model: DrawnModel, row: Row, eps: float | None = None
 ) -> None:
     """K key heads give what N give that repeat each of them N/K times: query head n reads n // (N/K).
 
-    `build` makes a callable of a config and tensors by plain name. Source: Ainslie et al. 2023, section 2.2.
+    `build` makes a callable of a config and tensors, which have the names that transformers 5 saves. Source: Ainslie et
+    al. 2023, section 2.2.
     """
     text = model.config.text
     times = text.num_attention_heads // text.num_key_value_heads
     many = replace(model.config, text=replace(text, num_key_value_heads=text.num_attention_heads))
     repeated = {
         name: np.repeat(x.reshape(-1, text.head_dim, x.shape[1]), times, 0).reshape(-1, x.shape[1])
-        if name.startswith("text.") and name.endswith(("k_proj.weight", "v_proj.weight"))
+        if name.startswith("language_model.") and name.endswith(("k_proj.weight", "v_proj.weight"))
         else x
         for name, x in model.tensors.items()
     }

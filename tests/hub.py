@@ -10,7 +10,7 @@ from pathlib import Path
 import tiny
 
 from npgemma.io.model_folder import EMBEDDED
-from npgemma.io.tokenizer import Tokenizer
+from npgemma.io.tokenizers import Tokenizer
 
 VARIABLES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from npgemma.io.mask_codec import CODEBOOK, mask_codec
+from npgemma.checkpoints.mask_vqvae import CODEBOOK, mask_codec
 from npgemma.models.mask_vqvae import MaskVQVAE
 
 WIDTH = 13  # of a codebook row

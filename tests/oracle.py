@@ -128,11 +128,11 @@ def vision_tower(tensors, config, pixel_values):
     """[images, patches, width of the tower]."""
     c = config.vision
     pictures = []
-    for x in patch_embedding(under(tensors, "vision.embeddings"), pixel_values):
+    for x in patch_embedding(under(tensors, "vision_tower.embeddings"), pixel_values):
         for i in range(c.num_hidden_layers):
-            layer = under(tensors, f"vision.encoder.layers.{i}")
+            layer = under(tensors, f"vision_tower.encoder.layers.{i}")
             x = vision_block(layer, x, c.num_attention_heads, c.layer_norm_eps)
-        norm = under(tensors, "vision.post_layernorm")
+        norm = under(tensors, "vision_tower.post_layernorm")
         pictures.append(layer_norm(x, norm["weight"], norm["bias"], c.layer_norm_eps))
     return np.array(pictures)
 
@@ -171,8 +171,8 @@ def text_block(w, x, positions, mask, config):
 def text_decoder(tensors, config, x, positions, mask):
     """The last hidden states, normed, of rows that are one whole sequence."""
     for i in range(config.text.num_hidden_layers):
-        x = text_block(under(tensors, f"text.layers.{i}"), x, positions, mask, config)
-    return rms_norm(x, under(tensors, "text.norm")["weight"], config.text.rms_norm_eps)
+        x = text_block(under(tensors, f"language_model.model.layers.{i}"), x, positions, mask, config)
+    return rms_norm(x, under(tensors, "language_model.model.norm")["weight"], config.text.rms_norm_eps)
 
 
 # PaliGemma
@@ -180,7 +180,7 @@ def text_decoder(tensors, config, x, positions, mask):
 
 def embed_prompt(tensors, config, input_ids, image_rows):
     """Row by row: the next image row for an image token, else the token's row of the table times sqrt(D)."""
-    table = under(tensors, "text.embed_tokens")["weight"]
+    table = under(tensors, "language_model.model.embed_tokens")["weight"]
     waiting = iter(image_rows)
     return np.array(
         [
@@ -211,7 +211,7 @@ def hidden(tensors, config, input_ids, pixel_values, token_type_ids, first_posit
 
 def forward(tensors, config, input_ids, pixel_values, token_type_ids, first_position=1):
     """The logits of every row; the embedding table is the head, unless the tensors hold another."""
-    head = under(tensors, "text.lm_head" if "text.lm_head.weight" in tensors else "text.embed_tokens")["weight"]
+    head = under(tensors, "lm_head" if "lm_head.weight" in tensors else "language_model.model.embed_tokens")["weight"]
     return linear(hidden(tensors, config, input_ids, pixel_values, token_type_ids, first_position), head)
 
 

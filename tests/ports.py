@@ -4,18 +4,18 @@ from collections.abc import Callable
 
 import numpy as np
 
+from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.golden import Golden
 from npgemma.golden.record import in_bfloat16, run
 from npgemma.golden.replay import case_of
-from npgemma.layers.rounding import HF_EAGER, rounding
+from npgemma.golden.rounding import HF_EAGER, rounding
 from npgemma.layers.taps import Recorder, silent
-from npgemma.model import Model
 
 Tensors = dict[str, np.ndarray]
 
 
 def port(
-    model: Model,
+    model: VisionLanguageModel,
     golden: Golden,
     dtype: str = "float32",
     change: Callable[[str, np.ndarray], np.ndarray] = silent,

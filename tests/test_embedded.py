@@ -10,7 +10,7 @@ from PIL import Image
 from shape_world import COLORS, draw_mask, draw_scene
 
 import npgemma
-from npgemma.tasks import detect_prompt, segment_prompt
+from npgemma.tasks.prompts import detect_prompt, segment_prompt
 
 PICTURES = 60
 

@@ -179,7 +179,7 @@ def test_the_second_spelling_knows_nothing_of_the_package() -> None:
         ("npgemma.models.siglip", "from npgemma.models import gemma"),
         ("npgemma.models.gemma", "from npgemma.models.paligemma import Prompt"),
         ("npgemma.models.paligemma", "from npgemma.errors import BadPrompt"),
-        ("npgemma.io.config", "from npgemma.model import Model"),
+        ("npgemma.io.config", "from npgemma.model import VisionLanguageModel"),
         ("npgemma.sampling", "from npgemma.generate import Token"),
         ("npgemma.errors", "from npgemma.layers.shapes import Array"),
         ("npgemma.model", "from npgemma.cli import main"),

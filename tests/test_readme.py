@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import npgemma
-from npgemma.cli import main
+from npgemma.commands.cli import main
 from npgemma.commands.demo import SAMPLE_LABELS
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -9,11 +9,11 @@ import pytest
 import shapecheck
 from shapecheck import ShapeError, checked
 
-import npgemma.generate
+import npgemma.decoding.loop
 import npgemma.models.gemma
 import npgemma.models.siglip
 from npgemma.layers import ops
-from npgemma.layers.matmul import embed, linear
+from npgemma.layers.linear import embed, linear
 from npgemma.layers.shapes import Array, Bits, Bool, Float, Int, Weight
 
 # functions and classes with annotations of every sort
@@ -158,4 +158,11 @@ def test_no_annotated_function_of_the_package_escapes() -> None:
     assert not [(home, name) for home, name, x in held if checked(x) is not x]
     caught = {x.__qualname__ for _, _, x in held if hasattr(x, "unchecked")}
     assert caught >= {"widen", "linear", "attend", "patch_embedding", "Cache.append", "Attention.__init__", "prefill"}
-    assert caught >= {"generate_tokens", "write_next", "keep_top_p", "probabilities", "choose", "Model.forward"}
+    assert caught >= {
+        "generate_tokens",
+        "write_next",
+        "keep_top_p",
+        "probabilities",
+        "choose",
+        "VisionLanguageModel.forward",
+    }

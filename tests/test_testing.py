@@ -12,9 +12,11 @@ from PIL import Image
 
 import npgemma
 from npgemma import testing
-from npgemma.io.checkpoint import paligemma as paligemma_of
-from npgemma.io.config import Config, TextConfig, VisionConfig
-from npgemma.model import Model
+from npgemma.api.vision_language import VisionLanguageModel
+from npgemma.checkpoints.gemma import GemmaConfig
+from npgemma.checkpoints.paligemma import PaliGemmaConfig
+from npgemma.checkpoints.paligemma import paligemma as paligemma_of
+from npgemma.checkpoints.siglip import SiglipConfig
 from npgemma.models import paligemma
 from npgemma.models.gemma import logits, new_caches
 from npgemma.testing import DrawnModel, Row
@@ -71,7 +73,9 @@ def test_npgemma_has_every_property(dtype: str, data: st.DataObject, model: Draw
 # ------------------------------------------------------------------------------------------------------------- mutants
 
 GROUPED = DrawnModel(
-    Config(VisionConfig(6, 7, 1, 2, image_size=8, patch_size=4), TextConfig(9, 11, 2, 6, 2, 8, 40, 512), True, 38),
+    PaliGemmaConfig(
+        SiglipConfig(6, 7, 1, 2, image_size=8, patch_size=4), GemmaConfig(9, 11, 2, 6, 2, 8, 40, 512), True, 38
+    ),
     seed=3,
 )
 ROW = testing.draw_row(GROUPED.config)
@@ -156,7 +160,7 @@ def test_a_tolerance_is_a_hundred_units_of_the_largest_logit() -> None:
 def test_a_drawn_model_is_a_folder_that_loads(tmp_path_factory, data, model: DrawnModel, dtype: str) -> None:
     """In every stored dtype, with the same logits: its numbers lie on the grid of all three."""
     row = data.draw(testing.token_rows(model.config))
-    loaded: Model = npgemma.load(model.write(tmp_path_factory.mktemp("drawn"), dtype), "float64")
+    loaded: VisionLanguageModel = npgemma.load(model.write(tmp_path_factory.mktemp("drawn"), dtype), "float64")
     assert loaded.config == model.config
     found = loaded.forward(row.input_ids, row.pixel_values, row.token_type_ids)
     testing.assert_rows_equal("from a file", found, Port(model.config, model.tensors).full(row))

@@ -8,13 +8,16 @@ from pathlib import Path
 import numpy as np
 
 from npgemma import testing
-from npgemma.io.checkpoint import in_memory, paligemma, read_tensors
-from npgemma.io.config import Config, TextConfig, VisionConfig
+from npgemma.checkpoints.gemma import GemmaConfig
+from npgemma.checkpoints.layout import in_memory
+from npgemma.checkpoints.paligemma import PaliGemmaConfig, read_tensors
+from npgemma.checkpoints.paligemma import weights as weights_of
+from npgemma.checkpoints.siglip import SiglipConfig
 from npgemma.models.paligemma import PaliGemma
 from npgemma.testing import save_tensors as save
 
-CONFIG = Config(
-    vision=VisionConfig(
+CONFIG = PaliGemmaConfig(
+    vision=SiglipConfig(
         hidden_size=12,
         intermediate_size=17,
         num_hidden_layers=2,
@@ -22,7 +25,7 @@ CONFIG = Config(
         image_size=35,
         patch_size=7,
     ),
-    text=TextConfig(
+    text=GemmaConfig(
         hidden_size=11,
         intermediate_size=23,
         num_hidden_layers=3,
@@ -43,34 +46,34 @@ SPELLINGS = {
 }
 
 
-def random_tensors(config: Config = CONFIG, seed: int = 0) -> dict[str, np.ndarray]:
+def random_tensors(config: PaliGemmaConfig = CONFIG, seed: int = 0) -> dict[str, np.ndarray]:
     """npgemma.testing's, of the config above."""
     return testing.random_tensors(config, seed)
 
 
-def config_json(config: Config = CONFIG) -> dict:
+def config_json(config: PaliGemmaConfig = CONFIG) -> dict:
     """npgemma.testing's, of the config above."""
     return testing.config_json(config)
 
 
 def spell(name: str, spelling: str) -> str:
-    """A plain name as one of SPELLINGS stores it."""
+    """A name that transformers 5 saves as one of SPELLINGS stores it."""
     text, vision, projector = SPELLINGS[spelling]
-    for prefix, pattern in (("text.", text), ("vision.", vision)):
+    for prefix, pattern in (("language_model.model.", text), ("vision_tower.", vision)):
         if name.startswith(prefix):
             return pattern.format(name.removeprefix(prefix))
     return projector.format(name)
 
 
-def weights(folder: Path, config: Config = CONFIG, resident: str | None = None) -> PaliGemma:
+def weights(folder: Path, config: PaliGemmaConfig = CONFIG, resident: str | None = None) -> PaliGemma:
     """The weights of a folder: mapped, or with a dtype in memory."""
     tensors = read_tensors(folder, config)
-    return paligemma(in_memory(tensors, np.dtype(resident)) if resident else tensors, config)
+    return weights_of(in_memory(tensors, np.dtype(resident)) if resident else tensors, config)
 
 
 def write_folder(
     folder: Path,
-    config: Config = CONFIG,
+    config: PaliGemmaConfig = CONFIG,
     seed: int = 0,
     spelling: str = "saved 5.x",
     dtype: str = "float32",

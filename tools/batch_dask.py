@@ -21,7 +21,7 @@ from typing import Any
 from dask.distributed import Client, LocalCluster, as_completed, get_worker
 
 import npgemma
-from npgemma.batch import answer_jobs
+from npgemma.api.batch import answer_jobs
 from npgemma.commands.batch import as_result
 from npgemma.io.jobs import Job, NoJob, open_results, read_jobs
 

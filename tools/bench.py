@@ -34,7 +34,7 @@ import numpy as np
 from bench_tasks import timed
 
 from npgemma.io.model_folder import EMBEDDED
-from npgemma.io.tokenizer import TOKENIZER
+from npgemma.io.tokenizers import TOKENIZER
 from npgemma.layers.threads import numpy_library
 
 TASKS = Path(__file__).with_name("bench_tasks.py")

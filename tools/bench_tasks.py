@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 import npgemma
-from npgemma.batch import answer_jobs
+from npgemma.api.batch import answer_jobs
 from npgemma.golden.compare import compare
 from npgemma.golden.dump import Dump, read_dump
 from npgemma.golden.file import read_golden
@@ -37,19 +37,19 @@ def timed(f: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - begin, result
 
 
-def pixels(model: npgemma.Model) -> np.ndarray:
+def pixels(model: npgemma.VisionLanguageModel) -> np.ndarray:
     side = model.config.vision.image_size
     return np.random.default_rng(0).uniform(-1, 1, (1, 3, side, side)).astype(model.dtype)
 
 
-def input_ids(model: npgemma.Model) -> np.ndarray:
+def input_ids(model: npgemma.VisionLanguageModel) -> np.ndarray:
     return np.array([model.config.image_token_index] * model.config.vision.num_patches + PREFIX)
 
 
 class Run:
     """One sequence: `first` prefills it and chooses a token, `step` the next one."""
 
-    def __init__(self, model: npgemma.Model, capacity: int = 64) -> None:
+    def __init__(self, model: npgemma.VisionLanguageModel, capacity: int = 64) -> None:
         self.model = model
         self.ids, self.pixels = input_ids(model), pixels(model)
         self.capacity = len(self.ids) + capacity
@@ -91,7 +91,7 @@ def matrices(part: Any) -> Iterator[np.ndarray]:
 class Floor:
     """The products alone, as NumPy does them by itself."""
 
-    def __init__(self, model: npgemma.Model) -> None:
+    def __init__(self, model: npgemma.VisionLanguageModel) -> None:
         w = model.weights
         patches = model.config.vision.num_patches
         patch = w.vision.embedding.weight
@@ -163,13 +163,13 @@ def task_alone(folder: Path, dtype: str, steps: int, image_size: int) -> dict[st
     return figures | memory()
 
 
-def at_size(model: npgemma.Model, image_size: int) -> npgemma.Model:
+def at_size(model: npgemma.VisionLanguageModel, image_size: int) -> npgemma.VisionLanguageModel:
     """The model for pictures of another size: with positions as long as it takes."""
     vision = replace(model.config.vision, image_size=image_size)
     embedding = model.weights.vision.embedding
     longer = replace(embedding, position=np.resize(embedding.position, (vision.num_patches, vision.hidden_size)))
     weights = replace(model.weights, vision=replace(model.weights.vision, embedding=longer))
-    return npgemma.Model(model.folder, replace(model.config, vision=vision), weights, model.dtype)
+    return npgemma.VisionLanguageModel(model.folder, replace(model.config, vision=vision), weights, model.dtype)
 
 
 def task_caption(folder: Path) -> dict[str, Any]:

@@ -31,11 +31,11 @@ from shape_world import (
 )
 
 import npgemma
-from npgemma.io.mask_codec import CODEC, read_mask_codec
+from npgemma.checkpoints.mask_vqvae import CODEC, read_mask_codec
 from npgemma.io.model_folder import EMBEDDED
-from npgemma.masks import encode_object, object_masks
 from npgemma.models.mask_vqvae import MaskVQVAE
-from npgemma.tasks import detect_prompt, segment_prompt
+from npgemma.tasks.masks import encode_object, object_masks
+from npgemma.tasks.prompts import detect_prompt, segment_prompt
 
 MAX_NEW_TOKENS = 96
 

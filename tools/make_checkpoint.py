@@ -3,7 +3,7 @@
     python tools/make_checkpoint.py FOLDER --image-size 224 --dtype bfloat16
     python tools/make_checkpoint.py FOLDER --set vision.num_hidden_layers=4 --set text.num_key_value_heads=2
 
-Any size of npgemma.io.config's VisionConfig and TextConfig can be set; the others are 3B's.
+Any size of npgemma.io.config's SiglipConfig and GemmaConfig can be set; the others are 3B's.
 
 The folder has what the hub's has, but for a tokenizer: shards with an index, the hub's spelling of the names, and a
 config.json as sparse as the hub's. Weights are normal with a deviation of 1/sqrt(fan-in), so that activations neither
@@ -21,9 +21,10 @@ from pathlib import Path
 import numpy as np
 import safetensors
 
-from npgemma.io.checkpoint import expected_shapes
-from npgemma.io.config import Config, TextConfig, VisionConfig
-from npgemma.layers.bfloat16 import pack
+from npgemma.checkpoints.gemma import GemmaConfig
+from npgemma.checkpoints.paligemma import PaliGemmaConfig, hf_layout
+from npgemma.checkpoints.siglip import SiglipConfig
+from npgemma.layers.bits import pack
 
 SHARD_BYTES = 1_500_000_000
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -63,7 +64,7 @@ def random_tensor(rng: np.random.Generator, name: str, shape: tuple[int, ...], d
     return x
 
 
-def sparse_config(config: Config, dtype: str) -> dict:
+def sparse_config(config: PaliGemmaConfig, dtype: str) -> dict:
     """config.json as the hub has it: what equals a default of its day is left out, such as image_size at 224."""
     vision, text = config.vision, config.text
     return {
@@ -105,7 +106,7 @@ def sparse_config(config: Config, dtype: str) -> dict:
     }
 
 
-def changed(part: VisionConfig | TextConfig) -> dict[str, float]:
+def changed(part: SiglipConfig | GemmaConfig) -> dict[str, float]:
     """The sizes that are not 3B's."""
     return {key: value for key, value in asdict(part).items() if value != getattr(type(part)(), key)}
 
@@ -114,7 +115,7 @@ def setting(text: str) -> tuple[str, str, float]:
     """'vision.patch_size=7' as (vision, patch_size, 7)."""
     name, _, number = text.partition("=")
     part, _, key = name.partition(".")
-    default = getattr({"vision": VisionConfig, "text": TextConfig}[part](), key)
+    default = getattr({"vision": SiglipConfig, "text": GemmaConfig}[part](), key)
     return part, key, type(default)(number)
 
 
@@ -127,11 +128,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
     sizes = {part: {key: number for home, key, number in a.set if home == part} for part in ("vision", "text")}
-    config = Config(VisionConfig(**{"image_size": a.image_size} | sizes["vision"]), TextConfig(**sizes["text"]))
+    config = PaliGemmaConfig(
+        SiglipConfig(**{"image_size": a.image_size} | sizes["vision"]), GemmaConfig(**sizes["text"])
+    )
     a.folder.mkdir(parents=True, exist_ok=True)
     (a.folder / "config.json").write_text(json.dumps(sparse_config(config, a.dtype), indent=2))
     rng = np.random.Generator(np.random.SFC64(a.seed))
-    groups = list(shards(expected_shapes(config), BYTES[a.dtype]))
+    groups = list(shards(hf_layout(config).shapes, BYTES[a.dtype]))
     weight_map = {}
     for i, group in enumerate(groups, 1):
         shard = f"model-{i:05d}-of-{len(groups):05d}.safetensors"

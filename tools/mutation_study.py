@@ -17,20 +17,20 @@ import numpy as np
 from mutations import BENIGN, BUGS, ROUNDED, Variant
 
 import npgemma
+from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.golden import Dump, Golden, Report, compare, read_golden
 from npgemma.golden.file import EMBEDDED_GOLDEN
 from npgemma.golden.record import in_bfloat16, run
 from npgemma.golden.replay import case_of
-from npgemma.layers.rounding import HF_EAGER, rounding
+from npgemma.golden.rounding import HF_EAGER, rounding
 from npgemma.layers.taps import Recorder
-from npgemma.model import Model
 
 
 class Study:
     """The embedded model and its golden file, and what becomes of a variant."""
 
     def __init__(self) -> None:
-        self.model: Model = npgemma.load()
+        self.model: VisionLanguageModel = npgemma.load()
         self.golden: Golden = read_golden(EMBEDDED_GOLDEN)
         self.ids = self.golden.truth["generated_ids"].tolist()
         self.case = case_of(self.golden)

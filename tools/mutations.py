@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from npgemma.golden.record import Case
-from npgemma.layers import matmul, ops
-from npgemma.layers.ops import rope
-from npgemma.layers.rounding import HF_EAGER, HF_SDPA, rounding
+from npgemma.golden.rounding import HF_EAGER, HF_SDPA, rounding
+from npgemma.layers import linear as matmul
+from npgemma.layers import ops
+from npgemma.layers.rope import rope
 from npgemma.layers.taps import Tap, silent
 from npgemma.models import gemma, siglip
 from npgemma.models.paligemma import PaliGemma

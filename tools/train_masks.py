@@ -22,9 +22,9 @@ from PIL import Image, ImageDraw
 from shape_world import MAX_TURN, SHAPES, SIDE, Thing, draw_mask
 from torch import Tensor, nn
 
-from npgemma.io.mask_codec import CODEBOOK, SEGMENT_CODES
-from npgemma.io.writing import beside
-from npgemma.masks import cut_out
+from npgemma.checkpoints.mask_vqvae import CODEBOOK, SEGMENT_CODES
+from npgemma.io.atomic_write import beside
+from npgemma.tasks.masks import cut_out
 
 WIDTH = 32  # of a code and of the middle of the network
 DOWN, UP = (1, 8, 16, 24, WIDTH), (WIDTH, 24, 16, 12, 8)

@@ -48,8 +48,8 @@ from torch import Tensor, nn
 from transformers import GemmaTokenizer, PaliGemmaConfig, PaliGemmaForConditionalGeneration
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from npgemma.io.mask_codec import CODEC, read_mask_codec
-from npgemma.masks import encode_object
+from npgemma.checkpoints.mask_vqvae import CODEC, read_mask_codec
+from npgemma.tasks.masks import encode_object
 
 ASSETS = Path(__file__).resolve().parent.parent / "npgemma" / "assets" / "tiny"
 SIDE, PATCH = 84, 14

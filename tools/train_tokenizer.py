@@ -16,7 +16,7 @@ from random import Random
 import sentencepiece
 from shape_world import CHARACTERS, ask, draw_scene
 
-from npgemma.io.tokenizer import LOCATIONS, SEGMENTS, append_pieces
+from npgemma.io.tokenizers import LOCATIONS, SEGMENTS, append_pieces
 
 NEWLINES = 8  # the longest run of newlines that is one piece
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 from dataclasses import asdict, replace
 
-from npgemma.answers import Generation
+from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.commands.flags import (
     AddParser,
     WrongUsage,
@@ -17,10 +17,10 @@ from npgemma.commands.flags import (
     sampling,
 )
 from npgemma.commands.output import INTERRUPTED, as_json, print_json, printable, working
-from npgemma.generate import Token
-from npgemma.model import Model
-from npgemma.sampling import Sampling, SamplingOptions
-from npgemma.tasks import OCR_PROMPT, answer_prompt, caption_prompt
+from npgemma.decoding.loop import Token
+from npgemma.decoding.sampling import Sampling, SamplingOptions
+from npgemma.decoding.text import Generation
+from npgemma.tasks.prompts import OCR_PROMPT, answer_prompt, caption_prompt
 
 
 def add_ask(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
@@ -83,7 +83,7 @@ def show(a: argparse.Namespace, prompt: str, answers: list[Generation], status: 
     return status
 
 
-def draw(a: argparse.Namespace, model: Model, prompt: str) -> tuple[list[Generation], int]:
+def draw(a: argparse.Namespace, model: VisionLanguageModel, prompt: str) -> tuple[list[Generation], int]:
     """The samples, and the exit status: Ctrl-C leaves of each what is written so far, and 130."""
     names = SamplingOptions.__annotations__
     answers, rules = model.answers(a.stop), Sampling(**{name: getattr(a, name) for name in names})
@@ -98,7 +98,7 @@ def draw(a: argparse.Namespace, model: Model, prompt: str) -> tuple[list[Generat
     return answers.generations(written, a.samples), 0
 
 
-def stream(a: argparse.Namespace, model: Model, prompt: str) -> int:
+def stream(a: argparse.Namespace, model: VisionLanguageModel, prompt: str) -> int:
     """Each piece of the answer as it comes. After Ctrl-C, what came so far is a line of its own."""
     written, status = "", 0
     with working("reading the picture") as done:

@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from npgemma.batch import Answer, answer_jobs
+from npgemma.api.batch import Answer, answer_jobs
 from npgemma.commands.flags import AddParser, WrongUsage, answer_flags, load_model, positive, sampling
 from npgemma.commands.output import INTERRUPTED, WIPE, printable
 from npgemma.io.jobs import Job, NoJob, folder_jobs, open_results, read_jobs
-from npgemma.tasks import parse_objects
+from npgemma.tasks.objects import parse_objects
 
 
 def add_batch(add_parser: AddParser) -> None:

@@ -4,21 +4,14 @@ import argparse
 import sys
 from pathlib import Path
 
+from npgemma.api.load import load
 from npgemma.commands.flags import AddParser
 from npgemma.io.model_folder import EMBEDDED
 from npgemma.io.picture import read_picture, write_picture, written_format
-from npgemma.loading import load
-from npgemma.masks import draw_masks, object_masks
-from npgemma.tasks import (
-    OCR_PROMPT,
-    answer_prompt,
-    caption_prompt,
-    detect_prompt,
-    draw_boxes,
-    parse_boxes,
-    parse_objects,
-    segment_prompt,
-)
+from npgemma.tasks.drawing import draw_boxes, draw_masks
+from npgemma.tasks.masks import object_masks
+from npgemma.tasks.objects import parse_boxes, parse_objects
+from npgemma.tasks.prompts import OCR_PROMPT, answer_prompt, caption_prompt, detect_prompt, segment_prompt
 
 SAMPLE = EMBEDDED.parent / "sample.png"
 SAMPLE_LABELS = ("blue star", "orange ring", "green circle")

@@ -7,12 +7,12 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from npgemma.answers import Generation
+from npgemma.api.load import load
+from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.commands.output import INTERRUPTED, working
-from npgemma.loading import load
-from npgemma.memory import parse_size
-from npgemma.model import Model
-from npgemma.sampling import Sampling
+from npgemma.decoding.sampling import Sampling
+from npgemma.decoding.text import Generation
+from npgemma.io.system_memory import parse_size
 
 AddParser = Callable[..., argparse.ArgumentParser]
 
@@ -162,13 +162,13 @@ class WrongUsage(Exception):
     """Flags that do not go together: the command line says so and ends with 2."""
 
 
-def load_model(a: argparse.Namespace) -> Model:
+def load_model(a: argparse.Namespace) -> VisionLanguageModel:
     """The model that `model_flags` ask for."""
     return load(a.model, a.dtype, a.resident, a.adapter, a.max_memory)
 
 
 def sampling(a: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of `Model.generate` that `answer_flags` set. WrongUsage where one would have no effect."""
+    """The arguments of `generate` that `answer_flags` set. WrongUsage where one would have no effect."""
     drawn = [flag for flag, plain in DRAWING.items() if getattr(a, flag) != plain]
     if drawn and a.temperature == 0:
         raise WrongUsage(f"--{drawn[0].replace('_', '-')} is about drawing; it wants a --temperature above 0")
@@ -181,7 +181,7 @@ def sampling(a: argparse.Namespace) -> dict[str, Any]:
 DRAWING = {"top_k": None, "top_p": 1.0, "min_p": 0.0}
 
 
-def answer(a: argparse.Namespace, model: Model, images: Any, prompt: str) -> tuple[Generation, int]:
+def answer(a: argparse.Namespace, model: VisionLanguageModel, images: Any, prompt: str) -> tuple[Generation, int]:
     """What the flags ask for of one prompt, and the exit status: Ctrl-C leaves what is written so far, and 130."""
     options = sampling(a)
     written = Generation("", [], "interrupted")

@@ -5,16 +5,17 @@ import sys
 from collections import Counter
 from dataclasses import asdict
 
+from npgemma.checkpoints.footprint import Run
+from npgemma.checkpoints.layout import not_finite
+from npgemma.checkpoints.mask_vqvae import CODEC
+from npgemma.checkpoints.paligemma import footprint, read_config, read_tensors
 from npgemma.commands.flags import AddParser
 from npgemma.commands.output import as_json, printable
 from npgemma.errors import BadModel
-from npgemma.io.checkpoint import read_tensors
-from npgemma.io.config import read_config
-from npgemma.io.mask_codec import CODEC
+from npgemma.io.digests import verify_files
 from npgemma.io.model_folder import find_model, folder_of
-from npgemma.io.tokenizer import TOKENIZER, read_tokenizer
-from npgemma.io.verify import not_finite, verify_files
-from npgemma.memory import available_memory, plan_memory, size
+from npgemma.io.system_memory import available_memory, size
+from npgemma.io.tokenizers import TOKENIZER, read_tokenizer
 
 TEXT_TOKENS, NEW_TOKENS = 32, 256  # what inspect takes a prompt and an answer to be, for the memory they need
 
@@ -42,9 +43,9 @@ def run_inspect(a: argparse.Namespace) -> None:
     has_tokenizer = (folder / TOKENIZER).exists()
     mapped, prompt = sum(tensor.nbytes for tensor in tensors.values()), [v.num_patches + TEXT_TOKENS]
     needed = {
-        "float32": plan_memory(config, mapped, 4, 1, prompt, NEW_TOKENS),
-        "float32 resident": plan_memory(config, 4 * stored.total(), 4, 1, prompt, NEW_TOKENS),
-        "float64": plan_memory(config, mapped, 8, 1, prompt, NEW_TOKENS),
+        "float32": footprint(config, Run(mapped, 4, 1, prompt, NEW_TOKENS)),
+        "float32 resident": footprint(config, Run(4 * stored.total(), 4, 1, prompt, NEW_TOKENS)),
+        "float64": footprint(config, Run(mapped, 8, 1, prompt, NEW_TOKENS)),
     }
     available = available_memory()
     facts = {

@@ -7,15 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
-from npgemma.answers import Generation
+from npgemma.checkpoints.mask_vqvae import CODEC, read_mask_codec
 from npgemma.commands.flags import AddParser, add_num_beams, answer, answer_flags, load_model
 from npgemma.commands.output import box_fields, print_json
+from npgemma.decoding.text import Generation
 from npgemma.errors import BadPicture
-from npgemma.io.mask_codec import CODEC, read_mask_codec
+from npgemma.io.atomic_write import beside
 from npgemma.io.picture import read_picture, write_picture, written_format
-from npgemma.io.writing import beside
-from npgemma.masks import draw_masks, object_masks, soft_object_masks
-from npgemma.tasks import detect_prompt, draw_boxes, parse_objects, segment_prompt
+from npgemma.tasks.drawing import draw_boxes, draw_masks
+from npgemma.tasks.masks import object_masks, soft_object_masks
+from npgemma.tasks.objects import parse_objects
+from npgemma.tasks.prompts import detect_prompt, segment_prompt
 
 
 def add_objects(add_parser: AddParser, form: argparse.ArgumentParser) -> None:

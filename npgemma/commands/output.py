@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 
-from npgemma.answers import Generation
-from npgemma.tasks import Box, DetectedObject
+from npgemma.decoding.text import Generation
+from npgemma.tasks.objects import Box, DetectedObject
 
 INTERRUPTED = 130  # the exit status of what Ctrl-C has ended
 WIPE = "\r\x1b[K"  # takes the line that a terminal's cursor is on away

@@ -93,14 +93,16 @@ def fitted(golden: Golden, dump: Dump, pairing: Pairing, tap: str) -> Array | Ve
     same = fit(x, truth.shape)
     if same is None:
         verdict = failed(tap, theirs, f"shape {list(x.shape)}, expected {list(truth.shape)} ({golden.taps[tap]})")
-        return replace(verdict, diagnosis=tuple(diagnose_shape(tap, x, truth)))
+        return replace(verdict, diagnosis=tuple(diagnose_shape(golden.taps[tap], x, truth)))
     return same.astype(np.float64) if truth.dtype.kind == "f" else same
 
 
 def verdict_of(golden: Golden, tap: str, theirs: str, x: Array, dtype: str) -> Verdict:
     truth = golden.truth[tap]
-    verdict = judge(tap, theirs, x, truth, golden.envelopes[dtype].get(tap), dtype)
+    verdict = judge(tap, golden.taps[tap], theirs, x, truth, golden.envelopes[dtype].get(tap), dtype)
     if verdict.explained or not np.isfinite(x).all():
         return verdict
-    same_shape = {other: golden.truth[other] for other in golden.taps if golden.truth[other].shape == truth.shape}
-    return replace(verdict, diagnosis=tuple(diagnose(tap, x, truth, same_shape)))
+    same_shape = {
+        other: golden.truth[other] for other in golden.taps if other != tap and golden.truth[other].shape == truth.shape
+    }
+    return replace(verdict, diagnosis=tuple(diagnose(golden.taps[tap], x, truth, same_shape)))

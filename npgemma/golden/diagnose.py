@@ -10,7 +10,7 @@ from itertools import permutations
 
 import numpy as np
 
-from npgemma.golden.names import tap_name
+from npgemma.golden.names import row_axes
 from npgemma.layers.shapes import Array, Float
 
 # How much of the error a suspect may leave.
@@ -19,29 +19,29 @@ LEFT = 0.1
 NEAR = 0.01
 
 
-def diagnose(name: str, x: Array, truth: Array, others: Mapping[str, Array]) -> list[str]:
+def diagnose(axes: str, x: Array, truth: Array, others: Mapping[str, Array]) -> list[str]:
     """Sentences on what `x`, a wrong tap of the truth's shape, may be; `others` are the other taps of that shape."""
     truth = truth.astype(np.float64)
     error = rms(x - truth)
     found = [
         sentence
-        for sentence, suspect in suspects(name, truth, others)
+        for sentence, suspect in suspects(axes, truth, others)
         if suspect.shape == x.shape and rms(x - suspect) < LEFT * error
     ]
-    return [*found, *factor(name, x, truth, error), *heads(name, x, truth)]
+    return [*found, *factor(axes, x, truth, error), *heads(axes, x, truth)]
 
 
-def diagnose_shape(name: str, x: Array, truth: Array) -> list[str]:
+def diagnose_shape(axes: str, x: Array, truth: Array) -> list[str]:
     """What `x` may be, whose shape does not fit the truth's."""
-    axes = tap_name(name).axes.split()
+    letters = axes.split()
     found = []
     mine, wanted = ([size for size in array.shape if size != 1] for array in (x, truth))
     if sorted(mine) == sorted(wanted):
         found.append("its axes are in another order")
-    if "B" in axes and len(truth) > 1 and mine == wanted[1:]:
+    if "B" in letters and len(truth) > 1 and mine == wanted[1:]:
         found.append("it has one picture of several: a batch axis was squeezed or indexed away")
-    for letter in set(axes) & {"K", "N"}:
-        heads = truth.shape[axes.index(letter)]
+    for letter in set(letters) & {"K", "N"}:
+        heads = truth.shape[letters.index(letter)]
         if len(mine) == len(wanted) and x.size % truth.size == 0 and x.size > truth.size:
             found.append(
                 f"it has {x.size // truth.size} times the numbers: {heads} key heads repeated for the queries?"
@@ -49,32 +49,32 @@ def diagnose_shape(name: str, x: Array, truth: Array) -> list[str]:
     return found
 
 
-def suspects(name: str, truth: Float[Array, "*R"], others: Mapping[str, Array]) -> Iterator[tuple[str, Array]]:
+def suspects(axes: str, truth: Float[Array, "*R"], others: Mapping[str, Array]) -> Iterator[tuple[str, Array]]:
     """What well-known mistakes make of the truth."""
-    axes = tap_name(name).axes.split()
+    letters = axes.split()
     for order in permutations(range(truth.ndim)):
         if order != tuple(range(truth.ndim)):
-            swapped = " ".join(axes[i] for i in order)
-            yield f"its axes are {swapped}, not {' '.join(axes)}", truth.transpose(order).reshape(truth.shape)
-    for axis in tap_name(name).row_axes:
+            swapped = " ".join(letters[i] for i in order)
+            yield f"its axes are {swapped}, not {axes}", truth.transpose(order).reshape(truth.shape)
+    for axis in row_axes(axes):
         if truth.shape[axis] > 2:
-            yield f"it is one {axes[axis]} row late (off by one token)", np.roll(truth, 1, axis)
-            yield f"it is one {axes[axis]} row early (off by one token)", np.roll(truth, -1, axis)
-    if axes and axes[-1] == "H" and truth.shape[-1] % 2 == 0:
+            yield f"it is one {letters[axis]} row late (off by one token)", np.roll(truth, 1, axis)
+            yield f"it is one {letters[axis]} row early (off by one token)", np.roll(truth, -1, axis)
+    if letters and letters[-1] == "H" and truth.shape[-1] % 2 == 0:
         halves = np.stack(np.split(truth, 2, -1), -1).reshape(truth.shape)
         yield "its RoPE pairs stand side by side, not in halves (rule: interleaved)", halves
     for other, tensor in others.items():
-        if tensor.shape == truth.shape and other != name:
+        if tensor.shape == truth.shape:
             yield f"it is {other}", tensor
 
 
-def factor(name: str, x: Array, truth: Float[Array, "*R"], error: float) -> Iterator[str]:
+def factor(axes: str, x: Array, truth: Float[Array, "*R"], error: float) -> Iterator[str]:
     """Is it the truth times a number?"""
     power = float(np.vdot(truth, truth))
     c = float(np.vdot(truth, x)) / power if power else 1.0
     if abs(c - 1) < NEAR or rms(x - c * truth) >= LEFT * error:
         return
-    sizes = dict(zip(tap_name(name).axes.split(), truth.shape, strict=True))
+    sizes = dict(zip(axes.split(), truth.shape, strict=True))
     known = {"-1": -1.0, "2": 2.0, "1/2": 0.5, "255": 255.0, "1/255": 1 / 255}
     for letter in {"D", "H"} & sizes.keys():
         known |= {f"sqrt({letter})": math.sqrt(sizes[letter]), f"1/sqrt({letter})": 1 / math.sqrt(sizes[letter])}
@@ -82,10 +82,10 @@ def factor(name: str, x: Array, truth: Float[Array, "*R"], error: float) -> Iter
     yield f"it is the truth times {c:.4g}" + (f", which is {names[0]}" if names else "")
 
 
-def heads(name: str, x: Array, truth: Float[Array, "*R"]) -> Iterator[str]:
+def heads(axes: str, x: Array, truth: Float[Array, "*R"]) -> Iterator[str]:
     """Are the heads in another order?"""
-    axes = tap_name(name).axes.split()
-    axis = next((i for i, letter in enumerate(axes) if letter in "NK"), None)
+    letters = axes.split()
+    axis = next((i for i, letter in enumerate(letters) if letter in "NK"), None)
     if axis is None or truth.shape[axis] < 2:
         return
     mine, wanted = (np.moveaxis(array, axis, 0).reshape(truth.shape[axis], -1) for array in (x, truth))

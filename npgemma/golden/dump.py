@@ -13,9 +13,9 @@ import numpy as np
 from npgemma.errors import BadGolden, BadModel
 from npgemma.io import npz
 from npgemma.io.safetensors import open_file
-from npgemma.layers.bfloat16 import widen
+from npgemma.io.system_memory import available_memory
+from npgemma.layers.bits import widen
 from npgemma.layers.shapes import Array
-from npgemma.memory import available_memory
 
 # bfloat16 is told from real uint16 by its name here and widened at once.
 DTYPES: dict[str, np.dtype[Any]] = {

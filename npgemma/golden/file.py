@@ -26,8 +26,8 @@ import safetensors
 
 from npgemma.errors import BadGolden, BadModel
 from npgemma.golden.names import tap_name
+from npgemma.io.atomic_write import beside
 from npgemma.io.safetensors import open_with_metadata
-from npgemma.io.writing import beside
 from npgemma.layers.shapes import Array, Float
 
 # The golden file that ships with npgemma: its own model on its own sample picture, 'caption en'.
@@ -62,6 +62,7 @@ class Spool:
     def __init__(self, folder: Path) -> None:
         self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed by __exit__)
         self.entries: dict[str, tuple[int, np.dtype[Any], tuple[int, ...]]] = {}
+        self.axes: dict[str, str] = {}  # of what was put with its axes
 
     def __enter__(self) -> "Spool":
         return self
@@ -78,13 +79,15 @@ class Spool:
             return np.empty(shape, dtype)
         return np.memmap(self.file, dtype, "r", offset, shape or (1,)).reshape(shape)
 
-    def put(self, name: str, x: Array) -> None:
+    def put(self, name: str, x: Array, axes: str | None = None) -> None:
         """Append `x`. ValueError for a name that is there already: nothing recorded is ever overwritten."""
         if name in self.entries:
             raise ValueError(f"{name} is recorded twice in one run")
         self.file.seek(0, os.SEEK_END)
         self.file.write(bytes(-self.file.tell() % 64))
         self.entries[name] = (self.file.tell(), x.dtype, x.shape)
+        if axes is not None:
+            self.axes[name] = axes
         self.file.write(raw(x))
         self.file.flush()
 
@@ -100,6 +103,12 @@ def write_golden(spool: Spool, metadata: Mapping[str, Any], path: Path) -> None:
     }
     with beside(path) as temporary:
         safetensors.serialize_file(specs, temporary, metadata={KEY: json.dumps(facts)})
+
+
+def checked_axes(name: str, axes: str) -> str:
+    """The axes of a tap. KeyError if `name` is not a tap's."""
+    tap_name(name)
+    return axes
 
 
 def raw(x: Array) -> memoryview:
@@ -133,7 +142,7 @@ def read_golden(path: str | Path) -> Golden:
             raise BadGolden(f"{found}; record it again")
         if facts.pop("sha256") != digest(tensors, facts):
             raise BadGolden(f"{path} is damaged: it is not what was written; record or fetch it again")
-        taps = {name: tap_name(name).axes for name, _ in facts["taps"]}
+        taps = {name: checked_axes(name, axes) for name, axes in facts["taps"]}
         truth = {tap: tensors.pop(tap) for tap in taps}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise BadGolden(f"{path} is no golden file of format {FORMAT} ({error!r}); record it again") from None

@@ -19,7 +19,7 @@ import numpy as np
 
 from npgemma.golden.names import block_of
 from npgemma.golden.record import by_row, row_errors
-from npgemma.layers.ops import log_softmax
+from npgemma.layers.activations import log_softmax
 from npgemma.layers.shapes import Array, Float
 
 LIMITS = {"rms": 2.0, "row": 4.0, "max": 4.0}
@@ -52,10 +52,12 @@ class Verdict:
     diagnosis: tuple[str, ...] = ()
 
 
-def judge(name: str, theirs: str, x: Array, truth: Array, envelope: Float[Array, "2 R"] | None, dtype: str) -> Verdict:
+def judge(
+    name: str, axes: str, theirs: str, x: Array, truth: Array, envelope: Float[Array, "2 R"] | None, dtype: str
+) -> Verdict:
     """Hold `x`, which has the truth's shape, against it: floats by the envelope of `dtype`, whole numbers exactly."""
     if envelope is None:
-        return judge_exact(name, theirs, x, truth)
+        return judge_exact(name, axes, theirs, x, truth)
     different = np.flatnonzero((np.isfinite(x) != np.isfinite(truth)).reshape(-1))
     if different.size or not np.isfinite(x).all():
         found = f"{different.size or np.sum(~np.isfinite(x))} of {x.size} numbers are NaN or infinite, the first at "
@@ -64,7 +66,7 @@ def judge(name: str, theirs: str, x: Array, truth: Array, envelope: Float[Array,
     limits = limits_of(x.size, envelope.shape[1])
     rms = float(np.sqrt(np.square(truth, dtype=np.float64).mean()))
     least = ROUNDOFF[dtype] * rms
-    rows, largest = row_errors(name, x, truth)
+    rows, largest = row_errors(axes, x, truth)
     error = float(np.sqrt(np.square(rows).mean()))
     honest = max(float(np.sqrt(np.square(envelope[0], dtype=np.float64).mean())), least)
     row_ratios = ratio(rows, np.maximum(envelope[0], honest))
@@ -79,7 +81,7 @@ def judge(name: str, theirs: str, x: Array, truth: Array, envelope: Float[Array,
     return Verdict(name, theirs, block_of(name), not over, "; ".join(over), ratios, limits, error, floor, bad_rows)
 
 
-def judge_exact(name: str, theirs: str, x: Array, truth: Array) -> Verdict:
+def judge_exact(name: str, axes: str, theirs: str, x: Array, truth: Array) -> Verdict:
     """Ids, masks, positions and 8-bit pictures: every one is right or the tap is wrong."""
     different = np.flatnonzero((x != truth).reshape(-1))
     reason = ""
@@ -87,7 +89,7 @@ def judge_exact(name: str, theirs: str, x: Array, truth: Array) -> Verdict:
         where = np.unravel_index(different[0], x.shape)
         values = f"{x[where]} instead of {truth[where]}"
         reason = f"{different.size} of {x.size} differ, the first at {[int(i) for i in where]}: {values}"
-    rows = tuple(np.flatnonzero((by_row(name, x) != by_row(name, truth)).any(-1)).tolist())
+    rows = tuple(np.flatnonzero((by_row(axes, x) != by_row(axes, truth)).any(-1)).tolist())
     return Verdict(name, theirs, block_of(name), not reason, reason, {}, {}, different.size / x.size, 0.0, rows)
 
 

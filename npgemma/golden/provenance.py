@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import PIL
 
-from npgemma.golden.names import tap_name
+from npgemma.api.vision_language import VisionLanguageModel
+from npgemma.golden.rounding import FLOAT32, SCHEDULES
 from npgemma.io.picture import Picture, read_picture
-from npgemma.io.tokenizer import TOKENIZER
-from npgemma.layers.rounding import FLOAT32, SCHEDULES
-from npgemma.model import Model
+from npgemma.io.tokenizers import TOKENIZER
 
 # What npgemma computes where implementations disagree; the same for every golden file.
 POLICY = {
@@ -36,9 +35,14 @@ PREPROCESSING = {
 
 
 def describe(
-    model: Model, images: Sequence[Picture], prompt: str, taps: Sequence[str], schedule: str, wide: str
+    model: VisionLanguageModel,
+    images: Sequence[Picture],
+    prompt: str,
+    axes: Mapping[str, str],
+    schedule: str,
+    wide: str,
 ) -> dict[str, Any]:
-    """The metadata of a golden file. `taps` are the names in it, in execution order; `wide` is its floats' dtype."""
+    """The metadata of a golden file. `axes`: those of each tap, in execution order; `wide`: the dtype of floats."""
     return {
         "case": {"prompt": prompt, "images": [image_hash(image) for image in images], "seed": None},
         "model": model_hashes(model.folder) | {"truth_stored_as": wide},
@@ -49,7 +53,7 @@ def describe(
             "float32": {"name": "float32", "rounds": FLOAT32},
             "bfloat16": {"name": schedule, "rounds": SCHEDULES[schedule]},
         },
-        "taps": [[name, tap_name(name).axes] for name in taps],
+        "taps": [[name, letters] for name, letters in axes.items()],
         "versions": {"npgemma": installed_version(), "numpy": np.__version__, "blas": blas()},
     }
 

@@ -10,27 +10,26 @@ port by the error of an honest run in its own precision, instead of by a fixed t
 FlexAttention's tests and torch._dynamo's `same` judge theirs.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.errors import BadGolden, BadModel
 from npgemma.golden.file import Spool, write_golden
-from npgemma.golden.names import is_in_level, tap_name
+from npgemma.golden.names import is_in_level, row_axes
 from npgemma.golden.provenance import describe
+from npgemma.golden.rounding import FLOAT32, SCHEDULES, rounding
 from npgemma.io.picture import Picture
-from npgemma.layers.bfloat16 import pack, round_to_bfloat16
-from npgemma.layers.rounding import FLOAT32, SCHEDULES, rounding
+from npgemma.layers.bits import pack, round_to_bfloat16
 from npgemma.layers.shapes import Array, Float, Int
 from npgemma.layers.taps import Recorder, Tap, at
-from npgemma.model import Model
-from npgemma.models.gemma import new_caches
-from npgemma.models.paligemma import PaliGemma, Prompt, image_features, start, step
+from npgemma.layers.tree import Leaf, arrays, map_tree
+from npgemma.models.gemma import logits, new_caches
+from npgemma.models.paligemma import PaliGemma, Prompt, image_features, prefill, step
 
 # A truth of a model with fewer parameters is stored in float64; of a larger one in float32, in half the space.
 SMALL = 100_000_000
@@ -49,7 +48,7 @@ class Case:
 
 
 def record(
-    model: Model,
+    model: VisionLanguageModel,
     images: Sequence[Picture],
     prompt: str,
     path: str | Path,
@@ -84,7 +83,7 @@ def record(
     with Spool(path.parent) as spool:
         keep = recording(spool, wanted, wide)
         for name, x in seen.items():
-            keep(name, x)
+            keep(name, x, seen.axes[name])
         ids = run(model, model.weights, case, np.dtype(np.float64), keep)
         taps = list(spool.entries)
         idle = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in taps)]
@@ -96,36 +95,42 @@ def record(
         ):
             measure = measuring(spool, taps, dtype)
             run(model, weights, case, np.dtype(np.float32), rounding(measure, rounded), ids)
-        write_golden(spool, describe(model, images, prompt, taps, schedule, wide.name), path)
+        write_golden(spool, describe(model, images, prompt, spool.axes, schedule, wide.name), path)
 
 
 def run(
-    model: Model, weights: PaliGemma, case: Case, dtype: np.dtype, tap: Tap, forced: Sequence[int] | None = None
+    model: VisionLanguageModel,
+    weights: PaliGemma,
+    case: Case,
+    dtype: np.dtype,
+    tap: Tap,
+    forced: Sequence[int] | None = None,
 ) -> list[int]:
     """One prefill and its steps; the likeliest token after each, or the `forced` ones, which are fed instead."""
     features = image_features(weights, case.pixel_values.astype(dtype), tap)
     prompt = Prompt(case.input_ids, case.token_type_ids, features.reshape(-1, features.shape[-1]))
     caches = [new_caches(weights.text, len(case.input_ids) + case.steps, dtype)]
-    logits = start(weights, [prompt], caches, tap=tap)
+    hidden = prefill(weights, [prompt], caches, tap=tap)
+    scores = tap("logits", logits(weights.text, hidden[-1:]), "B V")
     ids: list[int] = []
     while True:
-        ids.append(forced[len(ids)] if forced else int(logits[0, : model.tokenizer.image_id].argmax()))
+        ids.append(forced[len(ids)] if forced else int(scores[0, : model.tokenizer.image_id].argmax()))
         if len(ids) > case.steps or ids[-1] in model.config.eos_token_ids:
             break
-        logits = step(weights, np.array(ids[-1:]), caches, dtype, tap=at(tap, f"steps.{len(ids)}"))
-    tap("generated_ids", np.array(ids))
+        scores = step(weights, np.array(ids[-1:]), caches, dtype, tap=at(tap, f"steps.{len(ids)}"))
+    tap("generated_ids", np.array(ids), "T")
     return ids
 
 
 def recording(spool: Spool, wanted: Callable[[str], bool], wide: np.dtype) -> Tap:
     """The tap that puts what is wanted into `spool`: floats as `wide`, masks as bytes, whole numbers as int32."""
 
-    def keep(name: str, x: Array) -> Array:
+    def keep(name: str, x: Array, axes: str) -> Array:
         if wanted(name):
             if not np.isfinite(x).all():
                 raise BadModel(f"{name} is not finite: some weight, or a number on its way, is NaN or infinite")
             kinds = {"f": wide, "b": np.dtype(np.uint8), "u": np.dtype(np.uint8), "i": np.dtype(np.int32)}
-            spool.put(name, x.astype(kinds[x.dtype.kind]))
+            spool.put(name, x.astype(kinds[x.dtype.kind]), axes)
         return x
 
     return keep
@@ -135,60 +140,37 @@ def measuring(spool: Spool, taps: Sequence[str], dtype: str) -> Tap:
     """The tap that holds floats against the truth in `spool` and puts their errors there: rms and largest, by row."""
     measured = {name for name in taps if spool[name].dtype.kind == "f"}
 
-    def measure(name: str, x: Array) -> Array:
+    def measure(name: str, x: Array, axes: str) -> Array:
         if name in measured:
-            spool.put(f"envelope.{dtype}/{name}", row_errors(name, x, spool[name]).astype(np.float32))
+            spool.put(f"envelope.{dtype}/{name}", row_errors(axes, x, spool[name]).astype(np.float32))
         return x
 
     return measure
 
 
-def row_errors(name: str, x: Float[Array, "*R"], truth: Float[Array, "*R"]) -> Float[Array, "2 R"]:
+def row_errors(axes: str, x: Float[Array, "*R"], truth: Float[Array, "*R"]) -> Float[Array, "2 R"]:
     """The rms and the largest absolute difference between `x` and `truth`, both of one tap, for each of its rows."""
-    error = by_row(name, np.abs(np.subtract(x, truth, dtype=np.float64)))
+    error = by_row(axes, np.abs(np.subtract(x, truth, dtype=np.float64)))
     return np.stack([np.sqrt(np.square(error).mean(-1)), error.max(-1)])
 
 
-def by_row(name: str, x: Array) -> Array:
+def by_row(axes: str, x: Array) -> Array:
     """[R rest]: the rows of a tap in order, and everything that belongs to a row."""
-    rows = tap_name(name).row_axes
+    rows = row_axes(axes)
     moved = np.moveaxis(x, rows, range(len(rows)))
     return moved.reshape(int(np.prod(moved.shape[: len(rows)])), -1)
 
 
-def in_bfloat16(weights: Any) -> Any:
+def in_bfloat16(weights: PaliGemma) -> PaliGemma:
     """The same model with every number moved to the bfloat16 grid, as a run in bfloat16 holds it.
 
     What is stored as bfloat16 stays the map of the file that it is.
     """
-    if isinstance(weights, tuple):
-        return tuple(map(in_bfloat16, weights))
-    if not dataclasses.is_dataclass(weights) or isinstance(weights, type):
-        return weights
-    changed = {}
-    for field in dataclasses.fields(weights):
-        value = getattr(weights, field.name)
-        if not isinstance(value, np.ndarray):
-            changed[field.name] = in_bfloat16(value)
-        elif value.dtype != np.uint16:
-            is_matrix = field.type.__metadata__[0][0] == "weight"  # type: ignore[union-attr]
-            changed[field.name] = (pack if is_matrix else round_to_bfloat16)(value.astype(np.float32))
-    return dataclasses.replace(weights, **changed)
 
+    def narrow(leaf: Leaf) -> Array:
+        x = leaf.value
+        if x.dtype == np.uint16:
+            return x
+        return (pack if leaf.kind == "weight" else round_to_bfloat16)(x.astype(np.float32))
 
-def arrays(weights: Any) -> list[Array]:
-    """The arrays of a model, each once: the head may be the embedding table itself."""
-    found: dict[int, Array] = {}
-
-    def walk(value: Any) -> None:
-        if isinstance(value, np.ndarray):
-            found[value.ctypes.data] = value
-        elif isinstance(value, tuple):
-            for each in value:
-                walk(each)
-        elif dataclasses.is_dataclass(value):
-            for field in dataclasses.fields(value):
-                walk(getattr(value, field.name))
-
-    walk(weights)
-    return list(found.values())
+    return map_tree(narrow, weights)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.errors import BadGolden
 from npgemma.golden.compare import Report, fitted
 from npgemma.golden.dump import Dump
@@ -24,17 +25,16 @@ from npgemma.golden.file import Golden, Spool
 from npgemma.golden.judge import Verdict, judge, judge_relative
 from npgemma.golden.provenance import model_hashes
 from npgemma.golden.record import Case, in_bfloat16, row_errors, run
-from npgemma.layers.rounding import rounding
+from npgemma.golden.rounding import rounding
 from npgemma.layers.shapes import Array
 from npgemma.layers.taps import silent
-from npgemma.model import Model
 
 # The port's tensor of a tap, or None where the run should go on with the reference's: the port has none, or one that
 # nothing can be computed from. Ids are never taken: they are right or wrong, and wrong ones may name no token.
 Given = Callable[[str], Array | None]
 
 
-def replay(model: Model, golden: Golden, dump: Dump, report: Report) -> Report:
+def replay(model: VisionLanguageModel, golden: Golden, dump: Dump, report: Report) -> Report:
     """`report`, with a verdict for each tap on how it follows from the port's tensors before it.
 
     What is noted goes to a temporary file: memory holds the model and one tap. Raises BadGolden if the golden file was
@@ -52,35 +52,41 @@ def replay(model: Model, golden: Golden, dump: Dump, report: Report) -> Report:
 
     with Spool(Path(tempfile.gettempdir())) as exact:
 
-        def note(tap: str, honest: Array, x: Array) -> None:
+        def note(tap: str, axes: str, honest: Array, x: Array) -> None:
             is_float = honest.dtype.kind == "f"
-            envelope = row_errors(tap, honest, exact[tap]) if is_float else None
-            verdict = judge(tap, pairs[tap][0], x, exact[tap], envelope, report.dtype)
+            envelope = row_errors(axes, honest, exact[tap]) if is_float else None
+            verdict = judge(tap, axes, pairs[tap][0], x, exact[tap], envelope, report.dtype)
             if is_float and report.dtype == "bfloat16":
                 verdict = judge_relative(verdict, x, exact[tap], honest)
             verdicts.append(verdict)
 
         with np.errstate(all="ignore"):  # a port's tensors, such as a mask that hides everything, may lead anywhere
-            follow(model, golden, given, "float64", lambda tap, local, _: exact.put(tap, local))
+            follow(model, golden, given, "float64", lambda tap, axes, local, _: exact.put(tap, local))
             follow(model, golden, given, report.dtype, note)
     return replace(report, replayed=verdicts)
 
 
-def follow(model: Model, golden: Golden, given: Given, dtype: str, note: Callable[[str, Array, Array], None]) -> None:
-    """Run `model` in `dtype` on the port's tensors; `note` hears each tap, what was computed there, and the port's."""
+def follow(
+    model: VisionLanguageModel,
+    golden: Golden,
+    given: Given,
+    dtype: str,
+    note: Callable[[str, str, Array, Array], None],
+) -> None:
+    """Run `model` on the port's tensors; `note` gets each tap, its axes, what was computed, and the port's."""
 
-    def swap(name: str, x: Array) -> Array:
+    def swap(name: str, x: Array, axes: str) -> Array:
         theirs = given(name)
         if theirs is None:
             return x
-        note(name, x, theirs)
+        note(name, axes, x, theirs)
         return theirs.astype(x.dtype)
 
     schedule = {} if dtype == "float64" else golden.metadata["schedules"][dtype]["rounds"]
     again = rounding(silent, schedule)  # what a port dumped before it rounded it, such as pixels
 
-    def tap(name: str, x: Array) -> Array:
-        return again(name, rounding(swap, schedule)(name, x))
+    def tap(name: str, x: Array, axes: str) -> Array:
+        return again(name, rounding(swap, schedule)(name, x, axes), axes)
 
     weights = in_bfloat16(model.weights) if dtype == "bfloat16" else model.weights
     ids = golden.truth["generated_ids"].tolist()

@@ -1,1 +1,1 @@
-"""Everything that touches a file: configs, checkpoints, tokenizers, pictures. What is outside is checked here."""
+"""Bytes: files, JSON, archives, pictures, tokenizers, memory. Nothing here knows a model; all input is checked."""

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from npgemma.errors import BadJobs
-from npgemma.io.config import parse_json
-from npgemma.io.writing import beside
+from npgemma.io.atomic_write import beside
+from npgemma.io.strict_json import parse_json
 
 MAX_LINE = 1_000_000  # bytes; a longer line is no job
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from npgemma.errors import BadPicture
-from npgemma.io.writing import beside
+from npgemma.io.atomic_write import beside
 from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import Tap, silent
 
@@ -138,7 +138,7 @@ def pixel_values(images: Sequence[Image.Image], side: int, tap: Tap = silent) ->
     """
     values = np.empty((len(images), 3, side, side), np.float32)
     for i, image in enumerate(images):
-        small = tap(f"pictures.{i}.resized", np.asarray(image.resize((side, side), Image.Resampling.BICUBIC)))
+        small = tap(f"pictures.{i}.resized", np.asarray(image.resize((side, side), Image.Resampling.BICUBIC)), "Y X C")
         unit = (small.astype(np.float64) * (1 / 255)).astype(np.float32)
         values[i] = ((unit - np.float32(0.5)) / np.float32(0.5)).transpose(2, 0, 1)
     return values

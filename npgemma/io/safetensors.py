@@ -15,9 +15,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from npgemma.errors import BadModel
-from npgemma.io.config import read_json
 from npgemma.io.hub_cache import is_unfinished
 from npgemma.io.model_folder import member
+from npgemma.io.strict_json import read_json
 from npgemma.layers.shapes import Array
 
 INDEX = "model.safetensors.index.json"

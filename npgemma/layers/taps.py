@@ -1,47 +1,111 @@
-"""Taps: how one looks into the model while it computes.
+"""Taps: how one looks into a model while it computes.
 
-Every tensor worth comparing passes through `tap(name, tensor)` on the line that makes it, and what the tap returns is
-what the model goes on with. So a tap can record, round or replace. The default, `silent`, does nothing.
+Every tensor worth comparing passes through `tap(name, tensor, axes)` on the line that makes it, and the model goes on
+with what the tap returns. So a tap can record, round or replace a tensor. The default, `silent`, does nothing.
 
-    >>> taps = Recorder("text.layers.3.*")
-    >>> model.forward(ids, pixels, tap=taps)
-    >>> taps["text.layers.3.attn.q"].shape
+    >>> import numpy as np
+    >>> from npgemma.layers.activations import geglu
+    >>> taps = Recorder("act")
+    >>> y = geglu(np.ones((2, 3), np.float32), np.ones((2, 3), np.float32), taps)
+    >>> taps["act"].shape, taps.axes["act"]
+    ((2, 3), 'T F')
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatchcase
+from typing import Any, Protocol
 
 import numpy as np
 
 from npgemma.layers.shapes import Array
 
-Tap = Callable[[str, Array], Array]
+
+class Tap(Protocol):
+    """`axes` has a letter of the alphabet in `shapes` for each axis of `x`: "T N H"."""
+
+    def __call__(self, name: str, x: Array, axes: str, /) -> Array: ...
 
 
-def silent(name: str, x: Array) -> Array:
+def silent(name: str, x: Array, axes: str) -> Array:
     """The tap that does nothing."""
     return x
 
 
 def at(tap: Tap, scope: str) -> Tap:
-    """`tap`, hearing every name with `scope.` before it."""
-    return tap if tap is silent else lambda name, x: tap(f"{scope}.{name}", x)
+    """`tap`, called with `scope.` before every name."""
+    return tap if tap is silent else lambda name, x, axes: tap(f"{scope}.{name}", x, axes)
+
+
+def checked(tap: Callable[..., Any]) -> Tap:
+    """A tap that a user wrote, as `(name, x, axes)` or `(name, x)`, with its results checked.
+
+    Raises TypeError at once for a tap of other parameters, and while the model runs if the tap returns anything but an
+    array of the shape and dtype that it was given: the model would go on with it.
+    """
+    if tap is silent:
+        return silent
+    takes_axes, takes_name = (fits(tap, *arguments) for arguments in (("", None, ""), ("", None)))
+    if not takes_axes and not takes_name:
+        raise TypeError(f"{tap!r} is not a tap: it must take (name, x, axes) and return x, or an array like it")
+
+    def call(name: str, x: Array, axes: str) -> Array:
+        y = tap(name, x, axes) if takes_axes else tap(name, x)
+        if not isinstance(y, np.ndarray) or y.shape != x.shape or y.dtype != x.dtype:
+            found = f"{y.dtype} {list(y.shape)}" if isinstance(y, np.ndarray) else type(y).__name__
+            raise TypeError(f"the tap returned {found} for {name}, which is {x.dtype} {list(x.shape)}")
+        return y
+
+    return call
+
+
+def fits(f: Callable[..., Any], *arguments: object) -> bool:
+    """Whether `f` can be called with these arguments."""
+    try:
+        inspect.signature(f).bind(*arguments)
+    except TypeError:
+        return False
+    return True
 
 
 class Recorder(Mapping[str, np.ndarray]):
-    """A tap that keeps a copy of each tensor whose name matches one of `patterns`, in the order they were computed.
+    """A tap that keeps a copy of each tensor whose name matches a pattern, in the order of computation.
 
-    A pattern is a shell glob: `*` matches any run of characters, dots included. With no pattern, everything is kept.
-    A name that comes again (a decode step after the prefill) replaces the earlier tensor.
+    Parameters
+    ----------
+    *patterns
+        Shell globs: `*` matches any run of characters, dots included. Without a pattern, everything is kept.
+
+    Attributes
+    ----------
+    axes : dict of str to str
+        The axes of each tensor that was kept, such as "T N H".
+
+    Notes
+    -----
+    A recorder is a mapping from names to arrays. A name that comes again, such as in a decode step after the prefill,
+    replaces the earlier tensor.
+
+    Examples
+    --------
+    >>> import npgemma
+    >>> model = npgemma.load()
+    >>> inputs = model.processor([npgemma.sample_picture()], ["caption en"])
+    >>> taps = npgemma.Recorder("text.layers.3.attn.q_rope", "projector")
+    >>> logits = model.forward(inputs.input_ids[0], inputs.pixel_values, tap=taps)
+    >>> taps.axes
+    {'projector': 'B P D', 'text.layers.3.attn.q_rope': 'T N H'}
     """
 
     def __init__(self, *patterns: str) -> None:
         self.patterns = patterns or ("*",)
         self.tensors: dict[str, np.ndarray] = {}
+        self.axes: dict[str, str] = {}
 
-    def __call__(self, name: str, x: Array) -> Array:
+    def __call__(self, name: str, x: Array, axes: str) -> Array:
         if any(fnmatchcase(name, pattern) for pattern in self.patterns):
             self.tensors[name] = x.copy()
+            self.axes[name] = axes
         return x
 
     def __getitem__(self, name: str) -> np.ndarray:

@@ -1,1 +1,1 @@
-"""The models: weights as frozen dataclasses, and the functions that eat them."""
+"""The models: weights as frozen dataclasses, and the functions that use them."""

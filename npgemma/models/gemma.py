@@ -1,4 +1,4 @@
-"""Gemma, the decoder: rows of one or several sequences in, the same rows out, each sequence's cache grown by its own.
+"""Gemma, the decoder: rows of one or several sequences in, the same rows out, and each sequence's cache grows.
 
     rows --> L x block --> norm --> logits                            block:  x += attention(norm x)
                                                                               x += mlp(norm x)
@@ -6,8 +6,8 @@
 Source: Gemma (Gemma Team 2024), section 2, and the order of operations of google/gemma_pytorch.
 
 Rows of several sequences stand under each other in one `x` [T D]. Linear layers, norms and the MLP treat every row
-alike and never notice; only attention asks which rows belong together. So prompts of different lengths run together
-without padding.
+alike; only attention needs to know which rows belong together. So prompts of different lengths run together without
+padding.
 """
 
 import math
@@ -17,17 +17,35 @@ from typing import NamedTuple
 
 import numpy as np
 
-from npgemma.layers.matmul import embed, linear, project, unproject
-from npgemma.layers.ops import RMSNorm, attend, geglu, rms_norm, rope
+from npgemma.layers.activations import geglu
+from npgemma.layers.attention import attend
+from npgemma.layers.linear import embed, linear, project, unproject
+from npgemma.layers.norms import RMSNorm, rms_norm
+from npgemma.layers.rope import rope
 from npgemma.layers.shapes import Array, Bool, Float, Int, Weight
 from npgemma.layers.taps import Tap, at, silent
 
 
 class Segment(NamedTuple):
-    """The rows of `x` that are one sequence's, and which of the S rows seen so far (its T the last) each may see."""
+    """The rows of one sequence, and which of the S rows seen so far (these T are the last) each may look at."""
 
     rows: slice
     mask: Bool[Array, "T S"]
+
+
+class Rows(NamedTuple):
+    """Rows of x: which ones, the position of each, and the segment of each sequence, counted within these rows."""
+
+    which: slice | Int[Array, "Q"]
+    positions: Int[Array, "Q"]
+    segments: Sequence[Segment]
+
+
+def last_rows(rows: Rows) -> Rows:
+    """The last row of each sequence: the one that the next token is chosen from."""
+    ends = np.array([segment.rows.stop - 1 for segment in rows.segments])
+    alone = [Segment(slice(i, i + 1), segment.mask[-1:]) for i, segment in enumerate(rows.segments)]
+    return Rows(ends, rows.positions[ends], alone)
 
 
 class Cache:
@@ -49,7 +67,7 @@ class Cache:
         return self.keys[: self.length], self.values[: self.length]
 
     def copy(self) -> "Cache":
-        """A cache that goes on from here on its own."""
+        """A cache that holds the same, and then grows separately."""
         capacity, key_heads, width = self.keys.shape
         twin = Cache(capacity, key_heads, width, self.keys.dtype)
         twin.become(self)
@@ -70,42 +88,23 @@ class Attention:
     o: Weight[Array, "D N H"]
 
 
-def remember(
-    p: Attention,
-    x: Float[Array, "T D"],
-    positions: Int[Array, "T"],
-    segments: Sequence[Segment],
-    caches: Sequence[Cache],
-    tap: Tap = silent,
-) -> list[tuple[Array, Array]]:
-    """Each segment's rows leave their keys and values in its cache; returns the S keys and values each then holds."""
-    k = tap("k", project(x, p.k))
-    v = tap("v", project(x, p.v))
-    k = tap("k_rope", rope(k, positions, p.theta, at(tap, "k_rope")))
-    seen = []
-    for i, (segment, cache) in enumerate(zip(segments, caches, strict=True)):
-        hear = at(tap, f"segments.{i}")
-        keys, values = cache.append(k[segment.rows], v[segment.rows])
-        seen.append((hear("keys", keys), hear("values", values)))
-    return seen
-
-
 def attention(
-    p: Attention,
-    x: Float[Array, "T D"],
-    positions: Int[Array, "T"],
-    segments: Sequence[Segment],
-    caches: Sequence[Cache],
-    tap: Tap = silent,
-) -> Float[Array, "T D"]:
-    """Each segment's rows look at its cache and at themselves, as far as its mask lets them; the caches grow."""
-    q = tap("q", project(x, p.q))
-    q = tap("q_rope", rope(q, positions, p.theta, at(tap, "q_rope")))
-    seen = remember(p, x, positions, segments, caches, tap)
+    p: Attention, x: Float[Array, "T D"], rows: Rows, asking: Rows, caches: Sequence[Cache], tap: Tap = silent
+) -> Float[Array, "Q D"]:
+    """The keys and values of all rows go into the caches, one for each segment; the `asking` rows attend to them."""
+    q = tap("q", project(x[asking.which], p.q), "T N H")
+    q = tap("q_rope", rope(q, asking.positions, p.theta, at(tap, "q_rope")), "T N H")
+    k = tap("k", project(x, p.k), "T K H")
+    v = tap("v", project(x, p.v), "T K H")
+    k = tap("k_rope", rope(k, rows.positions, p.theta, at(tap, "k_rope")), "T K H")
     heads = np.empty_like(q)
-    for i, ((rows, mask), (keys, values)) in enumerate(zip(segments, seen, strict=True)):
-        heads[rows] = attend(q[rows], keys, values, mask, at(tap, f"segments.{i}"))
-    return tap("out", unproject(tap("heads", heads), p.o))
+    for i, (new, (asks, mask), cache) in enumerate(zip(rows.segments, asking.segments, caches, strict=True)):
+        segment_tap = at(tap, f"segments.{i}")
+        keys, values = cache.append(k[new.rows], v[new.rows])
+        keys, values = segment_tap("keys", keys, "S K H"), segment_tap("values", values, "S K H")
+        heads[asks] = attend(q[asks], keys, values, mask, segment_tap)
+    heads = tap("heads", heads, "T N H")
+    return tap("out", unproject(heads, p.o), "T D")
 
 
 @dataclass(frozen=True)
@@ -117,10 +116,10 @@ class MLP:
 
 def mlp(p: MLP, x: Float[Array, "T D"], tap: Tap = silent) -> Float[Array, "T D"]:
     """y = down(gelu(gate x) * up x). Source: GeGLU, Shazeer 2020."""
-    gate = tap("gate", linear(x, p.gate))
-    up = tap("up", linear(x, p.up))
-    hidden = tap("hidden", geglu(gate, up, tap))
-    return tap("out", linear(hidden, p.down))
+    gate = tap("gate", linear(x, p.gate), "T F")
+    up = tap("up", linear(x, p.up), "T F")
+    hidden = tap("hidden", geglu(gate, up, tap), "T F")
+    return tap("out", linear(hidden, p.down), "T D")
 
 
 @dataclass(frozen=True)
@@ -132,31 +131,28 @@ class Block:
 
 
 def block(
-    p: Block,
-    x: Float[Array, "T D"],
-    positions: Int[Array, "T"],
-    segments: Sequence[Segment],
-    caches: Sequence[Cache],
-    tap: Tap = silent,
-) -> Float[Array, "T D"]:
-    """x += attention(norm x); x += mlp(norm x)."""
-    h = tap("attn_norm", rms_norm(p.attn_norm, x))
-    x = tap("mid", x + attention(p.attn, h, positions, segments, caches, at(tap, "attn")))
-    h = tap("mlp_norm", rms_norm(p.mlp_norm, x))
-    return tap("out", x + mlp(p.mlp, h, at(tap, "mlp")))
+    p: Block, x: Float[Array, "T D"], rows: Rows, asking: Rows, caches: Sequence[Cache], tap: Tap = silent
+) -> Float[Array, "Q D"]:
+    """x += attention(norm x); x += mlp(norm x), for the rows that ask."""
+    h = tap("attn_norm", rms_norm(p.attn_norm, x), "T D")
+    x = tap("mid", x[asking.which] + attention(p.attn, h, rows, asking, caches, at(tap, "attn")), "T D")
+    h = tap("mlp_norm", rms_norm(p.mlp_norm, x), "T D")
+    return tap("out", x + mlp(p.mlp, h, at(tap, "mlp")), "T D")
 
 
 @dataclass(frozen=True)
 class Decoder:
+    """`head` is None where the embedding table is the head too, as in nearly every Gemma."""
+
     embedding: Weight[Array, "V D"]
     blocks: tuple[Block, ...]
     norm: RMSNorm
-    head: Weight[Array, "V D"]
+    head: Weight[Array, "V D"] | None = None
 
 
 def embed_tokens(p: Decoder, input_ids: Int[Array, "T"], dtype: np.dtype, tap: Tap = silent) -> Float[Array, "T D"]:
     """x[t] = sqrt(D) embedding[id of t]; sqrt(D) is rounded to `dtype` before it multiplies."""
-    scale = tap("scale", np.array(math.sqrt(p.embedding.shape[1]), dtype))
+    scale = tap("scale", np.array(math.sqrt(p.embedding.shape[1]), dtype), "")
     return embed(input_ids, p.embedding, dtype) * scale
 
 
@@ -168,38 +164,22 @@ def new_caches(p: Decoder, capacity: int, dtype: np.dtype) -> list[Cache]:
 def decoder(
     p: Decoder,
     x: Float[Array, "T D"],
-    positions: Int[Array, "T"],
-    segments: Sequence[Segment],
+    rows: Rows,
     caches: Sequence[Sequence[Cache]],
+    asking: Rows | None = None,
     tap: Tap = silent,
-) -> Float[Array, "T D"]:
-    """The last hidden states, normed. `caches` holds, for each segment, its caches layer by layer."""
-    for i, (weights, *layer_caches) in enumerate(zip(p.blocks, *caches, strict=True)):
-        x = block(weights, x, positions, segments, layer_caches, at(tap, f"layers.{i}"))
-    return tap("norm", rms_norm(p.norm, x))
+) -> Float[Array, "Q D"]:
+    """The last hidden states, normed, of the `asking` rows (by default of all rows).
 
-
-def decoder_last_rows(
-    p: Decoder,
-    x: Float[Array, "T D"],
-    positions: Int[Array, "T"],
-    segments: Sequence[Segment],
-    caches: Sequence[Sequence[Cache]],
-) -> Float[Array, "B D"]:
-    """`decoder`, but the last row of each of B segments alone, which the next tokens are chosen from.
-
-    Of the others the last layer wants nothing but keys and values; then the last rows take it like any step.
+    `caches` holds, for each segment, its caches layer by layer. Rows that do not ask leave their keys and values in all
+    of them, and go no further than the last layer's.
     """
-    *earlier, (last_block, *last_caches) = zip(p.blocks, *caches, strict=True)
-    for weights, *layer_caches in earlier:
-        x = block(weights, x, positions, segments, layer_caches)
-    others = [Segment(slice(rows.start, rows.stop - 1), mask[:-1]) for rows, mask in segments]
-    remember(last_block.attn, rms_norm(last_block.attn_norm, x), positions, others, last_caches)
-    ends = np.array([rows.stop - 1 for rows, _ in segments])
-    alone = [Segment(slice(i, i + 1), mask[-1:]) for i, (_, mask) in enumerate(segments)]
-    return rms_norm(p.norm, block(last_block, x[ends], positions[ends], alone, last_caches))
+    for i, (weights, *layer_caches) in enumerate(zip(p.blocks, *caches, strict=True)):
+        wanted = asking if asking and i == len(p.blocks) - 1 else rows
+        x = block(weights, x, rows, wanted, layer_caches, at(tap, f"layers.{i}"))
+    return tap("norm", rms_norm(p.norm, x), "T D")
 
 
 def logits(p: Decoder, x: Float[Array, "T D"]) -> Float[Array, "T V"]:
-    """A score for each token of the vocabulary: x head^T; the head is nearly always the embedding table itself."""
-    return linear(x, p.head)
+    """A score for each token of the vocabulary: x head^T."""
+    return linear(x, p.embedding if p.head is None else p.head)

@@ -4,8 +4,8 @@
                                                            |-- one row a token --> Gemma --> logits
     input_ids ---------------------------> text rows ------'
 
-A prompt is [image tokens, bos, prefix, newline | suffix]. The prefix sees all of itself, pictures included; the suffix
-is causal (PaliGemma, Beyer et al. 2024, section 3.2, figure 2).
+A prompt is [image tokens, bos, prefix, newline | suffix]. The prefix attends to all of itself, pictures included; the
+suffix is causal (PaliGemma, Beyer et al. 2024, section 3.2, figure 2).
 """
 
 from collections.abc import Sequence
@@ -14,16 +14,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from npgemma.layers.matmul import linear
+from npgemma.layers.linear import linear
 from npgemma.layers.shapes import Array, Bool, Float, Int, Weight
 from npgemma.layers.taps import Tap, at, silent
 from npgemma.models.gemma import (
     Cache,
     Decoder,
+    Rows,
     Segment,
     decoder,
-    decoder_last_rows,
     embed_tokens,
+    last_rows,
     logits,
     new_caches,
 )
@@ -54,8 +55,9 @@ class Prompt(NamedTuple):
 
 def image_features(p: PaliGemma, pixel_values: Float[Array, "B C Y X"], tap: Tap = silent) -> Float[Array, "B P D"]:
     """Each picture as P rows of the decoder's width: what its image tokens are replaced with."""
-    seen = vision_tower(p.vision, tap("pixel_values", pixel_values), at(tap, "vision"))
-    return tap("projector", linear(seen, p.projector.weight, p.projector.bias))
+    pixel_values = tap("pixel_values", pixel_values, "B C Y X")
+    x = vision_tower(p.vision, pixel_values, at(tap, "vision"))
+    return tap("projector", linear(x, p.projector.weight, p.projector.bias), "B P D")
 
 
 def embed_prompt(
@@ -63,7 +65,7 @@ def embed_prompt(
 ) -> Float[Array, "T D"]:
     """Text tokens are looked up and scaled; the R image tokens become the image rows, in order and unscaled.
 
-    Raises ValueError unless there is one image row an image token.
+    Raises ValueError unless there are as many image rows as image tokens.
     """
     x = np.empty((len(input_ids), image_rows.shape[1]), image_rows.dtype)
     is_image = input_ids == p.image_token
@@ -75,7 +77,7 @@ def embed_prompt(
 
 
 def prefix_lm_mask(token_type_ids: Int[Array, "T"]) -> Bool[Array, "T T"]:
-    """t may see s if s is not after t, or if both are prefix (type 0)."""
+    """t may look at s if s is not after t, or if both are prefix (type 0)."""
     t = np.arange(len(token_type_ids))
     prefix = token_type_ids == 0
     return (t <= t[:, None]) | (prefix & prefix[:, None])
@@ -83,21 +85,23 @@ def prefix_lm_mask(token_type_ids: Int[Array, "T"]) -> Bool[Array, "T T"]:
 
 def lay_out(
     p: PaliGemma, prompts: Sequence[Prompt], first_position: int, tap: Tap = silent
-) -> tuple[Float[Array, "T D"], Int[Array, "T"], list[Segment]]:
-    """All prompts as rows under each other: embeddings, positions, and which rows belong together.
+) -> tuple[Float[Array, "T D"], Rows]:
+    """All prompts under each other: their embeddings, and which rows belong together.
 
     Positions count from `first_position`: 1 is transformers' convention, 0 big_vision's. Attention depends only on
-    their differences, so it moves nothing but the cached keys.
+    their differences, so this changes nothing but the cached keys.
     """
     ends = np.cumsum([len(prompt.input_ids) for prompt in prompts])
-    segments, positions, rows = [], [], []
+    segments, positions, embeddings = [], [], []
     for i, (prompt, end) in enumerate(zip(prompts, ends.tolist(), strict=True)):
-        hear = at(tap, f"prompts.{i}")
-        ids, types = hear("input_ids", prompt.input_ids), hear("token_type_ids", prompt.token_type_ids)
-        segments.append(Segment(slice(end - len(ids), end), hear("mask", prefix_lm_mask(types))))
+        prompt_tap = at(tap, f"prompts.{i}")
+        ids = prompt_tap("input_ids", prompt.input_ids, "T")
+        types = prompt_tap("token_type_ids", prompt.token_type_ids, "T")
+        segments.append(Segment(slice(end - len(ids), end), prompt_tap("mask", prefix_lm_mask(types), "T S")))
         positions.append(np.arange(first_position, first_position + len(ids)))
-        rows.append(embed_prompt(p, ids, prompt.image_rows, at(tap, "text")))
-    return tap("text.embedding", np.concatenate(rows)), tap("positions", np.concatenate(positions)), segments
+        embeddings.append(embed_prompt(p, ids, prompt.image_rows, at(tap, "text")))
+    x = tap("text.embedding", np.concatenate(embeddings), "T D")
+    return x, Rows(slice(None), tap("positions", np.concatenate(positions), "T"), segments)
 
 
 def prefill(
@@ -107,8 +111,9 @@ def prefill(
     first_position: int = 1,
     tap: Tap = silent,
 ) -> Float[Array, "T D"]:
-    """Run whole prompts through the decoder; fills their caches, returns the hidden states of all their rows."""
-    return decoder(p.text, *lay_out(p, prompts, first_position, tap), caches, at(tap, "text"))
+    """Run whole prompts through the decoder: fills their caches, returns the hidden states of all their rows."""
+    x, rows = lay_out(p, prompts, first_position, tap)
+    return decoder(p.text, x, rows, caches, tap=at(tap, "text"))
 
 
 def start(
@@ -118,13 +123,13 @@ def start(
     first_position: int = 1,
     tap: Tap = silent,
 ) -> Float[Array, "B V"]:
-    """Fill the caches of B prompts; the logits of the token after each. A tap is shown all rows, as by `prefill`."""
-    if tap is silent:
-        hidden = decoder_last_rows(p.text, *lay_out(p, prompts, first_position), caches)
-    else:
-        last = np.cumsum([len(prompt.input_ids) for prompt in prompts]) - 1
-        hidden = prefill(p, prompts, caches, first_position, tap)[last]
-    return tap("logits", logits(p.text, hidden))
+    """Fill the caches of B prompts; returns the logits of the token after each.
+
+    Only the last row of each prompt goes through all of the last layer.
+    """
+    x, rows = lay_out(p, prompts, first_position, tap)
+    x = decoder(p.text, x, rows, caches, last_rows(rows), at(tap, "text"))
+    return tap("logits", logits(p.text, x), "B V")
 
 
 def step(
@@ -135,14 +140,14 @@ def step(
     first_position: int = 1,
     tap: Tap = silent,
 ) -> Float[Array, "T V"]:
-    """One more token for each of T sequences: the logits of the token after it. Everything cached is seen."""
-    seen = [sequence[0].length + 1 for sequence in caches]
-    segments = [Segment(slice(t, t + 1), np.ones((1, n), bool)) for t, n in enumerate(seen)]
-    positions = tap("positions", np.array(seen) - 1 + first_position)
-    x = embed_tokens(p.text, tap("input_ids", input_ids), dtype, at(tap, "text"))
-    x = tap("text.embedding", x)
-    x = decoder(p.text, x, positions, segments, caches, at(tap, "text"))
-    return tap("logits", logits(p.text, x))
+    """One more token for each of T sequences: the logits of the token after it. It attends to everything cached."""
+    lengths = [sequence[0].length + 1 for sequence in caches]
+    segments = [Segment(slice(t, t + 1), np.ones((1, length), bool)) for t, length in enumerate(lengths)]
+    rows = Rows(slice(None), tap("positions", np.array(lengths) - 1 + first_position, "T"), segments)
+    x = embed_tokens(p.text, tap("input_ids", input_ids, "T"), dtype, at(tap, "text"))
+    x = tap("text.embedding", x, "T D")
+    x = decoder(p.text, x, rows, caches, tap=at(tap, "text"))
+    return tap("logits", logits(p.text, x), "B V")
 
 
 def forward(
@@ -153,8 +158,8 @@ def forward(
     first_position: int = 1,
     tap: Tap = silent,
 ) -> Float[Array, "T V"]:
-    """The logits of every row of one sequence, with nothing kept: what training sees, and what golden files record."""
+    """The logits of every row of one sequence, with nothing kept: what training computes."""
     features = image_features(p, pixel_values, tap)
     prompt = Prompt(input_ids, token_type_ids, features.reshape(-1, features.shape[-1]))
     caches = [new_caches(p.text, len(input_ids), features.dtype)]
-    return tap("logits", logits(p.text, prefill(p, [prompt], caches, first_position, tap)))
+    return tap("logits", logits(p.text, prefill(p, [prompt], caches, first_position, tap)), "T V")

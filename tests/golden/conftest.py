@@ -7,20 +7,20 @@ import pytest
 from ports import port
 
 import npgemma
+from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.golden import Golden, read_golden, record
 from npgemma.io.model_folder import EMBEDDED
-from npgemma.model import Model
 
 SAMPLE = EMBEDDED.parent / "sample.png"
 
 
 @pytest.fixture(scope="session")
-def model() -> Model:
+def model() -> VisionLanguageModel:
     return npgemma.load()
 
 
 @pytest.fixture(scope="session")
-def golden_path(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def golden_path(model: VisionLanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("golden") / "ops.safetensors"
     record(model, [SAMPLE], "caption en", path, "ops", steps=2)
     return path
@@ -32,10 +32,10 @@ def golden(golden_path: Path) -> Golden:
 
 
 @pytest.fixture(scope="session")
-def float32_port(model: Model, golden: Golden) -> dict[str, np.ndarray]:
+def float32_port(model: VisionLanguageModel, golden: Golden) -> dict[str, np.ndarray]:
     return port(model, golden)
 
 
 @pytest.fixture(scope="session")
-def bfloat16_port(model: Model, golden: Golden) -> dict[str, np.ndarray]:
+def bfloat16_port(model: VisionLanguageModel, golden: Golden) -> dict[str, np.ndarray]:
     return port(model, golden, "bfloat16")

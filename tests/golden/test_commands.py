@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from npgemma.cli import main
+from npgemma.commands.cli import main
 from npgemma.golden import read_golden
 from npgemma.golden.chart import SIZE
 from npgemma.golden.judge import LIMITS

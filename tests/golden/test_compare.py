@@ -8,9 +8,9 @@ import pytest
 from ports import port
 
 import npgemma
+from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.golden import Dump, Golden, NameMap, Report, Rule, compare, read_dump, replay
-from npgemma.layers.bfloat16 import pack
-from npgemma.model import Model
+from npgemma.layers.bits import pack
 
 
 def summary(report: Report) -> list[tuple]:
@@ -120,12 +120,12 @@ def test_the_tokens_are_told(golden: Golden, float32_port: dict) -> None:
 # -------------------------------------------------------------------------------------------------------------- replay
 
 
-def replayed(model: Model, golden: Golden, tensors: dict) -> Report:
+def replayed(model: VisionLanguageModel, golden: Golden, tensors: dict) -> Report:
     dump = Dump(tensors)
     return replay(model, golden, dump, compare(golden, dump))
 
 
-def test_an_honest_port_follows_from_itself(model: Model, golden: Golden, float32_port: dict) -> None:
+def test_an_honest_port_follows_from_itself(model: VisionLanguageModel, golden: Golden, float32_port: dict) -> None:
     report = replayed(model, golden, float32_port)
     assert report.status == 0
     assert report.culprits == []
@@ -133,7 +133,9 @@ def test_an_honest_port_follows_from_itself(model: Model, golden: Golden, float3
     assert {"vision.layers.0.out", "steps.2.text.layers.3.attn.segments.0.keys", "logits"} <= replayed_names
 
 
-def test_a_change_in_the_middle_is_wrong_downstream_and_blamed_on_one_tap(model: Model, golden: Golden) -> None:
+def test_a_change_in_the_middle_is_wrong_downstream_and_blamed_on_one_tap(
+    model: VisionLanguageModel, golden: Golden
+) -> None:
     def louder(name: str, x: np.ndarray) -> np.ndarray:
         return x * np.float32(1.01) if name == "text.layers.1.mlp.up" else x
 
@@ -143,7 +145,9 @@ def test_a_change_in_the_middle_is_wrong_downstream_and_blamed_on_one_tap(model:
     assert [verdict.name for verdict in report.culprits] == ["text.layers.1.mlp.up"]
 
 
-def test_a_mistake_between_two_dumped_tensors_is_blamed_on_the_later_one(model: Model, golden: Golden) -> None:
+def test_a_mistake_between_two_dumped_tensors_is_blamed_on_the_later_one(
+    model: VisionLanguageModel, golden: Golden
+) -> None:
     """Also where the port dumps nothing but what layers hand on."""
 
     def louder(name: str, x: np.ndarray) -> np.ndarray:
@@ -160,14 +164,14 @@ def test_a_mistake_between_two_dumped_tensors_is_blamed_on_the_later_one(model: 
     ("name", "value"), [("text.layers.0.out", np.nan), ("prompts.0.mask", 0), ("prompts.0.input_ids", 10**9)]
 )
 def test_a_replay_survives_what_a_port_may_dump(
-    model: Model, golden: Golden, float32_port: dict, name: str, value: float
+    model: VisionLanguageModel, golden: Golden, float32_port: dict, name: str, value: float
 ) -> None:
     report = replayed(model, golden, float32_port | {name: np.full_like(float32_port[name], value)})
     assert report.status == 1
     assert report.first_divergence.name == name
 
 
-def test_a_replay_with_another_model_is_refused(model: Model, golden: Golden, float32_port: dict) -> None:
+def test_a_replay_with_another_model_is_refused(model: VisionLanguageModel, golden: Golden, float32_port: dict) -> None:
     metadata = {**golden.metadata, "model": {**golden.metadata["model"], "config": "another"}}
     dump = Dump(float32_port)
     other = replace(golden, metadata=metadata)

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from npgemma import BadGolden
 from npgemma.golden import read_dump
-from npgemma.layers.bfloat16 import pack, round_to_bfloat16
+from npgemma.layers.bits import pack, round_to_bfloat16
 
 TENSORS = {
     "layers.0.out": np.arange(6, dtype=np.float32).reshape(2, 3) / 7,

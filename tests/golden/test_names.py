@@ -4,11 +4,11 @@ import re
 
 import pytest
 
+from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.golden import Golden
 from npgemma.golden.names import LEVELS, TABLE, block_of, is_in_level, tap_name
 from npgemma.io.model_folder import EMBEDDED
 from npgemma.layers.taps import Recorder
-from npgemma.model import Model
 from npgemma.models.paligemma import forward
 
 SIZES = {"C": 3, "N": 4, "H": 32, "D": 128, "F": 512, "V": 1792, "K": 1, "J": 16}
@@ -26,7 +26,7 @@ def test_every_entry_of_the_table_is_recorded(golden: Golden) -> None:
     assert found == {entry.pattern for entry in TABLE}
 
 
-def test_two_pictures_speak_the_same_names(model: Model) -> None:
+def test_two_pictures_speak_the_same_names(model: VisionLanguageModel) -> None:
     picture = EMBEDDED.parent / "sample.png"
     taps = Recorder()
     inputs = model.processor([[picture, picture]], ["caption en"], tap=taps)

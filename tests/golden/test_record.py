@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 
 import npgemma
+from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.golden import Golden, read_golden, record
 from npgemma.golden.record import by_row, in_bfloat16, row_errors
 from npgemma.io.model_folder import EMBEDDED
-from npgemma.layers.bfloat16 import round_to_bfloat16
-from npgemma.model import Model
+from npgemma.layers.bits import round_to_bfloat16
 
 SAMPLE = EMBEDDED.parent / "sample.png"
 
 
-def test_the_truth_is_the_float64_run(model: Model, golden: Golden) -> None:
+def test_the_truth_is_the_float64_run(model: VisionLanguageModel, golden: Golden) -> None:
     wide = npgemma.load(dtype="float64")
     inputs = wide.processor([[SAMPLE]], ["caption en"])
     logits = wide.forward(inputs.input_ids[0], inputs.pixel_values)
@@ -62,7 +62,9 @@ def test_every_float_has_both_envelopes_and_nothing_else_has(golden: Golden) -> 
     assert all(set(each) == floats for each in golden.envelopes.values())
 
 
-def test_two_recordings_are_the_same_bytes_and_name_no_place(model: Model, golden_path: Path, tmp_path: Path) -> None:
+def test_two_recordings_are_the_same_bytes_and_name_no_place(
+    model: VisionLanguageModel, golden_path: Path, tmp_path: Path
+) -> None:
     record(npgemma.load(), [str(SAMPLE)], "caption en", tmp_path / "again.safetensors", "ops", steps=2)
     again = (tmp_path / "again.safetensors").read_bytes()
     assert again == golden_path.read_bytes()
@@ -82,7 +84,7 @@ def test_two_recordings_are_the_same_bytes_and_name_no_place(model: Model, golde
     ],
 )
 def test_a_level_and_globs_narrow_it_but_inputs_stay(
-    model: Model, tmp_path: Path, level: str, patterns: list[str], there: str, not_there: str
+    model: VisionLanguageModel, tmp_path: Path, level: str, patterns: list[str], there: str, not_there: str
 ) -> None:
     record(model, [SAMPLE], "caption en", tmp_path / "g.safetensors", level, patterns, steps=2)
     taps = read_golden(tmp_path / "g.safetensors").taps
@@ -91,30 +93,32 @@ def test_a_level_and_globs_narrow_it_but_inputs_stay(
     assert {"pixel_values", "prompts.0.input_ids", "prompts.0.token_type_ids", "steps.1.input_ids"} <= set(taps)
 
 
-def test_a_glob_that_names_nothing_is_refused_and_nothing_is_written(model: Model, tmp_path: Path) -> None:
+def test_a_glob_that_names_nothing_is_refused_and_nothing_is_written(
+    model: VisionLanguageModel, tmp_path: Path
+) -> None:
     with pytest.raises(npgemma.BadGolden, match="no tap of level 'io'"):
         record(model, [SAMPLE], "caption en", tmp_path / "g.safetensors", "io", ["text.layers.0.mid"])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_steps_there_is_one_prefill(model: Model, tmp_path: Path) -> None:
+def test_without_steps_there_is_one_prefill(model: VisionLanguageModel, tmp_path: Path) -> None:
     record(model, [SAMPLE], "caption en", tmp_path / "g.safetensors", "io", steps=0)
     found = read_golden(tmp_path / "g.safetensors")
     assert not any(name.startswith("steps") for name in found.taps)
     assert len(found.truth["generated_ids"]) == 1
 
 
-def test_a_run_that_is_not_finite_is_refused(model: Model, tmp_path: Path) -> None:
+def test_a_run_that_is_not_finite_is_refused(model: VisionLanguageModel, tmp_path: Path) -> None:
     head = model.weights.projector.bias.copy()
     head[3] = np.inf
     weights = replace(model.weights, projector=replace(model.weights.projector, bias=head))
-    broken = Model(model.folder, model.config, weights, model.dtype)
+    broken = VisionLanguageModel(model.folder, model.config, weights, model.dtype)
     with pytest.raises(npgemma.BadModel, match="projector is not finite"), np.errstate(all="ignore"):
         record(broken, [SAMPLE], "caption en", tmp_path / "g.safetensors")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_not_there_is_refused_before_the_run(model: Model, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_there_is_refused_before_the_run(model: VisionLanguageModel, tmp_path: Path) -> None:
     with pytest.raises(npgemma.BadGolden, match="no folder"):
         record(model, [SAMPLE], "caption en", tmp_path / "not" / "g.safetensors")
 
@@ -137,7 +141,7 @@ def test_killed_at_any_moment_the_old_file_is_there_or_the_new_one(golden_path: 
         assert target.read_bytes() in (old, new)
 
 
-def test_weights_are_moved_to_the_bfloat16_grid_and_matrices_packed(model: Model) -> None:
+def test_weights_are_moved_to_the_bfloat16_grid_and_matrices_packed(model: VisionLanguageModel) -> None:
     bias = model.weights.projector.bias + np.float32(1e-6)
     matrix = np.full(model.weights.projector.weight.shape, 1 / 3, np.float32)
     changed = replace(model.weights, projector=replace(model.weights.projector, bias=bias, weight=matrix))

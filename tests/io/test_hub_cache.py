@@ -12,7 +12,7 @@ import pytest
 from hub import COMMIT, OTHER, download, point, repository
 
 import npgemma
-from npgemma.cli import main
+from npgemma.commands.cli import main
 from npgemma.errors import BadModel
 from npgemma.io.hub_cache import cache_folder, is_repo_id, snapshot
 from npgemma.io.model_folder import EMBEDDED

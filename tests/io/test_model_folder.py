@@ -12,14 +12,14 @@ import tiny
 from hub import COMMIT, download, repository
 
 import npgemma
-from npgemma.cli import main
+from npgemma.checkpoints.adapter import read_adapter
+from npgemma.checkpoints.mask_vqvae import CODEC
+from npgemma.checkpoints.paligemma import read_config
+from npgemma.commands.cli import main
 from npgemma.errors import BadModel
-from npgemma.io.adapter import read_adapter
-from npgemma.io.config import read_config
-from npgemma.io.mask_codec import CODEC
 from npgemma.io.model_folder import EMBEDDED, find_adapter, find_model, folder_of, member
 from npgemma.io.safetensors import open_folder
-from npgemma.io.tokenizer import read_tokenizer
+from npgemma.io.tokenizers import read_tokenizer
 
 PICTURE = EMBEDDED.parent / "sample.png"
 INDEX, SHARD = "model.safetensors.index.json", "model-00002-of-00002.safetensors"

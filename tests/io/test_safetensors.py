@@ -15,7 +15,7 @@ import tiny
 
 from npgemma.errors import BadModel
 from npgemma.io.safetensors import open_file, open_folder
-from npgemma.layers.bfloat16 import pack
+from npgemma.layers.bits import pack
 
 INDEX = "model.safetensors.index.json"
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npgemma.layers.bfloat16 import even_columns, odd_columns, pack, round_to_bfloat16, widen
+from npgemma.layers.bits import even_columns, odd_columns, pack, round_to_bfloat16, widen
 
 PATTERNS = np.arange(1 << 16, dtype=np.uint16)
 IS_NAN = (PATTERNS & 0x7FFF) > 0x7F80

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis.extra.numpy import arrays
 
-from npgemma.layers.float16 import widen_float16
+from npgemma.layers.bits import widen_float16
 
 PATTERNS = np.arange(1 << 16, dtype=np.uint16)
 NUMBERS = PATTERNS.view(np.float16)

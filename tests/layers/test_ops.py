@@ -11,18 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from npgemma.layers import ops
-from npgemma.layers.ops import (
-    LayerNorm,
-    RMSNorm,
-    attend,
-    attention_blocks,
-    geglu,
-    gelu,
-    layer_norm,
-    rms_norm,
-    rope,
-    softmax,
-)
+from npgemma.layers.activations import geglu, gelu, softmax
+from npgemma.layers.attention import attend, attention_blocks
+from npgemma.layers.norms import LayerNorm, RMSNorm, layer_norm, rms_norm
+from npgemma.layers.rope import rope
 from npgemma.layers.taps import Recorder
 
 # Two spellings in float64 of a formula with some ten roundings, on numbers of size one: 1e-15 was seen.

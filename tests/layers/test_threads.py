@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from npgemma.layers import threads
-from npgemma.layers.matmul import linear
+from npgemma.layers.linear import linear
 from npgemma.layers.threads import BLAS, Blas, in_parallel
 
 ROOT = Path(__file__).parents[2]

@@ -9,12 +9,10 @@ import numpy as np
 import pytest
 
 import npgemma
+from npgemma.checkpoints.adapter import merged, read_adapter
+from npgemma.checkpoints.paligemma import HEAD, plain_name, read_config, read_tensors
 from npgemma.errors import BadModel
-from npgemma.io.adapter import merged, read_adapter
-from npgemma.io.checkpoint import read_tensors
-from npgemma.io.config import read_config
 from npgemma.io.model_folder import EMBEDDED
-from npgemma.io.names import HEAD, plain_name
 from npgemma.testing import tolerance
 
 torch = pytest.importorskip("torch", reason="the live tests compare with torch")
@@ -147,7 +145,7 @@ def logits_of(model: torch.nn.Module, inputs: dict[str, torch.Tensor], wide: boo
         return model(**inputs).logits[0].numpy()
 
 
-def logits(model: npgemma.Model, inputs: dict[str, torch.Tensor]) -> np.ndarray:
+def logits(model: npgemma.VisionLanguageModel, inputs: dict[str, torch.Tensor]) -> np.ndarray:
     ids, types = (inputs[name][0].numpy() for name in ("input_ids", "token_type_ids"))
     return model.forward(ids, inputs["pixel_values"].numpy(), types)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from shape_world import draw_scene
 
-from npgemma.cli import main
+from npgemma.commands.cli import main
 from npgemma.errors import BadJobs
 
 pytest.importorskip("distributed", reason="the jobs are dealt out with Dask")

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import npgemma
-from npgemma.beams import beam_search
-from npgemma.generate import Limits
+from npgemma.decoding.beams import beam_search
+from npgemma.decoding.loop import Limits
 from npgemma.io.model_folder import EMBEDDED
 from npgemma.models.paligemma import PaliGemma, Prompt, image_features
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from mask_codecs import WIDTH, random_tensors
 
-from npgemma.io.mask_codec import CODEBOOK, mask_codec
+from npgemma.checkpoints.mask_vqvae import CODEBOOK, mask_codec
 from npgemma.models.mask_vqvae import decode_mask, encode_mask
 
 torch = pytest.importorskip("torch", reason="the live tests compare with torch")

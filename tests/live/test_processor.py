@@ -32,19 +32,19 @@ SAYING = ("{}caption en", "{} caption en", "{}", "a{}b", " {}", "{}\n\n", "{}<bo
 
 
 @pytest.fixture(scope="module")
-def ours() -> npgemma.Model:
+def ours() -> npgemma.VisionLanguageModel:
     return npgemma.load()
 
 
 @pytest.fixture(scope="module")
-def theirs(ours: npgemma.Model) -> "transformers.PaliGemmaProcessor":
+def theirs(ours: npgemma.VisionLanguageModel) -> "transformers.PaliGemmaProcessor":
     return transformers.PaliGemmaProcessor(
         SiglipImageProcessorPil.from_pretrained(ours.folder), transformers.GemmaTokenizer.from_pretrained(ours.folder)
     )
 
 
 @pytest.fixture(scope="module")
-def their_model(ours: npgemma.Model) -> "transformers.PaliGemmaForConditionalGeneration":
+def their_model(ours: npgemma.VisionLanguageModel) -> "transformers.PaliGemmaForConditionalGeneration":
     return transformers.PaliGemmaForConditionalGeneration.from_pretrained(
         ours.folder, dtype=torch.float32, attn_implementation="eager"
     ).eval()
@@ -57,7 +57,10 @@ def pictures(count: int) -> list[Image.Image]:
 
 
 def compare(
-    ours: npgemma.Model, theirs: "transformers.PaliGemmaProcessor", images: Sequence[Image.Image], prompt: str
+    ours: npgemma.VisionLanguageModel,
+    theirs: "transformers.PaliGemmaProcessor",
+    images: Sequence[Image.Image],
+    prompt: str,
 ) -> None:
     """Ids, types and pixel values of one prompt are the same."""
     expected = theirs(images=[list(images)], text=[prompt], return_tensors="np")
@@ -72,7 +75,7 @@ def compare(
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_a_prompt_behind_its_pictures(
-    ours: npgemma.Model, theirs: "transformers.PaliGemmaProcessor", prompt: str, count: int
+    ours: npgemma.VisionLanguageModel, theirs: "transformers.PaliGemmaProcessor", prompt: str, count: int
 ) -> None:
     compare(ours, theirs, pictures(count), prompt)
 
@@ -80,7 +83,7 @@ def test_a_prompt_behind_its_pictures(
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("pattern", SAYING)
 def test_a_prompt_that_says_where_its_pictures_stand(
-    ours: npgemma.Model, theirs: "transformers.PaliGemmaProcessor", pattern: str, count: int
+    ours: npgemma.VisionLanguageModel, theirs: "transformers.PaliGemmaProcessor", pattern: str, count: int
 ) -> None:
     """In a row and with a word between them; bos stands behind the last."""
     compare(ours, theirs, pictures(count), pattern.format(I * count))
@@ -88,7 +91,7 @@ def test_a_prompt_that_says_where_its_pictures_stand(
 
 
 def test_greedy_answers_are_the_same_tokens(
-    ours: npgemma.Model,
+    ours: npgemma.VisionLanguageModel,
     theirs: "transformers.PaliGemmaProcessor",
     their_model: "transformers.PaliGemmaForConditionalGeneration",
 ) -> None:

@@ -12,7 +12,7 @@ from npgemma.golden.file import read_golden
 from npgemma.golden.presets import PRESETS
 from npgemma.golden.record import record
 from npgemma.golden.replay import follow
-from npgemma.layers.bfloat16 import round_to_bfloat16
+from npgemma.layers.bits import round_to_bfloat16
 
 torch = pytest.importorskip("torch", reason="the live tests compare with torch")
 pytest.importorskip("transformers", reason="the live tests compare with transformers")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import npgemma
-from npgemma.sampling import Sampling, penalize, probabilities
+from npgemma.decoding.sampling import Sampling, penalize, probabilities
 
 torch = pytest.importorskip("torch", reason="the live tests compare with torch")
 transformers = pytest.importorskip("transformers", reason="the live tests compare with transformers")

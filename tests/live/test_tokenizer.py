@@ -16,7 +16,7 @@ from random import Random
 
 import pytest
 
-from npgemma.io.tokenizer import Tokenizer
+from npgemma.io.tokenizers import Tokenizer
 
 pytest.importorskip("torch", reason="the live tests compare with torch")
 pytest.importorskip("google.protobuf", reason="transformers reads a tokenizer.model with protobuf")

@@ -7,7 +7,7 @@ import oracle
 import pytest
 import tiny
 
-from npgemma.layers.ops import rope
+from npgemma.layers.rope import rope
 from npgemma.layers.taps import Recorder
 from npgemma.models import gemma
 from npgemma.models.gemma import MLP, Attention, Cache, Decoder, RMSNorm, Segment

@@ -6,16 +6,9 @@ import numpy as np
 import pytest
 from mask_codecs import random_codec, random_tensors
 
-from npgemma.io.mask_codec import mask_codec
-from npgemma.models.mask_vqvae import (
-    Conv,
-    ConvTranspose,
-    conv,
-    decode_mask,
-    encode_mask,
-    residual_block,
-    upsample,
-)
+from npgemma.checkpoints.mask_vqvae import mask_codec
+from npgemma.layers.conv import Conv, ConvTranspose, conv, upsample
+from npgemma.models.mask_vqvae import decode_mask, encode_mask, residual_block
 
 RNG = np.random.default_rng(0)
 FLOAT64 = dict(rtol=1e-12, atol=1e-12)

@@ -1,0 +1,1 @@
+"""What a user holds: models that are loaded, processors, and batches of jobs."""

@@ -1,0 +1,118 @@
+"""The Gemma decoder on disk: its section of config.json, and the names of its tensors."""
+
+from dataclasses import dataclass
+
+from npgemma.checkpoints.layout import table
+from npgemma.errors import BadModel
+from npgemma.io.strict_json import Section
+from npgemma.layers.norms import RMSNorm
+from npgemma.layers.tree import SLOT, sized
+from npgemma.models.gemma import MLP, Attention, Block, Decoder
+
+# In Gemma 1, post_attention_layernorm is the norm before the MLP: nothing that attention wrote is normed.
+HF = table("""
+    embedding                  model.embed_tokens.weight                            V D
+    blocks[i].attn_norm.weight model.layers.{i}.input_layernorm.weight              D
+    blocks[i].attn.q           model.layers.{i}.self_attn.q_proj.weight             (N H) D
+    blocks[i].attn.k           model.layers.{i}.self_attn.k_proj.weight             (K H) D
+    blocks[i].attn.v           model.layers.{i}.self_attn.v_proj.weight             (K H) D
+    blocks[i].attn.o           model.layers.{i}.self_attn.o_proj.weight             D (N H)
+    blocks[i].mlp_norm.weight  model.layers.{i}.post_attention_layernorm.weight     D
+    blocks[i].mlp.gate         model.layers.{i}.mlp.gate_proj.weight                F D
+    blocks[i].mlp.up           model.layers.{i}.mlp.up_proj.weight                  F D
+    blocks[i].mlp.down         model.layers.{i}.mlp.down_proj.weight                D F
+    norm.weight                model.norm.weight                                    D
+""")
+HF_HEAD = table("""
+    head                       lm_head.weight                                       V D
+""")
+
+# big_vision's files: layers are stacked, keys and values fused, and matrices are [in, out].
+NPZ = table("""
+    embedding                  embedder/input_embedding                             V D
+    blocks[i].attn_norm.weight layers/pre_attention_norm/scale[i]                   D
+    blocks[i].attn.q           layers/attn/q_einsum/w[i]                            N D H
+    blocks[i].attn.k           layers/attn/kv_einsum/w[i, 0]                        K D H
+    blocks[i].attn.v           layers/attn/kv_einsum/w[i, 1]                        K D H
+    blocks[i].attn.o           layers/attn/attn_vec_einsum/w[i]                     N H D
+    blocks[i].mlp_norm.weight  layers/pre_ffw_norm/scale[i]                         D
+    blocks[i].mlp.gate         layers/mlp/gating_einsum[i, 0]                       D F
+    blocks[i].mlp.up           layers/mlp/gating_einsum[i, 1]                       D F
+    blocks[i].mlp.down         layers/mlp/linear[i]                                 F D
+    norm.weight                final_norm/scale                                     D
+""")
+
+
+@dataclass(frozen=True)
+class GemmaConfig:
+    """The decoder, with transformers' names; the defaults are Gemma 2B as PaliGemma has it."""
+
+    hidden_size: int = 2048
+    intermediate_size: int = 16384
+    num_hidden_layers: int = 18
+    num_attention_heads: int = 8
+    num_key_value_heads: int = 1
+    head_dim: int = 256
+    vocab_size: int = 257216
+    max_position_embeddings: int = 8192
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+
+
+def read(s: Section) -> GemmaConfig:
+    """The config of a section of config.json. BadModel, with file and key, for a value that npgemma cannot compute."""
+    if s.values.get("model_type") == "gemma2":
+        what = "model_type is 'gemma2': this is a PaliGemma 2, and npgemma runs PaliGemma 1 (model_type 'gemma')"
+        raise BadModel(f"{s.where}: {what}")
+    s.require("model_type", "gemma")
+    s.require("hidden_activation", "gelu_pytorch_tanh")
+    s.require("hidden_act", "gelu_pytorch_tanh", "gelu")  # Gemma's first configs said gelu and meant the tanh form
+    s.require("attention_bias", False)
+    rotation = s.section("rope_parameters")
+    rotation.require("rope_type", "default")
+    s.require("rope_scaling")
+    d = GemmaConfig()
+    config = GemmaConfig(
+        hidden_size=s.count("hidden_size", d.hidden_size, 65536),
+        intermediate_size=s.count("intermediate_size", d.intermediate_size, 1 << 20),
+        num_hidden_layers=s.count("num_hidden_layers", d.num_hidden_layers, 512),
+        num_attention_heads=s.count("num_attention_heads", d.num_attention_heads, 1024),
+        num_key_value_heads=s.count("num_key_value_heads", d.num_key_value_heads, 1024),
+        head_dim=s.count("head_dim", d.head_dim, 65536),
+        vocab_size=s.count("vocab_size", d.vocab_size, 1 << 24),
+        max_position_embeddings=s.count("max_position_embeddings", d.max_position_embeddings, 1 << 24),
+        rms_norm_eps=s.positive("rms_norm_eps", d.rms_norm_eps),
+        rope_theta=rotation.positive("rope_theta", s.positive("rope_theta", d.rope_theta)),
+    )
+    queries, keys = config.num_attention_heads, config.num_key_value_heads
+    if queries % keys:
+        raise BadModel(f"{s.where}: {keys} key heads do not divide {queries} query heads")
+    if config.head_dim % 2:
+        raise BadModel(f"{s.where}: head_dim is {config.head_dim}; rotary positions rotate pairs, so it must be even")
+    return config
+
+
+def sizes(c: GemmaConfig) -> dict[str, int]:
+    """The size of each letter of the tables."""
+    return {
+        "L": c.num_hidden_layers,
+        "V": c.vocab_size,
+        "D": c.hidden_size,
+        "N": c.num_attention_heads,
+        "K": c.num_key_value_heads,
+        "H": c.head_dim,
+        "F": c.intermediate_size,
+    }
+
+
+def blank(c: GemmaConfig, tied: bool) -> Decoder:
+    """The weights with a Slot in place of each array; without a head of its own if that is tied to the embedding."""
+    norm = RMSNorm(SLOT, c.rms_norm_eps)
+    block = Block(norm, Attention(SLOT, SLOT, SLOT, c.rope_theta, SLOT), norm, MLP(SLOT, SLOT, SLOT))
+    decoder = Decoder(SLOT, (block,) * c.num_hidden_layers, norm, None if tied else SLOT)
+    return sized(decoder, sizes(c))
+
+
+def cache_numbers(decoder: Decoder) -> int:
+    """How many numbers the caches of all layers hold for each token: its keys and values."""
+    return sum(2 * block.attn.k.shape[0] * block.attn.k.shape[1] for block in decoder.blocks)

@@ -1,0 +1,210 @@
+"""Checkpoint layouts: one table line is one tensor.
+
+    blocks[i].attn.q      layers.{i}.self_attn.q_proj.weight      (N H) D
+
+A line says the field of the weights, the name on disk, and the axes as they are stored; `(N H)` is one axis that holds
+two, `1` an axis to drop. The field's annotation says which axes it wants, so the line implies reshape and transpose,
+and the sizes of the letters give the shape to expect. `[i, 0]` behind a name takes a part of a tensor that holds
+several: layers stacked on the first axis, keys and values fused on the second.
+
+A line whose field is None in the skeleton describes a part that this model lacks, and is skipped.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
+
+from npgemma.errors import BadModel
+from npgemma.layers.bits import widened
+from npgemma.layers.packed import BLOCK, row_blocks
+from npgemma.layers.shapes import Array
+from npgemma.layers.threads import in_parallel
+from npgemma.layers.tree import Leaf, leaves, map_tree
+
+Tree = TypeVar("Tree")
+FLOAT32 = np.dtype(np.float32)
+
+
+class Line(NamedTuple):
+    field: str
+    name: str
+    axes: str
+
+
+def table(text: str) -> tuple[Line, ...]:
+    """The lines of a table: field, name and axes with spaces between."""
+    return tuple(Line(*line.split(maxsplit=2)) for line in text.strip().splitlines())
+
+
+class Part(NamedTuple):
+    """A table, the size of each of its letters (L counts layers), and what stands before its fields and names."""
+
+    lines: tuple[Line, ...]
+    sizes: Mapping[str, int]
+    field: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One array of a model, and where it is stored: in tensor `name`, at `index` if that holds several."""
+
+    leaf: Leaf
+    name: str
+    index: tuple[int, ...]
+    axes: str
+    sizes: Mapping[str, int]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the stored array."""
+        return tuple(math.prod(map(self.size_of, group)) for group in groups(self.axes))
+
+    def size_of(self, letter: str) -> int:
+        return int(letter) if letter.isdecimal() else self.sizes[letter]
+
+    @property
+    def letters(self) -> list[str]:
+        """The axes as stored, each on its own, those of size 1 dropped."""
+        return [letter for group in groups(self.axes) for letter in group if letter != "1"]
+
+    def to_field(self, x: Array) -> Array:
+        """The stored array with the axes that the field wants: a view of it."""
+        wanted = self.leaf.axes.split()
+        split = x.reshape([self.size_of(letter) for letter in self.letters])
+        return split.transpose([self.letters.index(letter) for letter in wanted])
+
+    def from_field(self, x: Array) -> Array:
+        """The opposite of `to_field`."""
+        wanted = self.leaf.axes.split()
+        return x.transpose([wanted.index(letter) for letter in self.letters]).reshape(self.shape)
+
+
+def groups(axes: str) -> list[list[str]]:
+    """'(N H) D' is [[N, H], [D]]."""
+    return [group.strip("()").split() for group in re.findall(r"\([^)]*\)|\S+", axes)]
+
+
+@dataclass(frozen=True)
+class Layout(Generic[Tree]):
+    """Every array of a skeleton, with the place where it is stored."""
+
+    skeleton: Tree
+    stored: tuple[Stored, ...]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor of the checkpoint, by name."""
+        ends: dict[str, tuple[int, ...]] = {}
+        for each in self.stored:
+            known = ends.get(each.name, (0,) * len(each.index))
+            ends[each.name] = tuple(max(end, i + 1) for end, i in zip(known, each.index, strict=True))
+        return {each.name: ends[each.name] + each.shape for each in self.stored}
+
+    def name_of(self, path: str) -> str:
+        """What the array at a path of the weights is called."""
+        return next(each.name for each in self.stored if each.leaf.path == path)
+
+    def check(self, tensors: Mapping[str, Array], where: Path) -> None:
+        """BadModel, naming every tensor that is missing, unexpected or of another shape than the config asks for."""
+        expected = self.shapes
+        missing = [f"  missing     {name} {shape}" for name, shape in expected.items() if name not in tensors]
+        extra = [f"  unexpected  {name} {x.shape}" for name, x in tensors.items() if name not in expected]
+        wrong = [
+            f"  mis-shaped  {name}: stored {tensors[name].shape}, the config asks for {shape}"
+            for name, shape in expected.items()
+            if name in tensors and tensors[name].shape != shape
+        ]
+        if missing or extra or wrong:
+            count = f"{len(missing)} missing, {len(extra)} unexpected, {len(wrong)} mis-shaped"
+            found = f"{where}: the tensors do not fit config.json ({count})"
+            raise BadModel("\n".join([found, *missing, *extra, *wrong]))
+
+    def fill(self, tensors: Mapping[str, Array]) -> Tree:
+        """The weights. A matrix is a view of the stored tensor; a norm, a bias or a position table becomes float32."""
+        homes = {each.leaf.path: each for each in self.stored}
+
+        def read(leaf: Leaf) -> Array:
+            home = homes[leaf.path]
+            x = home.to_field(tensors[home.name][home.index])
+            return x if leaf.kind == "weight" else widened(x, FLOAT32)
+
+        return map_tree(read, self.skeleton)
+
+
+def lay_out(skeleton: Tree, *parts: Part) -> Layout[Tree]:
+    """The layout of a skeleton by its tables.
+
+    ValueError for a line whose field the skeleton does not have, and for a field without a line.
+    """
+    by_path = {leaf.path: leaf for leaf in leaves(skeleton)}
+    stored = [each for part in parts for each in expand(part, skeleton, by_path)]
+    absent = by_path.keys() - {each.leaf.path for each in stored}
+    if absent:
+        raise ValueError(f"no line of a table says where {sorted(absent)[0]} is stored")
+    return Layout(skeleton, tuple(stored))
+
+
+def expand(part: Part, skeleton: Any, by_path: Mapping[str, Leaf]) -> Iterator[Stored]:
+    """The lines of a part, with those of layers repeated for every layer, layer by layer."""
+    layered = [line for line in part.lines if "[i]" in line.field]
+    for line in (line for line in part.lines if line not in layered):
+        yield from place(line, part, "", skeleton, by_path)
+    for i in range(part.sizes.get("L", 0)):
+        for line in layered:
+            yield from place(line, part, str(i), skeleton, by_path)
+
+
+def place(line: Line, part: Part, i: str, skeleton: Any, by_path: Mapping[str, Leaf]) -> Iterator[Stored]:
+    """The array of a line, for layer `i`; nothing if the model lacks it."""
+    path = part.field + line.field.replace("[i]", f"[{i}]")
+    name, _, index = line.name.replace("{i}", i).partition("[")
+    if path in by_path:
+        numbers = tuple(int(number) for number in re.findall(r"\d+", index.replace("i", i)))
+        yield Stored(by_path[path], part.name + name, numbers, line.axes, part.sizes)
+    elif not lacks(skeleton, path):
+        raise ValueError(f"a table line is about {path}, which the weights do not have")
+
+
+def lacks(tree: Any, path: str) -> bool:
+    """Whether a path leads to None."""
+    for step in re.findall(r"\w+", path):
+        tree = tree[int(step)] if step.isdecimal() else getattr(tree, step, Ellipsis)
+        if tree is None or tree is Ellipsis:
+            break
+    return tree is None
+
+
+def in_memory(tensors: Mapping[str, Array], dtype: np.dtype) -> dict[str, Array]:
+    """All tensors as `dtype` and in memory, so that the files may go; those that are so already are not copied."""
+    return {name: w if w.flags.owndata and w.dtype == dtype else copied(w, dtype) for name, w in tensors.items()}
+
+
+def copied(w: Array, dtype: np.dtype) -> Array:
+    """`w` widened to `dtype`, a block at a time, in memory of its own."""
+    copy = np.empty(w.shape, dtype)
+
+    def copy_block(block: slice) -> None:
+        copy[block] = widened(w[block], dtype)
+
+    in_parallel(copy_block, row_blocks(w.reshape(len(w), -1), BLOCK))
+    return copy
+
+
+def not_finite(tensors: Mapping[str, Array]) -> list[str]:
+    """The names of tensors that hold an infinity or a NaN; weights are read a block at a time."""
+
+    def all_finite(w: Array) -> bool:
+        return all(finite(w[block]) for block in row_blocks(w.reshape(len(w), -1), BLOCK))
+
+    return [name for name, w in tensors.items() if not all_finite(w)]
+
+
+def finite(w: Array) -> bool:
+    """bfloat16 is stored as bits (see layers.shapes): of an infinity or a NaN, all bits of the exponent are 1."""
+    return bool(((w & 0x7F80) != 0x7F80).all() if w.dtype == np.uint16 else np.isfinite(w).all())

@@ -1,0 +1,160 @@
+"""PaliGemma on disk: config.json, the names of its tensors, and the memory that a run needs."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from npgemma.checkpoints import gemma, siglip
+from npgemma.checkpoints.footprint import Footprint, Run
+from npgemma.checkpoints.gemma import GemmaConfig
+from npgemma.checkpoints.layout import Layout, Part, lay_out, table
+from npgemma.checkpoints.siglip import SiglipConfig
+from npgemma.errors import BadModel
+from npgemma.io.model_folder import member
+from npgemma.io.safetensors import open_model
+from npgemma.io.strict_json import Section, read_json
+from npgemma.layers.shapes import Array
+from npgemma.layers.tree import SLOT, sized
+from npgemma.models.paligemma import PaliGemma, Projector
+
+HF_PROJECTOR = table("""
+    projector.weight    multi_modal_projector.linear.weight     D E
+    projector.bias      multi_modal_projector.linear.bias       D
+""")
+NPZ_PROJECTOR = table("""
+    projector.weight    img/head/kernel                         E D
+    projector.bias      img/head/bias                           D
+""")
+# Tensors that some checkpoints hold and PaliGemma does not use.
+NOT_USED = re.compile(r"vision_tower\.head\..*|.*\.position_ids|.*\.rotary_emb\.inv_freq")
+
+
+@dataclass(frozen=True)
+class PaliGemmaConfig:
+    """The two halves, whether the head is the embedding table, and the tokens that the processor needs."""
+
+    vision: SiglipConfig
+    text: GemmaConfig
+    tied: bool = True
+    image_token_index: int = 257152
+    bos_token_id: int = 2
+    eos_token_ids: tuple[int, ...] = (1,)
+
+
+def read_config(folder: Path) -> PaliGemmaConfig:
+    """The config of a model folder. BadModel, with file and key, for a value that npgemma cannot compute.
+
+    The hub's configs are sparse: they leave out whatever equals a default of the day they were written. PaliGemma's own
+    value, which is not always the default of the class in transformers, fills each gap.
+    """
+    path = member(folder, "config.json")
+    s = Section(read_json(path), str(path))
+    if s.values.get("model_type") != "paligemma":
+        raise BadModel(f"{path}: model_type is {s.values.get('model_type')!r}, not 'paligemma'")
+    vision, text = siglip.read(s.section("vision_config")), gemma.read(s.section("text_config"))
+    d = PaliGemmaConfig(vision, text)
+    return PaliGemmaConfig(
+        vision=vision,
+        text=text,
+        tied=s.flag("tie_word_embeddings", d.tied),
+        # not bounded by the vocabulary: small models leave the image token without a row, for it is never looked up
+        image_token_index=s.token("image_token_index", d.image_token_index, 1 << 24),
+        bos_token_id=s.token("bos_token_id", d.bos_token_id, text.vocab_size - 1),
+        eos_token_ids=s.tokens("eos_token_id", d.eos_token_ids[0], text.vocab_size - 1),
+    )
+
+
+def blank(c: PaliGemmaConfig, tied: bool | None = None) -> PaliGemma:
+    """The weights with a Slot in place of each array. `tied` overrides the config: a file may hold a head or not."""
+    projector = sized(Projector(SLOT, SLOT), {"D": c.text.hidden_size, "E": c.vision.hidden_size})
+    text = gemma.blank(c.text, c.tied if tied is None else tied)
+    return PaliGemma(siglip.blank(c.vision), projector, text, c.image_token_index)
+
+
+def hf_layout(c: PaliGemmaConfig, tied: bool | None = None) -> Layout[PaliGemma]:
+    """The names that transformers 5 saves."""
+    return lay_out(
+        blank(c, tied),
+        Part(siglip.HF, siglip.sizes(c.vision), "vision.", "vision_tower."),
+        Part(HF_PROJECTOR, {"D": c.text.hidden_size, "E": c.vision.hidden_size}),
+        Part(gemma.HF, gemma.sizes(c.text), "text.", "language_model."),
+        Part(gemma.HF_HEAD, gemma.sizes(c.text), "text."),
+    )
+
+
+def npz_layout(c: PaliGemmaConfig) -> Layout[PaliGemma]:
+    """The names of big_vision's files, without the `params/` that some have before every name."""
+    return lay_out(
+        blank(c, tied=True),
+        Part(siglip.NPZ, siglip.sizes(c.vision), "vision.", "img/"),
+        Part(NPZ_PROJECTOR, {"D": c.text.hidden_size, "E": c.vision.hidden_size}),
+        Part(gemma.NPZ, gemma.sizes(c.text), "text.", "llm/"),
+    )
+
+
+def saved_name(name: str) -> str:
+    """A name as transformers 5 saves it, from any of the four spellings that its releases have written.
+
+    hub files           language_model.model.layers.0.…     vision_tower.vision_model.encoder.…
+    in memory, 4.52     model.language_model.layers.0.…     model.vision_tower.vision_model.encoder.…
+    in memory, 5.6      model.language_model.layers.0.…     model.vision_tower.encoder.…
+    saved by 5.x        language_model.model.layers.0.…     vision_tower.encoder.…
+    """
+    name = name.removeprefix("model.")
+    name = re.sub(r"^vision_tower\.vision_model\.", "vision_tower.", name)
+    name = re.sub(r"^language_model\.lm_head\.", "lm_head.", name)
+    return re.sub(r"^language_model\.(?!model\.)", "language_model.model.", name)
+
+
+def head_and_table(c: PaliGemmaConfig) -> tuple[str, str]:
+    """The names of the output head, if a checkpoint has one of its own, and of the embedding table."""
+    layout = hf_layout(c, tied=False)
+    return layout.name_of("text.head"), layout.name_of("text.embedding")
+
+
+def layout_of(tensors: Mapping[str, Array], c: PaliGemmaConfig) -> Layout[PaliGemma]:
+    """The layout of tensors that may hold a head of their own although the config says that it is tied."""
+    head, _ = head_and_table(c)
+    return hf_layout(c, tied=c.tied and head not in tensors)
+
+
+def read_tensors(model: Path, c: PaliGemmaConfig) -> dict[str, Array]:
+    """A model's tensors by the names that transformers 5 saves, mapped and checked.
+
+    Every tensor that the config asks for must be there in its shape, and no other: a checkpoint that almost fits would
+    run and answer nonsense. BadModel as `Layout.check` and `open_model` say.
+    """
+    tensors: dict[str, Array] = {}
+    spelled: dict[str, str] = {}
+    for stored, array in open_model(model).items():
+        name = saved_name(stored)
+        if NOT_USED.fullmatch(name):
+            continue
+        if name in tensors:
+            raise BadModel(f"{model}: {spelled[name]!r} and {stored!r} are two spellings of the same tensor")
+        tensors[name], spelled[name] = array, stored
+    layout_of(tensors, c).check(tensors, model)
+    return tensors
+
+
+def weights(tensors: Mapping[str, Array], c: PaliGemmaConfig) -> PaliGemma:
+    """The weights out of tensors by the names that transformers 5 saves."""
+    return layout_of(tensors, c).fill(tensors)
+
+
+def footprint(c: PaliGemmaConfig, run: Run) -> Footprint:
+    """The memory to answer prompts about pictures, all at once.
+
+    Activations are what is alive where there is most of it: in an MLP, of the vision tower for the pictures or of the
+    decoder for the prompts; and the logits: of a step and of the one before it (`logit_rows` if that is more than one
+    row a sample), and of one row in float64.
+    """
+    v, t = c.vision, c.text
+    patches, rows, sequences = run.pictures * v.num_patches, sum(run.prompts), run.samples * len(run.prompts)
+    pixels = run.pictures * 3 * v.image_size**2
+    vision = pixels + patches * (3 * v.hidden_size + 2 * v.intermediate_size + t.hidden_size)
+    text = rows * (4 * t.hidden_size + 3 * t.intermediate_size)
+    logits = 2 * max(sequences, run.logit_rows) * t.vocab_size * run.itemsize + 4 * 8 * t.vocab_size
+    caches = (run.samples * rows + sequences * run.new_tokens) * gemma.cache_numbers(blank(c).text)
+    return Footprint(run.weights, caches * run.itemsize, max(vision, text) * run.itemsize + logits)

@@ -1,0 +1,70 @@
+"""The command line. stdout carries the result alone, everything else goes to stderr.
+
+Exit status: 0, 1 for an error, 2 for wrong usage, 130 when interrupted, 141 when nobody reads stdout any more; those of
+`compare` stand in golden.commands.
+"""
+
+import argparse
+import io
+import os
+import sys
+
+from npgemma.commands.ask import add_ask
+from npgemma.commands.batch import add_batch
+from npgemma.commands.demo import add_demo
+from npgemma.commands.flags import Version, WrongUsage
+from npgemma.commands.golden import add_compare, add_golden
+from npgemma.commands.models import add_models
+from npgemma.commands.objects import add_objects
+from npgemma.commands.output import INTERRUPTED, printable
+from npgemma.errors import NpgemmaError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    if sys.stderr is None:  # nobody wants to hear
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - to the end of the process
+    try:
+        if sys.stdout is None:
+            raise OSError("stdout is closed")
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # an ASCII terminal gets escapes, not an error
+        try:
+            a = build_parser().parse_args(arguments)
+            status = a.run(a) or 0
+        finally:
+            sys.stdout.flush()  # of --version too, which exits
+    except WrongUsage as error:
+        print(f"npgemma: {error}", file=sys.stderr)
+        return 2
+    except NpgemmaError as error:
+        print(f"npgemma: {printable(str(error))}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # whoever read stdout, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (OSError, MemoryError) as error:  # a full disk, a closed stdout, a machine too small
+        print(f"npgemma: {str(error) or 'out of memory'}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("npgemma: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return int(status)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="npgemma", description="PaliGemma in plain NumPy: ask a picture, on a CPU. Nothing is ever downloaded."
+    )
+    parser.add_argument("--version", action=Version, help="show the version and exit")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    form = argparse.ArgumentParser(add_help=False)
+    form.add_argument("--format", choices=("text", "json"), default="text", help="what stdout gets (default: text)")
+    add_demo(commands.add_parser)
+    add_ask(commands.add_parser, form)
+    add_objects(commands.add_parser, form)
+    add_batch(commands.add_parser)
+    add_models(commands.add_parser, form)
+    add_golden(commands.add_parser)
+    add_compare(commands.add_parser)
+    return parser

@@ -1,0 +1,122 @@
+"""`npgemma golden` and `npgemma compare`: their flags, and what they run.
+
+Exit status of compare: 0 if rounding explains every tap, 1 if it does not, 2 if something cannot be read, 3 if taps are
+missing or names unknown.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from npgemma.api.load import load
+from npgemma.commands.flags import AddParser
+from npgemma.errors import BadGolden, NpgemmaError
+from npgemma.golden.chart import draw_chart
+from npgemma.golden.compare import compare
+from npgemma.golden.dump import read_dump
+from npgemma.golden.file import EMBEDDED_GOLDEN, read_golden
+from npgemma.golden.mapping import SAME_NAMES, read_mapping
+from npgemma.golden.names import LEVELS, TABLE
+from npgemma.golden.presets import PRESETS
+from npgemma.golden.record import record
+from npgemma.golden.replay import replay
+from npgemma.golden.report import as_json, as_text
+from npgemma.golden.rounding import SCHEDULES
+from npgemma.golden.suggest import suggest_map
+from npgemma.io.atomic_write import beside
+from npgemma.io.picture import write_picture, written_format
+
+
+def add_golden(add_parser: AddParser) -> None:
+    golden = add_parser("golden", help="record a golden file: the float64 truth of a run, to hold a port against")
+    golden.add_argument("case", nargs="*", metavar="IMAGE ... PROMPT", help="one or several pictures, then the prompt")
+    golden.add_argument("-o", "--output", type=Path, metavar="FILE", help="the .safetensors file to write")
+    golden.add_argument("-m", "--model", metavar="FOLDER", help="default: the small model inside npgemma")
+    golden.add_argument(
+        "--level",
+        choices=LEVELS,
+        default="blocks",
+        help="io: ids, pixels, image features, logits; blocks (default): each layer's result too; ops: everything",
+    )
+    golden.add_argument("--taps", action="append", metavar="GLOB", help="only taps whose names match; may be repeated")
+    golden.add_argument("--steps", type=int, default=3, metavar="N", help="steps after the prefill (default: 3)")
+    golden.add_argument(
+        "--rounding",
+        choices=[name for name in SCHEDULES if name != "float32"],
+        default="hf_eager",
+        help="what bfloat16 is emulated as: transformers with its eager (default) or its sdpa attention",
+    )
+    golden.add_argument("--list", action="store_true", help="print the table of all taps, and record nothing")
+    golden.set_defaults(run=run_golden, usage_error=golden.error)
+
+
+def add_compare(add_parser: AddParser) -> None:
+    parser = add_parser("compare", help="hold a port's dump against a golden file: is it rounding, and if not, where?")
+    parser.add_argument("golden", metavar="GOLDEN", help="a golden file, or 'embedded': the one inside npgemma")
+    parser.add_argument("dump", metavar="DUMP", help=".safetensors, .npz, or a folder: of .npy files or of a debugger")
+    names = parser.add_mutually_exclusive_group()
+    names.add_argument("--preset", choices=PRESETS, help="the names of a known framework")
+    names.add_argument("--map", metavar="FILE", help="a mapping file (JSON) of the port's names to those of taps")
+    names.add_argument("--suggest-map", type=Path, metavar="FILE", help="write a first mapping file, and judge nothing")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="the precision the port computes in (default: what most of its dump is stored in)",
+    )
+    parser.add_argument(
+        "--allow-missing", action="append", default=[], metavar="GLOB", help="taps that the port does not dump"
+    )
+    parser.add_argument("--replay", action="store_true", help="run the model on the port's tensors: names the culprit")
+    parser.add_argument("-m", "--model", metavar="FOLDER", help="for --replay; default: the small model inside npgemma")
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="what stdout gets (default: text)")
+    parser.add_argument("--chart", type=Path, metavar="FILE", help="draw the ratio of every tap over depth")
+    parser.set_defaults(run=run_compare)
+
+
+def run_golden(a: argparse.Namespace) -> None:
+    """Record, or print the table of taps."""
+    if a.list:
+        width = max(len(entry.pattern) for entry in TABLE)
+        for entry in TABLE:
+            print(f"{entry.pattern:<{width}}  {entry.level:<6}  {entry.meaning}")
+        return
+    if len(a.case) < 2 or a.output is None:
+        a.usage_error("a picture, a prompt and -o FILE are needed")
+    if a.steps < 0:
+        a.usage_error(f"--steps is {a.steps}; it is 0 or more")
+    *images, prompt = a.case
+    record(load(a.model), images, prompt, a.output, a.level, a.taps or ["*"], a.steps, a.rounding)
+    print(f"wrote {a.output}, {a.output.stat().st_size:,} bytes", file=sys.stderr)
+
+
+def run_compare(a: argparse.Namespace) -> int:
+    """Print the report; returns the exit status."""
+    try:
+        if a.chart:
+            written_format(a.chart)
+        golden = read_golden(EMBEDDED_GOLDEN if a.golden == "embedded" else a.golden)
+        dump = read_dump(a.dump)
+        if a.suggest_map:
+            return write_suggestion(a.suggest_map, suggest_map(golden, dump))
+        names = PRESETS[a.preset] if a.preset else read_mapping(a.map) if a.map else SAME_NAMES
+        report = compare(golden, dump, names, a.dtype, a.allow_missing)
+        if a.replay:
+            report = replay(load(a.model), golden, dump, report)
+        print(json.dumps(as_json(report, golden), allow_nan=False) if a.format == "json" else as_text(report, golden))
+        if a.chart:
+            write_picture(draw_chart(report), a.chart)
+    except NpgemmaError as error:
+        print(f"npgemma: {error}", file=sys.stderr)
+        return 2
+    return report.status
+
+
+def write_suggestion(path: Path, mapping: dict[str, object]) -> int:
+    try:
+        with beside(path) as temporary:
+            temporary.write_text(json.dumps(mapping, indent=1) + "\n", "utf-8")
+    except OSError as error:
+        raise BadGolden(f"{path} cannot be written: {error.strerror}") from None
+    print(f"wrote {path}; read it, correct it, then pass it back with --map", file=sys.stderr)
+    return 0

@@ -1,0 +1,65 @@
+"""Scoring: how likely a model finds a given answer, token by token, without choosing any.
+
+    log P(answer | picture, prompt) = sum over t of log P(token t | picture, prompt, tokens before t)
+
+One pass over prompt and answer gives all of it: the answer is the causal suffix of PaliGemma's training (Beyer et al.
+2024, section 3.2.2), and its mean is the loss it was trained with.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from npgemma.decoding.loop import log_probabilities
+from npgemma.layers.shapes import Array, Float
+from npgemma.models.gemma import logits, new_caches
+from npgemma.models.paligemma import PaliGemma, Prompt, prefill
+
+
+@dataclass(frozen=True)
+class Score:
+    """The tokens of an answer, its end token last, and the natural logarithm of each one's probability."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+
+    @property
+    def total(self) -> float:
+        """log P of the whole answer."""
+        return math.fsum(self.logprobs)
+
+    @property
+    def loss(self) -> float:
+        """The mean of -log P over the tokens, in nats: what transformers returns for labels."""
+        return -self.total / len(self.logprobs)
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss): among how many equally likely tokens the model chose, on average."""
+        return math.exp(self.loss)
+
+
+def score_answers(p: PaliGemma, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]]) -> list[Float[Array, "T"]]:
+    """For each prompt, log P of each token of its answer, in float64; all are rows of one pass.
+
+    Raises BadModel if the logits are not finite.
+    """
+    whole = [
+        Prompt(
+            np.concatenate([prompt.input_ids, answer]),
+            np.repeat([0, 1], [len(prompt.input_ids), len(answer)]),
+            prompt.image_rows,
+        )
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+    caches = [new_caches(p.text, len(prompt.input_ids), prompt.image_rows.dtype) for prompt in whole]
+    hidden = prefill(p, whole, caches)
+    found, end = [], 0
+    for prompt, answer in zip(whole, answers, strict=True):
+        end += len(prompt.input_ids)
+        before = hidden[end - len(answer) - 1 : end - 1]  # row t scores the token after it
+        each = zip(logits(p.text, before), answer, strict=True)
+        found.append(np.array([log_probabilities(row)[token] for row, token in each]))
+    return found

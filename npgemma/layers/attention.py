@@ -1,0 +1,122 @@
+"""Attention: multi-head, grouped or multi-query, under any mask.
+
+`attend_block` is the formula, for a block of the scores; `attend` cuts the scores into blocks that fit a cache and runs
+them on the cores. 4096 patches have 4096 x 4096 scores a head: all of them together would take gigabytes.
+"""
+
+from collections.abc import Generator
+from typing import TypeAlias
+
+import numpy as np
+
+from npgemma.layers.activations import exponentials
+from npgemma.layers.shapes import Array, Bool, Float
+from npgemma.layers.taps import Tap, silent
+from npgemma.layers.threads import in_parallel
+
+# Scores in a block: with what they become on the way, they stay in the cache. Fewer where that makes four blocks for
+# the cores to share, but not so few that calls take longer than work.
+MOST_SCORES, FEWEST_SCORES = 1 << 20, 1 << 16
+
+# Which key heads, query heads of each, and rows.
+ScoreBlock: TypeAlias = tuple[slice, slice, slice]
+
+
+def attend(
+    q: Float[Array, "T N H"],
+    keys: Float[Array, "S K H"],
+    values: Float[Array, "S K H"],
+    mask: Bool[Array, "T S"],
+    tap: Tap = silent,
+) -> Float[Array, "T N H"]:
+    """y[t n] = sum over s of softmax over s of (q[t n] . keys[s k] / sqrt(H)) values[s k], over the s that t may see.
+
+    `mask` is True where row t may look at row s; every t must see some s. Query head n reads key head k = n // (N/K): K
+    = N is multi-head, K = 1 multi-query attention, anything between is grouped. The G = N/K query heads of a key head
+    are folded into the rows of one product, so keys and values are never repeated.
+
+    Source: Vaswani et al. 2017, section 3.2.1; Ainslie et al. 2023 (grouped queries).
+    """
+    rows, heads, width = q.shape
+    seen, key_heads, _ = keys.shape
+    q = q.reshape(rows, key_heads, -1, width).transpose(1, 2, 0, 3)  # K G T H
+    keys, values = keys.transpose(1, 2, 0), values.transpose(1, 0, 2)  # K H S, K S H
+    blocks = score_blocks(*q.shape[:-1], seen)
+    running = [attend_block(q[block], keys[block[0]], values[block[0]], mask[block[2]]) for block in blocks]
+    mixed = np.empty(q.shape, q.dtype)  # K G T H
+    if tap is silent:
+        run_apart(running, blocks, mixed)
+    else:
+        run_in_step(running, blocks, mixed, np.empty((*q.shape[:-1], seen), q.dtype), tap)
+    return mixed.transpose(2, 0, 1, 3).reshape(rows, heads, width)
+
+
+Attending: TypeAlias = Generator[tuple[str, Array], Array, Array]
+
+
+def attend_block(
+    q: Float[Array, "K G T H"], keys: Float[Array, "K H S"], values: Float[Array, "K S H"], mask: Bool[Array, "T S"]
+) -> Attending:
+    """softmax(q keys / sqrt(H), where the mask is True) values, for some key heads and some rows.
+
+    Yields each tensor worth comparing [K G T S] with its name, and goes on with what it is sent: what the tap returned.
+    """
+    key_heads, queries, rows, width = q.shape
+    x = q.reshape(key_heads, queries * rows, width) @ keys  # K GT S
+    x = yield "dots", x.reshape(key_heads, queries, rows, -1)
+    x = yield "scores", x * width**-0.5
+    x = yield "exp", exponentials(np.where(mask, x, -np.inf))
+    x = yield "probs", x / x.sum(-1, keepdims=True)
+    return (x.reshape(key_heads, queries * rows, -1) @ values).reshape(q.shape)
+
+
+def run_apart(running: list[Attending], blocks: list[ScoreBlock], mixed: Float[Array, "K G T H"]) -> None:
+    """Each block from its beginning to its end, several at a time; `mixed` receives the results."""
+
+    def finish(i: int) -> None:
+        try:
+            _, x = next(running[i])
+            while True:
+                _, x = running[i].send(x)
+        except StopIteration as end:
+            mixed[blocks[i]] = end.value
+
+    in_parallel(finish, range(len(blocks)))
+
+
+def run_in_step(
+    running: list[Attending],
+    blocks: list[ScoreBlock],
+    mixed: Float[Array, "K G T H"],
+    scores: Float[Array, "K G T S"],
+    tap: Tap,
+) -> None:
+    """The same, all blocks side by side: at each yield the tap gets the whole tensor, put together in `scores`."""
+    _, _, rows, seen = scores.shape
+    names: list[str] = [""] * len(blocks)
+
+    def advance(i: int) -> None:
+        try:
+            names[i], x = running[i].send(scores[blocks[i]]) if names[i] else next(running[i])
+            made[blocks[i]] = x
+        except StopIteration as end:
+            mixed[blocks[i]], names[i] = end.value, ""
+
+    while True:
+        made = np.empty_like(scores)
+        in_parallel(advance, range(len(blocks)))
+        if not any(names):
+            return
+        scores = tap(names[0], made.reshape(-1, rows, seen), "N T S").reshape(made.shape)
+
+
+def score_blocks(key_heads: int, queries: int, rows: int, seen: int) -> list[ScoreBlock]:
+    """The axes K, G and T cut into blocks: some rows of one key head, or all rows of several."""
+    size = max(FEWEST_SCORES, min(MOST_SCORES, key_heads * queries * rows * seen // 4))
+    height = min(rows, max(1, size // (queries * seen)))
+    depth = max(1, size // (queries * max(1, height) * seen))
+    return [
+        (slice(k, k + depth), slice(None), slice(t, t + height))
+        for k in range(0, key_heads, depth)
+        for t in range(0, rows, max(1, height))
+    ]

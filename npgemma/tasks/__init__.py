@@ -1,0 +1,1 @@
+"""What PaliGemma is asked and what it answers: prompts, objects, masks, drawings."""

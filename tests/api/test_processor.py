@@ -1,0 +1,157 @@
+"""The processor: where image tokens, bos, prompt and newline stand, and that pictures and prompts pair up."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from npgemma.api.processor import Processor
+from npgemma.errors import BadPicture, BadPrompt
+from npgemma.io.model_folder import EMBEDDED
+from npgemma.io.picture import pixel_values, read_picture
+from npgemma.io.tokenizers import Tokenizer
+
+TOKENIZER = Tokenizer((EMBEDDED / "tokenizer.model").read_bytes())
+SIDE, EACH, BOS = 6, 4, 2
+PROCESSOR = Processor(TOKENIZER, SIDE, EACH, BOS)
+PICTURE = [TOKENIZER.image_id] * EACH
+WHITE, BLACK, RED = (Image.new("RGB", (5, 3), color) for color in ("white", "black", "red"))
+
+
+def ids(text: str) -> list[int]:
+    return TOKENIZER.encode(text)
+
+
+# ----------------------------------------------------------------------------------------------------------------- ids
+
+
+def test_a_prompt_is_image_tokens_bos_text_and_newline():
+    assert PROCESSOR.encode("caption en", 1).tolist() == [*PICTURE, BOS, *ids("caption en\n")]
+    assert ids("caption en\n") == [*ids("caption en"), *ids("\n")]
+
+
+def test_ids_are_one_row_of_int64():
+    row = PROCESSOR.encode("caption en", 1)
+    assert (row.ndim, row.dtype) == (1, np.int64)
+
+
+def test_prompt_and_newline_are_read_as_one_string():
+    """A prompt that ends in a newline ends in the one piece for two of them, as in transformers."""
+    (two,) = ids("\n\n")
+    assert PROCESSOR.encode("ocr\n", 1).tolist() == [*PICTURE, BOS, *ids("ocr"), two]
+
+
+def test_an_empty_prompt_is_a_newline():
+    assert PROCESSOR.encode("", 1).tolist() == [*PICTURE, BOS, *ids("\n")]
+
+
+def test_spaces_of_a_prompt_are_kept():
+    """A trailing space is a piece of its own and changes the answer; dropping it would be silent."""
+    assert PROCESSOR.encode(" ocr ", 1).tolist() == [*PICTURE, BOS, *ids(" ocr \n")]
+
+
+@pytest.mark.parametrize("images", [0, 1, 2, 5])
+def test_all_pictures_stand_before_the_one_bos(images):
+    assert PROCESSOR.encode("ocr", images).tolist() == [*PICTURE * images, BOS, *ids("ocr\n")]
+
+
+def test_image_written_at_the_front_changes_nothing():
+    assert PROCESSOR.encode("<image>ocr", 1).tolist() == PROCESSOR.encode("ocr", 1).tolist()
+    assert PROCESSOR.encode("<image><image>ocr", 2).tolist() == PROCESSOR.encode("ocr", 2).tolist()
+
+
+def test_where_image_is_written_the_picture_stands_and_bos_follows_the_last():
+    row = PROCESSOR.encode("what is on <image>?", 1)
+    assert row.tolist() == [*ids("what is on "), *PICTURE, BOS, *ids("?\n")]
+    row = PROCESSOR.encode("is <image> or <image> red", 2)
+    assert row.tolist() == [*ids("is "), *PICTURE, *ids(" or "), *PICTURE, BOS, *ids(" red\n")]
+
+
+def test_a_special_piece_written_out_is_its_token():
+    assert PROCESSOR.encode("a<bos><eos>b", 1).tolist() == [*PICTURE, BOS, *ids("a"), 2, 1, *ids("b\n")]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "images"), [("<image>", 0), ("<image>", 2), ("<image><image>", 1), ("a<image>b<image>c<image>", 2)]
+)
+def test_image_written_more_or_less_often_than_there_are_pictures_is_refused(prompt, images):
+    with pytest.raises(BadPrompt, match=rf"says <image> {prompt.count('<image>')} times"):
+        PROCESSOR.encode(prompt, images)
+
+
+@given(prompt=st.text(max_size=20), images=st.integers(0, 3))
+@settings(max_examples=100)
+def test_any_prompt_keeps_its_text_and_gets_as_many_image_tokens_as_its_pictures_need(prompt, images):
+    row = PROCESSOR.encode(prompt.replace("\N{LOWER ONE EIGHTH BLOCK}", " "), images)
+    assert (row == TOKENIZER.image_id).sum() == images * EACH
+    assert row[images * EACH] == BOS
+    assert TOKENIZER.decode(row.tolist()) == prompt.replace("\N{LOWER ONE EIGHTH BLOCK}", " ") + "\n"
+
+
+# ------------------------------------------------------------------------------------------------ pictures and prompts
+
+
+def test_several_prompts_have_their_rows_types_and_pictures_in_order():
+    inputs = PROCESSOR([WHITE, [], [BLACK, RED]], ["ocr", "hello", "caption en"])
+    rows = [PROCESSOR.encode("ocr", 1), PROCESSOR.encode("hello", 0), PROCESSOR.encode("caption en", 2)]
+    for found, expected in zip(inputs.input_ids, rows, strict=True):
+        np.testing.assert_array_equal(found, expected, strict=True)
+    for found, expected in zip(inputs.token_type_ids, rows, strict=True):
+        np.testing.assert_array_equal(found, np.zeros(len(expected), np.int64), strict=True)
+    assert inputs.images == [1, 0, 2]
+    np.testing.assert_array_equal(inputs.pixel_values, pixel_values([WHITE, BLACK, RED], SIDE), strict=True)
+
+
+def test_text_alone_needs_no_picture():
+    inputs = PROCESSOR([[]], ["hello"])
+    assert inputs.input_ids[0].tolist() == [BOS, *ids("hello\n")]
+    assert inputs.images == [0]
+    assert inputs.pixel_values.shape == (0, 3, SIDE, SIDE)
+
+
+def test_no_prompts_are_no_rows():
+    inputs = PROCESSOR([], [])
+    assert (inputs.input_ids, inputs.token_type_ids, inputs.images) == ([], [], [])
+
+
+def test_a_picture_may_be_a_path_an_image_or_an_array(tmp_path):
+    RED.save(tmp_path / "red.png")
+    for picture in (RED, np.asarray(RED), tmp_path / "red.png", str(tmp_path / "red.png")):
+        for images in ([picture], [[picture]], ((picture,),)):
+            found = PROCESSOR(images, ["ocr"]).pixel_values
+            np.testing.assert_array_equal(found, pixel_values([RED], SIDE), strict=True)
+
+
+def test_pictures_are_brought_to_rgb_first():
+    clear = Image.new("RGBA", (5, 3), (0, 0, 0, 0))
+    found = PROCESSOR([clear], ["ocr"]).pixel_values
+    np.testing.assert_array_equal(found, pixel_values([read_picture(clear)], SIDE), strict=True)
+    np.testing.assert_array_equal(found, pixel_values([WHITE], SIDE), strict=True)
+
+
+@pytest.mark.parametrize(
+    ("images", "text"),
+    [
+        ([WHITE], []),
+        ([], ["ocr"]),
+        ([WHITE], ["ocr", "ocr"]),
+        ([WHITE, BLACK], ["ocr"]),
+        ([WHITE], "ocr"),
+        ([WHITE, WHITE, WHITE], "ocr"),
+        (WHITE, ["ocr"]),
+        (np.asarray(WHITE), ["ocr"] * 3),
+        (None, ["ocr"]),
+    ],
+)
+def test_pictures_and_prompts_that_do_not_pair_up_are_refused(images, text):
+    """A string is a sequence of letters, and an array one of rows: neither is taken apart."""
+    with pytest.raises(BadPrompt, match="lists of equal length"):
+        PROCESSOR(images, text)
+
+
+def test_a_picture_that_cannot_be_read_is_refused(tmp_path):
+    for picture in (tmp_path / "nowhere.png", None, np.zeros((2, 2)), b"x"):
+        for images in ([WHITE, picture], [WHITE, [picture]]):
+            with pytest.raises(BadPicture):
+                PROCESSOR(images, ["ocr", "ocr"])

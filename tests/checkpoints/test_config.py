@@ -1,0 +1,454 @@
+"""config.json: what a sparse config is completed with, and that nothing wrong gets through as anything but BadModel."""
+
+import copy
+import json
+import math
+import tempfile
+from pathlib import Path
+
+import pytest
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from npgemma.checkpoints.gemma import GemmaConfig
+from npgemma.checkpoints.paligemma import PaliGemmaConfig, read_config
+from npgemma.checkpoints.siglip import SiglipConfig
+from npgemma.errors import BadModel
+from npgemma.io.model_folder import EMBEDDED
+from npgemma.io.strict_json import MAX_JSON_BYTES, read_json
+
+# The hub's base config at 448 pixels, key by key: what it leaves out has to be filled in.
+SPARSE = {
+    "architectures": ["PaliGemmaForConditionalGeneration"],
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+    "hidden_size": 2048,
+    "ignore_index": -100,
+    "image_token_index": 257152,
+    "model_type": "paligemma",
+    "pad_token_id": 0,
+    "projection_dim": 2048,
+    "text_config": {
+        "hidden_size": 2048,
+        "intermediate_size": 16384,
+        "model_type": "gemma",
+        "num_attention_heads": 8,
+        "num_hidden_layers": 18,
+        "num_image_tokens": 1024,
+        "num_key_value_heads": 1,
+        "torch_dtype": "float32",
+        "vocab_size": 257216,
+    },
+    "torch_dtype": "float32",
+    "transformers_version": "4.42.0.dev0",
+    "vision_config": {
+        "hidden_size": 1152,
+        "image_size": 448,
+        "intermediate_size": 4304,
+        "model_type": "siglip_vision_model",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 27,
+        "num_image_tokens": 1024,
+        "patch_size": 14,
+        "projection_dim": 2048,
+        "projector_hidden_act": "gelu_fast",
+        "vision_use_head": False,
+    },
+}
+
+COMPLETED = PaliGemmaConfig(
+    vision=SiglipConfig(
+        hidden_size=1152,
+        intermediate_size=4304,
+        num_hidden_layers=27,
+        num_attention_heads=16,
+        num_channels=3,
+        image_size=448,
+        patch_size=14,
+        layer_norm_eps=1e-6,
+    ),
+    text=GemmaConfig(
+        hidden_size=2048,
+        intermediate_size=16384,
+        num_hidden_layers=18,
+        num_attention_heads=8,
+        num_key_value_heads=1,
+        head_dim=256,
+        vocab_size=257216,
+        max_position_embeddings=8192,
+        rms_norm_eps=1e-6,
+        rope_theta=10000.0,
+    ),
+    image_token_index=257152,
+    bos_token_id=2,
+    eos_token_ids=(1,),
+)
+
+
+def read(content: object, folder: Path) -> PaliGemmaConfig:
+    """The config of a folder whose config.json is `content`: bytes or text as they are, anything else as JSON."""
+    raw = content if isinstance(content, str | bytes) else json.dumps(content)
+    (folder / "config.json").write_bytes(raw if isinstance(raw, bytes) else raw.encode())
+    return read_config(folder)
+
+
+def changed(path: str, value: object) -> dict:
+    """A small valid config with the value at `path` (keys with dots between) replaced."""
+    config = tiny.config_json()
+    *sections, key = path.split(".")
+    at = config
+    for section in sections:
+        at = at.setdefault(section, {})
+    at[key] = value
+    return config
+
+
+def test_the_hubs_sparse_config_is_completed_with_paligemmas_own_values(tmp_path):
+    assert read(SPARSE, tmp_path) == COMPLETED
+
+
+def test_without_image_size_it_is_the_224_pixel_model(tmp_path):
+    """The 224 config leaves it out: 16 x 16 patches of 14 pixels, the 256 image tokens of the paper."""
+    sparse = copy.deepcopy(SPARSE)
+    del sparse["vision_config"]["image_size"]
+    config = read(sparse, tmp_path)
+    assert config.vision.image_size == 224
+    assert config.vision.num_patches == 256
+    assert config.vision.head_dim == 72
+
+
+@pytest.mark.parametrize("absent", [{}, {"vision_config": None, "text_config": None}, {"text_config": {}}])
+def test_without_sub_configs_it_is_paligemma_3b_at_224(absent, tmp_path):
+    """Never Gemma 7B nor SigLIP base/16, which is what the classes of those names default to elsewhere."""
+    assert read({"model_type": "paligemma"} | absent, tmp_path) == PaliGemmaConfig(SiglipConfig(), GemmaConfig())
+    assert SiglipConfig().intermediate_size == 4304
+    assert GemmaConfig().vocab_size == 257216
+
+
+@given(heads=st.integers(1, 8), share=st.integers(1, 50))
+@settings(max_examples=25)
+def test_head_dim_is_256_where_it_is_not_said_and_never_width_over_heads(heads, share):
+    """The two agree for Gemma 2B alone; for another width D/N would load a model of another shape."""
+    config = tiny.config_json()
+    del config["text_config"]["head_dim"]
+    config["text_config"] |= {"num_attention_heads": heads, "num_key_value_heads": 1, "hidden_size": heads * share}
+    with tempfile.TemporaryDirectory() as folder:
+        assert read(config, Path(folder)).text.head_dim == 256
+
+
+def test_every_value_that_is_said_is_taken(tmp_path):
+    assert read(tiny.config_json(), tmp_path) == tiny.CONFIG
+
+
+def test_the_embedded_models_config_reads():
+    config = read_config(EMBEDDED)
+    stored = json.loads((EMBEDDED / "config.json").read_text())
+    assert config.image_token_index == stored["image_token_index"]
+    assert config.text.head_dim == stored["text_config"]["head_dim"]
+
+
+@pytest.mark.parametrize("key", sorted(tiny.config_json()["text_config"]))
+def test_null_in_the_text_config_is_the_same_as_nothing(key, tmp_path):
+    """Hub files carry "hidden_activation": null; a null says that the default holds."""
+    without = tiny.config_json()
+    del without["text_config"][key]
+    expected = read(without, tmp_path)
+    assert read(changed(f"text_config.{key}", None), tmp_path) == expected
+
+
+def test_rope_theta_is_read_where_transformers_5_writes_it(tmp_path):
+    new = changed("text_config.rope_parameters", {"rope_theta": 500000.0, "rope_type": "default"})
+    del new["text_config"]["rope_theta"]
+    assert read(new, tmp_path).text.rope_theta == 500000.0
+
+
+def test_rope_theta_is_read_where_transformers_4_wrote_it(tmp_path):
+    assert read(changed("text_config.rope_theta", 500000), tmp_path).text.rope_theta == 500000.0
+
+
+def test_rope_parameters_without_a_theta_leave_the_older_key_in_force(tmp_path):
+    config = changed("text_config.rope_parameters", {"rope_type": "default"})
+    config["text_config"]["rope_theta"] = 777.0
+    assert read(config, tmp_path).text.rope_theta == 777.0
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("text_config.rope_parameters", {"rope_type": "linear", "factor": 8.0}),
+        ("text_config.rope_scaling", {"type": "linear", "factor": 8.0}),
+        ("text_config.hidden_activation", "gelu"),
+        ("text_config.hidden_activation", "silu"),
+        ("text_config.hidden_act", "relu"),
+        ("text_config.attention_bias", True),
+        ("text_config.model_type", "gemma3_text"),
+        ("text_config.model_type", ["gemma"]),
+        ("vision_config.hidden_act", "gelu"),
+        ("vision_config.hidden_act", "quick_gelu"),
+        ("vision_config.model_type", "clip_vision_model"),
+        ("vision_config.model_type", {}),
+    ],
+)
+def test_mathematics_that_is_not_there_is_refused_by_name(path, value, tmp_path):
+    """A model of another activation or rotation would run, and answer nonsense."""
+    with pytest.raises(BadModel) as error:
+        read(changed(path, value), tmp_path)
+    key = path.split(".")[1]
+    assert str(tmp_path / "config.json") in str(error.value)
+    assert key in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("text_config.hidden_act", "gelu"),
+        ("text_config.hidden_act", "gelu_pytorch_tanh"),
+        ("text_config.hidden_activation", "gelu_pytorch_tanh"),
+        ("text_config.rope_parameters", {"rope_type": "default"}),
+        ("text_config.rope_parameters", {}),
+        ("vision_config.hidden_act", "gelu_pytorch_tanh"),
+        ("vision_config.projector_hidden_act", "gelu_fast"),
+        ("vision_config.vision_use_head", True),
+    ],
+)
+def test_spellings_of_the_same_mathematics_are_read_alike(path, value, tmp_path):
+    """Gemma's first configs said gelu and meant the tanh form; the projector has no activation whatever is said."""
+    assert read(changed(path, value), tmp_path) == tiny.CONFIG
+
+
+def test_a_paligemma_2_is_refused_and_told_what_it_is(tmp_path):
+    with pytest.raises(BadModel, match=r"gemma2.*PaliGemma 2.*PaliGemma 1"):
+        read(changed("text_config.model_type", "gemma2"), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["gemma", "llava", "PaliGemma", "", None, 0, ["paligemma"], {}])
+def test_another_models_config_is_refused(kind, tmp_path):
+    with pytest.raises(BadModel, match="model_type"):
+        read(changed("model_type", kind), tmp_path)
+
+
+def test_a_config_without_model_type_is_refused(tmp_path):
+    config = tiny.config_json()
+    del config["model_type"]
+    with pytest.raises(BadModel, match=r"model_type is None, not 'paligemma'"):
+        read(config, tmp_path)
+
+
+COUNTS = [f"vision_config.{key}" for key, value in vars(tiny.CONFIG.vision).items() if type(value) is int]
+COUNTS += [f"text_config.{key}" for key, value in vars(tiny.CONFIG.text).items() if type(value) is int]
+NO_COUNT = [0, -1, 1.0, 2.5, True, False, "12", "", [], [12], {}, 1 << 30, 10**300]
+
+
+@pytest.mark.parametrize("path", COUNTS)
+def test_a_size_that_is_no_size_names_file_section_and_key(path, tmp_path):
+    section, key = path.split(".")
+    for value in NO_COUNT:
+        with pytest.raises(BadModel) as error:
+            read(changed(path, value), tmp_path)
+        assert f"{tmp_path / 'config.json'}: {section}: {key} is {value!r}" in str(error.value)
+
+
+@pytest.mark.parametrize("path", ["vision_config.layer_norm_eps", "text_config.rms_norm_eps", "text_config.rope_theta"])
+def test_a_number_that_is_not_above_zero_names_file_section_and_key(path, tmp_path):
+    section, key = path.split(".")
+    for value in (0, 0.0, -1e-6, True, "1e-6", [], {}, 10**400):
+        with pytest.raises(BadModel) as error:
+            read(changed(path, value), tmp_path)
+        assert f"{tmp_path / 'config.json'}: {section}: {key} is {value!r}" in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["image_token_index", "bos_token_id", "eos_token_id"])
+def test_a_token_that_is_no_token_names_file_and_key(key, tmp_path):
+    for value in (-1, 1.0, True, "1", [], {}, [-1], [1, "2"], [[1]], 1 << 30):
+        with pytest.raises(BadModel) as error:
+            read(changed(key, value), tmp_path)
+        assert f"{tmp_path / 'config.json'}: {key} is " in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["bos_token_id", "eos_token_id"])
+def test_a_token_without_a_row_in_the_table_is_refused(key, tmp_path):
+    last = tiny.CONFIG.text.vocab_size - 1
+    assert read(changed(key, last), tmp_path) != tiny.CONFIG
+    with pytest.raises(BadModel, match=key):
+        read(changed(key, last + 1), tmp_path)
+
+
+def test_the_image_token_needs_no_row(tmp_path):
+    """It is replaced before anything is looked up; small models leave it out of the table."""
+    assert read(changed("image_token_index", 61), tmp_path).image_token_index == 61
+
+
+@pytest.mark.parametrize(("value", "tied"), [(True, True), (False, False), (None, True)])
+def test_the_head_is_the_embedding_table_unless_the_config_says_otherwise(value, tied, tmp_path):
+    assert read(changed("tie_word_embeddings", value), tmp_path).tied is tied
+    assert read(tiny.config_json(), tmp_path).tied
+
+
+@pytest.mark.parametrize("value", [0, 1, "false", "", [], {}])
+def test_whether_the_head_is_tied_is_said_by_true_or_false(value, tmp_path):
+    with pytest.raises(BadModel, match="tie_word_embeddings"):
+        read(changed("tie_word_embeddings", value), tmp_path)
+
+
+def test_several_end_tokens_are_all_kept_in_order(tmp_path):
+    assert read(changed("eos_token_id", [1, 7, 3]), tmp_path).eos_token_ids == (1, 7, 3)
+
+
+@pytest.mark.parametrize("section", ["vision_config", "text_config"])
+@pytest.mark.parametrize("value", [1, "x", True, [1], [[]], 0.5])
+def test_a_section_that_is_no_object_is_refused_by_name(section, value, tmp_path):
+    with pytest.raises(BadModel, match=section):
+        read(changed(section, value), tmp_path)
+
+
+@pytest.mark.parametrize("path", ["vision_config", "text_config", "text_config.rope_parameters"])
+@pytest.mark.parametrize("value", [False, 0, "", []])
+def test_a_section_that_is_falsy_but_no_object_is_refused_too(path, value, tmp_path):
+    """Taking "" for {} would turn a damaged config into PaliGemma 3B without a word."""
+    with pytest.raises(BadModel, match=path.split(".")[-1]):
+        read(changed(path, value), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        ("vision_config.num_attention_heads", 5, "5 heads do not divide a hidden_size of 12"),
+        ("vision_config.num_channels", 1, "num_channels is 1"),
+        ("vision_config.patch_size", 36, "a patch of 36 pixels does not fit a picture of 35"),
+        ("text_config.num_key_value_heads", 4, "4 key heads do not divide 6 query heads"),
+        ("text_config.head_dim", 9, "head_dim is 9"),
+    ],
+)
+def test_sizes_that_do_not_fit_each_other_are_refused(path, value, says, tmp_path):
+    with pytest.raises(BadModel, match=says):
+        read(changed(path, value), tmp_path)
+
+
+def paths() -> list[str]:
+    """Every key of the small config, and those that only some configs have."""
+    found = []
+    for key, value in tiny.config_json().items():
+        found += [key] + [f"{key}.{inner}" for inner in value] if isinstance(value, dict) else [key]
+    more = ("rope_parameters", "rope_parameters.rope_type", "rope_parameters.rope_theta", "rope_scaling")
+    return found + [f"text_config.{key}" for key in (*more, "hidden_act", "hidden_activation", "attention_bias")]
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-10, 70)
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.sampled_from([1e-320, 1e300, 10**40, 2**31, 2**63, 2**64, -(2**63)])
+    | st.text(max_size=5)
+    | st.sampled_from(["gemma", "paligemma", "gelu", "default", "\ud800", "\x1b[2J"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["rope_theta", "rope_type", "hidden_size", "model_type", "x"]), inner)
+    ),
+    max_leaves=6,
+)
+
+
+@given(changes=st.dictionaries(st.sampled_from(paths()), JSON, min_size=1, max_size=3))
+@settings(max_examples=400)
+def test_any_value_at_any_key_gives_a_usable_config_or_bad_model(changes):
+    """Never another exception; and what comes back holds numbers that the arithmetic of shapes can use."""
+    config = tiny.config_json()
+    for path, value in changes.items():
+        *sections, key = path.split(".")
+        at = config
+        for section in sections:
+            at = at.setdefault(section, {}) if isinstance(at, dict) else at
+        if isinstance(at, dict):
+            at[key] = value
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            found = read(config, Path(folder))
+        except BadModel as error:
+            assert str(Path(folder) / "config.json") in str(error)  # noqa: PT017 - either outcome is right
+            return
+    for part in (found.vision, found.text):
+        for name, value in vars(part).items():
+            if name.endswith("_eps") or name == "rope_theta":
+                assert type(value) is float
+                assert 0 < value < math.inf
+            else:
+                assert type(value) is int
+                assert value > 0
+    assert found.vision.head_dim * found.vision.num_attention_heads == found.vision.hidden_size
+    assert found.text.num_attention_heads % found.text.num_key_value_heads == 0
+    assert found.vision.num_patches > 0
+    assert all(0 <= token < found.text.vocab_size for token in (found.bos_token_id, *found.eos_token_ids))
+
+
+NOT_JSON = {
+    "empty file": "",
+    "white space": "  \n",
+    "list": "[]",
+    "null": "null",
+    "string": '"paligemma"',
+    "number": "7",
+    "true": "true",
+    "cut off": '{"model_type": "paligemma", "text_config": {',
+    "something after the end": '{"model_type": "paligemma"} x',
+    "single quotes": "{'model_type': 'paligemma'}",
+    "comment": '{"model_type": "paligemma" /* yes */}',
+    "trailing comma": '{"model_type": "paligemma",}',
+    "a key twice": '{"model_type": "paligemma", "model_type": "paligemma"}',
+    "a key twice inside": '{"model_type": "paligemma", "text_config": {"head_dim": 2, "head_dim": 256}}',
+    "a key twice in a list": '{"model_type": "paligemma", "x": [{"a": 1, "a": 1}]}',
+    "NaN": '{"model_type": "paligemma", "x": NaN}',
+    "Infinity": '{"model_type": "paligemma", "x": Infinity}',
+    "minus Infinity": '{"model_type": "paligemma", "x": [-Infinity]}',
+    "integer of 5,000 digits": '{"model_type": "paligemma", "x": ' + "9" * 5000 + "}",
+    "100,000 lists deep": '{"model_type": "paligemma", "x": ' + "[" * 100_000 + "]" * 100_000 + "}",
+    "100,000 objects deep": '{"model_type": "paligemma", "x": ' + '{"a":' * 100_000 + "1" + "}" * 100_000 + "}",
+    "another encoding": '{"model_type": "paligemma", "x": "é"}'.encode("latin-1"),
+    "NUL bytes": b'{"model_type": "paligemma"}\0\0\0',
+    "a control character": b'{"model_type": "paligemma", "x": "\x01"}',
+    "a web page": "<!DOCTYPE html><html><body>401 Unauthorized</body></html>",
+    "a git-lfs pointer": "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n",
+}
+
+
+@pytest.mark.parametrize("content", NOT_JSON.values(), ids=NOT_JSON)
+def test_what_is_no_unambiguous_json_object_is_refused_with_its_path(content, tmp_path):
+    with pytest.raises(BadModel) as error:
+        read(content, tmp_path)
+    assert str(tmp_path / "config.json") in str(error.value)
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999"])
+def test_a_number_too_large_to_be_finite_is_refused_like_infinity(number, tmp_path):
+    (tmp_path / "x.json").write_text(f'{{"x": {number}}}')
+    with pytest.raises(BadModel, match=r"x\.json"):
+        read_json(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("key", ["model_type", "vision_config", "eos_token_id"])
+def test_no_depth_of_nesting_escapes_as_another_error(key, tmp_path):
+    """What can just be parsed may still be too deep to be printed in the message."""
+    kind = "" if key == "model_type" else '"model_type": "paligemma", '
+    for depth in (*range(700, 1010, 10), 2000, 5000, 9000, 20_000, 50_000):
+        with pytest.raises(BadModel):
+            read(f'{{{kind}"{key}": {"[" * depth}{"]" * depth}}}', tmp_path)
+
+
+def test_a_file_too_large_for_a_config_is_refused_unread(tmp_path):
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate(MAX_JSON_BYTES + 1)
+    with pytest.raises(BadModel, match=r"config\.json.*larger than 10 MB"):
+        read_config(tmp_path)
+
+
+def test_a_missing_config_is_said_to_be_missing(tmp_path):
+    with pytest.raises(BadModel, match=r"config\.json is missing"):
+        read_config(tmp_path)
+
+
+def test_a_folder_in_the_configs_place_is_refused(tmp_path):
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(BadModel, match=r"config\.json cannot be read"):
+        read_config(tmp_path)

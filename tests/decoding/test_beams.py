@@ -1,0 +1,429 @@
+"""Beam search against its rules spelled a second time, on whole forward passes; samples; and the caches both copy."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+from npgemma.api.vision_language import VisionLanguageModel
+from npgemma.checkpoints.paligemma import PaliGemmaConfig
+from npgemma.decoding.beams import Beam, beam_search
+from npgemma.decoding.loop import Limits
+from npgemma.decoding.text import Generation
+from npgemma.errors import BadModel
+from npgemma.io.model_folder import EMBEDDED
+from npgemma.io.tokenizers import Tokenizer
+from npgemma.models.gemma import Cache
+from npgemma.models.paligemma import PaliGemma, Prompt, forward, image_features
+
+V = tiny.CONFIG.text.vocab_size
+IMAGE = tiny.CONFIG.image_token_index
+EACH = tiny.CONFIG.vision.num_patches
+SIDE = tiny.CONFIG.vision.image_size
+NEVER = (V,)  # an end token that cannot be chosen
+# What each row starts from: the number of its pictures and its text.
+ROWS = [(0, [2, 15]), (1, [2, 7, 31, 5])]
+NUM_BEAMS = (1, 2, 3, 4)
+NEW = 5
+# Sums of float64 in another order: the log-probabilities, of a few tens at most, are off by some 1e-14.
+ROUNDINGS = 1e-9
+
+TOKENIZER = Tokenizer((EMBEDDED / "tokenizer.model").read_bytes())
+PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 14, 3), np.uint8))
+ASKED = (PICTURE, "caption en")
+
+
+def random_weights(folder: Path, config: PaliGemmaConfig) -> PaliGemma:
+    """With a head of their own, and a small embedding: what is written hangs on all before it."""
+    p = tiny.weights(tiny.write_folder(folder, config), config)
+    head = np.random.default_rng(3).standard_normal(p.text.head.shape)
+    return dataclasses.replace(p, text=dataclasses.replace(p.text, embedding=p.text.embedding / 8, head=head))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> PaliGemma:
+    return random_weights(tmp_path_factory.mktemp("model"), tiny.CONFIG)
+
+
+def inputs(row: int) -> tuple[np.ndarray, np.ndarray]:
+    """The ids of row `row` and the pixels of its pictures."""
+    pictures, text = ROWS[row]
+    pixels = np.random.default_rng(row).uniform(-1, 1, (pictures, 3, SIDE, SIDE))
+    return np.array([IMAGE] * EACH * pictures + text), pixels
+
+
+@pytest.fixture(scope="module")
+def prompts(model: PaliGemma) -> list[Prompt]:
+    made = []
+    for ids, pixels in map(inputs, range(len(ROWS))):
+        features = image_features(model, pixels)
+        made.append(Prompt(ids, np.zeros_like(ids), features.reshape(-1, features.shape[-1])))
+    return made
+
+
+# ------------------------------------------------------------------------------------------------- the second spelling
+
+
+class Answer(NamedTuple):
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+    @property
+    def total(self) -> float:
+        return sum(self.logprobs)
+
+
+def best(answers: Sequence[Answer], count: int) -> list[Answer]:
+    return sorted(answers, key=lambda answer: -answer.total)[:count]
+
+
+Scorer = Callable[[tuple[int, ...]], np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def scorers(model: PaliGemma) -> list[Scorer]:
+    """For each row: the log-probability of every token after what was written, from a whole pass over everything."""
+
+    def scorer(row: int) -> Scorer:
+        prompt, pixels = inputs(row)
+
+        @functools.cache
+        def score(written: tuple[int, ...]) -> np.ndarray:
+            types = np.array([0] * len(prompt) + [1] * len(written))
+            logits = forward(model, np.array([*prompt, *written]), pixels, types)[-1]
+            return logits - np.logaddexp.reduce(logits)
+
+        return score
+
+    return [scorer(row) for row in range(len(ROWS))]
+
+
+def textbook(
+    score: Scorer, num_beams: int, limits: Limits, kept: int | None = None, enders: int = 1, hasty: bool = False
+) -> tuple[list[Answer], int]:
+    """The finished answers, the likeliest first, and how many tokens were looked ahead.
+
+    `kept`, `enders` and `hasty` are other rules, to see that the right ones matter: so many continuations kept for each
+    beam; those that end count among so many times as many as there are beams; an end as soon as enough answers are in.
+    """
+
+    def ends(answer: Answer) -> bool:
+        last = answer.ids[-1] in limits.eos_ids or len(answer.ids) == limits.max_new_tokens
+        return last or limits.ends(answer.ids)
+
+    going, finished = [Answer((), ())], []
+    while going:
+        options = [
+            Answer((*ids, token), (*logprobs, float(score(ids)[token])))
+            for ids, logprobs in going
+            for token in range(limits.choices)
+        ]
+        options = best(options, (kept or 1 + len(limits.eos_ids)) * num_beams)
+        finished = best(finished + [x for x in options[: enders * num_beams] if ends(x)], num_beams)
+        steps = len(options[0].ids)
+        going = [x for x in options if not ends(x)][:num_beams]
+        if len(finished) == num_beams and (hasty or not going or going[0].total <= finished[-1].total):
+            break
+    return finished, steps
+
+
+def compare(found: Sequence[Beam], expected: Sequence[Answer]) -> None:
+    """The same ids in the same order, every token's log-probability, and totals that are their sums."""
+    assert [beam.ids for beam in found] == [answer.ids for answer in expected]
+    for beam, answer in zip(found, expected, strict=True):
+        np.testing.assert_allclose(beam.logprobs, answer.logprobs, rtol=0, atol=ROUNDINGS, strict=True)
+        assert beam.total == pytest.approx(answer.total, rel=0, abs=ROUNDINGS)
+
+
+# ------------------------------------------------------------------------------------------------------------- answers
+
+
+def some_ends(score: Scorer, num_beams: int) -> list[tuple[int, ...]]:
+    """End tokens: none; one, two and three of those that are written without; and nearly all that are likely at first.
+
+    Of the last, more than there are beams, so that a search that kept too few continuations would run dry.
+    """
+    free, _ = textbook(score, max(NUM_BEAMS), Limits(NEW, NEVER, IMAGE))
+    liked = sorted({token for answer in free for token in answer.ids})
+    first = np.argsort(-score(())[:IMAGE])[: 2 * num_beams].tolist()
+    crowd = tuple(first[: num_beams - 1] + first[num_beams:])
+    pairs, threes = zip(liked[::2], liked[1::2], strict=False), zip(liked, liked[2:], liked[5:], strict=False)
+    return [NEVER, *((token,) for token in liked), *pairs, *threes, crowd]
+
+
+@pytest.mark.parametrize("num_beams", NUM_BEAMS)
+@pytest.mark.parametrize("row", range(len(ROWS)))
+def test_answers_are_those_of_the_textbook(row, num_beams, prompts, model, scorers):
+    """For many end tokens; and for some of them with a length limit that comes at once, or soon."""
+    many = some_ends(scorers[row], num_beams)
+    for new, ends in ((NEW, many), (2, many[::6]), (1, many[::12])):
+        for eos in ends:
+            limits = Limits(new, eos, IMAGE)
+            expected, _ = textbook(scorers[row], num_beams, limits)
+            compare(beam_search(model, prompts[row], num_beams, limits), expected)
+
+
+@pytest.mark.parametrize("rule", [{"kept": 1}, {"kept": 2}, {"enders": 9}, {"hasty": True}], ids=str)
+def test_every_rule_of_the_textbook_matters(rule, scorers):
+    """Some of the cases above has other answers by another rule, so they tell them apart."""
+    noticed = 0
+    for score, num_beams in itertools.product(scorers, NUM_BEAMS):
+        for eos in some_ends(score, num_beams):
+            limits = Limits(NEW, eos, IMAGE)
+            noticed += textbook(score, num_beams, limits, **rule)[0] != textbook(score, num_beams, limits)[0]
+    assert noticed > 0
+
+
+def test_beams_find_what_greedy_misses(prompts, model):
+    for prompt in prompts:
+        (greedy,), (likeliest, *_) = (beam_search(model, prompt, count, Limits(NEW, NEVER, IMAGE)) for count in (1, 8))
+        assert likeliest.total > greedy.total + ROUNDINGS
+
+
+def note_length(asked: list[int], written: Sequence[int]) -> bool:
+    """An `ends` that ends nothing, and tells how far the search went."""
+    asked.append(len(written))
+    return False
+
+
+@pytest.mark.parametrize("num_beams", NUM_BEAMS)
+def test_the_search_goes_on_for_as_long_as_something_better_may_come_and_no_longer(num_beams, prompts, model, scorers):
+    """The longest answer that it asks `ends` about has as many tokens as there were steps."""
+    made = set()
+    for eos in some_ends(scorers[0], num_beams)[::2]:
+        asked: list[int] = []
+        limits = Limits(7, eos, IMAGE, functools.partial(note_length, asked))
+        beam_search(model, prompts[0], num_beams, limits)
+        _, steps = textbook(scorers[0], num_beams, Limits(7, eos, IMAGE))
+        assert max(asked) == steps
+        made.add(steps)
+    assert min(made) < 7 == max(made)
+
+
+@pytest.mark.parametrize("num_beams", NUM_BEAMS)
+@pytest.mark.parametrize("row", range(len(ROWS)))
+def test_what_ends_says_ends_an_answer(row, num_beams, prompts, model, scorers):
+    """So often that fewer go on than there are beams."""
+    for eos in some_ends(scorers[row], num_beams)[:4]:
+        limits = Limits(NEW, eos, IMAGE, lambda written: sum(written) % 4 > 0)
+        compare(beam_search(model, prompts[row], num_beams, limits), textbook(scorers[row], num_beams, limits)[0])
+
+
+@pytest.mark.parametrize("choices", [2, 5, 30])
+def test_ids_from_choices_on_are_never_chosen(choices, prompts, model, scorers):
+    """And what they would have taken of the probability is not shared out among the others."""
+    limits = Limits(NEW, (1,), choices)
+    found = beam_search(model, prompts[0], 3, limits)
+    assert max(token for beam in found for token in beam.ids) < choices
+    compare(found, textbook(scorers[0], 3, limits)[0])
+
+
+@pytest.mark.parametrize("eos", [NEVER, (1,), (0, 1)], ids=str)
+@pytest.mark.parametrize(("choices", "new"), [(2, 3), (3, 2), (3, 3), (4, 2), (7, 1)])
+@pytest.mark.parametrize("row", range(len(ROWS)))
+def test_as_many_beams_as_there_are_beginnings_miss_nothing(row, choices, new, eos, prompts, model, scorers):
+    """Then the answers are the likeliest of all there are, in order."""
+    every = set()
+    for tokens in itertools.product(range(choices), repeat=new):
+        length = next((i for i, token in enumerate(tokens, 1) if token in eos), new)
+        ids = tokens[:length]
+        every.add(Answer(ids, tuple(float(scorers[row](ids[:i])[token]) for i, token in enumerate(ids))))
+    num_beams = choices ** (new - 1)
+    compare(beam_search(model, prompts[row], num_beams, Limits(new, eos, choices)), best(list(every), num_beams))
+
+
+def test_there_are_no_more_answers_than_there_can_be(prompts, model):
+    """Three of one token, of which one is an end, and six of two; none comes twice."""
+    found = beam_search(model, prompts[0], 50, Limits(2, (1,), 3))
+    assert {beam.ids for beam in found} == {(1,), *itertools.product((0, 2), range(3))}
+    assert len(found) == 7
+
+
+# -------------------------------------------------------------------------------------------------------------- caches
+
+
+def rows(*values: float) -> np.ndarray:
+    """Keys or values of one head, one row for each number."""
+    return np.array(values, np.float64).reshape(-1, 1, 1)
+
+
+def test_a_copied_cache_and_its_original_go_on_independently():
+    cache = Cache(4, 1, 1, np.dtype(np.float64))
+    cache.append(rows(1, 2), rows(-1, -2))
+    twin = cache.copy()
+    cache.append(rows(3), rows(-3))
+    np.testing.assert_array_equal(twin.append(rows(5), rows(-5)), [rows(1, 2, 5), rows(-1, -2, -5)], strict=True)
+    np.testing.assert_array_equal(
+        cache.append(rows(4), rows(-4)), [rows(1, 2, 3, 4), rows(-1, -2, -3, -4)], strict=True
+    )
+    cache.keys[:], cache.values[:] = 9, 9
+    np.testing.assert_array_equal(twin.append(rows(6), rows(-6)), [rows(1, 2, 5, 6), rows(-1, -2, -5, -6)], strict=True)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_copied_cache_holds_as_much_in_the_same_dtype(dtype):
+    cache = Cache(2, 3, 5, np.dtype(dtype))
+    cache.append(np.ones((1, 3, 5), dtype), np.ones((1, 3, 5), dtype))
+    twin = cache.copy()
+    assert (twin.keys.dtype, twin.values.dtype) == (dtype, dtype)
+    twin.append(np.ones((1, 3, 5), dtype), np.ones((1, 3, 5), dtype))
+    with pytest.raises(ValueError, match="a cache of 2 rows cannot hold 3"):
+        twin.append(np.ones((1, 3, 5), dtype), np.ones((1, 3, 5), dtype))
+
+
+# ------------------------------------------------------------------------------------------------------------- refusal
+
+
+def broken(model: PaliGemma, part: str, token: int, value: float) -> PaliGemma:
+    """The model with one row of the embedding or of the head not finite."""
+    table = getattr(model.text, part).copy()
+    table[token] = value
+    return dataclasses.replace(model, text=dataclasses.replace(model.text, **{part: table}))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_are_an_error(value, prompts, model):
+    with np.errstate(all="ignore"), pytest.raises(BadModel, match="not finite"):
+        beam_search(broken(model, "head", 40, value), prompts[0], 2, Limits(NEW, NEVER, IMAGE))
+
+
+def test_logits_of_one_beam_that_are_not_finite_are_an_error(prompts, model):
+    """In a later step, and not in the likeliest beam, so the answer could do without it."""
+    _, (second, *_) = (beam.ids for beam in beam_search(model, prompts[0], 2, Limits(1, NEVER, IMAGE)))
+    with np.errstate(all="ignore"), pytest.raises(BadModel, match="not finite"):
+        beam_search(broken(model, "embedding", second, np.nan), prompts[0], 2, Limits(2, NEVER, IMAGE))
+
+
+@pytest.mark.parametrize("num_beams", [0, -1])
+def test_fewer_than_one_beam_is_refused(num_beams, prompts, model):
+    with pytest.raises(ValueError, match=f"num_beams is {num_beams}"):
+        beam_search(model, prompts[0], num_beams, Limits(NEW, NEVER, IMAGE))
+
+
+# -------------------------------------------------- the beams of a model
+
+
+@pytest.fixture(scope="module")
+def speaker(tmp_path_factory: pytest.TempPathFactory) -> VisionLanguageModel:
+    """Random weights with the embedded tokenizer; some of the tokens that it likes are end tokens."""
+    text = dataclasses.replace(tiny.CONFIG.text, vocab_size=TOKENIZER.image_id + 8)
+    config = dataclasses.replace(tiny.CONFIG, text=text, image_token_index=TOKENIZER.image_id)
+    weights = random_weights(tmp_path_factory.mktemp("speaker"), config)
+    free = VisionLanguageModel(EMBEDDED, config, weights, np.dtype(np.float64)).beams(*ASKED, 6, 9)
+    liked = sorted({token for each in free for token in each.token_ids})
+    config = dataclasses.replace(config, eos_token_ids=(1, *liked[1::4]))
+    return Model(EMBEDDED, config, weights, np.dtype(np.float64))
+
+
+def assert_same(a: Sequence[Generation], b: Sequence[Generation]) -> None:
+    """Equal, but for the rounding of logprobs: what runs beside a row may change the order of its sums."""
+    assert [dataclasses.replace(x, logprobs=[]) for x in a] == [dataclasses.replace(x, logprobs=[]) for x in b]
+    for x, y in zip(a, b, strict=True):
+        np.testing.assert_allclose(x.logprobs, y.logprobs, rtol=0, atol=ROUNDINGS, strict=True)
+
+
+@pytest.mark.parametrize("num_beams", [1, 4])
+def test_generations_are_the_beams_with_their_texts_and_reasons(num_beams, speaker):
+    new, ends = 7, speaker.config.eos_token_ids
+    (prompt,) = speaker.read_prompts([PICTURE], ["caption en"], new)
+    beams = beam_search(speaker.weights, prompt, num_beams, Limits(new, ends, TOKENIZER.image_id))
+    found = speaker.beams(*ASKED, num_beams, new)
+    reasons = ["stop" if beam.ids[-1] in ends else "length" for beam in beams]
+    expected = [
+        Generation(TOKENIZER.decode(beam.ids), list(beam.ids), reason, list(beam.logprobs))
+        for beam, reason in zip(beams, reasons, strict=True)
+    ]
+    assert_same(found, expected)
+    assert len(found) == num_beams
+
+
+def test_the_best_generation_comes_first_and_both_reasons_come(speaker):
+    found = speaker.beams(*ASKED, 12, 3)
+    totals = [sum(each.logprobs) for each in found]
+    assert totals == sorted(totals, reverse=True)
+    assert {each.finish_reason for each in found} == {"stop", "length"}
+
+
+def stops_in(answers: Sequence[Generation]) -> list[str]:
+    """The text of each token that the answers hold, but for bytes that are part of a character."""
+    texts = {TOKENIZER.decode([token]) for each in answers for token in each.token_ids}
+    return sorted(text for text in texts if text.isascii() and text)
+
+
+def test_one_beam_is_greedy_and_ends_where_it_does(speaker):
+    greedy = speaker.generate(PICTURE, "", 9)
+    assert_same(speaker.beams(PICTURE, "", 1, 9), [greedy])
+    stops = stops_in([greedy])
+    assert len(stops) > 1
+    for stop in stops:
+        assert_same(speaker.beams(PICTURE, "", 1, 9, stop), [speaker.generate(PICTURE, "", 9, stop)])
+
+
+def test_a_stop_string_ends_a_beam_and_its_text(speaker):
+    """As soon as it is written, whatever beam holds it; one that never does ends as ever."""
+    kinds = set()
+    for stop in stops_in(speaker.beams(*ASKED, 6, 9)):
+        held = set()
+        for each in speaker.beams(*ASKED, 6, 9, stop):
+            whole, before = (TOKENIZER.decode(ids) for ids in (each.token_ids, each.token_ids[:-1]))
+            assert each.text == whole.partition(stop)[0]
+            assert stop not in before
+            ends = stop in whole or each.token_ids[-1] in speaker.config.eos_token_ids
+            assert each.finish_reason == ("stop" if ends else "length")
+            held.add(stop in whole)
+        kinds.add(frozenset(held))
+    assert {True, False} in kinds
+
+
+@pytest.mark.parametrize("num_beams", [0, -1, True, 1.5])
+def test_a_number_of_beams_that_is_none_is_refused(num_beams, speaker):
+    with pytest.raises(ValueError, match=f"num_beams is {num_beams}"):
+        speaker.beams(*ASKED, num_beams, 2)
+
+
+# ------------------------------------------------------------------------------------------------------------- samples
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 1.5},
+        {"temperature": 3.0, "seed": 7, "top_k": 50, "top_p": 0.9, "min_p": 0.001},
+        {"temperature": 1.0, "repetition_penalty": 1.5, "seed": 2, "stop": ["e", "1"]},
+    ],
+    ids=str,
+)
+def test_the_first_sample_is_the_answer_of_generate(options, speaker):
+    found = speaker.samples(*ASKED, 3, 12, **options)
+    assert_same(found[:1], [speaker.generate(*ASKED, 12, **options)])
+
+
+def test_samples_do_not_depend_on_how_many_are_asked_for_and_come_again(speaker):
+    """Although they end at different times."""
+    four = speaker.samples(*ASKED, 4, 20, temperature=2.0)
+    assert len({len(each.token_ids) for each in four}) > 1
+    for count in (1, 2, 4):
+        assert_same(four[:count], speaker.samples(*ASKED, count, 20, temperature=2.0))
+
+
+def test_hot_samples_all_differ_and_neighbouring_seeds_share_none(speaker):
+    runs = [speaker.samples(*ASKED, 4, 12, temperature=3.0, seed=seed) for seed in range(3)]
+    assert len({tuple(each.token_ids) for run in runs for each in run}) == 12
+
+
+def test_cold_samples_are_all_the_greedy_answer(speaker):
+    greedy = speaker.generate(PICTURE, "", 12)
+    assert_same(speaker.samples(PICTURE, "", 3, 12, temperature=0.0, seed=5), [greedy] * 3)
+
+
+@pytest.mark.parametrize("count", [0, -1, True, 1.5])
+def test_a_number_of_samples_that_is_none_is_refused(count, speaker):
+    with pytest.raises(ValueError, match=f"the number of samples is {count}; it is a whole number from 1 up"):
+        speaker.samples(*ASKED, count, 2)
