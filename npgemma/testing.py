@@ -26,19 +26,20 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import safetensors
 
 from npgemma.checkpoints.gemma import GemmaConfig
-from npgemma.checkpoints.layout import Stored
+from npgemma.checkpoints.layout import Layout
 from npgemma.checkpoints.paligemma import PaliGemmaConfig, hf_layout
 from npgemma.checkpoints.siglip import SiglipConfig
 from npgemma.io.atomic_write import beside
 from npgemma.layers.bits import pack
 from npgemma.layers.norms import LayerNorm
 from npgemma.layers.shapes import Array, Float, Int
+from npgemma.layers.tree import Leaf
 
 try:
     from hypothesis import strategies as st
@@ -161,23 +162,31 @@ def draw_row(config: PaliGemmaConfig, images: int = 1, prefix: int = 4, suffix: 
 
 
 def random_tensors(config: PaliGemmaConfig, seed: int = 0) -> dict[str, Array]:
-    """Every tensor of a config, by the name that transformers 5 saves.
+    """Random tensors of a PaliGemma, by the names that transformers 5 saves; see `layout_tensors`."""
+    return layout_tensors(hf_layout(config), seed)
 
-    They are float32 numbers on the bfloat16 grid: every stored dtype holds them exactly.
 
-    Scaled so that activations stay near one: matrices by their fan-in, norms near their neutral value.
+def layout_tensors(layout: Layout[Any], seed: int = 0) -> dict[str, Array]:
+    """Random tensors by the names of a layout.
+
+    They are float32 numbers on the bfloat16 grid, so that every stored dtype holds them exactly, and of a size that
+    keeps activations near one: matrices are scaled by their fan-in, norms are near their neutral value.
     """
     rng = np.random.default_rng(seed)
-    return {stored.name: random_tensor(rng, stored) for stored in hf_layout(config).stored}
+    tensors = {name: np.empty(shape, np.float32) for name, shape in layout.shapes.items()}
+    for stored in layout.stored:
+        tensors[stored.name][stored.index] = stored.from_field(random_array(rng, stored.leaf))
+    return tensors
 
 
-def random_tensor(rng: np.random.Generator, stored: Stored) -> Array:
-    x = rng.standard_normal(stored.shape)
-    if stored.leaf.kind == "weight" and not stored.leaf.axes.startswith("V"):
-        x /= np.sqrt(np.prod(stored.shape[1:]))
-    elif len(stored.shape) == 1:
+def random_array(rng: np.random.Generator, leaf: Leaf) -> Array:
+    x = rng.standard_normal(leaf.value.shape)
+    if leaf.kind == "weight" and not leaf.axes.startswith("V"):
+        heads_out = leaf.axes.startswith(("N H", "K H"))
+        x /= np.sqrt(np.prod(leaf.value.shape[2 if heads_out else 1 :]))
+    elif x.ndim < 3 and not leaf.path.endswith("position"):
         x *= 0.2
-        x += 1.0 if (stored.leaf.owner, stored.leaf.path.rpartition(".")[2]) == (LayerNorm, "weight") else 0.0
+        x += 1.0 if leaf.owner is LayerNorm and leaf.path.endswith("weight") else 0.0
     return (np.round(x * 128) / 128).clip(-1.875, 1.875).astype(np.float32)
 
 
@@ -302,12 +311,11 @@ def check_grouped_heads(
     times = text.num_attention_heads // text.num_key_value_heads
     many = replace(model.config, text=replace(text, num_key_value_heads=text.num_attention_heads))
     repeated = {
-        name: np.repeat(x.reshape(-1, text.head_dim, x.shape[1]), times, 0).reshape(-1, x.shape[1])
-        if name.startswith("language_model.") and name.endswith(("k_proj.weight", "v_proj.weight"))
-        else x
-        for name, x in model.tensors.items()
+        stored.name: np.repeat(stored.to_field(model.tensors[stored.name]), times, 0).reshape(-1, text.hidden_size)
+        for stored in hf_layout(model.config).stored
+        if stored.leaf.axes == "K H D"
     }
-    found, expected = build(model.config, model.tensors)(row), build(many, repeated)(row)
+    found, expected = build(model.config, model.tensors)(row), build(many, {**model.tensors, **repeated})(row)
     assert_rows_equal("grouped key heads are not repeated ones", np.asarray(found), np.asarray(expected), eps)
 
 

@@ -25,6 +25,8 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
+from npgemma.layers.tree import Slot
+
 # These take what a user hands in, and refuse it themselves where it is wrong: only their results are held to anything.
 TAKES_ANYTHING = ("npgemma.model",)
 
@@ -61,6 +63,8 @@ def check(annotation: Any, value: Any, letters: Letters, where: str) -> None:
 
 
 def check_array(kind: str, axes: str, value: Any, letters: Letters, where: str) -> None:
+    if isinstance(value, Slot):
+        return
     if not isinstance(value, np.ndarray | np.generic):
         raise ShapeError(f"{where} is a {type(value).__name__}, not an array")
     if not KINDS[kind](value.dtype):
@@ -121,6 +125,9 @@ def checked(function: Callable) -> Callable:
     if hasattr(function, "unchecked") or not (hints or is_checkable(result)):
         return function
     signature = inspect.signature(function)
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_POSITIONAL and name in hints:
+            hints[name] = tuple[hints[name], ...]
 
     @functools.wraps(function)
     def checking(*args: Any, **kwargs: Any) -> Any:

@@ -1,7 +1,8 @@
-"""Imports go one way, so that the mathematics can be read alone; what is imported from outside is what is declared."""
+"""The architecture: imports go one way, third-party imports are the declared ones, files and functions are short."""
 
 import ast
 import functools
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,58 +13,41 @@ ROOT = Path(__file__).parent.parent
 
 # What each part may import of the package, itself aside. A part is a module or a folder directly under npgemma.
 PARTS = {
+    "errors": set(),
     "layers": set(),
     "models": {"layers"},
-    "errors": set(),
-    "io": {"errors", "layers", "models"},
-    "sampling": {"errors", "layers", "models"},
-    "generate": {"errors", "layers", "models", "sampling"},
-    "beams": {"errors", "layers", "models", "generate"},
+    "io": {"errors", "layers"},
+    "checkpoints": {"errors", "layers", "models", "io"},
+    "decoding": {"errors", "layers", "models"},
     "tasks": {"errors", "layers", "models"},
-    "masks": {"errors", "layers", "models", "tasks"},
-    "scoring": {"generate", "layers", "models"},
-    "answers": {"generate"},
-    "memory": {"errors", "io"},
-    "model": {
-        *("errors", "layers", "models", "io", "sampling", "scoring", "answers", "generate", "beams", "memory", "tasks"),
-    },
-    "batch": {"answers", "errors", "generate", "io", "model", "sampling"},
-    "loading": {"io", "memory", "model"},
-    "__init__": {"errors", "layers", "io", "answers", "batch", "scoring", "tasks", "masks", "model", "loading"},
-    "testing": {"errors", "layers", "models", "io", "model"},
-    "golden": {"__init__", "commands", "errors", "layers", "models", "io", "memory", "model", "loading"},
-    "commands": {
-        "answers",
-        "generate",
-        "errors",
-        "batch",
-        "io",
-        "loading",
-        "masks",
-        "memory",
-        "model",
-        "sampling",
-        "tasks",
-    },
-    "cli": {"commands", "errors", "golden"},
-    "__main__": {"cli"},
+    "api": {"errors", "layers", "models", "io", "checkpoints", "decoding", "tasks"},
+    "golden": {"errors", "layers", "models", "io", "api"},
+    "commands": {"__init__", "errors", "layers", "io", "checkpoints", "decoding", "tasks", "api", "golden"},
+    "testing": {"errors", "layers", "models", "io", "checkpoints"},
+    "__init__": {"errors", "layers", "io", "checkpoints", "decoding", "tasks", "api"},
+    "__main__": {"commands"},
 }
 # The same, module by module, where a part has an order of its own.
 MODULES = {
     "layers": {
         "__init__": set(),
         "shapes": set(),
-        "bfloat16": {"shapes"},
-        "taps": {"shapes"},
         "threads": set(),
-        "rounding": {"shapes", "bfloat16", "taps"},
-        "float16": {"shapes"},
-        "matmul": {"shapes", "bfloat16", "float16", "taps", "threads"},
-        "ops": {"shapes", "bfloat16", "taps", "threads", "matmul"},
+        "taps": {"shapes"},
+        "tree": {"shapes"},
+        "bits": {"shapes"},
+        "packed": {"shapes", "bits", "threads"},
+        "linear": {"shapes", "bits", "packed"},
+        "norms": {"shapes", "threads"},
+        "activations": {"shapes", "taps", "threads"},
+        "rope": {"shapes", "taps"},
+        "attention": {"shapes", "taps", "threads", "activations"},
+        "conv": {"shapes"},
     },
     "models": {
         "__init__": set(),
-        "siglip": set(),
+        "vit": set(),
+        "siglip": {"vit"},
         "gemma": set(),
         "paligemma": {"siglip", "gemma"},
         "mask_vqvae": set(),
@@ -83,9 +67,9 @@ def package() -> dict[str, str]:
 
 
 def imported(module: str, source: str) -> Iterator[str]:
-    """The dotted names that a module imports when it runs, anywhere in it; `from a import b` is `a.b`.
+    """The dotted names that a module imports, anywhere in it; `from a import b` is `a.b`.
 
-    What stands under `if TYPE_CHECKING` never runs.
+    Imports under `if TYPE_CHECKING` never run and are left out.
     """
     waiting: list[ast.AST] = [ast.parse(source)]
     while waiting:
@@ -102,7 +86,7 @@ def imported(module: str, source: str) -> Iterator[str]:
 
 
 def part_and_module(name: str, known: Mapping[str, str]) -> tuple[str, str]:
-    """npgemma.layers.ops.rope -> (layers, ops); npgemma.load -> (__init__, __init__)."""
+    """npgemma.layers.rope.rope is (layers, rope); npgemma.load is (__init__, __init__)."""
     words = name.split(".")
     while words and ".".join(words) not in known and ".".join([*words, "__init__"]) not in known:
         words.pop()
@@ -111,7 +95,7 @@ def part_and_module(name: str, known: Mapping[str, str]) -> tuple[str, str]:
 
 
 def offences(sources: Mapping[str, str]) -> list[str]:
-    """'importer -> imported' for each import that goes the wrong way."""
+    """'importer -> imported' for each import that is not allowed."""
     found = []
     for name, source in sources.items():
         part, module = part_and_module(name, sources)
@@ -143,7 +127,7 @@ def third_party(sources: Mapping[str, str]) -> set[str]:
 
 
 def test_imports_go_one_way() -> None:
-    """layers <- models <- io, generate, sampling, tasks <- model <- cli; a new part has to be given its place above."""
+    """A new part or a new module of the mathematics needs an entry in the tables above."""
     assert offences(package()) == []
 
 
@@ -151,46 +135,83 @@ def test_third_party_imports_are_the_declared_four() -> None:
     assert third_party(package()) == THIRD_PARTY
 
 
-def test_the_second_spelling_knows_nothing_of_the_package() -> None:
-    """An oracle that called the package would agree with it about anything."""
-    roots = {name.partition(".")[0] for name in imported("oracle", (ROOT / "tests" / "oracle.py").read_text("utf-8"))}
-    assert roots - set(sys.stdlib_module_names) == {"numpy"}
+def test_one_page_imports_numpy_alone() -> None:
+    """The second spelling would agree with the package about anything if it called it."""
+    names = imported("one_page", (ROOT / "tests" / "one_page.py").read_text("utf-8"))
+    assert {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) == {"numpy"}
+
+
+def test_the_mathematics_imports_without_the_other_dependencies() -> None:
+    """Every module of layers and models imports where PIL, safetensors and sentencepiece cannot be imported."""
+    modules = [name.removesuffix(".__init__") for name in package() if name.split(".")[1] in MATHEMATICS]
+    blocked = "import sys\nfor name in ('PIL', 'safetensors', 'sentencepiece'): sys.modules[name] = None\n"
+    script = blocked + "".join(f"import {name}\n" for name in modules)
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+    for name in ("PIL", "safetensors", "sentencepiece"):
+        blocks = subprocess.run([sys.executable, "-c", blocked + f"import {name}"], cwd=ROOT, capture_output=True)
+        assert blocks.returncode
+
+
+def test_only_errors_and_testing_are_modules_at_the_top_of_the_package() -> None:
+    top = {path.name for path in (ROOT / "npgemma").glob("*.py")}
+    assert top == {"__init__.py", "__main__.py", "errors.py", "testing.py"}
+
+
+def too_long(sources: Mapping[str, str], file_lines: int = 330, function_lines: int = 50) -> list[str]:
+    """Every file and function that is longer."""
+    found = [name for name, source in sources.items() if len(source.splitlines()) > file_lines]
+    for name, source in sources.items():
+        functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+        found += [f"{name}.{f.name}" for f in functions if f.end_lineno - f.lineno > function_lines]
+    return found
+
+
+def test_files_have_at_most_330_lines_and_functions_50() -> None:
+    assert too_long(package()) == []
+
+
+def test_a_long_file_and_a_long_function_are_found() -> None:
+    body = "    pass\n" * 60
+    assert too_long({"npgemma.a": "x = 1\n" * 331, "npgemma.b": f"def f():\n{body}"}) == ["npgemma.a", "npgemma.b.f"]
 
 
 @pytest.mark.parametrize(
     ("module", "line"),
     [
-        ("npgemma.layers.ops", "from npgemma.models.gemma import decoder"),
-        ("npgemma.layers.ops", "from npgemma.errors import BadModel"),
-        ("npgemma.layers.ops", "from npgemma import load"),
-        ("npgemma.layers.ops", "from npgemma.models import gemma"),
-        ("npgemma.layers.ops", "import npgemma.io.config"),
-        ("npgemma.layers.ops", "from PIL import Image"),
-        ("npgemma.layers.ops", "import torch"),
-        ("npgemma.layers.ops", "def f():\n    import npgemma.cli"),
-        ("npgemma.layers.ops", "from ..models import gemma"),
-        ("npgemma.layers.ops", "if TYPE_CHECKING:\n    import torch\nelse:\n    import PIL"),
-        ("npgemma.layers.taps", "from npgemma.layers.bfloat16 import widen"),
-        ("npgemma.layers.taps", "from . import bfloat16"),
+        ("npgemma.layers.norms", "from npgemma.models.gemma import decoder"),
+        ("npgemma.layers.norms", "from npgemma.errors import BadModel"),
+        ("npgemma.layers.norms", "from npgemma import load"),
+        ("npgemma.layers.norms", "from npgemma.models import gemma"),
+        ("npgemma.layers.norms", "import npgemma.io.strict_json"),
+        ("npgemma.layers.norms", "from PIL import Image"),
+        ("npgemma.layers.norms", "import torch"),
+        ("npgemma.layers.norms", "def f():\n    import npgemma.commands.cli"),
+        ("npgemma.layers.norms", "from ..models import gemma"),
+        ("npgemma.layers.norms", "if TYPE_CHECKING:\n    import torch\nelse:\n    import PIL"),
+        ("npgemma.layers.taps", "from npgemma.layers.bits import widen"),
+        ("npgemma.layers.taps", "from . import bits"),
         ("npgemma.layers.shapes", "from npgemma.layers.taps import Tap"),
-        ("npgemma.layers.matmul", "from npgemma.layers.ops import gelu"),
-        ("npgemma.layers.unheard_of", "from npgemma.layers.ops import gelu"),
-        ("npgemma.models.gemma", "from npgemma.models.siglip import Block"),
+        ("npgemma.layers.linear", "from npgemma.layers.activations import gelu"),
+        ("npgemma.layers.new_module", "from npgemma.layers.activations import gelu"),
+        ("npgemma.models.gemma", "from npgemma.models.siglip import VisionTower"),
         ("npgemma.models.siglip", "from npgemma.models import gemma"),
         ("npgemma.models.gemma", "from npgemma.models.paligemma import Prompt"),
         ("npgemma.models.paligemma", "from npgemma.errors import BadPrompt"),
-        ("npgemma.io.config", "from npgemma.model import VisionLanguageModel"),
-        ("npgemma.sampling", "from npgemma.generate import Token"),
+        ("npgemma.io.picture", "from npgemma.models import gemma"),
+        ("npgemma.io.picture", "from npgemma.checkpoints import layout"),
+        ("npgemma.checkpoints.layout", "from npgemma.api.load import load"),
+        ("npgemma.decoding.sampling", "from npgemma.io.jobs import Job"),
         ("npgemma.errors", "from npgemma.layers.shapes import Array"),
-        ("npgemma.model", "from npgemma.cli import main"),
-        ("npgemma.__init__", "from npgemma.cli import main"),
-        ("npgemma.cli", "import requests"),
-        ("npgemma.cli", "import hypothesis"),
-        ("npgemma.model", "from npgemma import testing"),
-        ("npgemma.unheard_of", "from npgemma.errors import BadModel"),
+        ("npgemma.api.load", "from npgemma.commands.cli import main"),
+        ("npgemma.api.load", "from npgemma.golden import record"),
+        ("npgemma.__init__", "from npgemma.commands.cli import main"),
+        ("npgemma.commands.cli", "import requests"),
+        ("npgemma.commands.cli", "import hypothesis"),
+        ("npgemma.api.load", "from npgemma import testing"),
+        ("npgemma.new_module", "from npgemma.errors import BadModel"),
     ],
 )
-def test_an_import_that_goes_the_wrong_way_is_found(module: str, line: str) -> None:
+def test_an_import_that_is_not_allowed_is_found(module: str, line: str) -> None:
     sources = package() | {module: line}
     assert len(offences(sources)) == 1
 
@@ -198,19 +219,19 @@ def test_an_import_that_goes_the_wrong_way_is_found(module: str, line: str) -> N
 @pytest.mark.parametrize(
     ("module", "line"),
     [
-        ("npgemma.layers.ops", "import math, numpy.linalg\nfrom npgemma.layers.matmul import linear"),
-        ("npgemma.layers.ops", "if TYPE_CHECKING:\n    import torch"),
+        ("npgemma.layers.linear", "import math, numpy.linalg\nfrom npgemma.layers.bits import widen"),
+        ("npgemma.layers.norms", "if TYPE_CHECKING:\n    import torch"),
         ("npgemma.models.paligemma", "from npgemma.models import gemma, siglip"),
         (
-            "npgemma.io.config",
-            "from PIL import Image\nfrom npgemma.io import checkpoint\nfrom npgemma.errors import BadModel",
+            "npgemma.io.picture",
+            "from PIL import Image\nfrom npgemma.io import npz\nfrom npgemma.errors import BadModel",
         ),
-        ("npgemma.golden.record", "from npgemma import load"),
+        ("npgemma.commands.golden", "from npgemma import load"),
     ],
 )
-def test_an_import_that_goes_the_right_way_is_not(module: str, line: str) -> None:
+def test_an_import_that_is_allowed_is_not_found(module: str, line: str) -> None:
     assert offences({**package(), module: line}) == []
 
 
-def test_a_fifth_dependency_and_one_that_is_gone_are_found() -> None:
-    assert third_party({"npgemma.cli": "def f():\n    import rich.table\nimport PIL"}) == {"rich", "PIL"}
+def test_an_undeclared_dependency_and_an_unused_one_are_found() -> None:
+    assert third_party({"npgemma.commands.cli": "def f():\n    import rich.table\nimport PIL"}) == {"rich", "PIL"}

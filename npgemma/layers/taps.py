@@ -32,9 +32,12 @@ def silent(name: str, x: Array, axes: str) -> Array:
     return x
 
 
-def at(tap: Tap, scope: str) -> Tap:
-    """`tap`, called with `scope.` before every name."""
-    return tap if tap is silent else lambda name, x, axes: tap(f"{scope}.{name}", x, axes)
+def at(tap: Tap, scope: str, **letters: str) -> Tap:
+    """`tap`, called with `scope.` before every name. `letters` rename axes: N="K" turns "T N H" into "T K H"."""
+    if tap is silent:
+        return silent
+    renamed = str.maketrans(letters)
+    return lambda name, x, axes: tap(f"{scope}.{name}", x, axes.translate(renamed))
 
 
 def checked(tap: Callable[..., Any]) -> Tap:

@@ -34,10 +34,10 @@ class Segment(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Rows of x: which ones, the position of each, and the segment of each sequence, counted within these rows."""
+    """Some rows of x: which ones, the position of each, and each sequence's segment, counted within these rows."""
 
-    which: slice | Int[Array, "Q"]
-    positions: Int[Array, "Q"]
+    which: slice | Array
+    positions: Array
     segments: Sequence[Segment]
 
 
@@ -96,7 +96,7 @@ def attention(
     q = tap("q_rope", rope(q, asking.positions, p.theta, at(tap, "q_rope")), "T N H")
     k = tap("k", project(x, p.k), "T K H")
     v = tap("v", project(x, p.v), "T K H")
-    k = tap("k_rope", rope(k, rows.positions, p.theta, at(tap, "k_rope")), "T K H")
+    k = tap("k_rope", rope(k, rows.positions, p.theta, at(tap, "k_rope", N="K")), "T K H")
     heads = np.empty_like(q)
     for i, (new, (asks, mask), cache) in enumerate(zip(rows.segments, asking.segments, caches, strict=True)):
         segment_tap = at(tap, f"segments.{i}")

@@ -1,0 +1,122 @@
+"""Every architecture of npgemma, one entry each: tests/test_architectures.py holds the same properties for all of them.
+
+A new model adds an entry: its layouts, a forward pass on a fixed input, and a second spelling of that.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import one_page
+import tiny
+
+from npgemma import testing
+from npgemma.checkpoints import gemma as gemma_checkpoint
+from npgemma.checkpoints import paligemma as paligemma_checkpoint
+from npgemma.checkpoints import siglip as siglip_checkpoint
+from npgemma.checkpoints.layout import Layout, Part, lay_out
+from npgemma.layers.shapes import Array
+from npgemma.layers.taps import Tap, silent
+from npgemma.models import gemma, paligemma, siglip
+
+C = tiny.CONFIG
+JSON = testing.config_json(C)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """`layouts` by format, transformers' first; `forward(weights, dtype, tap)` runs the model on one fixed input.
+
+    `second_spelling(tensors)` computes the same in float64, from tensors by the names of the first layout.
+    `cached(weights, dtype)` computes the last rows of it with a cache, one row at a time; None if there is no cache.
+    """
+
+    layouts: Mapping[str, Layout[Any]]
+    forward: Callable[[Any, np.dtype, Tap], Array]
+    second_spelling: Callable[[Mapping[str, Array]], Array]
+    cached: Callable[[Any, np.dtype], Array] | None = None
+
+
+# SigLIP's vision tower
+
+PICTURES = testing.draw_row(C, images=2).pixel_values
+VISION_SIZES = siglip_checkpoint.sizes(C.vision)
+
+VISION_TOWER = Architecture(
+    layouts={
+        "hf": lay_out(siglip_checkpoint.blank(C.vision), Part(siglip_checkpoint.HF, VISION_SIZES, "", "vision_tower.")),
+        "npz": lay_out(siglip_checkpoint.blank(C.vision), Part(siglip_checkpoint.NPZ, VISION_SIZES)),
+    },
+    forward=lambda p, dtype, tap: siglip.vision_tower(p, PICTURES.astype(dtype), tap),
+    second_spelling=lambda w: one_page.vision_tower(w, JSON, PICTURES),
+)
+
+# Gemma: five tokens, the first three of them a prefix
+
+IDS = np.array([2, 5, 9, 3, 4])
+POSITIONS = np.arange(3, 8)
+MASK = paligemma.prefix_lm_mask(np.array([0, 0, 0, 1, 1]))
+TEXT_SIZES = gemma_checkpoint.sizes(C.text)
+
+
+def decode(p: gemma.Decoder, dtype: np.dtype, tap: Tap = silent) -> Array:
+    rows = gemma.Rows(slice(None), POSITIONS, [gemma.Segment(slice(0, 5), MASK)])
+    x = gemma.embed_tokens(p, IDS, dtype, tap)
+    return gemma.logits(p, gemma.decoder(p, x, rows, [gemma.new_caches(p, 5, dtype)], tap=tap))
+
+
+def decode_cached(p: gemma.Decoder, dtype: np.dtype) -> Array:
+    caches, found = gemma.new_caches(p, 5, dtype), []
+    for start, end in ((0, 3), (3, 4), (4, 5)):
+        segment = gemma.Segment(slice(0, end - start), MASK[start:end, :end])
+        rows = gemma.Rows(slice(None), POSITIONS[start:end], [segment])
+        found.append(gemma.decoder(p, gemma.embed_tokens(p, IDS[start:end], dtype), rows, [caches]))
+    return gemma.logits(p, np.concatenate(found))
+
+
+def decode_again(w: Mapping[str, Array]) -> Array:
+    x = one_page.decoder(w, JSON, one_page.embed_prompt(w, JSON, IDS, []), POSITIONS, MASK)
+    return x @ w["language_model.model.embed_tokens.weight"].T
+
+
+DECODER = Architecture(
+    layouts={
+        "hf": lay_out(
+            gemma_checkpoint.blank(C.text, tied=True), Part(gemma_checkpoint.HF, TEXT_SIZES, "", "language_model.")
+        ),
+        "npz": lay_out(gemma_checkpoint.blank(C.text, tied=True), Part(gemma_checkpoint.NPZ, TEXT_SIZES)),
+    },
+    forward=decode,
+    second_spelling=decode_again,
+    cached=decode_cached,
+)
+
+# PaliGemma: two pictures, a prefix and a suffix
+
+ROW = testing.draw_row(C, images=2)
+PREFIX = int((ROW.token_type_ids == 0).sum())
+
+
+def answer(p: paligemma.PaliGemma, dtype: np.dtype, tap: Tap = silent) -> Array:
+    return paligemma.forward(p, ROW.input_ids, ROW.pixel_values.astype(dtype), ROW.token_type_ids, tap=tap)
+
+
+def answer_cached(p: paligemma.PaliGemma, dtype: np.dtype) -> Array:
+    features = paligemma.image_features(p, ROW.pixel_values.astype(dtype))
+    ids, types = ROW.input_ids[:PREFIX], ROW.token_type_ids[:PREFIX]
+    prompt = paligemma.Prompt(ids, types, features.reshape(-1, features.shape[-1]))
+    caches = [gemma.new_caches(p.text, len(ROW.input_ids), dtype)]
+    found = [paligemma.start(p, [prompt], caches)]
+    found += [paligemma.step(p, np.array([token]), caches, dtype) for token in ROW.input_ids[PREFIX:]]
+    return np.concatenate(found)
+
+
+PALIGEMMA = Architecture(
+    layouts={"hf": paligemma_checkpoint.hf_layout(C), "npz": paligemma_checkpoint.npz_layout(C)},
+    forward=answer,
+    second_spelling=lambda w: one_page.forward(w, JSON, ROW.input_ids, ROW.pixel_values, ROW.token_type_ids),
+    cached=answer_cached,
+)
+
+ARCHITECTURES = {"vision tower": VISION_TOWER, "decoder": DECODER, "paligemma": PALIGEMMA}
