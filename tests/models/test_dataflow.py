@@ -1,0 +1,60 @@
+"""The diagram of npgemma/models/README.md shows every tap of a run, with its axes, and no other."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+import npgemma
+from npgemma.api.vision_language import VisionLanguageModel
+from npgemma.layers.taps import Recorder, at
+from npgemma.models.gemma import new_caches
+from npgemma.models.paligemma import Prompt, image_features, start, step
+
+DIAGRAM = (Path(npgemma.__file__).parent / "models" / "README.md").read_text("utf-8")
+# One or several names, of which the later ones replace the last word of the first; then, after two spaces, the axes.
+ENTRY = re.compile(r"((?:\.?[a-z][\w{}.]*)(?: \.\w+)*)(?::|  +((?:[A-Z] )*[A-Z]|-)(?:  |$))")
+
+
+def drawn() -> dict[str, str]:
+    """The axes of each tap in the diagram. An entry that ends in ':' opens a scope for those that are indented more."""
+    found: dict[str, str] = {}
+    scopes: list[tuple[int, str]] = []
+    for line in DIAGRAM.split("```")[1].splitlines():
+        body = line.replace("|", " ")
+        entry = ENTRY.match(body.strip())
+        if entry is None:
+            continue
+        indent = len(body) - len(body.lstrip())
+        while scopes and scopes[-1][0] >= indent:
+            scopes.pop()
+        first, *rest = entry[1].split(" ")
+        scope = scopes[-1][1] if first.startswith(".") else ""
+        if entry[2] is None:
+            scopes.append((indent, scope + first))
+            continue
+        for name in (first, *(first.rpartition(".")[0] + each for each in rest)):
+            found[scope + name] = entry[2].replace("-", "")
+    return found
+
+
+def recorded() -> dict[str, str]:
+    """The axes of each tap when the embedded model reads a picture and a prompt and takes one step."""
+    model: VisionLanguageModel = npgemma.load()
+    taps = Recorder()
+    inputs = model.processor([npgemma.sample_picture()], ["caption en"], tap=taps)
+    features = image_features(model.weights, inputs.pixel_values, taps)
+    prompt = Prompt(inputs.input_ids[0], inputs.token_type_ids[0], features[0])
+    caches = [new_caches(model.weights.text, len(prompt.input_ids) + 1, features.dtype)]
+    start(model.weights, [prompt], caches, tap=taps)
+    step(model.weights, np.array([5]), caches, features.dtype, tap=at(taps, "steps.1"))
+    plain = {name.removeprefix("steps.1."): axes for name, axes in taps.axes.items()}
+    counted = {re.sub(r"layers\.\d+", "layers.{i}", name): axes for name, axes in plain.items()}
+    return {re.sub(r"(pictures|prompts|segments)\.\d+", r"\1.{b}", name): axes for name, axes in counted.items()}
+
+
+def test_the_diagram_shows_the_taps_of_a_run_with_their_axes() -> None:
+    """It draws the rotation of q; that of k is the same with K heads."""
+    shown, run = drawn(), recorded()
+    rotation = {name: axes.replace("N", "K") for name, axes in shown.items() if ".q_rope." in name}
+    assert shown | {name.replace("q_rope", "k_rope"): axes for name, axes in rotation.items()} == run
