@@ -1,34 +1,32 @@
-"""PaliGemma on one page: python one_page.py [MODEL_FOLDER PICTURE.png PROMPT]. From pixels to words, in float64.
+"""PaliGemma on one page, from pixels to words, in float64: python one_page.py [MODEL_FOLDER PICTURE.png PROMPT]
 
-A vision tower (SigLIP) makes P rows of a picture, and a decoder (Gemma) reads them and the prompt and writes the answer.
-Nothing is cached: every new token costs a whole pass. `w` maps the names in model.safetensors to arrays, whose matrices
-are [out, in]; `config` is the content of config.json. The comments give shapes, one letter per meaning:
-B pictures, C channels, Y X height and width in pixels, G side of a patch, P patches of a picture, E width of the tower,
-T rows, S key rows, N query heads, K key heads, H width of a head, D width of the decoder, F width of an MLP, V vocabulary.
+A vision tower (SigLIP) turns a picture into P rows; a decoder (Gemma) reads them and the prompt and writes the answer.
+`w` maps tensor names to arrays, matrices are [out, in]; what `config` (config.json) lacks is PaliGemma 3B's. Axes:
+B pictures, C channels, Y X height and width, G side of a patch, P patches of a picture, E width of the tower, T rows,
+S key rows, N query heads, K key heads, H width of a head, D width of the decoder, F width of an MLP, V vocabulary.
 """
 
 import json
 import re
 import sys
 import zlib
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
 
-# what a config.json may leave out, as in PaliGemma 3B
-VISION = {"image_size": 224, "patch_size": 14, "num_hidden_layers": 27, "num_attention_heads": 16, "layer_norm_eps": 1e-6}
-TEXT = {"num_hidden_layers": 18, "head_dim": 256, "rms_norm_eps": 1e-6, "rope_theta": 10000.0}
+VIT = {"image_size": 224, "patch_size": 14, "num_hidden_layers": 27, "num_attention_heads": 16, "layer_norm_eps": 1e-6}
+GEMMA = {"num_hidden_layers": 18, "head_dim": 256, "rms_norm_eps": 1e-6, "rope_theta": 10000.0}
 
 
 def linear(w, name, x):
-    """x W^T + b; most layers of Gemma have no b."""
+    """x W^T + b; the layers of Gemma have no b."""
     return x @ w[name + ".weight"].T + w.get(name + ".bias", 0.0)  # .. out
 
 
 def layer_norm(x, weight, bias, eps):
     """(x - mean) / sqrt(variance + eps) * weight + bias, over the last axis (Ba et al. 2016)."""
-    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps) * weight + bias  # P E
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps) * weight + bias  # B P E
 
 
 def rms_norm(x, weight, eps):
@@ -38,11 +36,11 @@ def rms_norm(x, weight, eps):
 
 def gelu(x):
     """x times the normal distribution function of x, in its tanh form (Hendrycks and Gimpel 2016)."""
-    return 0.5 * x * (1.0 + np.tanh(np.sqrt(2.0 / np.pi) * (x + 0.044715 * x**3)))  # T F
+    return 0.5 * x * (1.0 + np.tanh(np.sqrt(2.0 / np.pi) * (x + 0.044715 * x**3)))  # .. F
 
 
 def softmax(x):
-    """exp(x) / sum(exp(x)) over the last axis; taking the maximum off first changes nothing but prevents overflow."""
+    """exp(x) / sum(exp(x)), over the last axis; subtracting the maximum changes nothing and prevents overflow."""
     e = np.exp(x - x.max(-1, keepdims=True))  # N T S
     return e / e.sum(-1, keepdims=True)  # N T S
 
@@ -56,33 +54,29 @@ def rope(x, positions, theta):
 
 
 def attend(q, keys, values, mask):
-    """softmax(q k^T / sqrt(H)) v (Vaswani et al. 2017); query head n reads key head n // (N/K) (Ainslie et al. 2023)."""
-    share = q.shape[1] // keys.shape[1]  # N/K
-    scores = np.einsum("tnh, snh -> nts", q, keys.repeat(share, axis=1)) / np.sqrt(q.shape[2])  # N T S
-    weights = softmax(np.where(mask, scores, -np.inf))  # N T S
-    return np.einsum("nts, snh -> tnh", weights, values.repeat(share, axis=1))  # T N H
+    """softmax(q k^T / sqrt(H)) v (Vaswani et al. 2017); N/K query heads share a key head (Ainslie et al. 2023)."""
+    keys, values = (a.repeat(q.shape[1] // a.shape[1], axis=1) for a in (keys, values))  # S N H
+    scores = np.einsum("tnh, snh -> nts", q, keys) / np.sqrt(q.shape[2])  # N T S
+    return np.einsum("nts, snh -> tnh", softmax(np.where(mask, scores, -np.inf)), values)  # T N H
 
 
 def patch_embedding(w, config, pixel_values):
-    """Multiply each patch by one matrix and add a row for its position (ViT, Dosovitskiy et al. 2021)."""
-    G, (Y, X) = (VISION | config["vision_config"])["patch_size"], pixel_values.shape[2:]
-    corners = [(y, x) for y in range(0, Y - G + 1, G) for x in range(0, X - G + 1, G)]  # P; leftover pixels drop out
-    patches = np.array([pixel_values[:, :, y : y + G, x : x + G] for y, x in corners], np.float64)  # P B C G G
-    x = np.einsum("pbcyx, ecyx -> bpe", patches, w["vision_tower.embeddings.patch_embedding.weight"])  # B P E
-    return x + w["vision_tower.embeddings.patch_embedding.bias"] + w["vision_tower.embeddings.position_embedding.weight"]
+    """Multiply each patch by one matrix and add the row of its position (ViT, Dosovitskiy et al. 2021)."""
+    name, G, (Y, X) = "vision_tower.embeddings.", (VIT | config["vision_config"])["patch_size"], pixel_values.shape[2:]
+    patches = [pixel_values[..., y * G :, x * G :][..., :G, :G] for y, x in np.ndindex(Y // G, X // G)]  # P B C G G
+    x = np.einsum("pbcyx, ecyx -> bpe", patches, w[name + "patch_embedding.weight"], dtype=np.float64)  # B P E
+    return x + w[name + "patch_embedding.bias"] + w[name + "position_embedding.weight"]  # B P E
 
 
 def vision_tower(w, config, pixel_values):
-    """x += attention(norm x), x += MLP(norm x) in each layer, and a last norm (SigLIP, Zhai et al. 2023)."""
-    vision = VISION | config["vision_config"]
-    N, eps = vision["num_attention_heads"], vision["layer_norm_eps"]
-    x = patch_embedding(w, config, pixel_values)  # B P E
-    for i in range(vision["num_hidden_layers"]):
-        layer = f"vision_tower.encoder.layers.{i}."
+    """x += attention(norm x), x += MLP(norm x) in every layer, then a last norm (SigLIP, Zhai et al. 2023)."""
+    vision, x = VIT | config["vision_config"], patch_embedding(w, config, pixel_values)  # B P E
+    (B, P, E), N, eps = x.shape, vision["num_attention_heads"], vision["layer_norm_eps"]
+    for layer in (f"vision_tower.encoder.layers.{i}." for i in range(vision["num_hidden_layers"])):
         y = layer_norm(x, w[layer + "layer_norm1.weight"], w[layer + "layer_norm1.bias"], eps)  # B P E
-        q, k, v = (linear(w, f"{layer}self_attn.{a}_proj", y).reshape(*x.shape[:2], N, -1) for a in "qkv")  # B P N H
-        y = np.array([attend(q[b], k[b], v[b], True) for b in range(len(x))])  # B P N H; every patch sees every patch
-        x = x + linear(w, layer + "self_attn.out_proj", y.reshape(x.shape))  # B P E
+        q, k, v = (linear(w, f"{layer}self_attn.{a}_proj", y).reshape(B, P, N, E // N) for a in "qkv")  # B P N H
+        y = np.reshape([attend(q[b], k[b], v[b], True) for b in range(B)], (B, P, E))  # each patch sees every patch
+        x = x + linear(w, layer + "self_attn.out_proj", y)  # B P E
         y = layer_norm(x, w[layer + "layer_norm2.weight"], w[layer + "layer_norm2.bias"], eps)  # B P E
         x = x + linear(w, layer + "mlp.fc2", gelu(linear(w, layer + "mlp.fc1", y)))  # B P E
     return layer_norm(x, w["vision_tower.post_layernorm.weight"], w["vision_tower.post_layernorm.bias"], eps)  # B P E
@@ -94,27 +88,27 @@ def image_features(w, config, pixel_values):
 
 
 def embed_prompt(w, config, input_ids, image_rows):
-    """sqrt(D) times the row of each token in the table (Gemma 2024); image rows, unscaled, replace the image tokens."""
-    table, image = w["language_model.model.embed_tokens.weight"], np.equal(input_ids, config.get("image_token_index", 257152))
+    """sqrt(D) times the table's row of each token (Gemma 2024); image rows, unscaled, replace the image tokens."""
+    table = w["language_model.model.embed_tokens.weight"]  # V D
+    image = np.equal(input_ids, config.get("image_token_index", 257152))  # T
     x = table[np.where(image, 0, input_ids)] * np.sqrt(table.shape[1])  # T D
-    x[image] = np.reshape(image_rows, (-1, x.shape[1]))  # T D
+    x[image] = np.reshape(image_rows, (-1, table.shape[1]))  # T D
     return x
 
 
 def prefix_lm_mask(token_type_ids):
-    """A row sees itself and the rows before; the prefix, type 0, sees all of itself (Beyer et al. 2024, section 3.2)."""
-    prefix, t = np.equal(token_type_ids, 0), np.arange(len(token_type_ids))  # T
-    return (t <= t[:, None]) | (prefix & prefix[:, None])  # T T: [row, key]
+    """Each row sees itself and those before; the prefix (type 0) sees all of itself (Beyer et al. 2024, sec. 3.2)."""
+    prefix = np.equal(token_type_ids, 0)  # T
+    return np.tri(len(prefix), dtype=bool) | (prefix[:, None] & prefix)  # T T: [row, key]
 
 
 def decoder(w, config, x, positions, mask):
-    """x += attention(norm x), x += GeGLU(norm x) in each layer, and a last norm (Gemma 2024; Shazeer 2020)."""
-    text = TEXT | config["text_config"] | (config["text_config"].get("rope_parameters") or {})
+    """x += attention(norm x), x += GeGLU(norm x) in every layer, then a last norm (Gemma 2024; Shazeer 2020)."""
+    text = GEMMA | config["text_config"] | (config["text_config"].get("rope_parameters") or {})
     H, eps, theta = text["head_dim"], text["rms_norm_eps"], text["rope_theta"]
-    for i in range(text["num_hidden_layers"]):
-        layer = f"language_model.model.layers.{i}."
+    for layer in (f"language_model.model.layers.{i}." for i in range(text["num_hidden_layers"])):
         y = rms_norm(x, w[layer + "input_layernorm.weight"], eps)  # T D
-        q, k, v = (linear(w, f"{layer}self_attn.{a}_proj", y).reshape(len(x), -1, H) for a in "qkv")  # T N H, 2 of T K H
+        q, k, v = (linear(w, f"{layer}self_attn.{a}_proj", y).reshape(len(x), -1, H) for a in "qkv")  # T N H, T K H
         y = attend(rope(q, positions, theta), rope(k, positions, theta), v, mask)  # T N H
         x = x + linear(w, layer + "self_attn.o_proj", y.reshape(len(x), -1))  # T D
         y = rms_norm(x, w[layer + "post_attention_layernorm.weight"], eps)  # T D
@@ -124,7 +118,7 @@ def decoder(w, config, x, positions, mask):
 
 
 def forward(w, config, input_ids, pixel_values, token_type_ids, first_position=1):
-    """The logits of each row: its products with the rows of the embedding table (Gemma 2024), or of an own head."""
+    """The logits of each row: its products with all rows of the table (Gemma 2024), or of a head of its own."""
     images = [] if pixel_values is None else image_features(w, config, pixel_values)  # B P D
     x = embed_prompt(w, config, input_ids, images)  # T D
     x = decoder(w, config, x, first_position + np.arange(len(x)), prefix_lm_mask(token_type_ids))  # T D
@@ -132,45 +126,74 @@ def forward(w, config, input_ids, pixel_values, token_type_ids, first_position=1
 
 
 def generate(w, config, input_ids, pixel_values, max_new_tokens, eos_ids=(), choices=None):
-    """Greedy decoding: append the token of the largest logit among the first `choices` until it is an end token."""
+    """Greedy: append the token of the largest logit among the first `choices`, again and again, until an end token."""
     new = []
     while len(new) < max_new_tokens and not (new and new[-1] in eos_ids):
-        types = [0] * len(input_ids) + [1] * len(new)  # T
-        logits = forward(w, config, [*input_ids, *new], pixel_values, types)  # T V
+        logits = forward(w, config, [*input_ids, *new], pixel_values, [0] * len(input_ids) + [1] * len(new))  # T V
         new.append(int(logits[-1, :choices].argmax()))
     return new
 
 
-def read_weights(folder):
-    """safetensors: 8 bytes of header length, a header in JSON, the values; the names are brought to today's spelling."""
-    w = {}
-    for path in folder.glob("*.safetensors"):
-        data = path.read_bytes()
-        start = 8 + int.from_bytes(data[:8], "little")
-        for name, entry in json.loads(data[8:start]).items():
-            if name != "__metadata__":
-                begin, end = entry["data_offsets"]
-                dtype = {"BF16": "<u2", "F16": "<f2", "F32": "<f4"}[entry["dtype"]]
-                x = np.frombuffer(data[start + begin : start + end], dtype).reshape(entry["shape"])
-                x = (x.astype("<u4") << 16).view("<f4") if dtype == "<u2" else x  # BF16 is the upper half of F32
-                w[name.replace("vision_model.", "").replace("language_model.lm_head", "lm_head")] = x.astype(np.float64)
+def read_weights(path):
+    """safetensors: 8 bytes with the size of the header, the header in JSON, the values; old names become today's."""
+    w, data = {}, path.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    for name, entry in json.loads(data[8:start]).items():
+        if name != "__metadata__":
+            dtype, size = {"BF16": "<u2", "F16": "<f2", "F32": "<f4"}[entry["dtype"]], int(np.prod(entry["shape"]))
+            x = np.frombuffer(data, dtype, size, start + entry["data_offsets"][0]).reshape(entry["shape"])
+            x = (x.astype("<u4") << 16).view("<f4") if dtype == "<u2" else x  # BF16 is the upper half of F32
+            w[name.replace("vision_model.", "").replace("language_model.lm_head", "lm_head")] = x.astype(np.float64)
     return w
 
 
 def read_picture(path, size):
-    """A PNG of 8-bit gray or RGB, alpha over white, resized by bicubic antialiasing (Keys 1981), from -1 to 1: 1 C Y X."""
+    """A PNG of 8-bit gray or RGB, alpha over white, resized by antialiased bicubic (Keys 1981), scaled to -1..1."""
     data, at, packed = path.read_bytes(), 8, b""
-    while at < len(data):  # chunks: length, name, content, checksum
+    while at < len(data):  # each chunk is length, name, content, checksum
         name, end = data[at + 4 : at + 8], at + 8 + int.from_bytes(data[at : at + 4], "big")
         packed, at = packed + data[at + 8 : end] * (name == b"IDAT"), end + 4
-    (X, Y, depth, colour, interlace), = np.frombuffer(data[16:29], ">u4, >u4, u1, u1, u1, u1, u1")
-    rows = [[0] * (X * C + C)]  # C zeros left of each row
+    assert data[24:29] in [bytes([8, colour, 0, 0, 0]) for colour in (0, 2, 4, 6)], "the PNG must be 8-bit gray or RGB"
+    (X, Y), C = np.frombuffer(data, ">u4", 2, 16).tolist(), {0: 1, 2: 3, 4: 2, 6: 4}[data[25]]
+    rows = [[0] * (C + X * C)]  # zeros lie left of the picture and above it
     for kind, *line in np.frombuffer(zlib.decompress(packed), np.uint8).reshape(Y, -1).tolist():
-        row = [0] * C
-        for byte, b, c in zip(line, rows[-1][C:], rows[-1]):
-            a = row[-C]
-            paeth = ...
-            row.append((byte + (0, a, b, (a + b) // 2, paeth)[kind]) % 256)
-        rows.append(row)
+        rows.append([0] * C)
+        for byte, b, c in zip(line, rows[-2][C:], rows[-2], strict=False):  # b above, c above left
+            a = rows[-1][-C]  # left
+            paeth = min((abs(b - c), 0, a), (abs(a - c), 1, b), (abs(a + b - 2 * c), 2, c))[2]
+            rows[-1].append((byte + (0, a, b, (a + b) // 2, paeth)[kind]) % 256)
     image = np.array(rows)[1:, C:].reshape(Y, X, C)  # Y X C
-    return
+    image = image if C % 2 else np.rint(255 + (image[..., :-1] - 255) * image[..., -1:] / 255)  # Y X 1 or 3
+    for scale in (X / size, Y / size):  # resize along X and transpose; then the same along Y
+        d = abs(np.arange(image.shape[1]) + 0.5 - scale * (np.arange(size)[:, None] + 0.5)) / max(scale, 1.0)  # size X
+        k = np.where(d < 1, (1.5 * d - 2.5) * d**2 + 1, np.where(d < 2, ((2.5 - 0.5 * d) * d - 4) * d + 2, 0))  # size X
+        image = np.clip(np.floor(k / k.sum(1, keepdims=True) @ image + 0.5), 0, 255).swapaxes(0, 1)  # size Y C
+    return np.broadcast_to((image / 255 - 0.5).transpose(2, 0, 1) / 0.5, (1, 3, size, size))  # B C Y X
+
+
+def tokenize(path, prompt):
+    """Read a SentencePiece model (Kudo and Richardson 2018) and encode by byte pairs (Sennrich et al. 2016)."""
+    data, scores = iter(path.read_bytes()), {}
+    for field in data:  # a protobuf message is a list of fields: number, size (7 bits in each of 1 or 2 bytes), content
+        size = byte if (byte := next(data)) < 128 else byte - 128 + 128 * next(data)
+        content = bytes(islice(data, size))
+        if field == 10:  # a piece: 10, size, text; 21, score; the rest is not needed
+            end = 2 + content[1]
+            scores[content[2:end].decode()] = np.frombuffer(content, "<f4", 1, end + 1)[0]
+    symbols = re.findall(r"<\w+>|.", prompt.replace(" ", "\u2581"), re.DOTALL)  # <loc0000> and its like stay whole
+    while pairs := {i: scores[a + b] for i, (a, b) in enumerate(pairwise(symbols)) if a + b in scores}:
+        i = max(pairs, key=pairs.get)  # the best score, and the leftmost of equals
+        symbols[i : i + 2] = [symbols[i] + symbols[i + 1]]
+    assert scores.keys() >= set(symbols), f"the tokenizer lacks {set(symbols) - scores.keys()}"
+    return list(scores), [list(scores).index(symbol) for symbol in symbols]
+
+
+if __name__ == "__main__":
+    assets = Path(__file__).parent.parent / "npgemma" / "assets"
+    folder, picture, prompt = sys.argv[1:] or (assets / "tiny", assets / "sample.png", "caption en")
+    w, config = read_weights(Path(folder, "model.safetensors")), json.loads(Path(folder, "config.json").read_text())
+    vision = VIT | config["vision_config"]
+    texts, ids = tokenize(Path(folder, "tokenizer.model"), prompt + "\n")
+    ids = [config.get("image_token_index", 257152)] * (vision["image_size"] // vision["patch_size"]) ** 2 + [2, *ids]
+    new = generate(w, config, ids, read_picture(Path(picture), vision["image_size"]), 128, [1], len(texts))
+    print("".join(texts[i] for i in new).removesuffix("<eos>").replace("\u2581", " "))
