@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from npgemma.api.batch import Answer as Answer
+    from npgemma.api.batch import JobResult as JobResult
     from npgemma.api.batch import answer_jobs as answer_jobs
     from npgemma.api.load import load as load
     from npgemma.api.load import sample_picture as sample_picture
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 # Where each public name is. A name is imported when it is first used, so that importing a module of npgemma.layers
 # needs NumPy and nothing else.
 HOMES = {
-    "api.batch": ("Answer", "answer_jobs"),
+    "api.batch": ("JobResult", "answer_jobs"),
     "api.load": ("load", "sample_picture"),
     "api.vision_language": ("VisionLanguageModel",),
     "checkpoints.mask_vqvae": ("read_mask_codec",),

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import npgemma
 from npgemma.commands.cli import main
 from npgemma.commands.demo import SAMPLE_LABELS
 

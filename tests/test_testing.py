@@ -14,8 +14,7 @@ import npgemma
 from npgemma import testing
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.checkpoints.gemma import GemmaConfig
-from npgemma.checkpoints.paligemma import PaliGemmaConfig
-from npgemma.checkpoints.paligemma import hf_layout
+from npgemma.checkpoints.paligemma import PaliGemmaConfig, hf_layout
 from npgemma.checkpoints.paligemma import weights as weights_of
 from npgemma.checkpoints.siglip import SiglipConfig
 from npgemma.models import paligemma

@@ -22,7 +22,7 @@ from dask.distributed import Client, LocalCluster, as_completed, get_worker
 
 import npgemma
 from npgemma.api.batch import answer_jobs
-from npgemma.commands.batch import as_result
+from npgemma.commands.batch import as_line
 from npgemma.io.jobs import Job, NoJob, open_results, read_jobs
 
 
@@ -31,7 +31,7 @@ def answer_chunk(model: str | None, jobs: list[Job], in_flight: int, max_new_tok
     kept = vars(get_worker()).setdefault("npgemma_models", {})
     if model not in kept:
         kept[model] = npgemma.load(model)
-    return [as_result(answer) for answer in answer_jobs(kept[model], jobs, in_flight, max_new_tokens)]
+    return [as_line(answer) for answer in answer_jobs(kept[model], jobs, in_flight, max_new_tokens=max_new_tokens)]
 
 
 def run(client: Client, a: argparse.Namespace) -> int:

@@ -7,8 +7,8 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -24,6 +24,7 @@ from npgemma.golden.dump import Dump, read_dump
 from npgemma.golden.file import read_golden
 from npgemma.golden.record import record
 from npgemma.io.jobs import Job
+from npgemma.layers.tree import leaves
 from npgemma.models.gemma import new_caches
 from npgemma.models.paligemma import Prompt, image_features, start, step
 
@@ -74,18 +75,10 @@ class Run:
         self.caches = [[layer.copy() for layer in self.caches[0]] for _ in range(count)]
 
 
-def matrices(part: Any) -> Iterator[np.ndarray]:
+def matrices(part: Any) -> list[np.ndarray]:
     """Every weight of a model that meets rows, as [out, in]."""
-    if isinstance(part, tuple):
-        for each in part:
-            yield from matrices(each)
-    elif is_dataclass(part):
-        for field in fields(part):
-            value = getattr(part, field.name)
-            if isinstance(value, np.ndarray) and field.type.__metadata__[0][0] == "weight":
-                yield value.reshape(len(value), -1) if field.name == "o" else value.reshape(-1, value.shape[-1])
-            elif is_dataclass(value) or isinstance(value, tuple):
-                yield from matrices(value)
+    weights = ((leaf.axes, leaf.value) for leaf in leaves(part) if leaf.kind == "weight")
+    return [w.reshape(len(w), -1) if axes == "D N H" else w.reshape(-1, w.shape[-1]) for axes, w in weights]
 
 
 class Floor:
@@ -97,8 +90,9 @@ class Floor:
         patch = w.vision.embedding.weight
         seen = [patch.reshape(len(patch), -1), *matrices(w.vision.blocks), w.projector.weight]
         self.prompt = [(m, patches) for m in seen]
-        self.prompt += [(m, patches + len(PREFIX)) for m in matrices(w.text.blocks)] + [(w.text.head, 1)]
-        self.token = [(m, 1) for m in matrices(w.text.blocks)] + [(w.text.head, 1)]
+        head = w.text.embedding if w.text.head is None else w.text.head
+        self.prompt += [(m, patches + len(PREFIX)) for m in matrices(w.text.blocks)] + [(head, 1)]
+        self.token = [(m, 1) for m in matrices(w.text.blocks)] + [(head, 1)]
         rng = np.random.default_rng(0)
         sizes = {(m.shape, rows) for m, rows in self.prompt + self.token}
         self.x = {(shape, rows): rng.standard_normal((rows, shape[1]), np.float32) for shape, rows in sizes}
@@ -194,7 +188,7 @@ def task_batch(folder: Path, pictures: int, in_flight: int) -> dict[str, Any]:
 def task_golden(folder: Path, level: str) -> dict[str, Any]:
     """Recording a golden file, and holding the file against itself as a dump."""
     model = npgemma.load(folder)
-    picture = npgemma.io.model_folder.EMBEDDED.parent / "sample.png"
+    picture = npgemma.sample_picture()
     with TemporaryDirectory() as written:
         path = Path(written) / "golden.safetensors"
         write, _ = timed(lambda: record(model, [picture], "caption en", path, level))

@@ -1,27 +1,51 @@
-"""Many pictures: several in flight, decoded together as rows; when one is done, the next takes its place.
+"""Many pictures: several jobs run at a time, decoded together as rows; when one ends, the next takes its place.
 
-Every step of the decoder reads all weights, for one row or for many: so N answers at once take hardly longer than one.
+Every step of the decoder reads all weights, for one row or for many, so N answers at once take hardly longer than one.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Unpack
 
 import numpy as np
 
+from npgemma.api import generation
 from npgemma.api.processor import Inputs
 from npgemma.api.vision_language import VisionLanguageModel
-from npgemma.decoding.loop import Limits, Row, advance, begin, write_next
-from npgemma.decoding.sampling import Sampling, SamplingOptions
+from npgemma.decoding.loop import RunningSequence, choose_next, prefill_sequences, step_sequences
+from npgemma.decoding.options import GenerationOptions, StreamKeywords, require_count
 from npgemma.decoding.text import Generation
 from npgemma.errors import BadPicture, BadPrompt, TooLittleMemory
 from npgemma.io.jobs import Job
 from npgemma.io.picture import read_picture
 
+IN_FLIGHT = 8  # jobs that run at a time, unless told otherwise
+
 
 @dataclass(frozen=True)
-class Answer:
-    """What came of a job: a Generation, and the (width, height) of its first picture; or why there is none."""
+class JobResult:
+    """The result of a job: an answer, or the reason why there is none.
+
+    Attributes
+    ----------
+    job : Job
+        The job.
+    generation : Generation or None
+        The answer; None if there is an error.
+    size : tuple of int
+        Width and height of the job's first picture, in pixels.
+    error : str or None
+        Why there is no answer.
+
+    Examples
+    --------
+    >>> import npgemma
+    >>> picture = npgemma.sample_picture()
+    >>> job = npgemma.Job("a", (picture.name,), "ocr", picture.parent)
+    >>> (result,) = npgemma.answer_jobs(npgemma.load(), [job])
+    >>> result.generation.text, result.size, result.error
+    ('FNY', (448, 448), None)
+    """
 
     job: Job
     generation: Generation | None = None
@@ -29,95 +53,141 @@ class Answer:
     error: str | None = None
 
 
-class Ready(NamedTuple):
-    """A job whose pictures are read."""
+class ReadJob(NamedTuple):
+    """A job whose pictures and prompt are read, and the size of its first picture."""
 
     job: Job
     size: tuple[int, int]
     inputs: Inputs
 
 
-class Flight(NamedTuple):
+class RunningJob(NamedTuple):
     """A job that is being answered."""
 
     job: Job
     size: tuple[int, int]
-    row: Row
+    sequence: RunningSequence
 
 
 def answer_jobs(
     model: VisionLanguageModel,
     jobs: Iterable[Job],
-    in_flight: int = 8,
-    max_new_tokens: int = 256,
-    stop: str | Sequence[str] = (),
-    **sampling: Unpack[SamplingOptions],
-) -> Iterator[Answer]:
-    """An Answer for every job, each as soon as it is there, with `in_flight` jobs at a time.
+    in_flight: int = IN_FLIGHT,
+    **options: Unpack[StreamKeywords],
+) -> Iterator[JobResult]:
+    """Answer many jobs, several at a time; each result comes as soon as its answer ends.
 
-    So answers come in the order in which they end: of jobs that began together, the shorter answers first, and of equal
-    ones the first job first. That depends on the jobs and the model alone. A picture that cannot be read, a prompt that
-    does not fit, or a job that needs more memory than there is, is the Answer to its own job; where several together
-    need too much, fewer are in flight. Raises BadModel, and ValueError for options that are none.
+    The order of the results depends on the jobs and the model alone: of jobs that start together, shorter answers come
+    first, and of equally long ones the first job. A picture that cannot be read, a prompt that does not fit, and a job
+    that needs more memory than there is give an error as the result of that job. Where several jobs together need too
+    much, fewer run at a time.
+
+    Parameters
+    ----------
+    model : VisionLanguageModel
+        The model that answers.
+    jobs : iterable of Job
+        Read when there is room for the next one.
+    in_flight : int
+        How many jobs run at a time.
+    **options
+        As for `VisionLanguageModel.stream`.
+
+    Returns
+    -------
+    iterator of JobResult
+        One for each job.
+
+    Raises
+    ------
+    BadModel
+        If the logits are not finite, or the model's files have been cut short.
+    ValueError
+        If an option is out of range.
+
+    Examples
+    --------
+    >>> import npgemma
+    >>> picture = npgemma.sample_picture()
+    >>> jobs = [npgemma.Job(prompt, (picture.name,), prompt, picture.parent) for prompt in ("caption en", "ocr")]
+    >>> for result in npgemma.answer_jobs(npgemma.load(), jobs):
+    ...     print(result.job.id, "->", result.generation.text)
+    ocr -> FNY
+    caption en -> a blue star, an orange ring and a green circle
     """
-    if type(in_flight) is not int or in_flight < 1:
-        raise ValueError(f"in_flight is {in_flight}; it is a whole number from 1 up")
-    answers, rules = model.answers(stop), Sampling(**sampling)
-    limits = model.limits(max_new_tokens, answers)
-    waiting = iter(jobs)
-    going: list[Flight] = []
-    held: list[Ready] = []  # back, for want of memory
-    while True:
-        fresh, held = held, []
-        while len(going) + len(fresh) < in_flight and (job := next(waiting, None)) is not None:
+    require_count("in_flight", in_flight)
+    batch = Batch(model, GenerationOptions(**options).single(), in_flight)
+    return batch.run(iter(jobs))
+
+
+class Batch:
+    """The jobs that run, and those that are read and wait for memory."""
+
+    def __init__(self, model: VisionLanguageModel, options: GenerationOptions, in_flight: int) -> None:
+        self.model = model
+        self.options = options
+        self.in_flight = in_flight
+        self.limits = generation.limits(model, options)
+        self.detokenizer = generation.detokenizer(model, options)
+        self.running: list[RunningJob] = []
+        self.deferred: list[ReadJob] = []
+
+    def run(self, jobs: Iterator[Job]) -> Iterator[JobResult]:
+        """Start as many jobs as there is room for, run a step, and so on until none is left."""
+        while True:
+            read, self.deferred = self.deferred, []
+            while len(self.running) + len(read) < self.in_flight and (job := next(jobs, None)) is not None:
+                try:
+                    read.append(self.read(job))
+                except (BadPicture, BadPrompt) as error:
+                    yield JobResult(job, error=str(error))
+            if not read and not self.running:
+                return
+            yield from self.start(read)
+            yield from self.choose()
+            if self.running:
+                step_sequences(self.model.weights, [job.sequence for job in self.running])
+
+    def read(self, job: Job) -> ReadJob:
+        """Pictures and prompt of one job. BadPicture, BadPrompt."""
+        pictures = [read_picture(job.folder / image) for image in job.images]
+        inputs = self.model.processor([pictures], [job.prompt])
+        self.model.guard.check_length(inputs.input_ids, self.options.max_new_tokens)
+        return ReadJob(job, pictures[0].size if pictures else (0, 0), inputs)
+
+    def start(self, read: list[ReadJob]) -> Iterator[JobResult]:
+        """Prefill as many of these jobs as memory allows, all at once, and defer the others.
+
+        A job that does not fit with nothing else running never will: its result is the error.
+        """
+        while read:
             try:
-                fresh.append(read_job(model, job, max_new_tokens))
-            except (BadPicture, BadPrompt) as error:
-                yield Answer(job, error=str(error))
-        read_any = bool(fresh)
-        while fresh:
-            try:
-                going += take_off(model, fresh, going, limits, rules)
-                break
-            except TooLittleMemory as error:  # one fewer; or alone, later; or never
-                last = fresh.pop()
-                if fresh or going:
-                    held.insert(0, last)
+                self.running += self.prefill(read)
+                return
+            except TooLittleMemory as error:
+                last = read.pop()
+                if read or self.running:
+                    self.deferred.insert(0, last)
                 else:
-                    yield Answer(last.job, error=str(error))
-        if not going:
-            if read_any:  # and none of it fits: there may be more
-                continue
-            return
-        still: list[Flight] = []
-        for flight in going:
-            _, reason, _ = write_next(flight.row, limits, rules)
+                    yield JobResult(last.job, error=str(error))
+
+    def prefill(self, read: list[ReadJob]) -> list[RunningJob]:
+        """Run the prompts of jobs, beside those that run already. TooLittleMemory."""
+        ids = [job.inputs.input_ids[0] for job in read]
+        lengths = [len(job.sequence.input_ids) for job in self.running] + list(map(len, ids))
+        pixels = np.concatenate([job.inputs.pixel_values for job in read])
+        self.model.guard.check_memory(lengths, len(pixels), self.options.max_new_tokens)
+        prompts = generation.embed_pictures(self.model, ids, pixels, [job.inputs.images[0] for job in read])
+        sequences = prefill_sequences(self.model.weights, prompts, self.limits, self.options)
+        return [RunningJob(job.job, job.size, each) for job, each in zip(read, sequences, strict=True)]
+
+    def choose(self) -> Iterator[JobResult]:
+        """Choose the next token of each running job; yields the results of those that end."""
+        running, self.running = self.running, []
+        for job in running:
+            _, reason, _ = choose_next(job.sequence, self.limits, self.options)
             if reason is None:
-                still.append(flight)
+                self.running.append(job)
             else:
-                written = answers.generation(flight.row.written, reason, flight.row.logprobs)
-                yield Answer(flight.job, written, flight.size)
-        going = still
-        if going:
-            advance(model.weights, [flight.row for flight in going])
-
-
-def read_job(model: VisionLanguageModel, job: Job, max_new_tokens: int) -> Ready:
-    """Pictures and prompt of one job. BadPicture, BadPrompt."""
-    pictures = [read_picture(job.folder / image) for image in job.images]
-    inputs = model.processor([pictures], [job.prompt])
-    model.check_length(inputs.input_ids, max_new_tokens)
-    return Ready(job, pictures[0].size if pictures else (0, 0), inputs)
-
-
-def take_off(
-    model: VisionLanguageModel, fresh: Sequence[Ready], going: Sequence[Flight], limits: Limits, rules: Sampling
-) -> list[Flight]:
-    """Read the prompts of all fresh jobs at once, beside those that are in flight already."""
-    lengths = [len(flight.row.input_ids) for flight in going] + [len(each.inputs.input_ids[0]) for each in fresh]
-    pixels = np.concatenate([each.inputs.pixel_values for each in fresh])
-    model.check_memory(lengths, len(pixels), limits.max_new_tokens)
-    ids = [each.inputs.input_ids[0] for each in fresh]
-    prompts = model.make_prompts(ids, pixels, [each.inputs.images[0] for each in fresh])
-    rows = begin(model.weights, prompts, limits, rules)
-    return [Flight(each.job, each.size, row) for each, row in zip(fresh, rows, strict=True)]
+                answer = self.detokenizer.generation(job.sequence.written, reason, job.sequence.logprobs)
+                yield JobResult(job.job, answer, job.size)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from npgemma.api.guard import Budget
+from npgemma.api.guard import Budget, Guard
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.checkpoints import paligemma
 from npgemma.checkpoints.adapter import merged, read_adapter, untied
@@ -21,15 +21,46 @@ def load(
     adapter: str | Path | None = None,
     max_memory: int | None = None,
 ) -> VisionLanguageModel:
-    """The model that `path` names; without one, the small one that ships with npgemma.
+    """Load a model from disk. Nothing is downloaded.
 
-    A path is a Hugging Face folder, a .safetensors file in one, or org/name[@revision] in the Hugging Face cache (see
-    `io.model_folder.find_model`); nothing is downloaded. Matrices stay in the dtype they are stored in, memory-mapped;
-    norms, biases and the position table become float32 here. `dtype` ("float32" or "float64") is what is computed in.
-    `resident` makes matrices `dtype` at once, in memory: that takes longer and up to four times the space (12 GB for 3B
-    parameters in float32), then tokens come sooner and the weight files may go. `adapter` is a LoRA adapter of PEFT's,
-    named like a model; it is merged here. Raises BadModel if any of it cannot be used, ValueError for another dtype,
-    TooLittleMemory, here or when asked, if the machine, or `max_memory` bytes, are not enough.
+    Matrices stay memory-mapped in the dtype they are stored in, so that loading takes a fraction of a second. Norms,
+    biases and the position table become float32.
+
+    Parameters
+    ----------
+    path : str or Path, optional
+        A Hugging Face folder, a .safetensors file in one, or org/name[@revision] in the Hugging Face cache. By default
+        the embedded model, a small one that ships with npgemma.
+    dtype : {'float32', 'float64'}
+        What is computed in.
+    resident : bool
+        Widen all matrices to `dtype` in memory first. That takes longer and up to four times the space (12 GB for 3B
+        parameters in float32); then tokens come sooner, and the files may be removed.
+    adapter : str or Path, optional
+        A LoRA adapter as PEFT saves it, named like a model. It is merged into the weights.
+    max_memory : int, optional
+        The most bytes that a run may take; by default what the machine has available.
+
+    Returns
+    -------
+    VisionLanguageModel
+        The model, ready to answer.
+
+    Raises
+    ------
+    BadModel
+        If any of the files is missing, damaged, or does not fit.
+    TooLittleMemory
+        If the machine, or `max_memory`, has too little; later runs raise it, too.
+    ValueError
+        For another dtype.
+
+    Examples
+    --------
+    >>> import npgemma
+    >>> model = npgemma.load()
+    >>> model.generate(npgemma.sample_picture(), "caption en").text
+    'a blue star, an orange ring and a green circle'
     """
     if dtype not in ("float32", "float64"):
         raise ValueError(f"dtype is {dtype!r}; npgemma computes in 'float32' or 'float64'")
@@ -57,11 +88,22 @@ def load(
         tensors = merged(tensors, changes, number)
     if resident:
         tensors = in_memory(tensors, number)
-    budget = Budget(weights, held, max_memory, weights - held)
-    filled = paligemma.weights(tensors, config)
-    return VisionLanguageModel(folder, config, filled, number, {} if resident else files, budget)
+    guard = Guard(config, number, {} if resident else files, Budget(weights, held, max_memory, weights - held))
+    return VisionLanguageModel(folder, config, paligemma.weights(tensors, config), number, guard)
 
 
 def sample_picture() -> Path:
-    """The picture that ships with npgemma: a blue star, an orange ring and a green circle."""
+    """Where the picture is that ships with npgemma: a blue star, an orange ring and a green circle.
+
+    Returns
+    -------
+    Path
+        A PNG file.
+
+    Examples
+    --------
+    >>> import npgemma
+    >>> npgemma.sample_picture().name
+    'sample.png'
+    """
     return EMBEDDED.parent / "sample.png"

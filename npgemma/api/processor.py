@@ -39,10 +39,7 @@ class Processor:
 
         Raises BadPrompt if they do not pair up, BadPicture for a picture that cannot be read.
         """
-        if isinstance(text, str) or not isinstance(images, Sequence) or len(images) != len(text):
-            raise BadPrompt(
-                "images and text are lists of equal length: for each prompt its picture, or list of pictures"
-            )
+        check_pairs(images, text)
         per_prompt = [
             list(each) if isinstance(each, Sequence) and not isinstance(each, str) else [each] for each in images
         ]
@@ -72,3 +69,9 @@ class Processor:
         before, after = self.tokenizer.encode(prompt[:cut]), self.tokenizer.encode(prompt[cut:] + "\n")
         ids = np.array([*before, self.bos_id, *after], np.int64)
         return np.repeat(ids, np.where(ids == self.tokenizer.image_id, self.tokens_per_image, 1))
+
+
+def check_pairs(images: Sequence[Pictures], text: Sequence[str]) -> None:
+    """BadPrompt unless there is one entry of `images` for each prompt."""
+    if isinstance(text, str) or not isinstance(images, Sequence) or len(images) != len(text):
+        raise BadPrompt("images and text must be lists of equal length: for each prompt its picture, or its pictures")

@@ -1,4 +1,4 @@
-"""batch: many pictures, several at a time, with results on disk as they come."""
+"""batch: many pictures, several at a time, each result on the disk as soon as it is there."""
 
 import argparse
 import sys
@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from npgemma.api.batch import Answer, answer_jobs
-from npgemma.commands.flags import AddParser, WrongUsage, answer_flags, load_model, positive, sampling
+from npgemma.api.batch import IN_FLIGHT, Batch, JobResult
+from npgemma.commands.flags import AddParser, WrongUsage, answer_flags, load_model, options, positive
 from npgemma.commands.output import INTERRUPTED, WIPE, printable
 from npgemma.io.jobs import Job, NoJob, folder_jobs, open_results, read_jobs
 from npgemma.tasks.objects import parse_objects
@@ -16,7 +16,9 @@ from npgemma.tasks.objects import parse_objects
 
 def add_batch(add_parser: AddParser) -> None:
     batch = add_parser(
-        "batch", parents=[answer_flags(argparse.ArgumentParser(add_help=False))], help="many pictures, a line a result"
+        "batch",
+        parents=[answer_flags(argparse.ArgumentParser(add_help=False))],
+        help="answer prompts about many pictures",
     )
     batch.add_argument(
         "jobs",
@@ -24,26 +26,30 @@ def add_batch(add_parser: AddParser) -> None:
         metavar="JOBS",
         help='a file of lines {"id": ..., "image": ..., "prompt": ...}, or a folder of pictures (not of folders)',
     )
-    batch.add_argument("prompt", nargs="?", metavar="PROMPT", help="for a folder: what every picture is asked")
+    batch.add_argument("prompt", nargs="?", metavar="PROMPT", help="for a folder: the prompt for every picture")
     batch.add_argument(
         "-o",
         "--output",
         type=Path,
         required=True,
         metavar="FILE",
-        help="where results go, a line of JSON each; what it holds already is not done again, but errors are",
+        help="where results go, one line of JSON each; jobs with a result there are skipped, errors are retried",
     )
     batch.add_argument(
-        "--in-flight", type=positive, default=8, metavar="N", help="pictures answered at a time (default: 8)"
+        "--in-flight",
+        type=positive,
+        default=IN_FLIGHT,
+        metavar="N",
+        help=f"pictures answered at a time (default: {IN_FLIGHT})",
     )
     batch.set_defaults(run=run_batch)
 
 
 def run_batch(a: argparse.Namespace) -> int:
-    """Answer what has no result yet; 1 if the results hold an error, after all others are done."""
-    options = sampling(a)
+    """Answer the jobs that have no result yet. Returns 1 if any result is an error."""
+    chosen = options(a)
     if a.jobs.is_dir() != (a.prompt is not None):
-        raise WrongUsage("batch takes a folder and a prompt, or a file of jobs, which have prompts of their own")
+        raise WrongUsage("batch takes a folder and a prompt, or a file of jobs, which hold their own prompts")
     jobs = folder_jobs(a.jobs, a.prompt) if a.jobs.is_dir() else read_jobs(a.jobs)
     model = load_model(a)
     with open_results(a.output) as results:
@@ -54,36 +60,37 @@ def run_batch(a: argparse.Namespace) -> int:
                 if isinstance(job, NoJob):
                     results.write({"id": job.id, "error": job.error})
                     progress.count(failed=True)
-            for answer in answer_jobs(model, [job for job in left if isinstance(job, Job)], a.in_flight, **options):
-                results.write(as_result(answer))
-                progress.count(failed=answer.error is not None)
+            batch = Batch(model, chosen, a.in_flight)
+            for result in batch.run(job for job in left if isinstance(job, Job)):
+                results.write(as_line(result))
+                progress.count(failed=result.error is not None)
         except KeyboardInterrupt:
-            progress.end("interrupted; the same command goes on from here")
+            progress.end("interrupted; the same command continues from here")
             return INTERRUPTED
         except BaseException:
             progress.wipe()
             raise
-    failed = f"{progress.failed} of them errors, which the same command tries again; see {printable(str(a.output))}"
+    failed = f"{progress.failed} of them errors, which the same command retries; see {printable(str(a.output))}"
     progress.end(failed if progress.failed else "")
     return 1 if progress.failed else 0
 
 
-def as_result(answer: Answer) -> dict[str, Any]:
-    """A line of the results: the job, and its generation or error; boxes in pixels where they were asked for."""
-    job = answer.job
-    result: dict[str, Any] = {"id": job.id, "image": job.image, "prompt": job.prompt}
-    if answer.generation is None:
-        return result | {"error": answer.error}
-    result |= asdict(answer.generation)
+def as_line(result: JobResult) -> dict[str, Any]:
+    """A line of the output file: the job, and its answer or error; for detect and segment, boxes in pixels, too."""
+    job = result.job
+    line: dict[str, Any] = {"id": job.id, "image": job.image, "prompt": job.prompt}
+    if result.generation is None:
+        return line | {"error": result.error}
+    line |= asdict(result.generation)
     if job.prompt.startswith(("detect ", "segment ")):
-        things = parse_objects(answer.generation.text)
-        result["boxes"] = [asdict(thing.box(*answer.size)) for thing in things]
-        result["objects"] = [asdict(thing) for thing in things]
-    return result
+        objects = parse_objects(result.generation.text)
+        line["boxes"] = [asdict(each.box(*result.size)) for each in objects]
+        line["objects"] = [asdict(each) for each in objects]
+    return line
 
 
 class Progress:
-    """How far it is, on a terminal's stderr: results, rate, time left. At the end a line in any case."""
+    """Progress on a terminal's stderr: results, rate, time left; and one line at the end, terminal or not."""
 
     def __init__(self, total: int, done: int) -> None:
         self.total, self.before, self.done, self.failed = total, done, done, 0

@@ -1,7 +1,7 @@
 """The command line. stdout carries the result alone, everything else goes to stderr.
 
-Exit status: 0, 1 for an error, 2 for wrong usage, 130 when interrupted, 141 when nobody reads stdout any more; those of
-`compare` stand in golden.commands.
+Exit status: 0, 1 for an error, 2 for wrong usage, 130 after Ctrl-C, 141 when the reader of stdout has closed it.
+`compare` has its own; see commands.golden.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from npgemma.errors import NpgemmaError
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    if sys.stderr is None:  # nobody wants to hear
+    if sys.stderr is None:  # a closed stderr
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - to the end of the process
     try:
         if sys.stdout is None:
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     except NpgemmaError as error:
         print(f"npgemma: {printable(str(error))}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # whoever read stdout, such as head, has had enough
+    except BrokenPipeError:  # the reader of stdout, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (OSError, MemoryError) as error:  # a full disk, a closed stdout, a machine too small
@@ -54,12 +54,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="npgemma", description="PaliGemma in plain NumPy: ask a picture, on a CPU. Nothing is ever downloaded."
+        prog="npgemma",
+        description="PaliGemma in plain NumPy: questions about pictures, on a CPU. Nothing is downloaded.",
     )
     parser.add_argument("--version", action=Version, help="show the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     form = argparse.ArgumentParser(add_help=False)
-    form.add_argument("--format", choices=("text", "json"), default="text", help="what stdout gets (default: text)")
+    form.add_argument("--format", choices=("text", "json"), default="text", help="what goes to stdout (default: text)")
     add_demo(commands.add_parser)
     add_ask(commands.add_parser, form)
     add_objects(commands.add_parser, form)

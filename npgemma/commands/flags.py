@@ -1,4 +1,4 @@
-"""The flags that commands share, what their values may be, and the model and the answer they ask for."""
+"""The flags that commands share, and the model and the answers that they ask for."""
 
 import argparse
 import sys
@@ -7,11 +7,12 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from npgemma.api import generation
 from npgemma.api.load import load
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.commands.output import INTERRUPTED, working
-from npgemma.decoding.sampling import Sampling
-from npgemma.decoding.text import Generation
+from npgemma.decoding.options import GenerationOptions
+from npgemma.decoding.text import Generation, Transcript
 from npgemma.io.system_memory import parse_size
 
 AddParser = Callable[..., argparse.ArgumentParser]
@@ -25,90 +26,70 @@ def model_flags() -> argparse.ArgumentParser:
         "--model",
         metavar="MODEL",
         help="a folder in Hugging Face layout, a .safetensors file in one, or org/name[@revision] in the Hugging Face "
-        "cache (default: the small model inside npgemma); nothing is downloaded",
+        "cache (default: the embedded model); nothing is downloaded",
     )
-    flags.add_argument("--adapter", metavar="FOLDER", help="a LoRA adapter for it, as PEFT saves them, or its org/name")
+    flags.add_argument("--adapter", metavar="FOLDER", help="a LoRA adapter, as PEFT saves it, or its org/name")
     flags.add_argument(
         "--dtype", choices=("float32", "float64"), default="float32", help="what is computed in (default: float32)"
     )
     flags.add_argument(
         "--resident",
         action="store_true",
-        help="widen all weights to that first, in memory: for long answers (12 GB for a 3B model)",
+        help="widen all weights to that dtype in memory first: for long answers (12 GB for a 3B model)",
     )
     flags.add_argument(
         "--max-memory",
         type=memory,
         metavar="SIZE",
-        help="refuse what would need more, such as 8GB (default: what is available)",
+        help="the most memory to use, such as 8GB: runs that need more are refused (default: what is available)",
     )
     return flags
 
 
 def answer_flags(form: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """The flags of every command that has a model answer."""
-    common = argparse.ArgumentParser(add_help=False, parents=[form, model_flags()])
-    common.add_argument(
-        "--max-new-tokens", type=positive, default=256, metavar="N", help="stop after N tokens (default: 256)"
-    )
-    common.add_argument(
-        "--temperature",
-        type=checked("temperature", float),
-        default=0.0,
-        metavar="T",
-        help="0 takes the likeliest token (default)",
-    )
-    common.add_argument(
-        "--top-k", type=checked("top_k", int), metavar="K", help="with a temperature: draw from the K likeliest tokens"
-    )
-    common.add_argument(
-        "--top-p",
-        type=checked("top_p", float),
-        default=1.0,
-        metavar="P",
-        help="with a temperature: draw from the likeliest tokens that make up P",
-    )
-    common.add_argument(
-        "--min-p",
-        type=checked("min_p", float),
-        default=0.0,
-        metavar="P",
-        help="with a temperature: drop tokens less likely than P times the likeliest",
-    )
-    common.add_argument(
-        "--repetition-penalty",
-        type=checked("repetition_penalty", float),
-        default=1.0,
-        metavar="R",
-        help="above 1: tokens that were read or written already are less likely",
-    )
-    common.add_argument(
+    """The flags of every command that has a model answer. Their names are those of GenerationOptions."""
+    flags = argparse.ArgumentParser(add_help=False, parents=[form, model_flags()])
+
+    def add(name: str, kind: Callable[[str], Any], metavar: str, text: str) -> None:
+        default = getattr(DEFAULTS, name)
+        shown = "" if default is None else f" (default: {default:g})"
+        flags.add_argument(
+            f"--{name.replace('_', '-')}", type=option(name, kind), default=default, metavar=metavar, help=text + shown
+        )
+
+    add("max_new_tokens", int, "N", "stop after N tokens")
+    add("temperature", float, "T", "0 takes the likeliest token; above 0, tokens are drawn")
+    add("top_k", int, "K", "with a temperature: draw from the K likeliest tokens")
+    add("top_p", float, "P", "with a temperature: draw from the fewest tokens whose probabilities reach P")
+    add("min_p", float, "P", "with a temperature: leave out tokens less likely than P times the likeliest")
+    add("repetition_penalty", float, "R", "above 1: tokens that were read or written become less likely")
+    add("seed", int, "S", "seed of the draws")
+    flags.add_argument(
         "--stop",
-        type=some_text,
+        type=option("stop", str),
         action="append",
         default=[],
         metavar="TEXT",
         help="end before this text; may be repeated",
     )
-    common.add_argument(
-        "--seed", type=checked("seed", int), default=0, metavar="S", help="seed of the draws (default: 0)"
-    )
-    return common
+    return flags
 
 
-def add_num_beams(common: argparse.ArgumentParser) -> None:
-    """For the commands that answer one prompt at a time."""
-    common.add_argument(
+def search_flags(form: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """`answer_flags`, and beam search, for the commands that answer one prompt at a time."""
+    flags = answer_flags(form)
+    flags.add_argument(
         "--num-beams",
-        type=positive,
-        default=1,
+        type=option("num_beams", int),
+        default=DEFAULTS.num_beams,
         metavar="K",
-        help="search for the answer that is likeliest as a whole, with K at a time (default: 1, none)",
+        help="search for the answer that is likeliest as a whole, with K at a time (default: 1, no search)",
     )
+    return flags
 
 
 class Version(argparse.Action):
-    """--version; looked up when it is asked for, so that a checkout which is not installed runs too."""
+    """--version, looked up when it is asked for: a checkout that is not installed runs, too."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(nargs=0, **options)
@@ -121,12 +102,6 @@ class Version(argparse.Action):
         raise SystemExit(0)
 
 
-def some_text(text: str) -> str:
-    if not text:
-        raise argparse.ArgumentTypeError("it is empty, and so everywhere")
-    return text
-
-
 def memory(text: str) -> int:
     try:
         return parse_size(text)
@@ -136,30 +111,30 @@ def memory(text: str) -> int:
 
 def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
 
 
-def checked(name: str, kind: Callable[[str], float]) -> Callable[[str], float]:
-    """An argparse type that holds a number against the rules of Sampling, so that a wrong one is a usage error."""
+def option(name: str, kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """An argparse type for a field of GenerationOptions: a value out of its range is a usage error."""
 
-    def parse(text: str) -> float:
+    def parse(text: str) -> Any:
         try:
-            number = kind(text)
+            value = kind(text)
         except ValueError:
             kinds = "whole number" if kind is int else "number"
             raise argparse.ArgumentTypeError(f"{text!r} is not a {kinds}") from None
         try:
-            Sampling(**{name: number})  # type: ignore[arg-type]
+            GenerationOptions(**{name: value})
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
-        return number
+        return value
 
     return parse
 
 
 class WrongUsage(Exception):
-    """Flags that do not go together: the command line says so and ends with 2."""
+    """Flags that exclude each other: the command line says so and ends with 2."""
 
 
 def load_model(a: argparse.Namespace) -> VisionLanguageModel:
@@ -167,32 +142,43 @@ def load_model(a: argparse.Namespace) -> VisionLanguageModel:
     return load(a.model, a.dtype, a.resident, a.adapter, a.max_memory)
 
 
-def sampling(a: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of `generate` that `answer_flags` set. WrongUsage where one would have no effect."""
-    drawn = [flag for flag, plain in DRAWING.items() if getattr(a, flag) != plain]
-    if drawn and a.temperature == 0:
-        raise WrongUsage(f"--{drawn[0].replace('_', '-')} is about drawing; it wants a --temperature above 0")
+def options(a: argparse.Namespace) -> GenerationOptions:
+    """The options that the flags set. WrongUsage if they exclude each other, or if one would have no effect."""
+    idle = [name for name in DRAWING if getattr(a, name) != getattr(DEFAULTS, name)]
+    if idle and a.temperature == 0:
+        raise WrongUsage(f"--{idle[0].replace('_', '-')} needs a --temperature above 0")
+    samples = getattr(a, "samples", 1)
+    if samples > 1 and (a.temperature == 0 or a.num_beams > 1):
+        raise WrongUsage("--samples needs a --temperature above 0, and excludes --num-beams")
     if getattr(a, "num_beams", 1) > 1 and (a.temperature or a.repetition_penalty != 1):
-        raise WrongUsage("--num-beams looks for the likeliest answer; --temperature and --repetition-penalty do not")
+        raise WrongUsage("--num-beams excludes --temperature and --repetition-penalty")
     names = ("max_new_tokens", "stop", "temperature", "repetition_penalty", "seed", *DRAWING)
-    return {name: getattr(a, name) for name in names}
+    values = {name: getattr(a, name) for name in names}
+    return GenerationOptions(**values, num_beams=getattr(a, "num_beams", 1), num_return_sequences=samples)
 
 
-DRAWING = {"top_k": None, "top_p": 1.0, "min_p": 0.0}
+DEFAULTS = GenerationOptions()
+DRAWING = ("top_k", "top_p", "min_p")
 
 
-def answer(a: argparse.Namespace, model: VisionLanguageModel, images: Any, prompt: str) -> tuple[Generation, int]:
-    """What the flags ask for of one prompt, and the exit status: Ctrl-C leaves what is written so far, and 130."""
-    options = sampling(a)
-    written = Generation("", [], "interrupted")
+def generate(
+    model: VisionLanguageModel, images: Any, prompt: str, chosen: GenerationOptions
+) -> tuple[list[Generation], int]:
+    """The answers to one prompt, and the exit status.
+
+    After Ctrl-C, the answers so far and 130. A beam search has none yet.
+    """
+    transcript = Transcript(generation.detokenizer(model, chosen), chosen.num_return_sequences)
     with working("reading the picture"):
-        if a.num_beams > 1:
-            best, *_ = model.beams(images, prompt, a.num_beams, a.max_new_tokens, a.stop)
-            return best, 0
         try:
-            for so_far in model.growing(images, prompt, **options):
-                written = so_far
+            if chosen.num_beams > 1:
+                return generation.search(model, images, prompt, chosen), 0
+            for token in generation.tokens(model, [images], [prompt], chosen):
+                transcript.add(token)
         except KeyboardInterrupt:
+            if chosen.num_beams > 1:
+                raise
             print("npgemma: interrupted", file=sys.stderr)
-            return replace(written, finish_reason="interrupted"), INTERRUPTED
-    return written, 0
+            so_far = transcript.generations()
+            return [replace(each, finish_reason=each.finish_reason or "interrupted") for each in so_far], INTERRUPTED
+    return transcript.generations(), 0

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from npgemma.checkpoints.mask_vqvae import CODEC, read_mask_codec
-from npgemma.commands.flags import AddParser, add_num_beams, answer, answer_flags, load_model
+from npgemma.commands.flags import AddParser, generate, load_model, options, search_flags
 from npgemma.commands.output import box_fields, print_json
 from npgemma.decoding.text import Generation
 from npgemma.errors import BadPicture
@@ -21,9 +21,8 @@ from npgemma.tasks.prompts import detect_prompt, segment_prompt
 
 
 def add_objects(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
-    common = answer_flags(form)
-    add_num_beams(common)
-    detect = add_parser("detect", parents=[common], help="boxes of the named things: label, x0, y0, x1, y1 in pixels")
+    common = search_flags(form)
+    detect = add_parser("detect", parents=[common], help="find named objects: label, x0, y0, x1, y1 in pixels")
     detect.add_argument("image", metavar="IMAGE", help="a picture")
     detect.add_argument("objects", nargs="+", metavar="OBJECT", help="what to look for, one name each")
     detect.add_argument("--draw", type=Path, metavar="FILE", help="write the picture with the boxes drawn")
@@ -32,11 +31,15 @@ def add_objects(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
         type=int,
         choices=(1024, 1023),
         default=1024,
-        help="what locations divide a side by: 1024 as in PaliGemma's demo (default), 1023 as in its benchmarks",
+        help="how many bins divide a side: 1024 as in PaliGemma's demo (default), 1023 as in its benchmarks",
     )
     detect.set_defaults(run=run_detect)
 
-    segment = add_parser("segment", parents=[common], help="masks of the named things: a box, and the pixels in it")
+    segment = add_parser(
+        "segment",
+        parents=[common],
+        help="find named objects and their masks: box, pixels in the mask",
+    )
     segment.add_argument("image", metavar="IMAGE", help="a picture")
     segment.add_argument("objects", nargs="+", metavar="OBJECT", help="what to look for, one name each")
     segment.add_argument("--draw", type=Path, metavar="FILE", help="write the picture with masks and boxes drawn")
@@ -56,14 +59,15 @@ def add_objects(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
     segment.set_defaults(run=run_segment)
 
 
-def check_written(a: argparse.Namespace, masks: Path | None = None) -> None:
-    """BadPicture, before the work and not after it, for files that cannot be written or would take another's place."""
+def check_outputs(a: argparse.Namespace, masks: Path | None = None) -> None:
+    """BadPicture, before any work, for outputs that cannot be written or would replace the picture or each other."""
     if a.draw:
         written_format(a.draw)
     real = [path.resolve() for path in (a.draw, masks) if path]
     for path in real:
         if path == Path(a.image).resolve() or real.count(path) > 1:
-            raise BadPicture(f"{path} would be written over {'itself' if real.count(path) > 1 else 'the picture'}")
+            what = "both outputs" if real.count(path) > 1 else "the picture and an output"
+            raise BadPicture(f"{path} is {what}; give each output a file of its own")
         if not os.access(path.parent, os.W_OK):
             why = "Permission denied" if path.parent.is_dir() else "No such file or directory"
             raise BadPicture(f"{path} cannot be written: {why}")
@@ -71,45 +75,47 @@ def check_written(a: argparse.Namespace, masks: Path | None = None) -> None:
 
 def run_detect(a: argparse.Namespace) -> int:
     """A line a box: label, x0, y0, x1, y1 in pixels, with tabs between."""
-    check_written(a)
+    check_outputs(a)
+    chosen = options(a)
     model, image, prompt = load_model(a), read_picture(a.image), detect_prompt(a.objects)
-    generation, status = answer(a, model, image, prompt)
-    things = parse_objects(generation.text)
-    boxes = [thing.box(*image.size, bins=a.bins) for thing in things]
+    (answer,), status = generate(model, image, prompt, chosen)
+    objects = parse_objects(answer.text)
+    boxes = [each.box(*image.size, bins=a.bins) for each in objects]
     if a.format == "json":
-        print_json(prompt, generation, boxes, things)
+        print_json(prompt, answer, boxes, objects)
     else:
         for box in boxes:
             print(*box_fields(box), sep="\t")
         if not boxes:
-            say_nothing_found(generation)
+            report_nothing_found(answer)
     if a.draw:
         write_picture(draw_boxes(image, boxes), a.draw)
     return status
 
 
-def say_nothing_found(generation: Generation) -> None:
-    cut = generation.finish_reason == "length"
-    hint = f": the answer was cut off after {len(generation.token_ids)} tokens, see --max-new-tokens" if cut else ""
+def report_nothing_found(answer: Generation) -> None:
+    cut = answer.finish_reason == "length"
+    hint = f": the answer was cut off after {len(answer.token_ids)} tokens, see --max-new-tokens" if cut else ""
     print(f"npgemma: nothing found{hint}", file=sys.stderr)
 
 
 def run_segment(a: argparse.Namespace) -> int:
     """A line an object: label, x0, y0, x1, y1 in pixels, and how many pixels its mask has."""
-    check_written(a, a.masks)
+    check_outputs(a, a.masks)
+    chosen = options(a)
     model, image, prompt = load_model(a), read_picture(a.image), segment_prompt(a.objects)
     codec = read_mask_codec(a.codec) if a.codec else model.mask_codec
-    generation, status = answer(a, model, image, prompt)
-    things = [thing for thing in parse_objects(generation.text) if thing.codes]
-    boxes, labels = [thing.box(*image.size) for thing in things], [thing.label for thing in things]
-    masks = (soft_object_masks if a.soft else object_masks)(codec, things, *image.size)
+    (answer,), status = generate(model, image, prompt, chosen)
+    objects = [each for each in parse_objects(answer.text) if each.codes]
+    boxes, labels = [each.box(*image.size) for each in objects], [each.label for each in objects]
+    masks = (soft_object_masks if a.soft else object_masks)(codec, objects, *image.size)
     if a.format == "json":
-        print_json(prompt, generation, boxes, things)
+        print_json(prompt, answer, boxes, objects)
     for box, mask in zip(boxes, masks, strict=True):
         if a.format == "text":
             print(*box_fields(box), round(float(mask.sum())), sep="\t")
-    if not things:
-        say_nothing_found(generation)
+    if not objects:
+        report_nothing_found(answer)
     if a.masks:
         stacked = np.array(masks, np.float32 if a.soft else bool).reshape(-1, image.height, image.width)
         with beside(a.masks) as temporary, temporary.open("wb") as file:

@@ -1,4 +1,4 @@
-"""How results are told: text for people, JSON for programs, and nothing that could steer a terminal."""
+"""How results are printed: text for people, JSON for programs, and no control characters for the terminal."""
 
 import json
 import re
@@ -10,22 +10,22 @@ from dataclasses import asdict
 from npgemma.decoding.text import Generation
 from npgemma.tasks.objects import Box, DetectedObject
 
-INTERRUPTED = 130  # the exit status of what Ctrl-C has ended
-WIPE = "\r\x1b[K"  # takes the line that a terminal's cursor is on away
+INTERRUPTED = 130  # the exit status after Ctrl-C
+WIPE = "\r\x1b[K"  # clears the terminal's current line
 
 
 def print_json(
-    prompt: str, generation: Generation, boxes: Sequence[Box] | None = None, things: Sequence[DetectedObject] = ()
+    prompt: str, generation: Generation, boxes: Sequence[Box] | None = None, objects: Sequence[DetectedObject] = ()
 ) -> None:
-    """One object on one line; of an answer with boxes, these in pixels, and the objects in bins and codes."""
+    """One JSON object on one line; for an answer with boxes, these in pixels, and the objects in bins and codes."""
     result = {"prompt": prompt, **asdict(generation)}
     if boxes is not None:
-        result |= {"boxes": [asdict(box) for box in boxes], "objects": [asdict(thing) for thing in things]}
+        result |= {"boxes": [asdict(box) for box in boxes], "objects": [asdict(each) for each in objects]}
     print(as_json(result))
 
 
 def as_json(result: object) -> str:
-    """ASCII throughout, so that no encoding and no terminal can trip over it; DEL alone is left to be escaped."""
+    """JSON in ASCII, which every encoding and terminal can show; json escapes everything but DEL."""
     return json.dumps(result).replace("\x7f", "\\u007f")
 
 
@@ -35,13 +35,13 @@ def box_fields(box: Box) -> tuple[object, ...]:
 
 
 def printable(text: str) -> str:
-    """`text` with control characters written out: what comes from files must not steer a terminal."""
+    """`text` with control characters escaped: text from files must not control the terminal."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 @contextmanager
 def working(what: str) -> Iterator[Callable[[], None]]:
-    """Says on a terminal's stderr that `what` is going on; wiped when `done` is first called, or at the end."""
+    """Shows `what` on a terminal's stderr, until `done` is first called, or to the end."""
     shown = sys.stderr.isatty()
 
     def done() -> None:

@@ -2,9 +2,10 @@
 
     log P(answer) = sum over t of log P(token t | picture, prompt, tokens before t)
 
-Of all continuations of the K best unfinished answers by one token, the K best go on; finished ones are kept aside,
-and the search ends when nothing unfinished is better than the K best of those. The score is the plain sum, as in
-big_vision, without reward or penalty for length; so is that of transformers with num_beams=K and length_penalty=0.
+In each step, of all continuations of the K best unfinished answers by one token, the K best unfinished ones go on, and
+those of the K best that end are kept. The search ends when no unfinished answer is better than the K best finished
+ones. The score is the plain sum, as in big_vision, without reward or penalty for length; transformers computes the same
+with num_beams=K and length_penalty=0.
 """
 
 from collections.abc import Iterable
@@ -31,47 +32,45 @@ class Beam(NamedTuple):
 
 
 def beam_search(p: PaliGemma, prompt: Prompt, num_beams: int, limits: Limits) -> list[Beam]:
-    """The best finished answers, the likeliest first, at most `num_beams`.
-
-    Raises ValueError if num_beams is below 1, BadModel if the logits are not finite.
-    """
-    if type(num_beams) is not int or num_beams < 1:
-        raise ValueError(f"num_beams is {num_beams}; it is a whole number from 1 up")
+    """The best finished answers, the likeliest first, at most `num_beams`. BadModel if the logits are not finite."""
     dtype = prompt.image_rows.dtype
     caches = [new_caches(p.text, len(prompt.input_ids) + limits.max_new_tokens - 1, dtype)]
-    scores = start(p, [prompt], caches)
-    going, finished = [Beam((), (), 0)], list[Beam]()
+    logits = start(p, [prompt], caches)
+    unfinished, finished = [Beam((), (), 0)], list[Beam]()
     while True:
-        # so many that K unfinished ones are among them, even if each of the K best ends in every possible way
-        width = (1 + len(limits.eos_ids)) * num_beams
-        best, ended = ranking(going, scores, width, limits)
-        while sum(ended) > len(best) - num_beams and len(best) == width and len(best[0].ids) < limits.max_new_tokens:
-            width *= 2  # many end with a stop string
-            best, ended = ranking(going, scores, width, limits)
+        best, ended = best_continuations(unfinished, logits, num_beams, limits)
         finished += [beam for beam, end in zip(best[:num_beams], ended, strict=False) if end]
         finished = ranked(finished)[:num_beams]
-        going = [beam for beam, end in zip(best, ended, strict=True) if not end][:num_beams]
-        if not going or (len(finished) == num_beams and going[0].total <= finished[-1].total):
+        unfinished = [beam for beam, end in zip(best, ended, strict=True) if not end][:num_beams]
+        if not unfinished or (len(finished) == num_beams and unfinished[0].total <= finished[-1].total):
             return finished
-        # The first child of a beam goes on in its caches, the others in copies.
-        firsts = {beam.parent: beam for beam in reversed(going)}
-        idle = [each for parent, each in enumerate(caches) if parent not in firsts]
-        caches = [
-            caches[beam.parent] if firsts[beam.parent] is beam else fork(caches[beam.parent], idle) for beam in going
-        ]
-        scores = step(p, np.array([beam.ids[-1] for beam in going]), caches, dtype)
+        caches = caches_of(unfinished, caches)
+        logits = step(p, np.array([beam.ids[-1] for beam in unfinished]), caches, dtype)
 
 
-def ranking(
-    going: list[Beam], scores: Float[Array, "B V"], width: int, limits: Limits
+def best_continuations(
+    unfinished: list[Beam], logits: Float[Array, "B V"], num_beams: int, limits: Limits
 ) -> tuple[list[Beam], list[bool]]:
-    """The `width` best continuations, and which of them end."""
-    best = continuations(going, scores, limits.choices, width)
-    return best, [limits.reason_to_end(beam.ids) is not None for beam in best]
+    """The best continuations, and which of them end; enough that `num_beams` unfinished ones are among them."""
+    count = (1 + len(limits.eos_ids)) * num_beams  # enough even if each of the best ends with every end token
+    while True:
+        best = continuations(unfinished, logits, limits.choices, count)
+        ended = [limits.reason_to_end(beam.ids) is not None for beam in best]
+        enough = len(best) - sum(ended) >= num_beams
+        if enough or len(best) < count or len(best[0].ids) == limits.max_new_tokens:
+            return best, ended
+        count *= 2  # many end with a stop string
+
+
+def caches_of(beams: list[Beam], caches: list[list[Cache]]) -> list[list[Cache]]:
+    """The caches of each beam's parent: the first child of a parent takes them over, the others get copies."""
+    firsts = {beam.parent: beam for beam in reversed(beams)}
+    idle = [each for parent, each in enumerate(caches) if parent not in firsts]
+    return [caches[beam.parent] if firsts[beam.parent] is beam else fork(caches[beam.parent], idle) for beam in beams]
 
 
 def fork(caches: list[Cache], idle: list[list[Cache]]) -> list[Cache]:
-    """A copy of a beam's caches, in the memory of one that nothing goes on from, if there is one."""
+    """A copy of a beam's caches, in the memory of idle ones if there are any."""
     if not idle:
         return [cache.copy() for cache in caches]
     twins = idle.pop()
@@ -80,10 +79,10 @@ def fork(caches: list[Cache], idle: list[list[Cache]]) -> list[Cache]:
     return twins
 
 
-def continuations(going: list[Beam], scores: Float[Array, "B V"], choices: int, count: int) -> list[Beam]:
-    """The `count` likeliest answers that are one of `going` and one token more, the likeliest first."""
+def continuations(unfinished: list[Beam], logits: Float[Array, "B V"], choices: int, count: int) -> list[Beam]:
+    """The `count` likeliest answers that are one of `unfinished` and one token more, the likeliest first."""
     found = []
-    for parent, (beam, row) in enumerate(zip(going, scores, strict=True)):
+    for parent, (beam, row) in enumerate(zip(unfinished, logits, strict=True)):
         logprobs = log_probabilities(row)[:choices]
         best = largest(logprobs, count)
         found += [Beam((*beam.ids, i), (*beam.logprobs, float(logprobs[i])), parent) for i in best.tolist()]

@@ -1,7 +1,7 @@
-"""Generation: one prefill of all prompts, then steps of one token for every sequence that is not done.
+"""Generation: one prefill of all prompts, then steps of one token for every sequence that has not ended.
 
-Sequences of different length and different end run together as rows; one that is done leaves the rest as they were,
-and another may take its place.
+Sequences of different lengths run together as rows. One that ends leaves the others as they were, and another may take
+its place.
 """
 
 import itertools
@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from npgemma.decoding.sampling import Sampling, choose
+from npgemma.decoding.options import Sampling
+from npgemma.decoding.sampling import choose
 from npgemma.errors import BadModel
 from npgemma.layers.activations import log_softmax
 from npgemma.layers.shapes import Array, Float, Int
@@ -22,47 +23,43 @@ from npgemma.models.paligemma import PaliGemma, Prompt, start, step
 
 @dataclass(frozen=True)
 class Limits:
-    """Where an answer ends, and what it may hold.
+    """Where an answer ends, and which tokens it may contain.
 
-    It ends with an end token, where `ends` says so of the ids written, or after `max_new_tokens`; only ids below
-    `choices` are chosen. Raises ValueError if max_new_tokens is below 1.
+    It ends with an end token, when `has_stopped` says so of the ids written, or after `max_new_tokens`; only ids below
+    `choices` are chosen.
     """
 
     max_new_tokens: int
     eos_ids: Sequence[int]
     choices: int
-    ends: Callable[[Sequence[int]], bool] = lambda written: False
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; it is at least 1")
+    has_stopped: Callable[[Sequence[int]], bool] = lambda written: False
 
     def reason_to_end(self, written: Sequence[int]) -> str | None:
-        """'stop' (an end token, or `ends`), 'length', or None while an answer goes on."""
-        if written[-1] in self.eos_ids or self.ends(written):
+        """'stop' (an end token or a stop string), 'length', or None while an answer goes on."""
+        if written[-1] in self.eos_ids or self.has_stopped(written):
             return "stop"
         return "length" if len(written) == self.max_new_tokens else None
 
 
 class Token(NamedTuple):
-    """One token of sequence `row`; `finish_reason` is that of Limits.
+    """One token of a sequence; `finish_reason` is that of Limits.
 
     `logprob` is the natural logarithm of the model's own probability for it, before any sampling rule.
     """
 
-    row: int
+    sequence: int
     id: int
     finish_reason: str | None
     logprob: float
 
 
 @dataclass
-class Row:
-    """A sequence in flight: what it has read and written, its caches, and the logits of its next token."""
+class RunningSequence:
+    """A sequence that is being written: its prompt and tokens, its caches, and the logits of its next token."""
 
     input_ids: Int[Array, "T"]
     caches: list[Cache]
-    scores: Float[Array, "V"]
+    logits: Float[Array, "V"]
     rng: np.random.Generator
     written: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -76,67 +73,70 @@ def generate_tokens(
     samples: int = 1,
     tap: Tap = silent,
 ) -> Iterator[Token]:
-    """The tokens of all prompts, step by step, rows in order within a step: `samples` rows for each prompt.
+    """The tokens of all prompts, step by step, in the order of the sequences: `samples` of them for each prompt.
 
     Raises BadModel if the logits are not finite.
     """
-    going = dict(enumerate(begin(p, prompts, limits, sampling, samples, tap)))
+    running = dict(enumerate(prefill_sequences(p, prompts, limits, sampling, samples, tap)))
     for count in itertools.count(1):
-        tokens = [Token(i, *write_next(row, limits, sampling)) for i, row in going.items()]
+        tokens = [Token(i, *choose_next(sequence, limits, sampling)) for i, sequence in running.items()]
         yield from tokens
-        going = {token.row: going[token.row] for token in tokens if token.finish_reason is None}
-        if not going:
+        running = {token.sequence: running[token.sequence] for token in tokens if token.finish_reason is None}
+        if not running:
             return
-        advance(p, list(going.values()), at(tap, f"steps.{count}"))
+        step_sequences(p, list(running.values()), at(tap, f"steps.{count}"))
 
 
-def begin(
+def prefill_sequences(
     p: PaliGemma,
     prompts: Sequence[Prompt],
     limits: Limits,
     sampling: Sampling,
     samples: int = 1,
     tap: Tap = silent,
-) -> list[Row]:
-    """Read all prompts; each becomes `samples` rows that have written nothing yet.
+) -> list[RunningSequence]:
+    """Run all prompts; each becomes `samples` sequences that have written nothing yet.
 
-    Every row draws with a generator of its own, so its tokens do not depend on what runs beside it. The first row of
-    every prompt is seeded with the seed, so one sample is the same one among several.
+    Every sequence draws with a generator of its own, so its tokens do not depend on what runs beside it. The first of
+    every prompt has the seed itself, so a single sample equals the first of several.
     """
-    room = limits.max_new_tokens - 1  # the last token is never read
+    capacity = limits.max_new_tokens - 1  # the last token is never read
     dtype = prompts[0].image_rows.dtype
-    all_caches = [new_caches(p.text, len(prompt.input_ids) + room, dtype) for prompt in prompts]
-    scores = start(p, prompts, all_caches, tap=tap)
-    rows = []
-    for prompt, caches, row_scores in zip(prompts, all_caches, scores, strict=True):
+    all_caches = [new_caches(p.text, len(prompt.input_ids) + capacity, dtype) for prompt in prompts]
+    sequences = []
+    for prompt, caches, logits in zip(prompts, all_caches, start(p, prompts, all_caches, tap=tap), strict=True):
         for i in range(samples):
             rng = np.random.default_rng([sampling.seed, i] if i else sampling.seed)
             own = [cache.copy() for cache in caches] if i else caches
-            rows.append(Row(prompt.input_ids, own, row_scores, rng))
-    return rows
+            sequences.append(RunningSequence(prompt.input_ids, own, logits, rng))
+    return sequences
 
 
-def write_next(row: Row, limits: Limits, sampling: Sampling) -> tuple[int, str | None, float]:
-    """Choose the next token of a row: its id, whether and why the row ends with it, and its log-probability."""
-    logprobs = log_probabilities(row.scores)
-    seen = np.concatenate([row.input_ids, row.written]).astype(np.int64)
-    chosen = choose(row.scores[: limits.choices], sampling, row.rng, seen)
+def choose_next(sequence: RunningSequence, limits: Limits, sampling: Sampling) -> tuple[int, str | None, float]:
+    """Append the next token to a sequence; returns its id, why the sequence ends with it, and its log-probability."""
+    logprobs = log_probabilities(sequence.logits)
+    seen = np.concatenate([sequence.input_ids, sequence.written]).astype(np.int64)
+    chosen = choose(sequence.logits[: limits.choices], sampling, sequence.rng, seen)
     logprob = float(logprobs[chosen])
-    row.written.append(chosen)
-    row.logprobs.append(logprob)
-    return chosen, limits.reason_to_end(row.written), logprob
+    sequence.written.append(chosen)
+    sequence.logprobs.append(logprob)
+    return chosen, limits.reason_to_end(sequence.written), logprob
 
 
-def log_probabilities(scores: Float[Array, "V"]) -> Float[Array, "V"]:
-    """The natural logarithm of the model's own probability for each token, in float64. BadModel for NaN, infinities."""
-    if not np.isfinite(scores).all():
+def log_probabilities(logits: Float[Array, "V"]) -> Float[Array, "V"]:
+    """The natural logarithm of the model's own probability for each token, in float64.
+
+    Raises BadModel for logits that are NaN or infinite.
+    """
+    if not np.isfinite(logits).all():
         raise BadModel("the model's logits are not finite: some weight, or a pixel value, is NaN or infinite")
-    return log_softmax(scores.astype(np.float64))
+    return log_softmax(logits.astype(np.float64))
 
 
-def advance(p: PaliGemma, rows: Sequence[Row], tap: Tap = silent) -> None:
-    """Read the last token of each row: one step of the decoder for all of them."""
-    ids = np.array([row.written[-1] for row in rows])
-    dtype = rows[0].caches[0].keys.dtype
-    for row, scores in zip(rows, step(p, ids, [row.caches for row in rows], dtype, tap=tap), strict=True):
-        row.scores = scores
+def step_sequences(p: PaliGemma, sequences: Sequence[RunningSequence], tap: Tap = silent) -> None:
+    """Run the last token of each sequence: one step of the decoder for all of them."""
+    ids = np.array([sequence.written[-1] for sequence in sequences])
+    dtype = sequences[0].caches[0].keys.dtype
+    all_logits = step(p, ids, [sequence.caches for sequence in sequences], dtype, tap=tap)
+    for sequence, logits in zip(sequences, all_logits, strict=True):
+        sequence.logits = logits

@@ -1,9 +1,9 @@
-"""Scoring: how likely a model finds a given answer, token by token, without choosing any.
+"""Scoring: how likely a model finds a given answer, token by token.
 
     log P(answer | picture, prompt) = sum over t of log P(token t | picture, prompt, tokens before t)
 
 One pass over prompt and answer gives all of it: the answer is the causal suffix of PaliGemma's training (Beyer et al.
-2024, section 3.2.2), and its mean is the loss it was trained with.
+2024, section 3.2.2), and the mean of its negative log-probabilities is the training loss.
 """
 
 import math
@@ -20,7 +20,23 @@ from npgemma.models.paligemma import PaliGemma, Prompt, prefill
 
 @dataclass(frozen=True)
 class Score:
-    """The tokens of an answer, its end token last, and the natural logarithm of each one's probability."""
+    """How likely a model finds an answer.
+
+    Attributes
+    ----------
+    token_ids : list of int
+        The tokens of the answer, the end token last.
+    logprobs : list of float
+        The natural logarithm of the probability of each of them.
+
+    Examples
+    --------
+    >>> import npgemma
+    >>> model = npgemma.load()
+    >>> score = model.score(npgemma.sample_picture(), "answer en what color is the star?", "red")
+    >>> print(f"{score.total:.2f} {score.loss:.2f} {score.perplexity:.0f}")
+    -14.73 7.37 1581
+    """
 
     token_ids: list[int]
     logprobs: list[float]
@@ -37,12 +53,12 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """exp(loss): among how many equally likely tokens the model chose, on average."""
+        """exp(loss): among how many equally likely tokens the model chooses, on average."""
         return math.exp(self.loss)
 
 
 def score_answers(p: PaliGemma, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]]) -> list[Float[Array, "T"]]:
-    """For each prompt, log P of each token of its answer, in float64; all are rows of one pass.
+    """For each prompt, log P of each token of its answer, in float64; all of them are rows of one pass.
 
     Raises BadModel if the logits are not finite.
     """

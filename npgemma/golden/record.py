@@ -71,8 +71,8 @@ def record(
     seen = Recorder()
     inputs = model.processor([list(images)], [prompt], tap=seen)
     case = Case(inputs.pixel_values, inputs.input_ids[0], inputs.token_type_ids[0], steps)
-    model.check_length([case.input_ids], steps + 1)
-    model.check_files()
+    model.guard.check_length([case.input_ids], steps + 1)
+    model.guard.check_files()
 
     def wanted(name: str) -> bool:
         inside = is_in_level(name, level) and any(fnmatchcase(name, pattern) for pattern in patterns)

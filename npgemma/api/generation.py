@@ -1,0 +1,125 @@
+"""Pictures and prompts -> sequences of tokens -> Generations: what models, batches and commands share."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from npgemma.api.processor import Pictures, check_pairs
+from npgemma.decoding.beams import beam_search
+from npgemma.decoding.loop import Limits, Token, generate_tokens
+from npgemma.decoding.options import GenerationOptions
+from npgemma.decoding.scoring import Score, score_answers
+from npgemma.decoding.text import Detokenizer, Generation, Transcript
+from npgemma.errors import BadPrompt
+from npgemma.layers.shapes import Array, Float, Int
+from npgemma.models.paligemma import Prompt, image_features
+
+if TYPE_CHECKING:
+    from npgemma.api.vision_language import VisionLanguageModel
+
+
+def generate(
+    model: "VisionLanguageModel", images: Sequence[Pictures], prompts: Sequence[str], options: GenerationOptions
+) -> list[Generation]:
+    """The answers to all prompts, `num_return_sequences` of them for each, next to each other."""
+    if options.num_beams > 1:
+        check_pairs(images, prompts)
+        pairs = zip(images, prompts, strict=True)
+        return [answer for image, prompt in pairs for answer in search(model, image, prompt, options)]
+    transcript = Transcript(detokenizer(model, options), len(prompts) * options.num_return_sequences)
+    for token in tokens(model, images, prompts, options):
+        transcript.add(token)
+    return transcript.generations()
+
+
+def tokens(
+    model: "VisionLanguageModel", images: Sequence[Pictures], prompts: Sequence[str], options: GenerationOptions
+) -> Iterator[Token]:
+    """The tokens of all sequences as they are chosen, step by step."""
+    if not prompts:
+        return iter(())
+    read = read_prompts(model, images, prompts, options)
+    return generate_tokens(model.weights, read, limits(model, options), options, options.num_return_sequences)
+
+
+def search(model: "VisionLanguageModel", image: Pictures, prompt: str, options: GenerationOptions) -> list[Generation]:
+    """The best answers that beam search finds, the likeliest first."""
+    (read,) = read_prompts(model, [image], [prompt], options)
+    ends, text = limits(model, options), detokenizer(model, options)
+    found = beam_search(model.weights, read, options.num_beams, ends)[: options.num_return_sequences]
+    return [text.generation(beam.ids, ends.reason_to_end(beam.ids), beam.logprobs) for beam in found]
+
+
+def generate_ids(
+    model: "VisionLanguageModel",
+    input_ids: Any,
+    pixel_values: Any,
+    eos_ids: Sequence[int] | None,
+    options: GenerationOptions,
+) -> list[int]:
+    """The ids that follow `input_ids`; any row of the embedding table may be chosen."""
+    ids, pixels = model.guard.check_inputs(input_ids, pixel_values)
+    model.guard.check_length([ids], options.max_new_tokens)
+    model.guard.check_memory([len(ids)], len(pixels), options.max_new_tokens)
+    prompts = embed_pictures(model, [ids], pixels, [len(pixels)])
+    eos = model.config.eos_token_ids if eos_ids is None else eos_ids
+    ends = Limits(options.max_new_tokens, eos, model.config.text.vocab_size)
+    return [token.id for token in generate_tokens(model.weights, prompts, ends, options)]
+
+
+def detokenizer(model: "VisionLanguageModel", options: GenerationOptions) -> Detokenizer:
+    return Detokenizer(model.tokenizer.decode, options.stops)
+
+
+def limits(model: "VisionLanguageModel", options: GenerationOptions) -> Limits:
+    """Where an answer ends. The image token and rows that only fill the embedding table are never chosen."""
+    has_stopped = detokenizer(model, options).has_stopped
+    return Limits(options.max_new_tokens, model.config.eos_token_ids, model.tokenizer.image_id, has_stopped)
+
+
+def read_prompts(
+    model: "VisionLanguageModel", images: Sequence[Pictures], prompts: Sequence[str], options: GenerationOptions
+) -> list[Prompt]:
+    """Pictures and texts as the decoder starts from them, once it is clear that there is room for the answers."""
+    inputs = model.processor(images, prompts)
+    model.guard.check_length(inputs.input_ids, options.max_new_tokens)
+    lengths, sequences = [len(ids) for ids in inputs.input_ids], max(options.num_beams, options.num_return_sequences)
+    model.guard.check_memory(lengths, len(inputs.pixel_values), options.max_new_tokens, sequences)
+    return embed_pictures(model, inputs.input_ids, inputs.pixel_values, inputs.images)
+
+
+def embed_pictures(
+    model: "VisionLanguageModel",
+    input_ids: Sequence[Int[Array, "T"]],
+    pixel_values: Float[Array, "B 3 Y X"],
+    images: Sequence[int],
+) -> list[Prompt]:
+    """All pictures through the vision tower, and prompt i with the rows of its `images[i]` pictures."""
+    model.guard.check_files()
+    features = image_features(model.weights, pixel_values.astype(model.dtype, copy=False))
+    prompts, first = [], 0
+    for ids, count in zip(input_ids, images, strict=True):
+        rows = features[first : first + count].reshape(-1, features.shape[-1])
+        prompts.append(Prompt(ids, np.zeros_like(ids), rows))
+        first += count
+    return prompts
+
+
+def score(model: "VisionLanguageModel", images: Any, prompts: str | list[str], suffixes: Sequence[str]) -> list[Score]:
+    """The log-probabilities of each suffix as the answer to its prompt, or to the one prompt there is."""
+    if isinstance(prompts, list) and len(suffixes) != len(prompts):
+        raise BadPrompt(f"there are {len(prompts)} prompts and {len(suffixes)} suffixes; pass one for each prompt")
+    if not suffixes:
+        return []
+    inputs = model.processor(*([images], [prompts]) if isinstance(prompts, str) else (images, prompts))
+    answers = [[*model.tokenizer.encode(suffix), model.config.eos_token_ids[0]] for suffix in suffixes]
+    times = len(answers) // len(inputs.input_ids)  # all suffixes to one prompt, or one to each
+    pairs = zip(inputs.input_ids * times, answers, strict=True)
+    lengths, limit = [len(ids) + len(answer) for ids, answer in pairs], model.config.text.max_position_embeddings
+    if max(lengths) > limit:
+        raise BadPrompt(f"a prompt with its suffix has {max(lengths)} tokens; this model has {limit} positions")
+    model.guard.check_memory(lengths, len(inputs.pixel_values), 0, logit_rows=max(map(len, answers)))
+    read = embed_pictures(model, inputs.input_ids, inputs.pixel_values, inputs.images)
+    found = score_answers(model.weights, read * times, answers)
+    return [Score(answer, row.tolist()) for answer, row in zip(answers, found, strict=True)]
