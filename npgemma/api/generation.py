@@ -1,26 +1,41 @@
 """Pictures and prompts -> sequences of tokens -> Generations: what models, batches and commands share."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from npgemma.api.processor import Pictures, check_pairs
+from npgemma.api.guard import Guard
+from npgemma.api.processor import Pictures, Processor, check_pairs
+from npgemma.checkpoints.paligemma import PaliGemmaConfig
 from npgemma.decoding.beams import beam_search
 from npgemma.decoding.loop import Limits, Token, generate_tokens
 from npgemma.decoding.options import GenerationOptions
 from npgemma.decoding.scoring import Score, score_answers
 from npgemma.decoding.text import Detokenizer, Generation, Transcript
 from npgemma.errors import BadPrompt
+from npgemma.io.tokenizers import Tokenizer
 from npgemma.layers.shapes import Array, Float, Int
-from npgemma.models.paligemma import Prompt, image_features
+from npgemma.models.paligemma import PaliGemma, Prompt, image_features
 
-if TYPE_CHECKING:
-    from npgemma.api.vision_language import VisionLanguageModel
+
+class LoadedModel(Protocol):
+    """What these functions need of a model."""
+
+    config: PaliGemmaConfig
+    weights: PaliGemma
+    dtype: np.dtype
+    guard: Guard
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def processor(self) -> Processor: ...
 
 
 def generate(
-    model: "VisionLanguageModel", images: Sequence[Pictures], prompts: Sequence[str], options: GenerationOptions
+    model: LoadedModel, images: Sequence[Pictures], prompts: Sequence[str], options: GenerationOptions
 ) -> list[Generation]:
     """The answers to all prompts, `num_return_sequences` of them for each, next to each other."""
     if options.num_beams > 1:
@@ -34,7 +49,7 @@ def generate(
 
 
 def tokens(
-    model: "VisionLanguageModel", images: Sequence[Pictures], prompts: Sequence[str], options: GenerationOptions
+    model: LoadedModel, images: Sequence[Pictures], prompts: Sequence[str], options: GenerationOptions
 ) -> Iterator[Token]:
     """The tokens of all sequences as they are chosen, step by step."""
     if not prompts:
@@ -43,7 +58,7 @@ def tokens(
     return generate_tokens(model.weights, read, limits(model, options), options, options.num_return_sequences)
 
 
-def search(model: "VisionLanguageModel", image: Pictures, prompt: str, options: GenerationOptions) -> list[Generation]:
+def search(model: LoadedModel, image: Pictures, prompt: str, options: GenerationOptions) -> list[Generation]:
     """The best answers that beam search finds, the likeliest first."""
     (read,) = read_prompts(model, [image], [prompt], options)
     ends, text = limits(model, options), detokenizer(model, options)
@@ -52,7 +67,7 @@ def search(model: "VisionLanguageModel", image: Pictures, prompt: str, options: 
 
 
 def generate_ids(
-    model: "VisionLanguageModel",
+    model: LoadedModel,
     input_ids: Any,
     pixel_values: Any,
     eos_ids: Sequence[int] | None,
@@ -68,18 +83,18 @@ def generate_ids(
     return [token.id for token in generate_tokens(model.weights, prompts, ends, options)]
 
 
-def detokenizer(model: "VisionLanguageModel", options: GenerationOptions) -> Detokenizer:
+def detokenizer(model: LoadedModel, options: GenerationOptions) -> Detokenizer:
     return Detokenizer(model.tokenizer.decode, options.stops)
 
 
-def limits(model: "VisionLanguageModel", options: GenerationOptions) -> Limits:
+def limits(model: LoadedModel, options: GenerationOptions) -> Limits:
     """Where an answer ends. The image token and rows that only fill the embedding table are never chosen."""
     has_stopped = detokenizer(model, options).has_stopped
     return Limits(options.max_new_tokens, model.config.eos_token_ids, model.tokenizer.image_id, has_stopped)
 
 
 def read_prompts(
-    model: "VisionLanguageModel", images: Sequence[Pictures], prompts: Sequence[str], options: GenerationOptions
+    model: LoadedModel, images: Sequence[Pictures], prompts: Sequence[str], options: GenerationOptions
 ) -> list[Prompt]:
     """Pictures and texts as the decoder starts from them, once it is clear that there is room for the answers."""
     inputs = model.processor(images, prompts)
@@ -90,7 +105,7 @@ def read_prompts(
 
 
 def embed_pictures(
-    model: "VisionLanguageModel",
+    model: LoadedModel,
     input_ids: Sequence[Int[Array, "T"]],
     pixel_values: Float[Array, "B 3 Y X"],
     images: Sequence[int],
@@ -106,7 +121,7 @@ def embed_pictures(
     return prompts
 
 
-def score(model: "VisionLanguageModel", images: Any, prompts: str | list[str], suffixes: Sequence[str]) -> list[Score]:
+def score(model: LoadedModel, images: Any, prompts: str | list[str], suffixes: Sequence[str]) -> list[Score]:
     """The log-probabilities of each suffix as the answer to its prompt, or to the one prompt there is."""
     if isinstance(prompts, list) and len(suffixes) != len(prompts):
         raise BadPrompt(f"there are {len(prompts)} prompts and {len(suffixes)} suffixes; pass one for each prompt")

@@ -110,7 +110,7 @@ class VisionLanguageModel:
         >>> inputs = model.processor([npgemma.sample_picture()], ["caption en"])
         >>> logits = model.forward(inputs.input_ids[0], inputs.pixel_values)
         >>> logits.shape, model.tokenizer.decode([logits[-1].argmax()])
-        ((40, 1808), 'a')
+        ((40, 1792), 'a')
         """
         tap = checked(tap)
         self.guard.check_files()
