@@ -1,10 +1,10 @@
-"""Blocks of one computation side by side on the cores.
+"""Blocks of one computation in parallel on the cores.
 
 NumPy lets other threads run while it is inside an operation, so threads that each widen, multiply or normalise a block
-of their own keep every core busy. BLAS would start threads of its own inside each product, and they and ours would wait
-for one another. So BLAS is held to one thread while blocks run, then given back what it had; ours are as many as it
-had, so OPENBLAS_NUM_THREADS means what it always means. Where BLAS has no such switch (it is not OpenBLAS), blocks run
-one after the other and BLAS does as it likes.
+of their own keep every core busy. BLAS would start threads of its own inside each product, and the two sets of threads
+would wait for one another. So while blocks run, BLAS is set to one thread, and afterwards to the number it had; that
+number is also the number of our threads, so OPENBLAS_NUM_THREADS keeps its usual meaning. A BLAS other than OpenBLAS
+cannot be set: then blocks run one after the other, and BLAS uses as many threads as it wants.
 """
 
 import ctypes
@@ -25,8 +25,62 @@ Item = TypeVar("Item")
 P = ParamSpec("P")
 
 
+def numpy_library() -> ctypes.CDLL:
+    """The extension module that does NumPy's products: looking up a name in it also searches the BLAS it links to."""
+    return ctypes.CDLL(import_module("numpy._core._multiarray_umath").__file__)
+
+
+class Blas:
+    """The thread count of the BLAS in a library: one number for the whole process."""
+
+    def __init__(self, library: Callable[[], Any] = numpy_library) -> None:
+        self.library = library
+        self.lock = threading.Lock()
+        self.users = 0
+        self.had = 1
+
+    @functools.cached_property
+    def switch(self) -> tuple[Callable[[], int], Callable[[int], Any]] | None:
+        """OpenBLAS's functions that get and set the count, whatever names it was built with; None without both."""
+        library = self.library()
+        for prefix in ("scipy_openblas", "openblas"):
+            for suffix in ("64_", ""):
+                get = getattr(library, f"{prefix}_get_num_threads{suffix}", None)
+                put = getattr(library, f"{prefix}_set_num_threads{suffix}", None)
+                if get and put:
+                    return get, put
+        return None
+
+    @contextmanager
+    def on_one_thread(self) -> Iterator[int]:
+        """Set BLAS to one thread; yields the number of threads it had, and sets that again afterwards.
+
+        Several threads of the host program may be inside at once: the first to enter sets one, the last to leave sets
+        the old number.
+        """
+        if self.switch is None:
+            yield 1
+            return
+        get, put = self.switch
+        with self.lock:
+            if not self.users:
+                self.had = get()
+                put(1)
+            self.users += 1
+        try:
+            yield self.had
+        finally:
+            with self.lock:
+                self.users -= 1
+                if not self.users:
+                    put(self.had)
+
+
+BLAS = Blas()
+
+
 class Here(threading.local):
-    """Whether this thread is working on an item: whatever that calls runs on this thread alone."""
+    """Whether this thread is working on an item: what the item calls then runs on this thread alone."""
 
     working = False
 
@@ -34,7 +88,7 @@ class Here(threading.local):
 here = Here()
 
 
-def in_parallel(f: Callable[[Item], object], items: Sequence[Item]) -> None:
+def in_parallel(f: Callable[[Item], object], items: Sequence[Item], blas: Blas = BLAS) -> None:
     """Call `f` on every item, in no particular order, on as many threads as BLAS has; raises what a call raised."""
     if here.working:
         for item in items:
@@ -56,8 +110,8 @@ def in_parallel(f: Callable[[Item], object], items: Sequence[Item]) -> None:
             here.working = False
 
     helpers: list[Future[None]] = []
-    with BLAS.on_one_thread() as threads:
-        with suppress(RuntimeError):  # while Python shuts down, no thread can be asked for help any more
+    with blas.on_one_thread() as threads:
+        with suppress(RuntimeError):  # while Python shuts down, the pool accepts no work
             for _ in range(min(threads, len(items)) - 1):
                 # a copy of this context, so that np.errstate holds in every thread
                 helpers.append(pool().submit(copy_context().run, work))
@@ -72,60 +126,8 @@ def in_parallel(f: Callable[[Item], object], items: Sequence[Item]) -> None:
 
 @functools.cache
 def pool() -> ThreadPoolExecutor:
-    """Threads that wait for work; a thread starts when it is first needed."""
+    """The threads that help; each starts when it is first needed."""
     return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="npgemma")
-
-
-def numpy_library() -> ctypes.CDLL:
-    """The extension module that does NumPy's products; a name is looked for in the BLAS it is linked with, too."""
-    return ctypes.CDLL(import_module("numpy._core._multiarray_umath").__file__)
-
-
-class Blas:
-    """The thread count of the BLAS that NumPy was built with: one number for the whole process."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.users = 0
-        self.had = 1
-
-    @functools.cached_property
-    def switch(self) -> tuple[Callable[[], int], Callable[[int], Any]] | None:
-        """OpenBLAS's functions that get and set the count, by whichever name it was built with."""
-        library = numpy_library()
-        for prefix in ("scipy_openblas", "openblas"):
-            for suffix in ("64_", ""):
-                get = getattr(library, f"{prefix}_get_num_threads{suffix}", None)
-                put = getattr(library, f"{prefix}_set_num_threads{suffix}", None)
-                if get and put:
-                    return get, put
-        return None
-
-    @contextmanager
-    def on_one_thread(self) -> Iterator[int]:
-        """Gives the number of threads that BLAS had, which it has again afterwards.
-
-        Two threads of the host program may be in here at once: the first in sets the one, the last out puts it back.
-        """
-        if self.switch is None:
-            yield 1
-            return
-        get, put = self.switch
-        with self.lock:
-            if not self.users:
-                self.had = get()
-                put(1)
-            self.users += 1
-        try:
-            yield self.had
-        finally:
-            with self.lock:
-                self.users -= 1
-                if not self.users:
-                    put(self.had)
-
-
-BLAS = Blas()
 
 
 # Numbers that a norm or a gelu works on at once: with what they become on the way, they stay in the cache.
@@ -155,7 +157,7 @@ def by_rows(f: Callable[P, np.ndarray]) -> Callable[P, np.ndarray]:
 
 
 def forked() -> None:
-    """Start anew in a forked child: no thread of its parent's is there, neither to help nor to give back BLAS's."""
+    """Start afresh in a forked child: the threads of its parent that help, or would reset BLAS, do not exist there."""
     pool.cache_clear()
     BLAS.lock = threading.Lock()
     if BLAS.users and BLAS.switch:
