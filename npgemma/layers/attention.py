@@ -60,14 +60,16 @@ def attend_block(
 ) -> Attending:
     """softmax(q keys / sqrt(H), where the mask is True) values, for some key heads and some rows.
 
-    Yields each tensor worth comparing with its name, and continues with the tensor that it is sent: what a tap returned.
+    Yields each tensor worth comparing, with its name, and continues with what it is sent: the result of a tap.
     """
     key_heads, queries, rows, width = q.shape
     x = q.reshape(key_heads, queries * rows, width) @ keys  # K GT S
     x = yield "dots", x.reshape(key_heads, queries, rows, -1)
     x = yield "scores", x * width**-0.5
-    x = yield "exp", exponentials(np.where(mask, x, -np.inf))
-    x = yield "probs", x / x.sum(-1, keepdims=True)
+    x = exponentials(np.where(mask, x, -np.inf))
+    total = x.sum(-1, keepdims=True)  # before the tap: a kernel that rounds the exponentials adds them up unrounded
+    x = yield "exp", x
+    x = yield "probs", x / total
     return (x.reshape(key_heads, queries * rows, -1) @ values).reshape(q.shape)
 
 
@@ -114,7 +116,9 @@ def run_in_step(
 def score_blocks(
     key_heads: int, queries: int, rows: int, seen: int, fewest: int = FEWEST_SCORES, most: int = MOST_SCORES
 ) -> list[ScoreBlock]:
-    """The axes K, G and T cut into blocks of at most `most` scores: some rows of one key head, or all rows of several."""
+    """The axes K, G and T cut into blocks of about `fewest` to `most` scores: some rows of one key head, or all rows of
+    several key heads.
+    """
     size = max(fewest, min(most, key_heads * queries * rows * seen // 4))
     height = min(rows, max(1, size // (queries * seen)))
     depth = max(1, size // (queries * max(1, height) * seen))

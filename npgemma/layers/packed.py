@@ -17,7 +17,7 @@ from npgemma.layers.threads import in_parallel
 # second-level cache when its odd columns are widened. With half or twice as many, a step takes 1.2 times as long:
 # threads wait for the interpreter, or the cache overflows.
 BLOCK = 1 << 19
-# The same for many rows, or if nothing is widened. These blocks are larger, since BLAS copies x into tiles for each one:
+# The same for many rows, or if nothing is widened. These blocks are larger, since BLAS copies x into tiles for each:
 # with half as many elements, the last product of an MLP takes 1.3 times as long.
 LARGE_BLOCK = 1 << 20
 # A matrix of at most this many elements is one block: sharing it would take longer than multiplying it.

@@ -101,7 +101,7 @@ def test_attend_taps_scores_before_the_mask_and_probabilities_after() -> None:
     assert list(taps.axes.items()) == [(name, "N T S") for name in TAPS]
 
 
-@pytest.mark.parametrize("name", TAPS)
+@pytest.mark.parametrize("name", ["dots", "scores", "probs"])
 def test_a_tap_that_replaces_a_tensor_changes_the_result(name: str) -> None:
     """Uniform products, scores or probabilities make every row the mean of the values."""
     values = normal(4, 1, 10)
@@ -111,6 +111,16 @@ def test_a_tap_that_replaces_a_tensor_changes_the_result(name: str) -> None:
 
     y = attend(normal(2, 1, 10), normal(4, 1, 10, seed=1), values, np.ones((2, 4), bool), level)
     np.testing.assert_allclose(y, np.stack([values.mean(0)] * 2), **FLOAT64)
+
+
+def test_the_sum_of_the_exponentials_is_taken_before_the_tap() -> None:
+    """A kernel of attention rounds the exponentials for the product with the values, and adds them up unrounded.
+
+    So halving them halves the result; had they been summed afterwards, nothing would change.
+    """
+    inputs = normal(2, 1, 10), normal(4, 1, 10, seed=1), normal(4, 1, 10, seed=2), np.ones((2, 4), bool)
+    y = attend(*inputs, lambda name, x, axes: x / 2 if name == "exp" else x)
+    np.testing.assert_array_equal(y, attend(*inputs) / 2, strict=True)
 
 
 # blocks
@@ -195,8 +205,8 @@ def test_few_scores_are_one_block() -> None:
 
 
 def test_attention_to_many_rows_needs_little_memory(use_threads) -> None:
-    """All 16 x 2048 x 2048 scores would be 256 MB in float32, and softmax makes more of them. A block has 4 MB, and each
-    of two threads holds about four arrays of that size.
+    """All 16 x 2048 x 2048 scores would be 256 MB in float32, and softmax makes more of them. A block has 4 MB, and
+    each of two threads holds about four arrays of that size.
     """
     use_threads(2)
     q, key = normal(2048, 16, 4).astype(np.float32), normal(2048, 1, 4).astype(np.float32)

@@ -63,7 +63,7 @@ def test_linear_does_not_write_to_its_arguments() -> None:
 
 def test_linear_refuses_rows_of_another_width() -> None:
     """The checker of the tests would be the first to say so, so it is bypassed."""
-    with pytest.raises(ValueError, match="reshape|mismatch"):
+    with pytest.raises(ValueError, match="reshape"):
         linear.unchecked(np.ones((3, 4), np.float32), np.ones((2, 5), np.float32))
 
 
