@@ -215,9 +215,10 @@ def checked(function: Callable) -> Callable:
     @functools.wraps(function)
     def checking(*args: Any, **kwargs: Any) -> Any:
         letters: Letters = {}
-        for name, value in (*zip(parameters, args, strict=False), *kwargs.items()):
-            if name in arguments:
-                located(arguments[name], value, letters, f"{title}: {name}")
+        given = dict(zip(parameters, args, strict=False)) | kwargs
+        for name, check_one in arguments.items():
+            if name in given:
+                located(check_one, given[name], letters, f"{title}: {name}")
         returned = function(*args, **kwargs)
         if of_result:
             located(of_result, returned, letters, f"{title}: the result")
