@@ -37,13 +37,9 @@ from npgemma.layers.tree import Slot
 # checked.
 TAKES_ANYTHING = ("npgemma.api.vision_language",)
 
-KINDS: dict[str, Callable[[np.dtype], bool]] = {
-    "float": lambda dtype: dtype.kind == "f",
-    "int": lambda dtype: dtype.kind in "iu",
-    "bool": lambda dtype: dtype.kind == "b",
-    "bits": lambda dtype: dtype == np.uint16,
-    "weight": lambda dtype: dtype.kind == "f" or dtype == np.uint16,
-}
+# The characters of the dtypes of each kind.
+FLOATS, WHOLE = np.typecodes["Float"], np.typecodes["AllInteger"]
+KINDS = {"float": FLOATS, "int": WHOLE, "bool": "?", "bits": "H", "weight": FLOATS + "H"}
 
 Letters = dict[str, int | tuple[int, ...]]
 # Raises ShapeError unless a value fits; binds the letters that are new.
@@ -81,24 +77,24 @@ def checker(annotation: Any) -> Checker | None:
 
 
 def array_checker(kind: str, axes: str) -> Checker:
-    fits, names = KINDS[kind], axes.split()
-    numbers = [int(name) if name.isdigit() else None for name in names]
+    dtypes, names, leading = KINDS[kind], axes.split(), axes.startswith("*")
+    wanted = [(name, int(name) if name.isdigit() else None) for name in names]
 
     def check(value: Any, letters: Letters) -> None:
-        if not isinstance(value, np.ndarray | np.generic | Slot):
+        if type(value) is not np.ndarray and not isinstance(value, np.ndarray | np.generic | Slot):
             raise ShapeError(f"is a {type(value).__name__}, not an array")
         if isinstance(value, Slot):
             if value.shape is None:
                 return
-        elif not fits(value.dtype):
+        elif value.dtype.char not in dtypes:
             raise ShapeError(f"is {value.dtype}, annotated {kind}")
         shape = sizes = value.shape
-        if axes.startswith("*") and len(shape) >= len(names) - 1:
-            leading = len(shape) - len(names) + 1
-            sizes = (shape[:leading], *shape[leading:])
+        if leading and len(shape) >= len(names) - 1:
+            run = len(shape) - len(names) + 1
+            sizes = (shape[:run], *shape[run:])
         if len(sizes) != len(names):
             raise ShapeError(f"has the shape {shape}, annotated {axes!r}")
-        for name, number, size in zip(names, numbers, sizes, strict=True):
+        for (name, number), size in zip(wanted, sizes, strict=True):
             expected = letters.setdefault(name, size) if number is None else number
             if size != expected:
                 raise ShapeError(f"has the shape {shape}, annotated {axes!r}, and {name} is {expected}")
@@ -203,22 +199,24 @@ def checked(function: Callable) -> Callable:
         return function
     hints = get_type_hints(function, include_extras=True)
     result = hints.pop("return", None)
-    parameters = list(inspect.signature(function).parameters)
-    arguments = {name: check for name, hint in hints.items() if (check := checker(hint))}
-    if function.__module__ in TAKES_ANYTHING:
-        arguments = {}
+    title = function.__qualname__
+    arguments = [
+        (i, name, check_one, f"{title}: {name}")
+        for i, name in enumerate(inspect.signature(function).parameters)
+        if name in hints and function.__module__ not in TAKES_ANYTHING and (check_one := checker(hints[name]))
+    ]
     of_result, of_generator = checker(result), generator_checkers(result)
     if not (arguments or of_result or of_generator):
         return function
-    title = function.__qualname__
 
     @functools.wraps(function)
     def checking(*args: Any, **kwargs: Any) -> Any:
         letters: Letters = {}
-        given = dict(zip(parameters, args, strict=False)) | kwargs
-        for name, check_one in arguments.items():
-            if name in given:
-                located(check_one, given[name], letters, f"{title}: {name}")
+        for i, name, check_one, where in arguments:
+            if i < len(args):
+                located(check_one, args[i], letters, where)
+            elif name in kwargs:
+                located(check_one, kwargs[name], letters, where)
         returned = function(*args, **kwargs)
         if of_result:
             located(of_result, returned, letters, f"{title}: the result")
