@@ -12,8 +12,8 @@ function binds the letters anew on each call:
 - what a generator yields, receives and returns is checked like a result, each yield with new letters.
 
 A weights class checks its fields against each other when it is made, since its constructor is an annotated function:
-the projector of a PaliGemma has to end in the D of its decoder. A Slot stands for an array of its shape, and before it
-has one, for any array.
+the projector of a PaliGemma has to end in the D of its decoder. A Slot is checked as an array of its shape; a Slot
+without a shape fits every annotation of an array.
 
 Annotations are compiled once. A frozen dataclass cannot change, so what its arrays bind is kept as long as it lives:
 the weights of a whole model are walked once, not on every call.

@@ -194,8 +194,8 @@ def test_changed_rows_of_a_dataclass_that_is_not_frozen_are_checked() -> None:
         grow(growing, floats(2, 3))
 
 
-def test_a_slot_stands_for_an_array_of_its_shape() -> None:
-    """Of any, as long as it has none."""
+def test_a_slot_is_checked_as_an_array_of_its_shape() -> None:
+    """A Slot without a shape fits."""
     for weight in (SLOT, Slot((5, 7))):
         stack(Stack((Layer(weight, SLOT),)), floats(2, 3))
     with pytest.raises(ShapeError, match=r"layer: p\.bias"):

@@ -130,12 +130,12 @@ def pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="npgemma")
 
 
-# Numbers that a norm or a gelu works on at once: with what they become on the way, they stay in the cache.
+# Numbers in a block of a norm or a gelu: a block and what is computed from it stay in the cache.
 ROW_BLOCK = 1 << 17
 
 
 def by_rows(f: Callable[P, np.ndarray]) -> Callable[P, np.ndarray]:
-    """`f`, which computes each row of its last argument x [*R D] alone, on blocks of rows in parallel."""
+    """`f`, which computes each row of its last argument x [*R D] separately, on blocks of rows in parallel."""
 
     @functools.wraps(f)
     def blocked(*arguments: Any) -> np.ndarray:
