@@ -1,4 +1,4 @@
-"""What holds for every test: annotations are checked, floating-point errors are raised, hypothesis repeats itself."""
+"""For every test: annotations are checked, floating-point errors raise, and hypothesis draws the same examples."""
 
 import hypothesis
 import numpy as np
@@ -10,13 +10,13 @@ hypothesis.settings.register_profile("npgemma", derandomize=True, deadline=None)
 
 
 def pytest_configure() -> None:
-    """Before any test module is imported, so that functions which it takes by name are the checked ones."""
+    """Before any test module is imported, so that the functions it imports by name are the checked ones."""
     hypothesis.settings.load_profile("npgemma")
     shapecheck.install()
 
 
 @pytest.fixture(autouse=True)
 def _floating_point_errors_raise():
-    """Overflow, division by zero and NaN out of numbers are errors. What is too small to tell from zero is zero."""
+    """Overflow, division by zero and NaN are errors; numbers too small for their dtype become zero."""
     with np.errstate(all="raise", under="ignore"):
         yield

@@ -1,17 +1,22 @@
 """Holds the package to its own annotations: `Float[Array, "T D"]` and its kin, on every call while the tests run.
 
-`install` wraps every annotated function and method of the package, wherever a module has it by name. A wrapped
+`install` wraps every annotated function and method of the package, in every module that has it by name. A wrapped
 function binds the letters anew on each call:
 
 - in its arguments and its result a letter is one size, a digit is itself, and `*R` is one run of leading axes;
 - the kind must fit: float, int, bool, bits (uint16), weight (float, or uint16);
-- a record, dataclass or NamedTuple, handed over as an argument must be of the class that is annotated, and its own
-  arrays share the letters of the call: the D of a layer's weights is the D of its rows;
-- a record inside a record, or any element of a sequence, has letters of its own: the D of SigLIP inside PaliGemma is
-  not Gemma's, and no two prompts need have one T.
+- a dataclass that is an argument must be of the annotated class, and its own arrays share the letters of the call: the
+  D of a layer's weights is the D of its rows;
+- a dataclass inside a dataclass, a NamedTuple, or an element of a sequence has letters of its own: the D of SigLIP
+  inside PaliGemma is not Gemma's, and no two prompts need have the same T;
+- what a generator yields, receives and returns is checked like a result, each yield with new letters.
 
 A weights class checks its fields against each other when it is made, since its constructor is an annotated function:
-the projector of a PaliGemma has to end in the D of its decoder.
+the projector of a PaliGemma has to end in the D of its decoder. A Slot is checked as an array of its shape; a Slot
+without a shape fits every annotation of an array.
+
+Annotations are compiled once. A frozen dataclass cannot change, so what its arrays bind is kept as long as it lives:
+the weights of a whole model are walked once, not on every call.
 """
 
 import dataclasses
@@ -20,127 +25,229 @@ import importlib
 import inspect
 import pkgutil
 import types
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from npgemma.layers.tree import Slot
 
-# These take what a user hands in, and refuse it themselves where it is wrong: only their results are held to anything.
-TAKES_ANYTHING = ("npgemma.model",)
+# The methods of this module take what a user gives and refuse it themselves if it is wrong: only their results are
+# checked.
+TAKES_ANYTHING = ("npgemma.api.vision_language",)
 
-KINDS: dict[str, Callable[[np.dtype], bool]] = {
-    "float": lambda dtype: dtype.kind == "f",
-    "int": lambda dtype: dtype.kind in "iu",
-    "bool": lambda dtype: dtype.kind == "b",
-    "bits": lambda dtype: dtype == np.uint16,
-    "weight": lambda dtype: dtype.kind == "f" or dtype == np.uint16,
-}
+# The characters of the dtypes of each kind.
+FLOATS, WHOLE = np.typecodes["Float"], np.typecodes["AllInteger"]
+KINDS = {"float": FLOATS, "int": WHOLE, "bool": "?", "bits": "H", "weight": FLOATS + "H"}
 
 Letters = dict[str, int | tuple[int, ...]]
+# Raises ShapeError unless a value fits; binds the letters that are new.
+Checker = Callable[[Any, Letters], None]
 
 
 class ShapeError(AssertionError):
     """An array is not what an annotation says. No ValueError: a test that expects one must not take this for it."""
 
+    def __init__(self, what: str, where: str = "") -> None:
+        super().__init__(f"{where} {what}")
+        self.what, self.where = what, where
 
-def check(annotation: Any, value: Any, letters: Letters, where: str) -> None:
-    """ShapeError unless `value` fits `annotation`; binds the letters that are new. Whatever says no shape fits."""
+    def within(self, outer: str) -> "ShapeError":
+        return ShapeError(self.what, outer + self.where)
+
+
+@functools.cache
+def checker(annotation: Any) -> Checker | None:
+    """What checks values of an annotation; None if the annotation holds neither the shape of an array nor a record."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        check_array(*annotation.__metadata__[0], value, letters, where)
-    elif origin in (Union, types.UnionType):
-        check_union(arguments, value, letters, where)
-    elif origin is tuple and arguments[-1] is not ...:
-        for i, (each, item) in enumerate(zip(arguments, value, strict=True)):
-            check(each, item, letters, f"{where}[{i}]")
-    elif origin in (list, tuple, Sequence):
+        return array_checker(*annotation.__metadata__[0])
+    if origin in (Union, types.UnionType):
+        return union_checker(arguments)
+    if origin is tuple and arguments[-1] is not ...:
+        return tuple_checker([checker(each) for each in arguments])
+    if origin in (list, tuple, Sequence):
+        return sequence_checker(checker(arguments[0]))
+    if dataclasses.is_dataclass(annotation):
+        return functools.partial(check_dataclass, annotation)
+    if hasattr(annotation, "_fields"):
+        return functools.partial(check_named_tuple, annotation)
+    return None
+
+
+def array_checker(kind: str, axes: str) -> Checker:
+    dtypes, names, leading = KINDS[kind], axes.split(), axes.startswith("*")
+    wanted = [(name, int(name) if name.isdigit() else None) for name in names]
+
+    def check(value: Any, letters: Letters) -> None:
+        if type(value) is not np.ndarray and not isinstance(value, np.ndarray | np.generic | Slot):
+            raise ShapeError(f"is a {type(value).__name__}, not an array")
+        if isinstance(value, Slot):
+            if value.shape is None:
+                return
+        elif value.dtype.char not in dtypes:
+            raise ShapeError(f"is {value.dtype}, annotated {kind}")
+        shape = sizes = value.shape
+        if leading and len(shape) >= len(names) - 1:
+            run = len(shape) - len(names) + 1
+            sizes = (shape[:run], *shape[run:])
+        if len(sizes) != len(names):
+            raise ShapeError(f"has the shape {shape}, annotated {axes!r}")
+        for (name, number), size in zip(wanted, sizes, strict=True):
+            expected = letters.setdefault(name, size) if number is None else number
+            if size != expected:
+                raise ShapeError(f"has the shape {shape}, annotated {axes!r}, and {name} is {expected}")
+
+    return check
+
+
+def union_checker(alternatives: Sequence[Any]) -> Checker | None:
+    """The value must fit one alternative, or be of its class if it says no shape."""
+    if not any(map(checker, alternatives)):
+        return None
+    checkers = [checker(each) or functools.partial(check_class, each) for each in alternatives]
+
+    def check(value: Any, letters: Letters) -> None:
+        errors = []
+        for check_one in checkers:
+            tried = dict(letters)
+            try:
+                check_one(value, tried)
+            except ShapeError as error:
+                errors.append(error)
+            else:
+                letters |= tried
+                return
+        raise errors[0]
+
+    return check
+
+
+def check_class(wanted: Any, value: Any, letters: Letters) -> None:
+    if isinstance(wanted, type) and not isinstance(value, wanted):
+        raise ShapeError(f"is a {type(value).__module__}.{type(value).__qualname__}, annotated {wanted}")
+
+
+def tuple_checker(checkers: Sequence[Checker | None]) -> Checker | None:
+    def check(value: Any, letters: Letters) -> None:
+        for i, (check_one, item) in enumerate(zip(checkers, value, strict=True)):
+            if check_one:
+                located(check_one, item, letters, f"[{i}]")
+
+    return check if any(checkers) else None
+
+
+def sequence_checker(check_one: Checker | None) -> Checker | None:
+    def check(value: Any, letters: Letters) -> None:
         for i, item in enumerate(value):
-            check(arguments[0], item, {}, f"{where}[{i}]")
-    elif is_record(annotation):
-        check_record(annotation, value, letters, where)
+            located(check_one, item, {}, f"[{i}]")
+
+    return check if check_one else None
 
 
-def check_array(kind: str, axes: str, value: Any, letters: Letters, where: str) -> None:
-    if isinstance(value, Slot):
+@functools.cache
+def fields_of(record: type) -> list[tuple[str, bool, Checker]]:
+    """The name of each field to check, whether it shares the letters of the record, and its checker."""
+    return [
+        (name, get_origin(annotation) in (Annotated, Union, types.UnionType), check_one)
+        for name, annotation in get_type_hints(record, include_extras=True).items()
+        if (check_one := checker(annotation))
+    ]
+
+
+def check_fields(record: type, value: Any, letters: Letters) -> None:
+    check_class(record, value, letters)
+    for name, shares, check_one in fields_of(record):
+        located(check_one, getattr(value, name), letters if shares else {}, f".{name}")
+
+
+def check_named_tuple(record: type, value: Any, letters: Letters) -> None:
+    check_fields(record, value, {})
+
+
+# What the arrays of each living frozen dataclass bind, by its id.
+bound: dict[int, Letters] = {}
+
+
+def check_dataclass(record: Any, value: Any, letters: Letters) -> None:
+    if not record.__dataclass_params__.frozen:
+        check_fields(record, value, letters)
         return
-    if not isinstance(value, np.ndarray | np.generic):
-        raise ShapeError(f"{where} is a {type(value).__name__}, not an array")
-    if not KINDS[kind](value.dtype):
-        raise ShapeError(f"{where} is {value.dtype}, annotated {kind}")
-    shape, names = value.shape, axes.split()
-    sizes: list[int | tuple[int, ...]] = list(shape)
-    if names[0].startswith("*") and len(shape) >= len(names) - 1:
-        leading = len(shape) - len(names) + 1
-        sizes = [shape[:leading], *shape[leading:]]
-    if len(sizes) != len(names):
-        raise ShapeError(f"{where} has the shape {shape}, annotated {axes!r}")
-    for name, size in zip(names, sizes, strict=True):
-        expected = int(name) if name.isdigit() else letters.setdefault(name, size)
-        if size != expected:
-            raise ShapeError(f"{where} has the shape {shape}, annotated {axes!r}, and {name} is {expected}")
+    check_class(record, value, letters)
+    if id(value) not in bound:
+        own: Letters = {}
+        check_fields(record, value, own)
+        bound[id(value)] = own
+        weakref.finalize(value, bound.pop, id(value)).atexit = False
+    if any(letters.setdefault(name, size) != size for name, size in bound[id(value)].items()):
+        check_fields(record, value, letters)  # which says where
 
 
-def check_union(alternatives: Sequence[Any], value: Any, letters: Letters, where: str) -> None:
-    if value is None and type(None) in alternatives:
-        return
-    for alternative in (a for a in alternatives if a is not type(None)):
-        tried = dict(letters)
-        try:
-            check(alternative, value, tried, where)
-        except ShapeError as error:
-            refused = error
-        else:
-            letters |= tried
-            return
-    raise refused
-
-
-def is_record(annotation: Any) -> bool:
-    return isinstance(annotation, type) and (dataclasses.is_dataclass(annotation) or hasattr(annotation, "_fields"))
-
-
-def check_record(record: type, value: Any, letters: Letters, where: str) -> None:
-    if not isinstance(value, record):
-        raise ShapeError(f"{where} is a {type(value).__module__}.{type(value).__qualname__}, annotated {record}")
-    for name, annotation in get_type_hints(record, include_extras=True).items():
-        own = letters if get_origin(annotation) in (Annotated, Union, types.UnionType) else {}
-        check(annotation, getattr(value, name), own, f"{where}.{name}")
-
-
-def is_checkable(annotation: Any) -> bool:
-    """Whether the annotation holds an array's shape, or a record, somewhere."""
-    return get_origin(annotation) is Annotated or is_record(annotation) or any(map(is_checkable, get_args(annotation)))
+def located(check_one: Checker, value: Any, letters: Letters, where: str) -> None:
+    """Check `value`, which is `where` in something larger: an error says so."""
+    try:
+        check_one(value, letters)
+    except ShapeError as error:
+        raise error.within(where) from None
 
 
 @functools.cache
 def checked(function: Callable) -> Callable:
-    """`function`, checking each call; itself where its annotations say no shape, or where it is checked already."""
+    """`function`, checking each call; itself if its annotations say no shape, or if it is checked already."""
+    if hasattr(function, "unchecked"):
+        return function
     hints = get_type_hints(function, include_extras=True)
     result = hints.pop("return", None)
-    if function.__module__ in TAKES_ANYTHING:
-        hints = {}
-    hints = {name: annotation for name, annotation in hints.items() if is_checkable(annotation)}
-    if hasattr(function, "unchecked") or not (hints or is_checkable(result)):
+    title = function.__qualname__
+    arguments = [
+        (i, name, check_one, f"{title}: {name}")
+        for i, name in enumerate(inspect.signature(function).parameters)
+        if name in hints and function.__module__ not in TAKES_ANYTHING and (check_one := checker(hints[name]))
+    ]
+    of_result, of_generator = checker(result), generator_checkers(result)
+    if not (arguments or of_result or of_generator):
         return function
-    signature = inspect.signature(function)
-    for name, parameter in signature.parameters.items():
-        if parameter.kind is parameter.VAR_POSITIONAL and name in hints:
-            hints[name] = tuple[hints[name], ...]
 
     @functools.wraps(function)
     def checking(*args: Any, **kwargs: Any) -> Any:
         letters: Letters = {}
-        given = signature.bind(*args, **kwargs).arguments
-        for name in [name for name in given if name in hints]:
-            check(hints[name], given[name], letters, f"{function.__qualname__}: {name}")
+        for i, name, check_one, where in arguments:
+            if i < len(args):
+                located(check_one, args[i], letters, where)
+            elif name in kwargs:
+                located(check_one, kwargs[name], letters, where)
         returned = function(*args, **kwargs)
-        check(result, returned, letters, f"{function.__qualname__}: the result")
-        return returned
+        if of_result:
+            located(of_result, returned, letters, f"{title}: the result")
+        return relay(returned, of_generator, letters, title) if of_generator else returned
 
-    checking.unchecked = function
+    checking.unchecked = function  # type: ignore[attr-defined]
     return checking
+
+
+def generator_checkers(annotation: Any) -> list[Checker | None]:
+    """What checks the yields, what is sent and the result of a generator; empty for anything else."""
+    checkers = [checker(each) for each in get_args(annotation)] if get_origin(annotation) is Generator else []
+    return checkers if any(checkers) else []
+
+
+def relay(inner: Generator, checkers: list[Checker | None], letters: Letters, title: str) -> Generator:
+    """The same generator with its traffic checked; letters are those of the call."""
+    yielded, sent, returned = checkers
+    value = None
+    while True:
+        try:
+            given = inner.send(value)
+        except StopIteration as end:
+            if returned:
+                located(returned, end.value, dict(letters), f"{title}: the result")
+            return end.value
+        if yielded:
+            located(yielded, given, dict(letters), f"{title}: the yield")
+        value = yield given
+        if sent and value is not None:
+            located(sent, value, dict(letters), f"{title}: what is sent")
 
 
 def modules(package: str = "npgemma") -> Iterator[types.ModuleType]:

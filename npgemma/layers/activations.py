@@ -29,7 +29,7 @@ def geglu(gate: Float[Array, "T F"], up: Float[Array, "T F"], tap: Tap = silent)
 def softmax(x: Float[Array, "*R S"]) -> Float[Array, "*R S"]:
     """y = exp(x) / sum(exp(x)) over the last axis; the maximum is subtracted first, so nothing overflows.
 
-    -inf becomes exactly 0. A row must hold one finite number: a row of nothing but -inf has no softmax.
+    -inf becomes exactly 0. Each row needs a finite number: a row of -inf alone has no softmax and becomes NaN.
     """
     y = exponentials(x)
     y /= y.sum(-1, keepdims=True)

@@ -1,7 +1,7 @@
 """Attention: multi-head, grouped or multi-query, under any mask.
 
 `attend_block` is the formula, for a block of the scores; `attend` cuts the scores into blocks that fit a cache and runs
-them on the cores. 4096 patches have 4096 x 4096 scores a head: all of them together would take gigabytes.
+them on the cores. 4096 patches have 4096 x 4096 scores in each head: together they would take gigabytes.
 """
 
 from collections.abc import Generator
@@ -14,8 +14,8 @@ from npgemma.layers.shapes import Array, Bool, Float
 from npgemma.layers.taps import Tap, silent
 from npgemma.layers.threads import in_parallel
 
-# Scores in a block: with what they become on the way, they stay in the cache. Fewer where that makes four blocks for
-# the cores to share, but not so few that calls take longer than work.
+# Scores in a block: a block and what is computed from it stay in the cache. Blocks are smaller if that makes four of
+# them for the cores to share, but not so small that the calls take longer than the work.
 MOST_SCORES, FEWEST_SCORES = 1 << 20, 1 << 16
 
 # Which key heads, query heads of each, and rows.
@@ -51,7 +51,8 @@ def attend(
     return mixed.transpose(2, 0, 1, 3).reshape(rows, heads, width)
 
 
-Attending: TypeAlias = Generator[tuple[str, Array], Array, Array]
+# Yields a name and a tensor, receives what to go on with, returns the heads.
+Attending: TypeAlias = Generator[tuple[str, Float[Array, "K G T S"]], Float[Array, "K G T S"], Float[Array, "K G T H"]]
 
 
 def attend_block(
@@ -59,19 +60,21 @@ def attend_block(
 ) -> Attending:
     """softmax(q keys / sqrt(H), where the mask is True) values, for some key heads and some rows.
 
-    Yields each tensor worth comparing [K G T S] with its name, and goes on with what it is sent: what the tap returned.
+    Yields each tensor worth comparing, with its name, and continues with what it is sent: the result of a tap.
     """
     key_heads, queries, rows, width = q.shape
     x = q.reshape(key_heads, queries * rows, width) @ keys  # K GT S
     x = yield "dots", x.reshape(key_heads, queries, rows, -1)
     x = yield "scores", x * width**-0.5
-    x = yield "exp", exponentials(np.where(mask, x, -np.inf))
-    x = yield "probs", x / x.sum(-1, keepdims=True)
+    x = exponentials(np.where(mask, x, -np.inf))
+    total = x.sum(-1, keepdims=True)  # before the tap: a kernel that rounds the exponentials adds them up unrounded
+    x = yield "exp", x
+    x = yield "probs", x / total
     return (x.reshape(key_heads, queries * rows, -1) @ values).reshape(q.shape)
 
 
 def run_apart(running: list[Attending], blocks: list[ScoreBlock], mixed: Float[Array, "K G T H"]) -> None:
-    """Each block from its beginning to its end, several at a time; `mixed` receives the results."""
+    """Run each block from beginning to end, several in parallel, and write the results to `mixed`."""
 
     def finish(i: int) -> None:
         try:
@@ -91,7 +94,7 @@ def run_in_step(
     scores: Float[Array, "K G T S"],
     tap: Tap,
 ) -> None:
-    """The same, all blocks side by side: at each yield the tap gets the whole tensor, put together in `scores`."""
+    """Run all blocks up to each yield in turn: there the tap gets the whole tensor, assembled from the blocks."""
     _, _, rows, seen = scores.shape
     names: list[str] = [""] * len(blocks)
 
@@ -110,9 +113,13 @@ def run_in_step(
         scores = tap(names[0], made.reshape(-1, rows, seen), "N T S").reshape(made.shape)
 
 
-def score_blocks(key_heads: int, queries: int, rows: int, seen: int) -> list[ScoreBlock]:
-    """The axes K, G and T cut into blocks: some rows of one key head, or all rows of several."""
-    size = max(FEWEST_SCORES, min(MOST_SCORES, key_heads * queries * rows * seen // 4))
+def score_blocks(
+    key_heads: int, queries: int, rows: int, seen: int, fewest: int = FEWEST_SCORES, most: int = MOST_SCORES
+) -> list[ScoreBlock]:
+    """The axes K, G and T cut into blocks of about `fewest` to `most` scores: some rows of one key head, or all rows of
+    several key heads.
+    """
+    size = max(fewest, min(most, key_heads * queries * rows * seen // 4))
     height = min(rows, max(1, size // (queries * seen)))
     depth = max(1, size // (queries * max(1, height) * seen))
     return [

@@ -5,15 +5,16 @@
     float16   s eeeee mmmmmmmmmm                             (-1)^s 2^(e - 15)  1.m
 
 bfloat16 is a float32 without its lower 16 bits: widening it is a shift, narrowing to it is rounding at bit 16. NumPy
-has no bfloat16: its bits travel as uint16. NumPy has float16, but its cast goes number by number: moving exponent and
-mantissa to where float32 has them gives a number that is 2^112 times too small, and multiplying it back is exact.
+has no bfloat16, so its bits are stored as uint16. NumPy has float16, but casts it number by number, which is slow:
+moving exponent and mantissa to their places in float32 gives a number that is 2^112 times too small, and multiplying by
+2^112 is exact.
 """
 
 import numpy as np
 
 from npgemma.layers.shapes import Array, Bits, Float, Int, Weight
 
-FLOAT16_INFINITE = 0x7C00  # an exponent of ones: infinity or NaN, for which the above does not hold
+FLOAT16_INFINITE = 0x7C00  # an exponent of ones: infinity or NaN, for which multiplying does not work
 
 
 def widened(w: Weight[Array, "*R"], dtype: np.dtype) -> Float[Array, "*R"]:
@@ -35,14 +36,14 @@ def widen(bits: Bits[Array, "*R"]) -> Float[Array, "*R"]:
 def even_columns(bits: Bits[Array, "O I"], out: Int[Array, "O J"]) -> Float[Array, "O J"]:
     """Columns 0, 2, 4 ... of a matrix of an even number I of columns, widened into the J = I/2 words of `out`.
 
-    Two neighbours are one 32-bit word, the left one its lower half (bfloat16 files are little-endian): a shift moves it
-    to where a float32 has it, and the other one out. This is several times as fast as `widen`.
+    Two neighbours are one 32-bit word, the left one in its lower half (bfloat16 files are little-endian): a shift moves
+    it to the upper half, and the other one out. This is several times as fast as `widen`.
     """
     return np.left_shift(bits.view(np.uint32), 16, out=out).view(np.float32)
 
 
 def odd_columns(bits: Bits[Array, "O I"], out: Int[Array, "O J"]) -> Float[Array, "O J"]:
-    """Columns 1, 3, 5 ..., likewise: they are in place already, and a mask removes their neighbours."""
+    """Columns 1, 3, 5 ..., likewise: they are in the upper half already, and a mask removes their neighbours."""
     return np.bitwise_and(bits.view(np.uint32), 0xFFFF0000, out=out).view(np.float32)
 
 
@@ -75,5 +76,5 @@ def pack(x: Float[Array, "*R"]) -> Bits[Array, "*R"]:
 
 
 def round_to_bfloat16(x: Float[Array, "*R"]) -> Float[Array, "*R"]:
-    """`x`, each number moved to the nearest bfloat16 number; float32 both ways."""
+    """`x` with each number rounded to the nearest bfloat16 number, as float32."""
     return widen(pack(x))

@@ -32,9 +32,10 @@ class ConvTranspose:
 
 
 def upsample(p: ConvTranspose, x: Float[Array, "B I Y X"]) -> Float[Array, "B O v u"]:
-    """Twice as high and wide: the transpose of a convolution of stride 2, padding 1, with kernels of 4.
+    """Twice the height and width: the transpose of a convolution of stride 2, padding 1, with kernels of 4.
 
-    Written as a convolution: x with a row and a column of zeros between its own, and kernels turned by half a turn.
+    Computed as a convolution: of x with a row of zeros between its rows and a column between its columns, with kernels
+    turned by half a turn. Source: torch.nn.ConvTranspose2d.
     """
     batch, channels, height, width = x.shape
     spread = np.zeros((batch, channels, 2 * height - 1, 2 * width - 1), x.dtype)

@@ -1,7 +1,7 @@
 """`linear` and `embed`: the one seam where a stored weight meets an activation.
 
-A weight keeps the dtype it was stored in and is usually memory-mapped (see `shapes`). `packed` widens it a block of
-rows at a time, so that a 6 GB bfloat16 checkpoint never becomes 12 GB of float32.
+A weight keeps the dtype of its file and is usually memory-mapped (see `shapes`). `packed` widens it a block of rows at
+a time, so that a 6 GB bfloat16 checkpoint never becomes 12 GB of float32.
 """
 
 import numpy as np
@@ -39,7 +39,7 @@ def unproject(
 
 
 def embed(ids: Int[Array, "T"], table: Weight[Array, "V D"], dtype: np.dtype) -> Float[Array, "T D"]:
-    """Row `ids[t]` of the table for each t, as `dtype`: this chooses the dtype of a whole run.
+    """Row `ids[t]` of the table for each t, as `dtype`, which becomes the dtype of a whole run.
 
     Raises IndexError for an id that is not in 0 .. V-1 (a negative id would count from the end).
     """

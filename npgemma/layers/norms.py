@@ -19,8 +19,8 @@ class LayerNorm:
 def layer_norm(p: LayerNorm, x: Float[Array, "*R D"]) -> Float[Array, "*R D"]:
     """y = (x - mean) / sqrt(variance + eps) * weight + bias, with the biased variance.
 
-    Source: Ba et al. 2016, section 3; torch.nn.LayerNorm. The variance is taken of the centred values: the shorter
-    mean(x^2) - mean(x)^2 cancels where the mean is large.
+    Source: Ba et al. 2016, section 3; torch.nn.LayerNorm. The variance is computed from the centred values: the shorter
+    mean(x^2) - mean(x)^2 loses its digits if the mean is large.
     """
     centred = x - x.mean(-1, keepdims=True)
     variance = np.square(centred).mean(-1, keepdims=True)

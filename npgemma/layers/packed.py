@@ -1,7 +1,7 @@
-"""Products with packed weights: x W^T where W stays in the dtype of its file. No formula of a paper stands here.
+"""Products with packed weights: x W^T where W stays in the dtype of its file. This file holds no formula of a paper.
 
-W is widened a block of rows at a time; a block is used while it is in the cache, and its widened copy is dropped.
-Widening is exact, so blocks change no number that is stored.
+W is widened a block of rows at a time; a block is multiplied while it is in the cache, and its widened copy is dropped.
+Widening is exact, so no stored number changes.
 """
 
 import math
@@ -13,18 +13,18 @@ from npgemma.layers.bits import even_columns, odd_columns, widened
 from npgemma.layers.shapes import Array, Bits, Float, Int, Weight
 from npgemma.layers.threads import in_parallel
 
-# Elements of W in a block that few rows of x meet: read from memory as 1 MB of bfloat16, it is still in the
-# second-level cache when its second half is widened. With half or twice as many a step takes 1.2 times as long: threads
-# wait for the interpreter, or the cache overflows.
+# Elements of W in a block for few rows of x: after it is read from memory as 1 MB of bfloat16, it is still in the
+# second-level cache when its odd columns are widened. With half or twice as many, a step takes 1.2 times as long:
+# threads wait for the interpreter, or the cache overflows.
 BLOCK = 1 << 19
-# The same for many rows, or where nothing is widened. There are fewer, since for each block BLAS copies x into tiles:
-# with half as many elements, the product that ends an MLP takes 1.3 times as long.
+# The same for many rows, or if nothing is widened. These blocks are larger, since BLAS copies x into tiles for each:
+# with half as many elements, the last product of an MLP takes 1.3 times as long.
 LARGE_BLOCK = 1 << 20
-# A matrix of no more elements is one block: to share it would take longer than to multiply it.
+# A matrix of at most this many elements is one block: sharing it would take longer than multiplying it.
 SMALL = 1 << 18
 # Up to this many rows of x, reading and widening W takes longer than multiplying.
 FEW_ROWS = 32
-# Multiply-adds in one product of few rows: up to 1e6, OpenBLAS multiplies W in place; beyond, it first copies W into
+# Multiply-adds in one product of few rows: up to 1e6, OpenBLAS multiplies W in place; above, it first copies W into
 # tiles, which takes five times as long.
 PIECE = 1 << 19
 
@@ -41,7 +41,7 @@ def multiply_packed(x: Float[Array, "T I"], w: Weight[Array, "O I"]) -> Float[Ar
 
 
 def multiply_in_pairs(x: Float[Array, "T I"], w: Bits[Array, "O I"]) -> Float[Array, "T O"]:
-    """x W^T for few rows of x: the even columns of W apart from the odd ones, since they are widened faster so."""
+    """x W^T for few rows of x: even and odd columns of W in separate products, since they widen faster that way."""
     halves = (x[:, 0::2].copy(), even_columns), (x[:, 1::2].copy(), odd_columns)
     y = np.empty((2, len(x), len(w)), x.dtype)
 
@@ -54,9 +54,9 @@ def multiply_in_pairs(x: Float[Array, "T I"], w: Bits[Array, "O I"]) -> Float[Ar
     return y[0] + y[1]
 
 
-def multiply(x: Float[Array, "T I"], w: Float[Array, "O I"], out: Float[Array, "T O"]) -> None:
+def multiply(x: Float[Array, "T I"], w: Float[Array, "O I"], out: Float[Array, "T O"], piece: int = PIECE) -> None:
     """out = x W^T."""
-    pieces = 1 << (w.size * len(x) // PIECE).bit_length()
+    pieces = piece_count(w.size * len(x), piece)
     if len(x) == 1:
         np.dot(w, x[0], out=out[0])  # np.matmul holds the interpreter lock in a product as small as this
     elif pieces > 1 and len(x) <= FEW_ROWS and len(w) % pieces == 0:
@@ -66,16 +66,24 @@ def multiply(x: Float[Array, "T I"], w: Float[Array, "O I"], out: Float[Array, "
         np.matmul(x, w.T, out=out)
 
 
-def row_blocks(w: Weight[Array, "O I"], size: int) -> list[slice]:
-    """The rows of W in blocks of about `size` elements or less: one, or a multiple of four, so that cores share."""
+def piece_count(multiply_adds: int, piece: int = PIECE) -> int:
+    """The smallest power of two of equal pieces that have fewer than `piece` multiply-adds each."""
+    return 1 << (multiply_adds // piece).bit_length()
+
+
+def row_blocks(w: Weight[Array, "O I"], size: int, small: int = SMALL) -> list[slice]:
+    """The rows of W in blocks of about `size` elements or less, four blocks or a multiple so that the cores share them.
+
+    A matrix of at most `small` elements is one block.
+    """
     height = len(w)
-    if w.size > SMALL:
+    if w.size > small:
         height = math.ceil(len(w) / math.ceil(w.size / size / 4) / 64) * 16
     return [slice(start, start + height) for start in range(0, len(w), max(1, height))]
 
 
 class Scratch(threading.local):
-    """Memory that each thread widens into again and again, so that it stays in the thread's cache."""
+    """Memory that each thread reuses for widened words, so that it stays in the cache of its core."""
 
     def __init__(self) -> None:
         self.memory = np.empty(0, np.uint32)

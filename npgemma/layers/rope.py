@@ -14,9 +14,9 @@ def rope(
         y[j]       = x[j] cos - x[j + H/2] sin
         y[j + H/2] = x[j + H/2] cos + x[j] sin          j = 0 .. H/2 - 1
 
-    Source: RoFormer (Su et al. 2021), section 3.2.2, with the half-split pairs of the Gemma checkpoints: j goes with j
-    + H/2, where the paper pairs 2j with 2j + 1. Angles are computed in float64, since in float32 position 4000 would be
-    off by 1e-4 radians, which no later precision could mend.
+    Source: RoFormer (Su et al. 2021), section 3.2.2, with the half-split pairs of the Gemma checkpoints: j is paired
+    with j + H/2, where the paper pairs 2j with 2j + 1. Angles are computed in float64: in float32 the angle of position
+    4000 would be off by 1e-4 radians, whatever the precision of everything after it.
     """
     half = x.shape[-1] // 2
     frequencies = tap("frequencies", theta ** (-np.arange(half) / half), "J")

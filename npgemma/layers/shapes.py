@@ -5,13 +5,13 @@ Upper-case letters are sizes; one letter has one meaning within a file:
     B images        T rows          S rows seen     Q rows that attend      D width         V vocabulary
     N query heads   K key heads     H head width    F MLP width             P patches       G query heads per key head
     C channels      Y X pixels      h w of a patch  I in                    O out           L layers
-    R image rows    E width of the vision tower, where D is the decoder's
+    R image rows    E width of the vision tower, where D is the decoder's           J pairs of numbers of a head
 
 `Float[Array, "T D"]` is an array to a type checker and a shape to the reader. `"*R D"` stands for any number of leading
-axes, a digit for that very size. Nothing is checked at run time; the tests bind the letters on every call.
+axes, a number for exactly that size. Nothing is checked at run time; the tests bind the letters on every call.
 
-A **weight** is an array of float32, float16 or float64 numbers, or of uint16: the bits of bfloat16 numbers, which NumPy
-has no type for. It is usually a view of a memory-mapped file. Only `linear` and `embed` compute with it.
+A **weight** is an array of float32, float16 or float64 numbers, or of uint16: the bits of bfloat16 numbers, for which
+NumPy has no type. It is usually a view of a memory-mapped file. Only `linear` and `embed` compute with it.
 """
 
 from typing import TYPE_CHECKING

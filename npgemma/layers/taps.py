@@ -1,6 +1,6 @@
-"""Taps: how one looks into a model while it computes.
+"""Taps: access to the tensors inside a model while it computes.
 
-Every tensor worth comparing passes through `tap(name, tensor, axes)` on the line that makes it, and the model goes on
+Every tensor worth comparing passes through `tap(name, tensor, axes)` on the line that makes it, and the model continues
 with what the tap returns. So a tap can record, round or replace a tensor. The default, `silent`, does nothing.
 
     >>> import numpy as np
@@ -43,8 +43,8 @@ def at(tap: Tap, scope: str, **letters: str) -> Tap:
 def checked(tap: Callable[..., Any]) -> Tap:
     """A tap that a user wrote, as `(name, x, axes)` or `(name, x)`, with its results checked.
 
-    Raises TypeError at once for a tap of other parameters, and while the model runs if the tap returns anything but an
-    array of the shape and dtype that it was given: the model would go on with it.
+    Raises TypeError at once if the tap takes other parameters, and while the model runs if it returns anything but an
+    array of the shape and dtype of its argument.
     """
     if tap is silent:
         return silent
@@ -86,8 +86,8 @@ class Recorder(Mapping[str, np.ndarray]):
 
     Notes
     -----
-    A recorder is a mapping from names to arrays. A name that comes again, such as in a decode step after the prefill,
-    replaces the earlier tensor.
+    A recorder is a mapping from names to arrays. A repeated name, such as in a decode step after the prefill, replaces
+    the earlier tensor.
 
     Examples
     --------

@@ -1,10 +1,10 @@
-"""Blocks of one computation side by side on the cores.
+"""Blocks of one computation in parallel on the cores.
 
 NumPy lets other threads run while it is inside an operation, so threads that each widen, multiply or normalise a block
-of their own keep every core busy. BLAS would start threads of its own inside each product, and they and ours would wait
-for one another. So BLAS is held to one thread while blocks run, then given back what it had; ours are as many as it
-had, so OPENBLAS_NUM_THREADS means what it always means. Where BLAS has no such switch (it is not OpenBLAS), blocks run
-one after the other and BLAS does as it likes.
+of their own keep every core busy. BLAS would start threads of its own inside each product, and the two sets of threads
+would wait for one another. So while blocks run, BLAS is set to one thread, and afterwards to the number it had; that
+number is also the number of our threads, so OPENBLAS_NUM_THREADS keeps its usual meaning. A BLAS other than OpenBLAS
+cannot be set: then blocks run one after the other, and BLAS uses as many threads as it wants.
 """
 
 import ctypes
@@ -25,74 +25,24 @@ Item = TypeVar("Item")
 P = ParamSpec("P")
 
 
-class Here(threading.local):
-    """Whether this thread is working on an item: whatever that calls runs on this thread alone."""
-
-    working = False
-
-
-here = Here()
-
-
-def in_parallel(f: Callable[[Item], object], items: Sequence[Item]) -> None:
-    """Call `f` on every item, in no particular order, on as many threads as BLAS has; raises what a call raised."""
-    if here.working:
-        for item in items:
-            f(item)
-        return
-    waiting = deque(items)
-
-    def take() -> Iterator[Item]:
-        with suppress(IndexError):
-            while True:
-                yield waiting.popleft()
-
-    def work() -> None:
-        here.working = True
-        try:
-            for item in take():
-                f(item)
-        finally:
-            here.working = False
-
-    helpers: list[Future[None]] = []
-    with BLAS.on_one_thread() as threads:
-        with suppress(RuntimeError):  # while Python shuts down, no thread can be asked for help any more
-            for _ in range(min(threads, len(items)) - 1):
-                # a copy of this context, so that np.errstate holds in every thread
-                helpers.append(pool().submit(copy_context().run, work))
-        try:
-            work()
-        finally:
-            waiting.clear()
-            wait(helpers)
-    for helper in helpers:
-        helper.result()
-
-
-@functools.cache
-def pool() -> ThreadPoolExecutor:
-    """Threads that wait for work; a thread starts when it is first needed."""
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="npgemma")
-
-
 def numpy_library() -> ctypes.CDLL:
-    """The extension module that does NumPy's products; a name is looked for in the BLAS it is linked with, too."""
+    """The extension module that does NumPy's products: looking up a name in it also searches the BLAS it links to."""
     return ctypes.CDLL(import_module("numpy._core._multiarray_umath").__file__)
 
 
 class Blas:
-    """The thread count of the BLAS that NumPy was built with: one number for the whole process."""
+    """The thread count of the BLAS in a library: one number for the whole process."""
 
-    def __init__(self) -> None:
+    def __init__(self, library: Callable[[], Any] = numpy_library) -> None:
+        self.library = library
         self.lock = threading.Lock()
         self.users = 0
         self.had = 1
 
     @functools.cached_property
     def switch(self) -> tuple[Callable[[], int], Callable[[int], Any]] | None:
-        """OpenBLAS's functions that get and set the count, by whichever name it was built with."""
-        library = numpy_library()
+        """OpenBLAS's functions that get and set the count, whatever names it was built with; None without both."""
+        library = self.library()
         for prefix in ("scipy_openblas", "openblas"):
             for suffix in ("64_", ""):
                 get = getattr(library, f"{prefix}_get_num_threads{suffix}", None)
@@ -103,9 +53,10 @@ class Blas:
 
     @contextmanager
     def on_one_thread(self) -> Iterator[int]:
-        """Gives the number of threads that BLAS had, which it has again afterwards.
+        """Set BLAS to one thread; yields the number of threads it had, and sets that again afterwards.
 
-        Two threads of the host program may be in here at once: the first in sets the one, the last out puts it back.
+        Several threads of the host program may be inside at once: the first to enter sets one, the last to leave sets
+        the old number.
         """
         if self.switch is None:
             yield 1
@@ -128,12 +79,63 @@ class Blas:
 BLAS = Blas()
 
 
-# Numbers that a norm or a gelu works on at once: with what they become on the way, they stay in the cache.
+class Here(threading.local):
+    """Whether this thread is working on an item: what the item calls then runs on this thread alone."""
+
+    working = False
+
+
+here = Here()
+
+
+def in_parallel(f: Callable[[Item], object], items: Sequence[Item], blas: Blas = BLAS) -> None:
+    """Call `f` on every item, in no particular order, on as many threads as BLAS has; raises what a call raised."""
+    if here.working:
+        for item in items:
+            f(item)
+        return
+    waiting = deque(items)
+
+    def take() -> Iterator[Item]:
+        with suppress(IndexError):
+            while True:
+                yield waiting.popleft()
+
+    def work() -> None:
+        here.working = True
+        try:
+            for item in take():
+                f(item)
+        finally:
+            here.working = False
+
+    helpers: list[Future[None]] = []
+    with blas.on_one_thread() as threads:
+        with suppress(RuntimeError):  # while Python shuts down, the pool accepts no work
+            for _ in range(min(threads, len(items)) - 1):
+                # a copy of this context, so that np.errstate holds in every thread
+                helpers.append(pool().submit(copy_context().run, work))
+        try:
+            work()
+        finally:
+            waiting.clear()
+            wait(helpers)
+    for helper in helpers:
+        helper.result()
+
+
+@functools.cache
+def pool() -> ThreadPoolExecutor:
+    """The threads that help; each starts when it is first needed."""
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="npgemma")
+
+
+# Numbers in a block of a norm or a gelu: a block and what is computed from it stay in the cache.
 ROW_BLOCK = 1 << 17
 
 
 def by_rows(f: Callable[P, np.ndarray]) -> Callable[P, np.ndarray]:
-    """`f`, which computes each row of its last argument x [*R D] alone, on blocks of rows in parallel."""
+    """`f`, which computes each row of its last argument x [*R D] separately, on blocks of rows in parallel."""
 
     @functools.wraps(f)
     def blocked(*arguments: Any) -> np.ndarray:
@@ -155,7 +157,7 @@ def by_rows(f: Callable[P, np.ndarray]) -> Callable[P, np.ndarray]:
 
 
 def forked() -> None:
-    """Start anew in a forked child: no thread of its parent's is there, neither to help nor to give back BLAS's."""
+    """Start afresh in a forked child: the threads of its parent that help, or would reset BLAS, do not exist there."""
     pool.cache_clear()
     BLAS.lock = threading.Lock()
     if BLAS.users and BLAS.switch:

@@ -1,7 +1,7 @@
 """Trees of arrays: a model's weights are frozen dataclasses and tuples of them, with arrays as their leaves.
 
 The annotation of a field says what its leaf is: `q: Weight[Array, "N H D"]`. A field that is None is a part that the
-model lacks, and has no leaf. In a skeleton, a `Slot` stands where an array will be.
+model lacks, and has no leaf. In a skeleton, a `Slot` takes the place of an array that is not read yet.
 
     >>> from npgemma.layers.norms import RMSNorm
     >>> skeleton = sized(RMSNorm(Slot(), eps=1e-6), {"D": 4})
@@ -26,7 +26,7 @@ Tree = TypeVar("Tree")
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """A place for an array of this shape; None while the sizes of its axes are not known."""
+    """The place of an array of this shape; the shape is None until the sizes of its axes are known."""
 
     shape: tuple[int, ...] | None = None
 
@@ -35,7 +35,7 @@ class Slot:
         return math.prod(self.shape or ())
 
 
-# What a model is built with before its arrays are read; a type checker takes it for any of them.
+# A field of a model whose arrays are not read yet; to a type checker it is whatever the field wants.
 SLOT: Any = Slot()
 
 
@@ -90,7 +90,7 @@ def annotations_of(owner: type) -> dict[str, tuple[str, str]]:
 
 
 def map_tree(f: Callable[[Leaf], Any], tree: Tree) -> Tree:
-    """The same tree with f(leaf) in place of each leaf. What is neither a leaf nor holds one stays as it is."""
+    """The same tree with f(leaf) in place of each leaf; numbers, strings and None stay unchanged."""
     return rebuilt(f, tree, "")
 
 

@@ -1,13 +1,12 @@
-"""Gemma, the decoder: rows of one or several sequences in, the same rows out, and each sequence's cache grows.
+"""Gemma, the decoder: it takes rows of one or several sequences, returns as many, and extends each sequence's cache.
 
     rows --> L x block --> norm --> logits                            block:  x += attention(norm x)
                                                                               x += mlp(norm x)
 
 Source: Gemma (Gemma Team 2024), section 2, and the order of operations of google/gemma_pytorch.
 
-Rows of several sequences stand under each other in one `x` [T D]. Linear layers, norms and the MLP treat every row
-alike; only attention needs to know which rows belong together. So prompts of different lengths run together without
-padding.
+Rows of several sequences are concatenated in one `x` [T D]. Linear layers, norms and the MLP treat every row alike;
+only attention needs to know which rows belong together. So prompts of different lengths run together without padding.
 """
 
 import math
@@ -27,14 +26,14 @@ from npgemma.layers.taps import Tap, at, silent
 
 
 class Segment(NamedTuple):
-    """The rows of one sequence, and which of the S rows seen so far (these T are the last) each may look at."""
+    """The rows of one sequence, and the mask: which of its S rows so far (these T are the last) each may look at."""
 
     rows: slice
     mask: Bool[Array, "T S"]
 
 
 class Rows(NamedTuple):
-    """Some rows of x: which ones, the position of each, and each sequence's segment, counted within these rows."""
+    """Some rows of x: which ones, the position of each, and a segment for each sequence, counted within these rows."""
 
     which: slice | Array
     positions: Array
@@ -67,14 +66,14 @@ class Cache:
         return self.keys[: self.length], self.values[: self.length]
 
     def copy(self) -> "Cache":
-        """A cache that holds the same, and then grows separately."""
+        """A cache with the same content, which then grows separately."""
         capacity, key_heads, width = self.keys.shape
         twin = Cache(capacity, key_heads, width, self.keys.dtype)
         twin.become(self)
         return twin
 
     def become(self, other: "Cache") -> None:
-        """Hold what `other` holds and nothing else."""
+        """Replace the content by that of `other`."""
         self.length = 0
         self.append(other.keys[: other.length], other.values[: other.length])
 
@@ -91,7 +90,7 @@ class Attention:
 def attention(
     p: Attention, x: Float[Array, "T D"], rows: Rows, asking: Rows, caches: Sequence[Cache], tap: Tap = silent
 ) -> Float[Array, "Q D"]:
-    """The keys and values of all rows go into the caches, one for each segment; the `asking` rows attend to them."""
+    """The keys and values of all rows are appended to the caches, one a segment; the `asking` rows attend to them."""
     q = tap("q", project(x[asking.which], p.q), "T N H")
     q = tap("q_rope", rope(q, asking.positions, p.theta, at(tap, "q_rope")), "T N H")
     k = tap("k", project(x, p.k), "T K H")
@@ -133,7 +132,7 @@ class Block:
 def block(
     p: Block, x: Float[Array, "T D"], rows: Rows, asking: Rows, caches: Sequence[Cache], tap: Tap = silent
 ) -> Float[Array, "Q D"]:
-    """x += attention(norm x); x += mlp(norm x), for the rows that ask."""
+    """x += attention(norm x); x += mlp(norm x), for the `asking` rows."""
     h = tap("attn_norm", rms_norm(p.attn_norm, x), "T D")
     x = tap("mid", x[asking.which] + attention(p.attn, h, rows, asking, caches, at(tap, "attn")), "T D")
     h = tap("mlp_norm", rms_norm(p.mlp_norm, x), "T D")
@@ -142,7 +141,7 @@ def block(
 
 @dataclass(frozen=True)
 class Decoder:
-    """`head` is None where the embedding table is the head too, as in nearly every Gemma."""
+    """`head` is None if the embedding table is also the head, as in nearly every Gemma."""
 
     embedding: Weight[Array, "V D"]
     blocks: tuple[Block, ...]
@@ -171,8 +170,8 @@ def decoder(
 ) -> Float[Array, "Q D"]:
     """The last hidden states, normed, of the `asking` rows (by default of all rows).
 
-    `caches` holds, for each segment, its caches layer by layer. Rows that do not ask leave their keys and values in all
-    of them, and go no further than the last layer's.
+    `caches` has, for each segment, its caches layer by layer. All rows are appended to all of them; in the last layer,
+    only the `asking` rows are computed beyond their keys and values.
     """
     for i, (weights, *layer_caches) in enumerate(zip(p.blocks, *caches, strict=True)):
         wanted = asking if asking and i == len(p.blocks) - 1 else rows

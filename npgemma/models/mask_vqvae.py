@@ -15,8 +15,8 @@ import numpy as np
 from npgemma.layers.conv import Conv, ConvTranspose, conv, upsample
 from npgemma.layers.shapes import Array, Float, Int
 
-GRID = 4  # codes to a side
-SIDE = 64  # pixels of a mask to a side
+GRID = 4  # codes on a side
+SIDE = 64  # pixels on a side of a mask
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def relu(x: Float[Array, "*R"]) -> Float[Array, "*R"]:
 class MaskDecoder:
     blocks: tuple[ResidualBlock, ...]
     up: tuple[ConvTranspose, ...]
-    ends: tuple[Conv, ...]  # 1 x 1, before all else and after
+    ends: tuple[Conv, ...]  # 1 x 1, the first layer and the last
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class MaskVQVAE:
 
 
 def decode_mask(p: MaskVQVAE, codes: Int[Array, "B 16"]) -> Float[Array, "B 64 64"]:
-    """The masks of rows of 16 codes. Raises IndexError for a code that the codebook has no row for."""
+    """The masks of rows of 16 codes. Raises IndexError for a code without a row in the codebook."""
     if codes.size and not 0 <= codes.min() <= codes.max() < len(p.codebook):
         raise IndexError(f"mask codes run from {codes.min()} to {codes.max()}, the codebook has {len(p.codebook)} rows")
     x = p.codebook[codes].reshape(len(codes), GRID, GRID, p.codebook.shape[1]).transpose(0, 3, 1, 2)  # B E 4 4

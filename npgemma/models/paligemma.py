@@ -54,7 +54,7 @@ class Prompt(NamedTuple):
 
 
 def image_features(p: PaliGemma, pixel_values: Float[Array, "B C Y X"], tap: Tap = silent) -> Float[Array, "B P D"]:
-    """Each picture as P rows of the decoder's width: what its image tokens are replaced with."""
+    """Each picture as P rows of the decoder's width, which replace its image tokens."""
     pixel_values = tap("pixel_values", pixel_values, "B C Y X")
     x = vision_tower(p.vision, pixel_values, at(tap, "vision"))
     return tap("projector", linear(x, p.projector.weight, p.projector.bias), "B P D")
@@ -86,10 +86,10 @@ def prefix_lm_mask(token_type_ids: Int[Array, "T"]) -> Bool[Array, "T T"]:
 def lay_out(
     p: PaliGemma, prompts: Sequence[Prompt], first_position: int, tap: Tap = silent
 ) -> tuple[Float[Array, "T D"], Rows]:
-    """All prompts under each other: their embeddings, and which rows belong together.
+    """All prompts concatenated: their embeddings, and which rows belong together.
 
-    Positions count from `first_position`: 1 is transformers' convention, 0 big_vision's. Attention depends only on
-    their differences, so this changes nothing but the cached keys.
+    Positions count from `first_position`: 1 in transformers, 0 in big_vision. Attention depends only on their
+    differences, so this changes only the cached keys.
     """
     ends = np.cumsum([len(prompt.input_ids) for prompt in prompts])
     segments, positions, embeddings = [], [], []
@@ -111,7 +111,7 @@ def prefill(
     first_position: int = 1,
     tap: Tap = silent,
 ) -> Float[Array, "T D"]:
-    """Run whole prompts through the decoder: fills their caches, returns the hidden states of all their rows."""
+    """Run whole prompts through the decoder: fills their caches, and returns the hidden states of all their rows."""
     x, rows = lay_out(p, prompts, first_position, tap)
     return decoder(p.text, x, rows, caches, tap=at(tap, "text"))
 
@@ -125,7 +125,7 @@ def start(
 ) -> Float[Array, "B V"]:
     """Fill the caches of B prompts; returns the logits of the token after each.
 
-    Only the last row of each prompt goes through all of the last layer.
+    In the last layer, only the last row of each prompt is computed beyond its keys and values.
     """
     x, rows = lay_out(p, prompts, first_position, tap)
     x = decoder(p.text, x, rows, caches, last_rows(rows), at(tap, "text"))
@@ -140,7 +140,10 @@ def step(
     first_position: int = 1,
     tap: Tap = silent,
 ) -> Float[Array, "T V"]:
-    """One more token for each of T sequences: the logits of the token after it. It attends to everything cached."""
+    """Add one token to each of T sequences; returns the logits of the token after it.
+
+    It attends to everything cached.
+    """
     lengths = [sequence[0].length + 1 for sequence in caches]
     segments = [Segment(slice(t, t + 1), np.ones((1, length), bool)) for t, length in enumerate(lengths)]
     rows = Rows(slice(None), tap("positions", np.array(lengths) - 1 + first_position, "T"), segments)
@@ -158,7 +161,7 @@ def forward(
     first_position: int = 1,
     tap: Tap = silent,
 ) -> Float[Array, "T V"]:
-    """The logits of every row of one sequence, with nothing kept: what training computes."""
+    """The logits of every row of one sequence in one pass, as in training; its caches are dropped."""
     features = image_features(p, pixel_values, tap)
     prompt = Prompt(input_ids, token_type_ids, features.reshape(-1, features.shape[-1]))
     caches = [new_caches(p.text, len(input_ids), features.dtype)]

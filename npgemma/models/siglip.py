@@ -1,4 +1,4 @@
-"""SigLIP's vision tower: a Vision Transformer that turns a picture into one row a patch.
+"""SigLIP's vision tower: a Vision Transformer that turns a picture into one row for each patch.
 
     pixels --> patches --> linear --> + position --> L x block --> norm
 
@@ -27,8 +27,7 @@ def patch_embedding(
 ) -> Float[Array, "B P D"]:
     """x[b p] = W patch[b p] + bias + position[p].
 
-    A convolution whose stride is its kernel size is a linear layer on patches cut out side by side: no two share a
-    pixel.
+    A convolution whose stride is its kernel size is a linear layer on patches that do not overlap.
     """
     width, _, size, _ = p.weight.shape
     x = linear(patches(pixel_values, size), p.weight.reshape(width, -1), p.bias)
@@ -43,7 +42,7 @@ class VisionTower:
 
 
 def vision_tower(p: VisionTower, pixel_values: Float[Array, "B C Y X"], tap: Tap = silent) -> Float[Array, "B P D"]:
-    """One row a patch, of each picture: pixel values in -1 .. 1, Y = X, P = (Y // patch size)^2."""
+    """One row for each patch of each picture: pixel values in -1 .. 1, Y = X, P = (Y // patch size)^2."""
     x = tap("embedding", patch_embedding(p.embedding, pixel_values, at(tap, "embedding")), "B P D")
     x = encoder(p.blocks, x, tap)
     return tap("norm", layer_norm(p.norm, x), "B P D")

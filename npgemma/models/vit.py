@@ -19,9 +19,9 @@ from npgemma.layers.taps import Tap, at, silent
 
 
 def patches(pixel_values: Float[Array, "B C Y X"], size: int) -> Float[Array, "B P I"]:
-    """Each picture cut into squares of `size` pixels, along its rows; I = C size size.
+    """Each picture cut into squares of `size` x `size` pixels, row by row; I = C size size.
 
-    Pixels that do not fill a last patch are left out, as by a 'valid' convolution.
+    Pixels that do not fill a last patch are left out, as in a 'valid' convolution.
     """
     images, channels, height, width = pixel_values.shape
     rows, columns = height // size, width // size
@@ -86,7 +86,7 @@ def block(p: Block, x: Float[Array, "B P D"], tap: Tap = silent) -> Float[Array,
 
 
 def encoder(blocks: tuple[Block, ...], x: Float[Array, "B P D"], tap: Tap = silent) -> Float[Array, "B P D"]:
-    """One block after the other."""
+    """The blocks in turn."""
     for i, weights in enumerate(blocks):
         x = block(weights, x, at(tap, f"layers.{i}"))
     return x

@@ -1,7 +1,4 @@
-"""Threads to compute on, as many as a test asks for."""
-
-from collections.abc import Iterator
-from contextlib import contextmanager
+"""Blocks of computation on as many threads as a test asks for."""
 
 import pytest
 
@@ -9,16 +6,18 @@ from npgemma.layers.threads import BLAS
 
 
 @pytest.fixture
-def use_threads(monkeypatch):
-    """use_threads(n): blocks run on n threads, however many cores this machine has; each product on one."""
-    on_one_thread = BLAS.on_one_thread
+def use_threads():
+    """use_threads(n): from here on BLAS has n threads, so blocks run on n, however many cores this machine has."""
+    if BLAS.switch is None:
+        pytest.skip("the thread count of this BLAS cannot be set")
+    get, put = BLAS.switch
+    had = get()
+    yield put
+    put(had)
 
-    def use(count: int) -> None:
-        @contextmanager
-        def counted() -> Iterator[int]:
-            with on_one_thread():
-                yield count
 
-        monkeypatch.setattr(BLAS, "on_one_thread", counted)
-
-    return use
+@pytest.fixture
+def count(use_threads):
+    """The function that gives BLAS's thread count, which is three in this test."""
+    use_threads(3)
+    return BLAS.switch[0]

@@ -1,4 +1,4 @@
-"""The annotations can be read back: that is all they are for at run time."""
+"""The annotations can be read back at run time, which is all that they do there."""
 
 from typing import get_args
 
@@ -15,8 +15,7 @@ def test_an_annotation_holds_the_array_its_kind_and_its_axes(annotation, kind: s
     assert get_args(annotation[Array, "*R D"]) == (np.ndarray, (kind, "*R D"))
 
 
-def test_an_annotation_can_be_made_optional() -> None:
-    """A bias that may be left out is annotated so, and its shape is still there."""
+def test_an_optional_annotation_keeps_its_shape() -> None:
     annotation, nothing = get_args(Float[Array, "D"] | None)
     assert get_args(annotation)[1] == ("float", "D")
     assert nothing is type(None)

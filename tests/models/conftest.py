@@ -1,7 +1,8 @@
-"""The small random PaliGemmas of `tiny` as the weights of the models, and one of them to hand."""
+"""Small random PaliGemmas of `tiny`: the weights that the models take, and what the second spelling takes."""
 
 import functools
 
+import numpy as np
 import pytest
 import tiny
 
@@ -18,6 +19,12 @@ def load(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tensors():
-    """The tensors of the weights that load() gives without arguments, by plain name: what the second spelling reads."""
-    return tiny.random_tensors()
+def spelled():
+    """spelled(config): tensors by name, as float64, and the content of config.json: what `one_page` takes."""
+
+    @functools.cache
+    def spelled(config=tiny.CONFIG):
+        tensors = {name: x.astype(np.float64) for name, x in tiny.random_tensors(config).items()}
+        return tensors, tiny.config_json(config)
+
+    return spelled
