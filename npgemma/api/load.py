@@ -64,32 +64,7 @@ def load(
     """
     if dtype not in ("float32", "float64"):
         raise ValueError(f"dtype is {dtype!r}; npgemma computes in 'float32' or 'float64'")
-    model, number = find_model(path), np.dtype(dtype)
-    folder = folder_of(model)
-    config = paligemma.read_config(folder)
-
-    def require(weights: int, mapped: int = 0) -> None:
-        """Room for these weights and for one picture."""
-        run = Run(weights, number.itemsize, 1, [config.vision.num_patches])
-        Budget(allowed=max_memory, mapped=mapped).require(paligemma.footprint(config, run))
-
-    files = {path: path.stat() for path in weight_files(model)}
-    require(sum(file.st_size for file in files.values()))
-    tensors = paligemma.read_tensors(model, config)  # mapped: nothing of them is read yet
-    stored = sum(w.nbytes for w in tensors.values())
-    changes = None if adapter is None else read_adapter(find_adapter(adapter))
-    if changes:
-        tensors = untied(tensors, changes, *paligemma.head_and_table(config))
-    copied = {*tensors} if resident else changes.changed if changes else set()
-    held = sum(w.size * number.itemsize for name, w in tensors.items() if name in copied)
-    weights = held + sum(w.nbytes for name, w in tensors.items() if name not in copied)
-    require(weights, stored)
-    if changes:
-        tensors = merged(tensors, changes, number)
-    if resident:
-        tensors = in_memory(tensors, number)
-    guard = Guard(config, number, {} if resident else files, Budget(weights, held, max_memory, weights - held))
-    return VisionLanguageModel(folder, config, paligemma.weights(tensors, config), number, guard)
+    return map_model(find_model(path), np.dtype(dtype), resident, adapter, max_memory)
 
 
 def sample_picture() -> Path:
@@ -107,3 +82,33 @@ def sample_picture() -> Path:
     'sample.png'
     """
     return EMBEDDED.parent / "sample.png"
+
+
+def map_model(
+    model: Path, dtype: np.dtype, resident: bool, adapter: str | Path | None, max_memory: int | None
+) -> VisionLanguageModel:
+    """Map, check and merge the weights of a model, once it is clear that there is room for them and for one picture."""
+    folder = folder_of(model)
+    config = paligemma.read_config(folder)
+
+    def require(weights: int, mapped: int = 0) -> None:
+        run = Run(weights, dtype.itemsize, 1, [config.vision.num_patches])
+        Budget(allowed=max_memory, mapped=mapped).require(paligemma.footprint(config, run))
+
+    files = {path: path.stat() for path in weight_files(model)}
+    require(sum(file.st_size for file in files.values()))
+    tensors = paligemma.read_tensors(model, config)  # mapped: nothing of them is read yet
+    stored = sum(w.nbytes for w in tensors.values())
+    changes = None if adapter is None else read_adapter(find_adapter(adapter))
+    if changes:
+        tensors = untied(tensors, changes, *paligemma.head_and_table(config))
+    copied = {*tensors} if resident else changes.changed if changes else set()
+    held = sum(w.size * dtype.itemsize for name, w in tensors.items() if name in copied)
+    weights = held + sum(w.nbytes for name, w in tensors.items() if name not in copied)
+    require(weights, stored)
+    if changes:
+        tensors = merged(tensors, changes, dtype)
+    if resident:
+        tensors = in_memory(tensors, dtype)
+    guard = Guard(config, dtype, {} if resident else files, Budget(weights, held, max_memory, weights - held))
+    return VisionLanguageModel(folder, config, paligemma.weights(tensors, config), dtype, guard)

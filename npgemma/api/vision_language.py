@@ -155,16 +155,8 @@ class VisionLanguageModel:
         prompts : str or list of str
             Such as "caption en" or "detect cat ; dog".
         **options
-            max_new_tokens : int = 256. The longest answer.
-            stop : str or sequence of str = (). An answer ends before the first of these that it would contain.
-            temperature : float = 0. 0 takes the likeliest token; above 0, tokens are drawn.
-            top_k : int, optional. Draw from the k likeliest tokens.
-            top_p : float = 1. Draw from the fewest tokens whose probabilities reach p.
-            min_p : float = 0. Leave out tokens less likely than p times the likeliest.
-            repetition_penalty : float = 1. Above 1, tokens that were read or written become less likely.
-            seed : int = 0. The seed of the draws.
-            num_beams : int = 1. Above 1, search for the answer that is likeliest as a whole, with so many at a time.
-            num_return_sequences : int = 1. How many answers to each prompt: samples, or the best beams.
+            Fields of `decoding.options.GenerationOptions`: max_new_tokens, stop, temperature, top_k, top_p, min_p,
+            repetition_penalty, seed, num_beams, num_return_sequences.
 
         Returns
         -------

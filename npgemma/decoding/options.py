@@ -60,9 +60,41 @@ class Sampling:
 
 @dataclass(frozen=True)
 class GenerationOptions(Sampling):
-    """All options of `generate`. An answer ends before the first string of `stop` that it would contain.
+    """All options of `generate`.
 
     Raises ValueError for a value out of range, and for options that exclude each other.
+
+    Attributes
+    ----------
+    max_new_tokens : int
+        The longest answer.
+    stop : str or sequence of str
+        An answer ends before the first of these strings that it would contain.
+    temperature : float
+        0 takes the likeliest token; above 0, tokens are drawn.
+    top_k : int, optional
+        Draw from the k likeliest tokens.
+    top_p : float
+        Draw from the fewest tokens whose probabilities reach p.
+    min_p : float
+        Leave out tokens less likely than p times the likeliest.
+    repetition_penalty : float
+        Above 1, tokens that were read or written become less likely.
+    seed : int
+        The seed of the draws.
+    num_beams : int
+        Above 1, search for the answer that is likeliest as a whole, with so many unfinished answers at a time.
+    num_return_sequences : int
+        How many answers to each prompt: samples, or the best beams.
+
+    Examples
+    --------
+    >>> GenerationOptions().max_new_tokens
+    256
+    >>> GenerationOptions(num_return_sequences=2)
+    Traceback (most recent call last):
+        ...
+    ValueError: greedy decoding has one result: for several, set a temperature above 0, or num_beams
     """
 
     max_new_tokens: int = 256
