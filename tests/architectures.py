@@ -24,7 +24,7 @@ C = tiny.CONFIG
 JSON = testing.config_json(C)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Architecture:
     """`layouts` by format, transformers' first; `forward(weights, dtype, tap)` runs the model on one fixed input.
 

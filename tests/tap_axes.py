@@ -33,7 +33,7 @@ def gemma_block(sequences: int) -> dict[str, str]:
         "attn.q_rope": "T N H",
         "attn.k": "T K H",
         "attn.v": "T K H",
-        **under("attn.k_rope", ROPE),
+        **under("attn.k_rope", {name: axes.replace("N", "K") for name, axes in ROPE.items()}),
         "attn.k_rope": "T K H",
         **{name: axes for i in range(sequences) for name, axes in under(f"attn.segments.{i}", segment).items()},
         "attn.heads": "T N H",

@@ -1,7 +1,10 @@
 """What holds for every architecture: see tests/architectures.py."""
 
+from functools import cache
+
 import numpy as np
 import pytest
+from agreement import assert_agrees
 from architectures import ARCHITECTURES, Architecture
 
 from npgemma import testing
@@ -11,10 +14,6 @@ from npgemma.layers.taps import Recorder, silent
 from npgemma.layers.tree import leaves, map_tree
 
 F32, F64 = np.dtype(np.float32), np.dtype(np.float64)
-# How many units in the last place, of a tensor's largest entry, its entries may be off after many layers: 2 to 6 are
-# seen after a whole forward pass, in float64 and in float32 alike.
-UNITS = 64
-
 every_architecture = pytest.mark.parametrize("a", ARCHITECTURES.values(), ids=ARCHITECTURES)
 every_layout = pytest.mark.parametrize(
     "layout",
@@ -24,12 +23,7 @@ every_layout = pytest.mark.parametrize(
 both_dtypes = pytest.mark.parametrize("dtype", [F32, F64], ids=str)
 
 
-def assert_agrees(actual: Array, expected: Array) -> None:
-    """`actual` is the float64 `expected` but for the rounding of its own dtype."""
-    atol = UNITS * np.finfo(actual.dtype).eps * np.abs(expected).max(initial=0)
-    np.testing.assert_allclose(actual.astype(np.float64), expected, rtol=0, atol=atol, strict=True)
-
-
+@cache
 def weights(a: Architecture) -> object:
     layout = next(iter(a.layouts.values()))
     return layout.fill(testing.layout_tensors(layout))
