@@ -8,7 +8,10 @@ import argparse
 import io
 import os
 import sys
+from collections.abc import Callable
 
+from npgemma.api.load import load
+from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.commands.ask import add_ask
 from npgemma.commands.batch import add_batch
 from npgemma.commands.demo import add_demo
@@ -20,8 +23,8 @@ from npgemma.commands.output import INTERRUPTED, printable
 from npgemma.errors import NpgemmaError
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit status."""
+def main(arguments: list[str] | None = None, load: Callable[..., VisionLanguageModel] = load) -> int:
+    """Run one command; returns the exit status. `load` is how commands get a model."""
     if sys.stderr is None:  # a closed stderr
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - to the end of the process
     try:
@@ -31,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
             sys.stdout.reconfigure(errors="backslashreplace")  # an ASCII terminal gets escapes, not an error
         try:
             a = build_parser().parse_args(arguments)
+            a.load = load
             status = a.run(a) or 0
         finally:
             sys.stdout.flush()  # of --version too, which exits

@@ -8,7 +8,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from npgemma.api import generation
-from npgemma.api.load import load
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.commands.output import INTERRUPTED, working
 from npgemma.decoding.options import GenerationOptions
@@ -139,7 +138,8 @@ class WrongUsage(Exception):
 
 def load_model(a: argparse.Namespace) -> VisionLanguageModel:
     """The model that `model_flags` ask for."""
-    return load(a.model, a.dtype, a.resident, a.adapter, a.max_memory)
+    loaded: VisionLanguageModel = a.load(a.model, a.dtype, a.resident, a.adapter, a.max_memory)
+    return loaded
 
 
 def options(a: argparse.Namespace) -> GenerationOptions:

@@ -1,8 +1,7 @@
-"""npgemma segment: what a model writes becomes masks on the picture. Here the answer is given, the decoder random."""
+"""segment: masks of the objects in an answer. The tests give the answer; the mask decoder has random weights."""
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +10,15 @@ from mask_codecs import random_codec, random_tensors
 from PIL import Image
 
 import npgemma
-from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.commands.cli import main
-from npgemma.decoding.text import Generation
 from npgemma.io.model_folder import EMBEDDED
 from npgemma.tasks.drawing import draw_masks
 from npgemma.tasks.masks import object_masks
 from npgemma.tasks.objects import DetectedObject, parse_objects, write_objects
 from npgemma.tasks.prompts import segment_prompt
 
-SAMPLE = EMBEDDED.parent / "sample.png"
-THINGS = [
+SAMPLE = npgemma.sample_picture()
+OBJECTS = [
     DetectedObject("blue star", (100, 200, 600, 900), tuple(range(16))),
     DetectedObject("red box", (0, 0, 1023, 1023)),
     DetectedObject("blue star", (500, 500, 900, 900), tuple(range(40, 56))),
@@ -29,16 +26,9 @@ THINGS = [
 
 
 @pytest.fixture
-def answering(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A model that answers every prompt with THINGS; the prompts it was given."""
-    asked: list[str] = []
-
-    def growing(self: VisionLanguageModel, images: object, prompt: str, **sampling: object) -> Iterator[Generation]:
-        asked.append(prompt)
-        yield Generation(write_objects(THINGS), [], "stop")
-
-    monkeypatch.setattr(VisionLanguageModel, "growing", growing)
-    return asked
+def asked(answering) -> list[str]:
+    """A model that answers every prompt with OBJECTS; the prompts that it gets."""
+    return answering(write_objects(OBJECTS))
 
 
 @pytest.fixture
@@ -51,14 +41,14 @@ def segment(*arguments: object) -> int:
     return main(["segment", str(SAMPLE), "blue star", "red box", *map(str, arguments)])
 
 
-def test_masks_are_told_written_and_drawn(
-    answering: list[str], codec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_masks_are_printed_written_and_drawn(
+    asked: list[str], codec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert segment("--codec", codec, "--masks", tmp_path / "masks.npz", "--draw", tmp_path / "drawn.png") == 0
-    assert answering == ["segment blue star ; red box"]
+    assert asked == ["segment blue star ; red box"]
     with Image.open(SAMPLE) as sample:
         size = sample.size
-        expected = object_masks(random_codec(), THINGS, *size)
+        expected = object_masks(random_codec(), OBJECTS, *size)
     with np.load(tmp_path / "masks.npz") as written:
         np.testing.assert_array_equal(written["masks"], expected)
         assert written["labels"].tolist() == ["blue star", "blue star"]
@@ -72,17 +62,17 @@ def test_masks_are_told_written_and_drawn(
         assert drawn.size == size
 
 
-def test_json_has_the_answer_and_boxes(answering: list[str], codec: Path, capsys) -> None:
+def test_json_has_the_answer_and_boxes(asked: list[str], codec: Path, capsys) -> None:
     assert segment("--codec", codec, "--format", "json") == 0
     found = json.loads(capsys.readouterr().out)
-    assert parse_objects(found["text"]) == THINGS
+    assert parse_objects(found["text"]) == OBJECTS
     assert [box["label"] for box in found["boxes"]] == ["blue star", "blue star"]
 
 
 def test_an_answer_without_codes_has_no_masks(
-    monkeypatch: pytest.MonkeyPatch, codec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    answering, codec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(VisionLanguageModel, "growing", lambda *_, **__: iter([Generation("nothing here", [], "stop")]))
+    answering("nothing here")
     assert segment("--codec", codec, "--masks", tmp_path / "masks.npz") == 0
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "npgemma: nothing found\n")
@@ -98,46 +88,47 @@ def bare(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_without_a_decoder_the_error_says_what_is_needed(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_mask_decoder_is_an_error_that_says_what_is_needed(
+    bare: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert segment("-m", bare) == 1
     assert "vae-oid.npz is missing: masks need" in capsys.readouterr().err
 
 
-def test_a_decoder_in_the_model_s_folder_is_found(answering: list[str], bare: Path) -> None:
+def test_a_mask_decoder_in_the_model_folder_is_found(asked: list[str], bare: Path) -> None:
     np.savez(bare / "vae-oid.npz", **random_tensors())
     assert segment("-m", bare) == 0
 
 
 @pytest.mark.parametrize("bad", [["--masks", "none/m.npz"], ["--draw", "none/x.png"]])
-def test_what_cannot_be_written_is_an_error(answering: list[str], codec: Path, bad: list[str]) -> None:
+def test_an_output_that_cannot_be_written_is_an_error(asked: list[str], codec: Path, bad: list[str]) -> None:
     assert segment("--codec", codec, *bad) == 1
 
 
 @pytest.mark.parametrize("flag", ["--draw", "--masks"])
-def test_the_picture_itself_is_never_written_over(flag: str, answering, codec: Path, tmp_path: Path, capsys) -> None:
+def test_the_picture_is_never_overwritten(flag: str, asked, codec: Path, tmp_path: Path, capsys) -> None:
     shutil.copy(SAMPLE, tmp_path / "mine.png")
     before = (tmp_path / "mine.png").read_bytes()
     command = ["segment", str(tmp_path / "mine.png"), "star", "--codec", str(codec), flag, str(tmp_path / "mine.png")]
     assert main(command) == 1
-    assert "would be written over the picture" in capsys.readouterr().err
+    assert "is the picture and an output" in capsys.readouterr().err
     assert (tmp_path / "mine.png").read_bytes() == before
-    assert answering == []
+    assert asked == []
 
 
-def test_one_file_is_not_written_twice(answering, codec: Path, tmp_path: Path, capsys) -> None:
+def test_two_outputs_cannot_be_one_file(asked, codec: Path, tmp_path: Path, capsys) -> None:
     both = str(tmp_path / "x.png")
     assert segment("--codec", codec, "--draw", both, "--masks", both) == 1
-    assert "would be written over itself" in capsys.readouterr().err
+    assert "is both outputs" in capsys.readouterr().err
 
 
-def test_an_answer_that_was_cut_off_is_said_to_be(monkeypatch, codec: Path, capsys) -> None:
-    cut = Generation("<loc0001><loc0002>", [5, 6], "length")
-    monkeypatch.setattr(VisionLanguageModel, "growing", lambda *_, **__: iter([cut]))
+def test_an_answer_that_was_cut_off_is_reported(answering, codec: Path, capsys) -> None:
+    answering("ab", reason="length")
     assert segment("--codec", codec) == 0
     assert "nothing found: the answer was cut off after 2 tokens" in capsys.readouterr().err
 
 
-def test_a_mask_tints_its_pixels_and_no_others() -> None:
+def test_a_mask_tints_its_pixels_alone() -> None:
     image = Image.new("RGB", (6, 4), "white")
     mask = np.zeros((4, 6), bool)
     mask[1:3, 2:4] = True
@@ -146,7 +137,7 @@ def test_a_mask_tints_its_pixels_and_no_others() -> None:
     assert (np.asarray(image) == 255).all()
 
 
-def test_labels_that_a_prompt_cannot_say_are_refused() -> None:
+def test_a_label_with_a_semicolon_is_refused() -> None:
     assert segment_prompt(["cat", "detect dog"]) == "segment cat ; detect dog"
     with pytest.raises(npgemma.BadPrompt):
         segment_prompt(["a;b"])
