@@ -24,7 +24,7 @@ hypothesis comes with `pip install 'npgemma[test]'`.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -33,7 +33,7 @@ import safetensors
 
 from npgemma.checkpoints.gemma import GemmaConfig
 from npgemma.checkpoints.layout import Layout
-from npgemma.checkpoints.paligemma import PaliGemmaConfig, hf_layout
+from npgemma.checkpoints.paligemma import PaliGemmaConfig, config_json, hf_layout
 from npgemma.checkpoints.siglip import SiglipConfig
 from npgemma.io.atomic_write import beside
 from npgemma.layers.bits import pack
@@ -188,24 +188,6 @@ def random_array(rng: np.random.Generator, leaf: Leaf) -> Array:
         x *= 0.2
         x += 1.0 if leaf.owner is LayerNorm and leaf.path.endswith("weight") else 0.0
     return (np.round(x * 128) / 128).clip(-1.875, 1.875).astype(np.float32)
-
-
-def config_json(config: PaliGemmaConfig) -> dict[str, object]:
-    """The config as a Hugging Face config.json says it."""
-    return {
-        "model_type": "paligemma",
-        "image_token_index": config.image_token_index,
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": config.eos_token_ids[0],
-        "pad_token_id": 0,
-        "tie_word_embeddings": config.tied,
-        "hidden_size": config.text.hidden_size,
-        "projection_dim": config.text.hidden_size,
-        "vision_config": {"model_type": "siglip_vision_model", "vision_use_head": False}
-        | {"projection_dim": config.text.hidden_size}
-        | asdict(config.vision),
-        "text_config": {"model_type": "gemma"} | asdict(config.text),
-    }
 
 
 def save_tensors(tensors: Mapping[str, Array], path: Path, dtype: str = "float32") -> None:

@@ -11,35 +11,35 @@ from npgemma.models.gemma import MLP, Attention, Block, Decoder
 
 # In Gemma 1, post_attention_layernorm is the norm before the MLP: nothing that attention wrote is normed.
 HF = table("""
-    embedding                  model.embed_tokens.weight                            V D
-    blocks[i].attn_norm.weight model.layers.{i}.input_layernorm.weight              D
-    blocks[i].attn.q           model.layers.{i}.self_attn.q_proj.weight             (N H) D
-    blocks[i].attn.k           model.layers.{i}.self_attn.k_proj.weight             (K H) D
-    blocks[i].attn.v           model.layers.{i}.self_attn.v_proj.weight             (K H) D
-    blocks[i].attn.o           model.layers.{i}.self_attn.o_proj.weight             D (N H)
-    blocks[i].mlp_norm.weight  model.layers.{i}.post_attention_layernorm.weight     D
-    blocks[i].mlp.gate         model.layers.{i}.mlp.gate_proj.weight                F D
-    blocks[i].mlp.up           model.layers.{i}.mlp.up_proj.weight                  F D
-    blocks[i].mlp.down         model.layers.{i}.mlp.down_proj.weight                D F
-    norm.weight                model.norm.weight                                    D
+    embedding                   model.embed_tokens.weight                            V D
+    blocks[i].attn_norm.weight  model.layers.{i}.input_layernorm.weight              D
+    blocks[i].attn.q            model.layers.{i}.self_attn.q_proj.weight             (N H) D
+    blocks[i].attn.k            model.layers.{i}.self_attn.k_proj.weight             (K H) D
+    blocks[i].attn.v            model.layers.{i}.self_attn.v_proj.weight             (K H) D
+    blocks[i].attn.o            model.layers.{i}.self_attn.o_proj.weight             D (N H)
+    blocks[i].mlp_norm.weight   model.layers.{i}.post_attention_layernorm.weight     D
+    blocks[i].mlp.gate          model.layers.{i}.mlp.gate_proj.weight                F D
+    blocks[i].mlp.up            model.layers.{i}.mlp.up_proj.weight                  F D
+    blocks[i].mlp.down          model.layers.{i}.mlp.down_proj.weight                D F
+    norm.weight                 model.norm.weight                                    D
 """)
 HF_HEAD = table("""
-    head                       lm_head.weight                                       V D
+    head                        lm_head.weight                                       V D
 """)
 
 # big_vision's files: layers are stacked, keys and values fused, and matrices are [in, out].
 NPZ = table("""
-    embedding                  embedder/input_embedding                             V D
-    blocks[i].attn_norm.weight layers/pre_attention_norm/scale[i]                   D
-    blocks[i].attn.q           layers/attn/q_einsum/w[i]                            N D H
-    blocks[i].attn.k           layers/attn/kv_einsum/w[i, 0]                        K D H
-    blocks[i].attn.v           layers/attn/kv_einsum/w[i, 1]                        K D H
-    blocks[i].attn.o           layers/attn/attn_vec_einsum/w[i]                     N H D
-    blocks[i].mlp_norm.weight  layers/pre_ffw_norm/scale[i]                         D
-    blocks[i].mlp.gate         layers/mlp/gating_einsum[i, 0]                       D F
-    blocks[i].mlp.up           layers/mlp/gating_einsum[i, 1]                       D F
-    blocks[i].mlp.down         layers/mlp/linear[i]                                 F D
-    norm.weight                final_norm/scale                                     D
+    embedding                   embedder/input_embedding                             V D
+    blocks[i].attn_norm.weight  layers/pre_attention_norm/scale[i]                   D
+    blocks[i].attn.q            layers/attn/q_einsum/w[i]                            N D H
+    blocks[i].attn.k            layers/attn/kv_einsum/w[i, 0]                        K D H
+    blocks[i].attn.v            layers/attn/kv_einsum/w[i, 1]                        K D H
+    blocks[i].attn.o            layers/attn/attn_vec_einsum/w[i]                     N H D
+    blocks[i].mlp_norm.weight   layers/pre_ffw_norm/scale[i]                         D
+    blocks[i].mlp.gate          layers/mlp/gating_einsum[i, 0]                       D F
+    blocks[i].mlp.up            layers/mlp/gating_einsum[i, 1]                       D F
+    blocks[i].mlp.down          layers/mlp/linear[i]                                 F D
+    norm.weight                 final_norm/scale                                     D
 """)
 
 

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -37,8 +37,15 @@ class Line(NamedTuple):
 
 
 def table(text: str) -> tuple[Line, ...]:
-    """The lines of a table: field, name and axes with spaces between."""
-    return tuple(Line(*line.split(maxsplit=2)) for line in text.strip().splitlines())
+    """The lines of a table: field, name and axes, with two or more spaces between."""
+    return tuple(Line(*re.split(r"\s{2,}", line.strip())) for line in text.strip().splitlines())
+
+
+class Shaped(Protocol):
+    """A tensor, or what will be one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
 
 
 class Part(NamedTuple):
@@ -110,19 +117,19 @@ class Layout(Generic[Tree]):
         """What the array at a path of the weights is called."""
         return next(each.name for each in self.stored if each.leaf.path == path)
 
-    def check(self, tensors: Mapping[str, Array], where: Path) -> None:
-        """BadModel, naming every tensor that is missing, unexpected or of another shape than the config asks for."""
+    def check(self, tensors: Mapping[str, Shaped], where: Path, source: str = "config.json") -> None:
+        """BadModel, naming every tensor that is missing, unexpected or of another shape than `source` asks for."""
         expected = self.shapes
         missing = [f"  missing     {name} {shape}" for name, shape in expected.items() if name not in tensors]
         extra = [f"  unexpected  {name} {x.shape}" for name, x in tensors.items() if name not in expected]
         wrong = [
-            f"  mis-shaped  {name}: stored {tensors[name].shape}, the config asks for {shape}"
+            f"  mis-shaped  {name}: stored {tensors[name].shape}, expected {shape}"
             for name, shape in expected.items()
             if name in tensors and tensors[name].shape != shape
         ]
         if missing or extra or wrong:
             count = f"{len(missing)} missing, {len(extra)} unexpected, {len(wrong)} mis-shaped"
-            found = f"{where}: the tensors do not fit config.json ({count})"
+            found = f"{where}: the tensors do not fit {source} ({count})"
             raise BadModel("\n".join([found, *missing, *extra, *wrong]))
 
     def fill(self, tensors: Mapping[str, Array]) -> Tree:

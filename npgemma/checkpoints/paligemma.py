@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from npgemma.checkpoints import gemma, siglip
@@ -19,12 +19,12 @@ from npgemma.layers.tree import SLOT, sized
 from npgemma.models.paligemma import PaliGemma, Projector
 
 HF_PROJECTOR = table("""
-    projector.weight    multi_modal_projector.linear.weight     D E
-    projector.bias      multi_modal_projector.linear.bias       D
+    projector.weight     multi_modal_projector.linear.weight     D E
+    projector.bias       multi_modal_projector.linear.bias       D
 """)
 NPZ_PROJECTOR = table("""
-    projector.weight    img/head/kernel                         E D
-    projector.bias      img/head/bias                           D
+    projector.weight     img/head/kernel                         E D
+    projector.bias       img/head/bias                           D
 """)
 # Tensors that some checkpoints hold and PaliGemma does not use.
 NOT_USED = re.compile(r"vision_tower\.head\..*|.*\.position_ids|.*\.rotary_emb\.inv_freq")
@@ -63,6 +63,24 @@ def read_config(folder: Path) -> PaliGemmaConfig:
         bos_token_id=s.token("bos_token_id", d.bos_token_id, text.vocab_size - 1),
         eos_token_ids=s.tokens("eos_token_id", d.eos_token_ids[0], text.vocab_size - 1),
     )
+
+
+def config_json(c: PaliGemmaConfig) -> dict[str, object]:
+    """The config as a Hugging Face config.json says it."""
+    return {
+        "model_type": "paligemma",
+        "image_token_index": c.image_token_index,
+        "bos_token_id": c.bos_token_id,
+        "eos_token_id": c.eos_token_ids[0],
+        "pad_token_id": 0,
+        "tie_word_embeddings": c.tied,
+        "hidden_size": c.text.hidden_size,
+        "projection_dim": c.text.hidden_size,
+        "vision_config": {"model_type": "siglip_vision_model", "vision_use_head": False}
+        | {"projection_dim": c.text.hidden_size}
+        | asdict(c.vision),
+        "text_config": {"model_type": "gemma"} | asdict(c.text),
+    }
 
 
 def blank(c: PaliGemmaConfig, tied: bool | None = None) -> PaliGemma:

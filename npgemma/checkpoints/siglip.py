@@ -11,52 +11,52 @@ from npgemma.models.siglip import PatchEmbedding, VisionTower
 from npgemma.models.vit import MLP, Attention, Block
 
 HF = table("""
-    embedding.weight           embeddings.patch_embedding.weight                D C h w
-    embedding.bias             embeddings.patch_embedding.bias                  D
-    embedding.position         embeddings.position_embedding.weight             P D
-    blocks[i].attn_norm.weight encoder.layers.{i}.layer_norm1.weight            D
-    blocks[i].attn_norm.bias   encoder.layers.{i}.layer_norm1.bias              D
-    blocks[i].attn.q           encoder.layers.{i}.self_attn.q_proj.weight       (N H) D
-    blocks[i].attn.q_bias      encoder.layers.{i}.self_attn.q_proj.bias         (N H)
-    blocks[i].attn.k           encoder.layers.{i}.self_attn.k_proj.weight       (N H) D
-    blocks[i].attn.k_bias      encoder.layers.{i}.self_attn.k_proj.bias         (N H)
-    blocks[i].attn.v           encoder.layers.{i}.self_attn.v_proj.weight       (N H) D
-    blocks[i].attn.v_bias      encoder.layers.{i}.self_attn.v_proj.bias         (N H)
-    blocks[i].attn.o           encoder.layers.{i}.self_attn.out_proj.weight     D (N H)
-    blocks[i].attn.o_bias      encoder.layers.{i}.self_attn.out_proj.bias       D
-    blocks[i].mlp_norm.weight  encoder.layers.{i}.layer_norm2.weight            D
-    blocks[i].mlp_norm.bias    encoder.layers.{i}.layer_norm2.bias              D
-    blocks[i].mlp.fc1          encoder.layers.{i}.mlp.fc1.weight                F D
-    blocks[i].mlp.fc1_bias     encoder.layers.{i}.mlp.fc1.bias                  F
-    blocks[i].mlp.fc2          encoder.layers.{i}.mlp.fc2.weight                D F
-    blocks[i].mlp.fc2_bias     encoder.layers.{i}.mlp.fc2.bias                  D
-    norm.weight                post_layernorm.weight                            D
-    norm.bias                  post_layernorm.bias                              D
+    embedding.weight            embeddings.patch_embedding.weight                D C h w
+    embedding.bias              embeddings.patch_embedding.bias                  D
+    embedding.position          embeddings.position_embedding.weight             P D
+    blocks[i].attn_norm.weight  encoder.layers.{i}.layer_norm1.weight            D
+    blocks[i].attn_norm.bias    encoder.layers.{i}.layer_norm1.bias              D
+    blocks[i].attn.q            encoder.layers.{i}.self_attn.q_proj.weight       (N H) D
+    blocks[i].attn.q_bias       encoder.layers.{i}.self_attn.q_proj.bias         (N H)
+    blocks[i].attn.k            encoder.layers.{i}.self_attn.k_proj.weight       (N H) D
+    blocks[i].attn.k_bias       encoder.layers.{i}.self_attn.k_proj.bias         (N H)
+    blocks[i].attn.v            encoder.layers.{i}.self_attn.v_proj.weight       (N H) D
+    blocks[i].attn.v_bias       encoder.layers.{i}.self_attn.v_proj.bias         (N H)
+    blocks[i].attn.o            encoder.layers.{i}.self_attn.out_proj.weight     D (N H)
+    blocks[i].attn.o_bias       encoder.layers.{i}.self_attn.out_proj.bias       D
+    blocks[i].mlp_norm.weight   encoder.layers.{i}.layer_norm2.weight            D
+    blocks[i].mlp_norm.bias     encoder.layers.{i}.layer_norm2.bias              D
+    blocks[i].mlp.fc1           encoder.layers.{i}.mlp.fc1.weight                F D
+    blocks[i].mlp.fc1_bias      encoder.layers.{i}.mlp.fc1.bias                  F
+    blocks[i].mlp.fc2           encoder.layers.{i}.mlp.fc2.weight                D F
+    blocks[i].mlp.fc2_bias      encoder.layers.{i}.mlp.fc2.bias                  D
+    norm.weight                 post_layernorm.weight                            D
+    norm.bias                   post_layernorm.bias                              D
 """)
 
 # big_vision's files: layers are stacked, matrices are [in, out].
 NPZ = table("""
-    embedding.weight           embedding/kernel                                                            h w C D
-    embedding.bias             embedding/bias                                                              D
-    embedding.position         pos_embedding                                                               1 P D
-    blocks[i].attn_norm.weight Transformer/encoderblock/LayerNorm_0/scale[i]                               D
-    blocks[i].attn_norm.bias   Transformer/encoderblock/LayerNorm_0/bias[i]                                D
-    blocks[i].attn.q           Transformer/encoderblock/MultiHeadDotProductAttention_0/query/kernel[i]     D N H
-    blocks[i].attn.q_bias      Transformer/encoderblock/MultiHeadDotProductAttention_0/query/bias[i]       N H
-    blocks[i].attn.k           Transformer/encoderblock/MultiHeadDotProductAttention_0/key/kernel[i]       D N H
-    blocks[i].attn.k_bias      Transformer/encoderblock/MultiHeadDotProductAttention_0/key/bias[i]         N H
-    blocks[i].attn.v           Transformer/encoderblock/MultiHeadDotProductAttention_0/value/kernel[i]     D N H
-    blocks[i].attn.v_bias      Transformer/encoderblock/MultiHeadDotProductAttention_0/value/bias[i]       N H
-    blocks[i].attn.o           Transformer/encoderblock/MultiHeadDotProductAttention_0/out/kernel[i]       N H D
-    blocks[i].attn.o_bias      Transformer/encoderblock/MultiHeadDotProductAttention_0/out/bias[i]         D
-    blocks[i].mlp_norm.weight  Transformer/encoderblock/LayerNorm_1/scale[i]                               D
-    blocks[i].mlp_norm.bias    Transformer/encoderblock/LayerNorm_1/bias[i]                                D
-    blocks[i].mlp.fc1          Transformer/encoderblock/MlpBlock_0/Dense_0/kernel[i]                       D F
-    blocks[i].mlp.fc1_bias     Transformer/encoderblock/MlpBlock_0/Dense_0/bias[i]                         F
-    blocks[i].mlp.fc2          Transformer/encoderblock/MlpBlock_0/Dense_1/kernel[i]                       F D
-    blocks[i].mlp.fc2_bias     Transformer/encoderblock/MlpBlock_0/Dense_1/bias[i]                         D
-    norm.weight                Transformer/encoder_norm/scale                                              D
-    norm.bias                  Transformer/encoder_norm/bias                                               D
+    embedding.weight            embedding/kernel                                                            h w C D
+    embedding.bias              embedding/bias                                                              D
+    embedding.position          pos_embedding                                                               1 P D
+    blocks[i].attn_norm.weight  Transformer/encoderblock/LayerNorm_0/scale[i]                               D
+    blocks[i].attn_norm.bias    Transformer/encoderblock/LayerNorm_0/bias[i]                                D
+    blocks[i].attn.q            Transformer/encoderblock/MultiHeadDotProductAttention_0/query/kernel[i]     D N H
+    blocks[i].attn.q_bias       Transformer/encoderblock/MultiHeadDotProductAttention_0/query/bias[i]       N H
+    blocks[i].attn.k            Transformer/encoderblock/MultiHeadDotProductAttention_0/key/kernel[i]       D N H
+    blocks[i].attn.k_bias       Transformer/encoderblock/MultiHeadDotProductAttention_0/key/bias[i]         N H
+    blocks[i].attn.v            Transformer/encoderblock/MultiHeadDotProductAttention_0/value/kernel[i]     D N H
+    blocks[i].attn.v_bias       Transformer/encoderblock/MultiHeadDotProductAttention_0/value/bias[i]       N H
+    blocks[i].attn.o            Transformer/encoderblock/MultiHeadDotProductAttention_0/out/kernel[i]       N H D
+    blocks[i].attn.o_bias       Transformer/encoderblock/MultiHeadDotProductAttention_0/out/bias[i]         D
+    blocks[i].mlp_norm.weight   Transformer/encoderblock/LayerNorm_1/scale[i]                               D
+    blocks[i].mlp_norm.bias     Transformer/encoderblock/LayerNorm_1/bias[i]                                D
+    blocks[i].mlp.fc1           Transformer/encoderblock/MlpBlock_0/Dense_0/kernel[i]                       D F
+    blocks[i].mlp.fc1_bias      Transformer/encoderblock/MlpBlock_0/Dense_0/bias[i]                         F
+    blocks[i].mlp.fc2           Transformer/encoderblock/MlpBlock_0/Dense_1/kernel[i]                       F D
+    blocks[i].mlp.fc2_bias      Transformer/encoderblock/MlpBlock_0/Dense_1/bias[i]                         D
+    norm.weight                 Transformer/encoder_norm/scale                                              D
+    norm.bias                   Transformer/encoder_norm/bias                                               D
 """)
 
 

@@ -14,6 +14,7 @@ from npgemma.api.load import load
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.commands.ask import add_ask
 from npgemma.commands.batch import add_batch
+from npgemma.commands.convert import add_convert
 from npgemma.commands.demo import add_demo
 from npgemma.commands.flags import Version, WrongUsage
 from npgemma.commands.golden import add_compare, add_golden
@@ -70,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_objects(commands.add_parser, form)
     add_batch(commands.add_parser)
     add_models(commands.add_parser, form)
+    add_convert(commands.add_parser)
     add_golden(commands.add_parser)
     add_compare(commands.add_parser)
     return parser

@@ -1,0 +1,103 @@
+"""The arrays of a large .npz file, one at a time: a stored member is mapped, a compressed one is unpacked first.
+
+Source: PKWARE's APPNOTE.TXT, section 4.3.7 (the local header); numpy.lib.format (the header of an .npy file). NumPy
+itself reads every member into memory, whatever its mmap_mode.
+"""
+
+import shutil
+import struct
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from npgemma.errors import BadModel
+from npgemma.io.npz import DAMAGE
+from npgemma.layers.shapes import Array
+
+# What the dtypes of the files become: NumPy writes bfloat16 as two bytes without a type.
+DTYPES: dict[str, np.dtype[Any]] = {"<f4": np.dtype("<f4"), "<f2": np.dtype("<f2"), "|V2": np.dtype("<u2")}
+LOCAL_HEADER = 30  # bytes before the member's name
+
+
+@dataclass(frozen=True)
+class Member:
+    """One array of an .npz file; nothing of it is read yet but its header."""
+
+    path: Path
+    info: zipfile.ZipInfo
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @contextmanager
+    def open(self, folder: Path) -> Iterator[Array]:
+        """The array, mapped: from the archive, or from a temporary file in `folder` if it is compressed."""
+        if self.info.compress_type == zipfile.ZIP_STORED:
+            yield self.mapped(self.path, stored_at(self.path, self.info))
+            return
+        with tempfile.NamedTemporaryFile(dir=folder) as unpacked:
+            with zipfile.ZipFile(self.path) as archive, archive.open(self.info) as packed:
+                shutil.copyfileobj(packed, unpacked, 1 << 22)
+            unpacked.flush()
+            yield self.mapped(Path(unpacked.name), 0)
+
+    def mapped(self, path: Path, start: int) -> Array:
+        """The array of an .npy file that begins at byte `start`; bfloat16 as uint16 (see layers.shapes)."""
+        with path.open("rb") as file:
+            file.seek(start)
+            shape, fortran, _ = read_header(file)
+            begin = file.tell()
+        order: Any = "F" if fortran else "C"
+        if 0 in shape:
+            return np.empty(shape, self.dtype)
+        return np.asarray(np.memmap(path, self.dtype, "r", begin, shape, order))
+
+
+def read_members(path: Path) -> dict[str, Member]:
+    """The arrays of an .npz file, by name. BadModel if it is missing, damaged, or holds anything but floats."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return dict(described(path, archive))
+    except FileNotFoundError:
+        raise BadModel(f"{path} is missing: there is no such file") from None
+    except DAMAGE as error:
+        raise BadModel(f"{path} is not a usable .npz file of weights: {error}") from None
+
+
+def described(path: Path, archive: zipfile.ZipFile) -> Iterator[tuple[str, Member]]:
+    seen = set()
+    for info in archive.infolist():
+        name = info.filename.removesuffix(".npy")
+        if name in seen:
+            raise ValueError(f"it holds {name!r} twice")
+        seen.add(name)
+        with archive.open(info) as file:
+            shape, _, dtype = read_header(file)
+            begin = file.tell()
+        if dtype.str not in DTYPES:
+            raise ValueError(f"{name!r} is {dtype}; weights are float32, float16, or bfloat16 (|V2)")
+        if info.file_size < begin + int(np.prod(shape)) * dtype.itemsize:
+            raise ValueError(f"{name!r} is cut short")
+        yield name, Member(path, info, shape, DTYPES[dtype.str])
+
+
+def read_header(file: IO[bytes]) -> tuple[Any, Any, Any]:
+    """Shape, order and dtype of an .npy file, which is left at the first byte of its data."""
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(file)
+    return np.lib.format.read_array_header_2_0(file)
+
+
+def stored_at(path: Path, info: zipfile.ZipInfo) -> int:
+    """Where the bytes of a stored member begin: behind its local header, whose extra field may have any length."""
+    with path.open("rb") as file:
+        file.seek(info.header_offset)
+        header = file.read(LOCAL_HEADER)
+    name, extra = struct.unpack("<HH", header[26:30])
+    return info.header_offset + LOCAL_HEADER + int(name) + int(extra)

@@ -1,0 +1,168 @@
+"""convert: a PaliGemma of big_vision becomes a Hugging Face folder with the same weights."""
+
+import json
+import tracemalloc
+from pathlib import Path
+
+import npz_checkpoints
+import numpy as np
+import pytest
+
+import npgemma
+from npgemma import testing
+from npgemma.checkpoints.convert import convert, infer_config, shards
+from npgemma.checkpoints.paligemma import npz_layout
+from npgemma.errors import BadModel
+from npgemma.io.npz_members import read_members
+from npgemma.io.safetensors import open_folder
+from npgemma.layers.bits import widen
+from npgemma.layers.tree import leaves
+from npgemma.models.paligemma import forward
+
+CONFIG = npz_checkpoints.CONFIG
+DTYPES = ["float32", "float16", "bfloat16"]
+
+
+def expected() -> npgemma.models.paligemma.PaliGemma:
+    return npz_layout(CONFIG).fill(npz_checkpoints.arrays())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("compressed", [False, True], ids=["stored", "compressed"])
+@pytest.mark.parametrize("prefix", ["", "params/"])
+def test_every_array_of_a_converted_model_is_the_original_one(prefix, compressed, dtype, tmp_path) -> None:
+    path = npz_checkpoints.write(tmp_path / "model.npz", npz_checkpoints.arrays(dtype), compressed, prefix)
+    convert(path, tmp_path / "folder")
+    model = npgemma.load(tmp_path / "folder")
+    assert model.config == CONFIG
+    for leaf, other in zip(leaves(expected()), leaves(model.weights), strict=True):
+        x = widen(other.value) if other.value.dtype == np.uint16 else other.value.astype(np.float32)
+        np.testing.assert_array_equal(x, leaf.value, err_msg=leaf.path, strict=True)
+
+
+def test_a_converted_model_computes_the_same_logits(tmp_path) -> None:
+    convert(npz_checkpoints.write(tmp_path / "model.npz", npz_checkpoints.arrays()), tmp_path / "folder")
+    row = testing.draw_row(CONFIG)
+    logits = npgemma.load(tmp_path / "folder").forward(row.input_ids, row.pixel_values, row.token_type_ids)
+    inputs = row.input_ids, row.pixel_values, row.token_type_ids
+    np.testing.assert_array_equal(logits, forward(expected(), *inputs), strict=True)
+
+
+@pytest.mark.parametrize(("dtype", "stored"), [("float32", "<f4"), ("float16", "<f2"), ("bfloat16", "<u2")])
+def test_the_dtype_of_the_file_is_kept(dtype, stored, tmp_path) -> None:
+    convert(npz_checkpoints.write(tmp_path / "model.npz", npz_checkpoints.arrays(dtype)), tmp_path / "folder")
+    assert {x.dtype.str for x in open_folder(tmp_path / "folder").values()} == {stored}
+
+
+def test_large_models_are_written_in_shards_with_an_index(tmp_path) -> None:
+    path = npz_checkpoints.write(tmp_path / "model.npz", npz_checkpoints.arrays())
+    convert(path, tmp_path / "folder", shard_bytes=20_000)
+    index = json.loads((tmp_path / "folder" / "model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) > 1
+    assert leaves(npgemma.load(tmp_path / "folder").weights)[0].path == "vision.embedding.weight"
+
+
+def test_shards_hold_every_tensor_once_and_no_more_bytes_than_allowed() -> None:
+    tensors = {str(i): np.empty((i % 7 + 1) * 300, np.int8) for i in range(12)}
+    groups = list(shards(tensors, 2000))
+    assert [name for group in groups for name in group] == list(tensors)
+    assert all(sum(tensors[name].nbytes for name in group) <= 2000 or len(group) == 1 for group in groups)
+
+
+@pytest.mark.parametrize("compressed", [False, True], ids=["stored", "compressed"])
+def test_conversion_never_holds_the_whole_model(compressed, tmp_path) -> None:
+    """Python's memory stays under a third of the model's, and under the largest array and what unpacking takes."""
+    tensors = npz_checkpoints.arrays()
+    big = {name: np.repeat(x, 200, 0) if name == "llm/embedder/input_embedding" else x for name, x in tensors.items()}
+    path = npz_checkpoints.write(tmp_path / "model.npz", big, compressed)
+    total = sum(x.nbytes for x in big.values())
+    del big, tensors
+    tracemalloc.start()
+    convert(path, tmp_path / "folder")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert total > 500_000
+    assert peak < max(total / 3, 6_000_000)
+
+
+def test_the_tokenizer_is_copied(tmp_path) -> None:
+    (tmp_path / "pieces.model").write_bytes(b"pieces")
+    path = npz_checkpoints.write(tmp_path / "model.npz", npz_checkpoints.arrays())
+    convert(path, tmp_path / "folder", tmp_path / "pieces.model")
+    assert (tmp_path / "folder" / "tokenizer.model").read_bytes() == b"pieces"
+
+
+# ------------------------------------------------------------------------------------------------------------- refused
+
+
+def refused(tmp_path: Path, tensors: dict[str, np.ndarray]) -> str:
+    """The error for a file of these arrays, which leaves nothing behind."""
+    path = npz_checkpoints.write(tmp_path / "model.npz", tensors)
+    with pytest.raises(BadModel) as error:
+        convert(path, tmp_path / "folder")
+    assert [each.name for each in tmp_path.iterdir()] == ["model.npz"]
+    return str(error.value)
+
+
+def test_a_missing_and_an_unexpected_array_are_both_named(tmp_path) -> None:
+    tensors = npz_checkpoints.arrays()
+    tensors["llm/more/w"] = tensors.pop("img/head/bias")
+    message = refused(tmp_path, tensors)
+    assert "missing     img/head/bias" in message
+    assert "unexpected  llm/more/w" in message
+
+
+def test_an_array_of_another_shape_is_named(tmp_path) -> None:
+    tensors = npz_checkpoints.arrays()
+    tensors["llm/final_norm/scale"] = tensors["llm/final_norm/scale"][:-1]
+    assert "mis-shaped  llm/final_norm/scale: stored (10,), expected (11,)" in refused(tmp_path, tensors)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("llm/layers/post_ffw_norm/scale", "is a PaliGemma 2"),
+        ("llm/layers/attn/qkv_einsum/w", "has fused q, k and v"),
+    ],
+)
+def test_other_models_are_refused_by_name(name, says, tmp_path) -> None:
+    assert says in refused(tmp_path, npz_checkpoints.arrays() | {name: np.zeros((3, 11), np.float32)})
+
+
+def test_a_file_of_something_else_is_refused(tmp_path) -> None:
+    assert "is not a PaliGemma of big_vision: img/embedding/kernel is missing" in refused(
+        tmp_path, {"x": np.zeros(3, np.float32)}
+    )
+
+
+def test_integers_and_python_objects_are_refused(tmp_path) -> None:
+    assert "weights are float32" in refused(tmp_path, npz_checkpoints.arrays() | {"x": np.zeros(3, np.int64)})
+    assert "weights are float32" in refused(tmp_path, {"x": np.array([{}], object)})
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"hello" * 100])
+def test_a_damaged_file_is_refused(content, tmp_path) -> None:
+    (tmp_path / "model.npz").write_bytes(content)
+    with pytest.raises(BadModel, match="not a usable"):
+        convert(tmp_path / "model.npz", tmp_path / "folder")
+
+
+def test_a_missing_file_is_refused(tmp_path) -> None:
+    with pytest.raises(BadModel, match="is missing"):
+        convert(tmp_path / "model.npz", tmp_path / "folder")
+
+
+def test_a_folder_that_is_not_empty_is_refused_and_an_empty_one_is_filled(tmp_path) -> None:
+    path = npz_checkpoints.write(tmp_path / "model.npz", npz_checkpoints.arrays())
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "note.txt").write_text("mine")
+    with pytest.raises(BadModel, match="not an empty folder"):
+        convert(path, tmp_path / "full")
+    (tmp_path / "empty").mkdir()
+    convert(path, tmp_path / "empty")
+    assert npgemma.load(tmp_path / "empty").config == CONFIG
+
+
+def test_the_config_follows_from_the_shapes(tmp_path) -> None:
+    path = npz_checkpoints.write(tmp_path / "model.npz", npz_checkpoints.arrays())
+    assert infer_config(read_members(path), path) == CONFIG

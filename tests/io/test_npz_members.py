@@ -1,0 +1,59 @@
+"""npz_members: arrays of an .npz file, mapped where they are stored."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from npgemma.errors import BadModel
+from npgemma.io.npz_members import read_members
+
+X = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("x", [X, np.asfortranarray(X), X.astype(np.float16), X[:0], X[0, 0, 0]], ids=str)
+def test_an_array_is_read_as_it_was_written(save, x: np.ndarray, tmp_path: Path) -> None:
+    save(tmp_path / "a.npz", first=np.ones(5, np.float32), **{"dir/x": x})
+    members = read_members(tmp_path / "a.npz")
+    assert members["dir/x"].shape == x.shape
+    with members["dir/x"].open(tmp_path) as found:
+        np.testing.assert_array_equal(found, x)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_a_stored_array_is_mapped_and_a_bfloat16_one_is_bits(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.arange(5, dtype=np.uint16).view("V2"))
+    with read_members(tmp_path / "a.npz")["x"].open(tmp_path) as found:
+        np.testing.assert_array_equal(found, np.arange(5, dtype=np.uint16), strict=True)
+        assert not found.flags.owndata
+
+
+def test_any_length_of_the_local_extra_field_is_skipped(tmp_path: Path) -> None:
+    """The central directory may have another one."""
+    np.save(tmp_path / "x.npy", X)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        info = zipfile.ZipInfo("x.npy")
+        info.extra = b"\x99\x99\x07\x00" + b"padding"
+        archive.writestr(info, (tmp_path / "x.npy").read_bytes())
+    with read_members(tmp_path / "a.npz")["x"].open(tmp_path) as found:
+        np.testing.assert_array_equal(found, X, strict=True)
+
+
+def test_a_name_twice_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", X)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.write(tmp_path / "x.npy", "x.npy")
+        with pytest.warns(UserWarning, match="Duplicate"):
+            archive.write(tmp_path / "x.npy", "x.npy")
+    with pytest.raises(BadModel, match="holds 'x' twice"):
+        read_members(tmp_path / "a.npz")
+
+
+def test_an_array_that_is_cut_short_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", X)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("x.npy", (tmp_path / "x.npy").read_bytes()[:-8])
+    with pytest.raises(BadModel, match="cut short"):
+        read_members(tmp_path / "a.npz")
