@@ -115,7 +115,7 @@ def union_checker(alternatives: Sequence[Any]) -> Checker | None:
             try:
                 check_one(value, tried)
             except ShapeError as error:
-                errors.append(error)
+                errors.append(error.with_traceback(None))  # its frames would keep the value alive
             else:
                 letters |= tried
                 return

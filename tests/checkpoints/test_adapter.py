@@ -14,8 +14,8 @@ import pytest
 import tiny
 
 import npgemma
-from npgemma.checkpoints.adapter import merged, read_adapter
-from npgemma.checkpoints.paligemma import HEAD, read_tensors
+from npgemma.checkpoints.adapter import merged, read_adapter, untied
+from npgemma.checkpoints.paligemma import head_and_table, read_tensors
 from npgemma.commands.cli import main
 from npgemma.errors import BadModel
 from npgemma.io.model_folder import EMBEDDED
@@ -23,11 +23,12 @@ from npgemma.layers.bits import pack
 from npgemma.testing import draw_row
 
 PICTURE = EMBEDDED.parent / "sample.png"
-TABLE = "text.embed_tokens.weight"
-QUERY = "text.layers.1.self_attn.q_proj"
-UP = "vision.encoder.layers.0.mlp.fc1"
-BIAS = "vision.encoder.layers.1.mlp.fc2.bias"
-NORM = "text.layers.2.input_layernorm.weight"
+HEAD, TABLE = head_and_table(tiny.CONFIG)
+LAYER_1 = "language_model.model.layers.1"
+QUERY = f"{LAYER_1}.self_attn.q_proj"
+UP = "vision_tower.encoder.layers.0.mlp.fc1"
+BIAS = "vision_tower.encoder.layers.1.mlp.fc2.bias"
+NORM = "language_model.model.layers.2.input_layernorm.weight"
 LINEAR = "multi_modal_projector.linear"
 Halves = dict[str, tuple[np.ndarray, np.ndarray]]
 
@@ -77,7 +78,8 @@ def assert_rounded_once(found: np.ndarray, expected: np.ndarray, dtype: str) -> 
 
 
 def merge(folder: Path, dtype: str = "float32", tensors: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
-    return merged(tiny.random_tensors() if tensors is None else tensors, read_adapter(folder), np.dtype(dtype))
+    adapter = read_adapter(folder)
+    return merged(untied(tensors or tiny.random_tensors(), adapter, HEAD, TABLE), adapter, np.dtype(dtype))
 
 
 LORA = {QUERY: 3, UP: 4, TABLE.removesuffix(".weight"): 2}
@@ -104,7 +106,7 @@ def expected_tensors(lora: Halves, replaced: dict[str, np.ndarray], alpha: float
 
 def test_one_update_by_hand(tmp_path):
     """W = [[1 2] [3 4] [5 6]], A = [[1 10]], B = [[1] [0] [-2]], alpha 6, r 1: W + 6 B A."""
-    module = "text.layers.0.self_attn.q_proj"
+    module = "language_model.model.layers.0.self_attn.q_proj"
     a, b = np.array([[1, 10]], np.float32), np.array([[1], [0], [-2]], np.float32)
     folder = write_adapter(tmp_path, stored_tensors({module: (a, b)}), lora_alpha=6)
     w = np.array([[1, 2], [3, 4], [5, 6]], np.float32)
@@ -170,7 +172,7 @@ def test_alpha_is_8_where_the_config_does_not_say(tmp_path):
 
 def test_a_large_matrix_is_merged_in_blocks(tmp_path):
     """Some thousand rows, which are several blocks, and whose number no block divides."""
-    module, rng = "text.layers.0.self_attn.q_proj", np.random.default_rng(0)
+    module, rng = "language_model.model.layers.0.self_attn.q_proj", np.random.default_rng(0)
     w, a, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((3001, 300), (2, 300), (3001, 2)))
     folder = write_adapter(tmp_path, stored_tensors({module: (a, b)}), lora_alpha=2)
     expected = np.einsum("or,ri->oi", b, a, dtype=np.float64) + w
@@ -278,7 +280,7 @@ def test_a_tied_head_that_changes_leaves_the_table(kind, tmp_path):
         found = merge(write_adapter(tmp_path, tensors))
         table = tiny.random_tensors()[TABLE]
         np.testing.assert_array_equal(found[TABLE], table, strict=True)
-        assert module == "text.lm_head"
+        assert module == "lm_head"
         assert_rounded_once(found[HEAD], updated(table, a, b, 4) if kind == "added" else new, "float32")
 
 
@@ -404,7 +406,7 @@ def test_nothing_of_an_adapter_stays_mapped(dtype, tmp_path):
     folder = write_adapter(tmp_path / "adapter", stored_tensors(lora, replaced))
     adapter = read_adapter(folder)
     found = merged(read_tensors(model, tiny.CONFIG), adapter, np.dtype(dtype))
-    assert is_mapped(found["text.layers.0.self_attn.q_proj.weight"])
+    assert is_mapped(found["language_model.model.layers.0.self_attn.q_proj.weight"])
     assert [name for name in adapter.changed if is_mapped(found[name])] == []
 
 
@@ -425,7 +427,7 @@ def test_an_adapter_of_the_cache(adapted, tmp_path, monkeypatch):
 
 def test_the_position_table_is_merged_in_float64_and_becomes_float32(tmp_path):
     """As `load` says of it, and of norms and biases, in a float64 model too: they are added, not multiplied."""
-    module = "vision.embeddings.position_embedding"
+    module = "vision_tower.embeddings.position_embedding"
     a, b = halves(module, 2)
     name = f"base_model.model.{tiny.spell(module, 'saved 5.x')}"
     tensors = {f"{name}.lora_embedding_A": b.T, f"{name}.lora_embedding_B": a.T}
@@ -471,7 +473,7 @@ def test_the_plan_counts_what_an_adapter_puts_into_memory(change, dtype, residen
     }[change]
     found = npgemma.load(model, dtype, resident, write_adapter(tmp_path / "adapter", tensors))
     actual = bytes_of(found.weights, set())
-    assert actual * 0.95 <= found.budget.weights <= actual * 1.05
+    assert actual * 0.95 <= found.guard.budget.weights <= actual * 1.05
 
 
 # ----------------------------------------------------------------------------------------------------------- refusals
@@ -592,7 +594,7 @@ def test_halves_that_do_not_fit_each_other_are_refused(tensors, tmp_path):
 
 def test_an_update_of_the_patch_convolution_is_refused(tmp_path):
     """Its halves are convolutions: A [r, 3, y, x], B [out, r, 1, 1]."""
-    name = f"base_model.model.{tiny.spell('vision.embeddings.patch_embedding', 'saved 5.x')}"
+    name = f"base_model.model.{tiny.spell('vision_tower.embeddings.patch_embedding', 'saved 5.x')}"
     a, b = np.ones((2, 3, 7, 7), np.float32), np.ones((12, 2, 1, 1), np.float32)
     folder = write_adapter(tmp_path, {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b})
     with pytest.raises(BadModel, match="patch_embedding is not changed by a matrix"):
@@ -603,20 +605,22 @@ UNFIT = {
     "a wider input": stored_tensors({QUERY: (np.ones((2, 12), np.float32), np.ones((60, 2), np.float32))}),
     "fewer outputs": stored_tensors({QUERY: (np.ones((2, 11), np.float32), np.ones((59, 2), np.float32))}),
     "one output, which would broadcast": stored_tensors({QUERY: (A, B[:1])}),
-    "a layer too many": stored_tensors({"text.layers.3.self_attn.q_proj": (A, B)}),
-    "an unknown module": stored_tensors({"text.layers.1.self_attn.qkv_proj": (A, B)}),
-    "a norm, which is no matrix": stored_tensors({"text.layers.1.input_layernorm": (A, B)}),
+    "a layer too many": stored_tensors({"language_model.model.layers.3.self_attn.q_proj": (A, B)}),
+    "an unknown module": stored_tensors({"language_model.model.layers.1.self_attn.qkv_proj": (A, B)}),
+    "a norm, which is no matrix": stored_tensors({"language_model.model.layers.1.input_layernorm": (A, B)}),
     "the convolution as a matrix": stored_tensors(
-        {"vision.embeddings.patch_embedding": (np.ones((2, 147), np.float32), np.ones((12, 2), np.float32))}
+        {"vision_tower.embeddings.patch_embedding": (np.ones((2, 147), np.float32), np.ones((12, 2), np.float32))}
     ),
     "another bias": stored_tensors({}, {BIAS: np.ones(13, np.float32)}),
     "a bias of one number": stored_tensors({}, {BIAS: np.ones(1, np.float32)}),
     "a norm as a row": stored_tensors({}, {NORM: np.ones((1, 11), np.float32)}),
-    "an unknown tensor": stored_tensors({}, {"text.layers.1.mlp.gate_proj.bias": np.ones(23, np.float32)}),
+    "an unknown tensor": stored_tensors(
+        {}, {"language_model.model.layers.1.mlp.gate_proj.bias": np.ones(23, np.float32)}
+    ),
     "a magnitude of DoRA": names(A=A, B=B)
     | {f"base_model.model.{tiny.spell(QUERY, 'saved 5.x')}.lora_magnitude_vector": np.ones(60, np.float32)},
     "rows of certain tokens": stored_tensors(
-        {}, {"text.embed_tokens.token_adapter.trainable_tokens_delta": np.ones((2, 11), np.float32)}
+        {}, {"language_model.model.embed_tokens.token_adapter.trainable_tokens_delta": np.ones((2, 11), np.float32)}
     ),
     "a larger table": stored_tensors({}, {TABLE: np.ones((62, 11), np.float32)}),
 }
@@ -675,7 +679,7 @@ def loud(tmp_path_factory) -> Path:
     """An adapter to the embedded model that gives it something else to say."""
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((4, 128), (512, 4)))
-    tensors = stored_tensors({f"text.layers.{i}.mlp.up_proj": (a, b) for i in range(4)})
+    tensors = stored_tensors({f"language_model.model.layers.{i}.mlp.up_proj": (a, b) for i in range(4)})
     return write_adapter(tmp_path_factory.mktemp("loud"), tensors, lora_alpha=2)
 
 
@@ -714,7 +718,8 @@ def test_refusals_are_one_sentence(loud, tmp_path, capsys):
     model = hub.write_model(tmp_path / "model")
     said = refused(capsys, "--adapter", loud, "-m", model)
     assert (
-        "was made for another model: text.layers.0.mlp.up_proj.weight is (23, 11), it changes one of (512, 128)" in said
+        "was made for another model: language_model.model.layers.0.mlp.up_proj.weight is (23, 11), it changes one of (512, 128)"
+        in said
     )
     damaged = Path(shutil.copytree(loud, tmp_path / "damaged"))
     (damaged / "adapter_config.json").write_text("{")
@@ -725,7 +730,9 @@ def test_an_adapter_that_is_not_finite_is_one_sentence(loud, tmp_path, capsys):
     """NaN in the update is NaN in the answer; it must not be an empty answer or a warning."""
     damaged = Path(shutil.copytree(loud, tmp_path / "damaged"))
     a, b = np.full((4, 128), np.nan, np.float32), np.ones((512, 4), np.float32)
-    tiny.save(stored_tensors({"text.layers.0.mlp.up_proj": (a, b)}), damaged / "adapter_model.safetensors")
+    tiny.save(
+        stored_tensors({"language_model.model.layers.0.mlp.up_proj": (a, b)}), damaged / "adapter_model.safetensors"
+    )
     assert "not finite" in refused(capsys, "--adapter", damaged)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import npgemma
 from npgemma.checkpoints.adapter import merged, read_adapter
-from npgemma.checkpoints.paligemma import HEAD, plain_name, read_config, read_tensors
+from npgemma.checkpoints.paligemma import read_config, read_tensors, saved_name
 from npgemma.errors import BadModel
 from npgemma.io.model_folder import EMBEDDED
 from npgemma.testing import tolerance
@@ -193,12 +193,12 @@ def test_matrices_are_those_that_peft_merges(tmp_path: Path) -> None:
     ]
     assert len(names) == 4 * (7 + 3)  # the tower has projections of the same names
     with torch.no_grad():
-        whole = {plain_name(name): x.numpy().copy() for name, x in model.merge_and_unload().state_dict().items()}
+        whole = {saved_name(name): x.numpy().copy() for name, x in model.merge_and_unload().state_dict().items()}
     adapter = adapted(peft.LoraConfig(**CASES["patterns, rank-stabilised"].config), wide=True)
     adapter.to(torch.float32).save_pretrained(tmp_path)
     tensors = read_tensors(EMBEDDED, read_config(EMBEDDED))
     found = merged(tensors, read_adapter(tmp_path), np.dtype(np.float64))
-    changed = [plain_name(f"{name.removeprefix('base_model.model.')}.weight") for name in names]
+    changed = [saved_name(f"{name.removeprefix('base_model.model.')}.weight") for name in names]
     for name in changed:
         scale = float(np.abs(whole[name]).max())
         np.testing.assert_allclose(found[name], whole[name], rtol=0, atol=8 * 2.0**-52 * scale, strict=True)

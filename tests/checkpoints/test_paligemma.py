@@ -1,0 +1,403 @@
+"""Checkpoints: every spelling of the names gives the same weights, and one that does not fit is refused in full."""
+
+import dataclasses
+import json
+import mmap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from npgemma.checkpoints.gemma import GemmaConfig
+from npgemma.checkpoints.paligemma import PaliGemmaConfig, hf_layout, layout_of, read_config, read_tensors, saved_name
+from npgemma.checkpoints.siglip import SiglipConfig
+from npgemma.errors import BadModel
+from npgemma.io.model_folder import EMBEDDED
+from npgemma.layers.bits import widened
+from npgemma.layers.tree import leaves
+
+HUB = PaliGemmaConfig(SiglipConfig(), GemmaConfig())  # PaliGemma 3B at 224 pixels
+
+
+def arrays(weights: object) -> dict[str, np.ndarray]:
+    """Every array of a model, by its path."""
+    return {leaf.path: leaf.value for leaf in leaves(weights)}
+
+
+def load(folder):
+    return tiny.weights(folder, read_config(folder))
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """The weights of a folder as transformers saves it today: float32, one file."""
+    return arrays(load(tiny.write_folder(tmp_path_factory.mktemp("reference"))))
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("spelling", tiny.SPELLINGS)
+def test_every_spelling_dtype_and_number_of_shards_loads_equal_weights(spelling, dtype, shards, reference, tmp_path):
+    """The random weights lie on a grid that all three dtypes hold, so equal means equal."""
+    found = arrays(load(tiny.write_folder(tmp_path, spelling=spelling, dtype=dtype, shards=shards)))
+    assert found.keys() == reference.keys()
+    for name, x in found.items():
+        np.testing.assert_array_equal(widened(x, np.dtype(np.float32)), reference[name], strict=True, err_msg=name)
+
+
+def test_a_tensor_of_each_kind_fills_its_field(tmp_path):
+    """Two matrices of one shape, k and v or gate and up, could change places without any other test here noticing."""
+    tensors = tiny.random_tensors()
+    p = load(tiny.write_folder(tmp_path))
+    seen, said = p.vision.blocks[1], p.text.blocks[2]
+    vision, text = "vision_tower.encoder.layers.1.", "language_model.model.layers.2."
+    expected = {
+        "vision_tower.embeddings.patch_embedding.weight": p.vision.embedding.weight,
+        "vision_tower.embeddings.patch_embedding.bias": p.vision.embedding.bias,
+        "vision_tower.embeddings.position_embedding.weight": p.vision.embedding.position,
+        "vision_tower.post_layernorm.weight": p.vision.norm.weight,
+        "vision_tower.post_layernorm.bias": p.vision.norm.bias,
+        vision + "layer_norm1.weight": seen.attn_norm.weight,
+        vision + "layer_norm1.bias": seen.attn_norm.bias,
+        vision + "self_attn.q_proj.weight": seen.attn.q,
+        vision + "self_attn.q_proj.bias": seen.attn.q_bias,
+        vision + "self_attn.k_proj.weight": seen.attn.k,
+        vision + "self_attn.k_proj.bias": seen.attn.k_bias,
+        vision + "self_attn.v_proj.weight": seen.attn.v,
+        vision + "self_attn.v_proj.bias": seen.attn.v_bias,
+        vision + "self_attn.out_proj.weight": seen.attn.o,
+        vision + "self_attn.out_proj.bias": seen.attn.o_bias,
+        vision + "layer_norm2.weight": seen.mlp_norm.weight,
+        vision + "layer_norm2.bias": seen.mlp_norm.bias,
+        vision + "mlp.fc1.weight": seen.mlp.fc1,
+        vision + "mlp.fc1.bias": seen.mlp.fc1_bias,
+        vision + "mlp.fc2.weight": seen.mlp.fc2,
+        vision + "mlp.fc2.bias": seen.mlp.fc2_bias,
+        "multi_modal_projector.linear.weight": p.projector.weight,
+        "multi_modal_projector.linear.bias": p.projector.bias,
+        "language_model.model.embed_tokens.weight": p.text.embedding,
+        text + "input_layernorm.weight": said.attn_norm.weight,
+        text + "self_attn.q_proj.weight": said.attn.q,
+        text + "self_attn.k_proj.weight": said.attn.k,
+        text + "self_attn.v_proj.weight": said.attn.v,
+        text + "self_attn.o_proj.weight": said.attn.o,
+        text + "post_attention_layernorm.weight": said.mlp_norm.weight,
+        text + "mlp.gate_proj.weight": said.mlp.gate,
+        text + "mlp.up_proj.weight": said.mlp.up,
+        text + "mlp.down_proj.weight": said.mlp.down,
+        "language_model.model.norm.weight": p.text.norm.weight,
+    }
+    kinds = {name.replace("layers.0.", "layers.*.") for name in tensors if ".layers." not in name or ".0." in name}
+    assert len(expected) == len(kinds)
+    for name, x in expected.items():
+        np.testing.assert_array_equal(x.reshape(tensors[name].shape), tensors[name], strict=True, err_msg=name)
+
+
+def test_heads_are_consecutive_rows_of_a_projection(tmp_path):
+    """Query head n is rows n H to n H + H of q_proj; o_proj has the same order in its columns."""
+    tensors = tiny.random_tensors()
+    attention = load(tiny.write_folder(tmp_path)).text.blocks[0].attn
+    q, o = (tensors[f"language_model.model.layers.0.self_attn.{name}_proj.weight"] for name in "qo")
+    width = tiny.CONFIG.text.head_dim
+    for n in range(tiny.CONFIG.text.num_attention_heads):
+        rows = slice(n * width, n * width + width)
+        np.testing.assert_array_equal(attention.q[n], q[rows], strict=True)
+        np.testing.assert_array_equal(attention.o[:, n], o[:, rows], strict=True)
+
+
+def test_numbers_of_the_config_reach_the_layers_that_use_them(tmp_path):
+    config = dataclasses.replace(
+        tiny.CONFIG,
+        vision=dataclasses.replace(tiny.CONFIG.vision, layer_norm_eps=3e-5),
+        text=dataclasses.replace(tiny.CONFIG.text, rms_norm_eps=7e-4, rope_theta=123.0),
+    )
+    p = load(tiny.write_folder(tmp_path, config))
+    seen = [p.vision.norm, *(norm for block in p.vision.blocks for norm in (block.attn_norm, block.mlp_norm))]
+    said = [p.text.norm, *(norm for block in p.text.blocks for norm in (block.attn_norm, block.mlp_norm))]
+    assert {norm.eps for norm in seen} == {3e-5}
+    assert {norm.eps for norm in said} == {7e-4}
+    assert {block.attn.theta for block in p.text.blocks} == {123.0}
+    assert p.image_token == config.image_token_index
+    assert (len(p.vision.blocks), len(p.text.blocks)) == (2, 3)
+
+
+@pytest.mark.parametrize(("dtype", "stored"), [("float32", "f4"), ("float16", "f2"), ("bfloat16", "u2")])
+def test_matrices_stay_mapped_in_their_dtype_and_vectors_become_float32(dtype, stored, tmp_path):
+    """A 6 GB checkpoint is never copied; what is copied are biases and norms."""
+    p = load(tiny.write_folder(tmp_path, dtype=dtype))
+    large = [p.vision.embedding.weight, p.projector.weight, p.text.embedding]
+    large += [getattr(block.attn, name) for block in (*p.vision.blocks, *p.text.blocks) for name in "qkvo"]
+    large += [getattr(block.mlp, name) for block in p.text.blocks for name in ("gate", "up", "down")]
+    large += [getattr(block.mlp, name) for block in p.vision.blocks for name in ("fc1", "fc2")]
+    for x in large:
+        assert x.dtype == np.dtype(f"<{stored}")
+        mapped = x
+        while not isinstance(mapped, np.memmap):
+            assert mapped.base is not None, "a copy: nothing that it is a view of is a memory map"
+            mapped = mapped.base
+    large = {id(x) for x in large}
+    small = [x for x in arrays(p).values() if id(x) not in large]
+    assert len(small) == len(arrays(p)) - len(large)
+    assert {x.dtype for x in small} == {np.dtype(np.float32)}
+
+
+def is_mapped(x: np.ndarray) -> bool:
+    while x is not None and not isinstance(x, np.memmap | mmap.mmap):
+        x = getattr(x, "base", None)
+    return x is not None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16"])
+def test_resident_weights_are_the_same_numbers_in_their_own_memory(stored, dtype, reference, tmp_path):
+    """Every one of them, also those that need no widening."""
+    folder = tiny.write_folder(tmp_path, dtype=stored)
+    mapped = arrays(load(folder))
+    found = arrays(tiny.weights(folder, tiny.CONFIG, dtype))
+    assert found.keys() == reference.keys()
+    assert any(map(is_mapped, mapped.values()))
+    for name, x in found.items():
+        np.testing.assert_array_equal(x, reference[name].astype(x.dtype), strict=True, err_msg=name)
+        assert not is_mapped(x), name
+        is_vector = name.endswith(("bias", "position", "norm.weight"))  # float32 in every run
+        assert x.dtype == ("float32" if is_vector else dtype), name
+
+
+def test_an_untied_head_is_used_if_resident(tmp_path):
+    tensors = tiny.random_tensors()
+    head = tensors["language_model.model.embed_tokens.weight"][::-1]
+    tiny.write_folder(tmp_path)
+    stored = {tiny.spell(each, "hub"): x for each, x in tensors.items()} | {"lm_head.weight": head}
+    tiny.save(stored, tmp_path / "model.safetensors", "bfloat16")
+    text = tiny.weights(tmp_path, tiny.CONFIG, "float32").text
+    np.testing.assert_array_equal(text.head, head, strict=True)
+    np.testing.assert_array_equal(text.embedding, tensors["language_model.model.embed_tokens.weight"], strict=True)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux says what is mapped")
+def test_resident_weights_leave_no_map_of_the_file(tmp_path):
+    """Else its pages would be counted, and a drive could not be taken out."""
+
+    def is_in_use() -> bool:
+        return str(tmp_path) in Path("/proc/self/maps").read_text()
+
+    tiny.write_folder(tmp_path, shards=3)
+    mapped = load(tmp_path)
+    assert is_in_use()
+    del mapped
+    assert not is_in_use()
+    resident = tiny.weights(tmp_path, tiny.CONFIG, "float32")
+    assert not is_in_use()
+    del resident
+
+
+# --------------------------------------------------------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+    ("stored", "plain"),
+    [
+        ("language_model.model.layers.7.mlp.up_proj.weight", "language_model.model.layers.7.mlp.up_proj.weight"),
+        ("model.language_model.layers.7.mlp.up_proj.weight", "language_model.model.layers.7.mlp.up_proj.weight"),
+        ("language_model.model.embed_tokens.weight", "language_model.model.embed_tokens.weight"),
+        ("model.language_model.embed_tokens.weight", "language_model.model.embed_tokens.weight"),
+        ("language_model.model.norm.weight", "language_model.model.norm.weight"),
+        ("model.language_model.norm.weight", "language_model.model.norm.weight"),
+        ("vision_tower.vision_model.encoder.layers.0.mlp.fc1.bias", "vision_tower.encoder.layers.0.mlp.fc1.bias"),
+        ("model.vision_tower.vision_model.encoder.layers.0.mlp.fc1.bias", "vision_tower.encoder.layers.0.mlp.fc1.bias"),
+        ("model.vision_tower.encoder.layers.0.mlp.fc1.bias", "vision_tower.encoder.layers.0.mlp.fc1.bias"),
+        ("vision_tower.encoder.layers.0.mlp.fc1.bias", "vision_tower.encoder.layers.0.mlp.fc1.bias"),
+        ("vision_tower.vision_model.post_layernorm.weight", "vision_tower.post_layernorm.weight"),
+        ("multi_modal_projector.linear.bias", "multi_modal_projector.linear.bias"),
+        ("model.multi_modal_projector.linear.bias", "multi_modal_projector.linear.bias"),
+        ("lm_head.weight", "lm_head.weight"),
+        ("language_model.lm_head.weight", "lm_head.weight"),
+        ("model.lm_head.weight", "lm_head.weight"),
+    ],
+)
+def test_saved_name_of_every_spelling(stored, plain):
+    assert saved_name(stored) == plain
+
+
+@pytest.mark.parametrize("spelling", tiny.SPELLINGS)
+def test_no_spelling_gives_two_tensors_one_name(spelling):
+    names = hf_layout(tiny.CONFIG).shapes
+    assert {saved_name(tiny.spell(name, spelling)) for name in names} == names.keys()
+
+
+def test_a_tensor_in_two_spellings_is_refused_with_both(tmp_path):
+    """Which of the two is the model would be a guess."""
+    tensors = {tiny.spell(name, "saved 5.x"): x for name, x in tiny.random_tensors().items()}
+    tensors["model.vision_tower.vision_model.post_layernorm.bias"] = tensors["vision_tower.post_layernorm.bias"]
+    tiny.write_folder(tmp_path)
+    tiny.save(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(BadModel) as error:
+        read_tensors(tmp_path, tiny.CONFIG)
+    for name in ("model.vision_tower.vision_model.post_layernorm.bias", "vision_tower.post_layernorm.bias"):
+        assert repr(name) in str(error.value)
+    assert "two spellings of the same tensor" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vision_tower.vision_model.head.probe",
+        "vision_tower.head.attention.in_proj_weight",
+        "model.vision_tower.vision_model.head.mlp.fc1.weight",
+        "vision_tower.vision_model.embeddings.position_ids",
+        "language_model.model.layers.0.self_attn.rotary_emb.inv_freq",
+        "model.language_model.rotary_emb.inv_freq",
+    ],
+)
+def test_unused_tensors_are_left_out(name, reference, tmp_path):
+    """Pooling heads and buffers come along in some conversions; they change nothing."""
+    tensors = {tiny.spell(each, "hub"): x for each, x in tiny.random_tensors().items()}
+    tiny.write_folder(tmp_path)
+    tiny.save(tensors | {name: np.ones((3, 5), np.float32)}, tmp_path / "model.safetensors")
+    found = arrays(load(tmp_path))
+    assert found.keys() == reference.keys()
+    assert read_tensors(tmp_path, tiny.CONFIG).keys() == tiny.random_tensors().keys()
+
+
+# ---------------------------------------------------------------------------------------------------------------- head
+
+
+def test_without_a_head_the_embedding_table_is_the_head(tmp_path):
+    assert load(tiny.write_folder(tmp_path)).text.head is None
+
+
+@pytest.mark.parametrize("name", ["lm_head.weight", "language_model.lm_head.weight"])
+def test_an_untied_head_is_used(name, tmp_path):
+    tensors = tiny.random_tensors()
+    head = tensors["language_model.model.embed_tokens.weight"][::-1]
+    tiny.write_folder(tmp_path)
+    stored = {tiny.spell(each, "hub"): x for each, x in tensors.items()} | {name: head}
+    tiny.save(stored, tmp_path / "model.safetensors")
+    p = load(tmp_path)
+    np.testing.assert_array_equal(p.text.head, head, strict=True)
+    np.testing.assert_array_equal(p.text.embedding, tensors["language_model.model.embed_tokens.weight"], strict=True)
+
+
+def test_a_head_of_another_shape_is_refused():
+    tensors = tiny.random_tensors() | {"lm_head.weight": np.zeros((60, 11), np.float32)}
+    with pytest.raises(BadModel, match=r"mis-shaped  lm_head\.weight: stored \(60, 11\), expected \(61, 11\)"):
+        layout_of(tensors, tiny.CONFIG).check(tensors, EMBEDDED)
+
+
+# ------------------------------------------------------------------------------------------------------------- refusal
+
+
+def test_one_error_names_every_tensor_that_does_not_fit(tmp_path):
+    """Someone who mends a conversion sees all of it at once: kind, name and both shapes."""
+    tensors = tiny.random_tensors()
+    missing = ["vision_tower.post_layernorm.bias", "language_model.model.layers.1.mlp.up_proj.weight"]
+    wrong = ["multi_modal_projector.linear.weight", "language_model.model.layers.2.self_attn.q_proj.weight"]
+    extra = [
+        "language_model.model.layers.3.mlp.up_proj.weight",
+        "language_model.model.layers.0.self_attn.q_norm.weight",
+    ]
+    shapes = {name: tensors[name].shape for name in (*missing, *wrong)}
+    for name in missing:
+        del tensors[name]
+    for name in wrong:
+        tensors[name] = np.ascontiguousarray(tensors[name].T)
+    tensors |= {name: np.zeros((2, 9), np.float32) for name in extra}
+    tiny.write_folder(tmp_path)
+    tiny.save({tiny.spell(name, "hub"): x for name, x in tensors.items()}, tmp_path / "model.safetensors")
+    with pytest.raises(BadModel) as error:
+        load(tmp_path)
+    first, *lines = str(error.value).splitlines()
+    assert first.startswith(f"{tmp_path}: the tensors do not fit config.json")
+    assert "2 missing, 2 unexpected, 2 mis-shaped" in first
+    said = sorted(
+        [f"  missing     {name} {shapes[name]}" for name in missing]
+        + [f"  unexpected  {name} (2, 9)" for name in extra]
+        + [f"  mis-shaped  {n}: stored {shapes[n][::-1]}, expected {shapes[n]}" for n in wrong]
+    )
+    assert sorted(lines) == said
+
+
+@pytest.mark.parametrize("name", tiny.random_tensors())
+def test_a_missing_renamed_or_misshaped_tensor_is_named(name):
+    """Every tensor the config asks for is asked for by name and shape: there is none that a load could do without."""
+    tensors = tiny.random_tensors()
+    x = tensors.pop(name)
+    where = EMBEDDED
+    with pytest.raises(BadModel, match=rf"1 missing, 0 unexpected, 0 mis-shaped\)\n  missing     {name} "):
+        hf_layout(tiny.CONFIG).check(tensors, where)
+    with pytest.raises(BadModel, match=rf"1 missing, 1 unexpected, 0 mis-shaped(.|\n)*unexpected  {name}x "):
+        hf_layout(tiny.CONFIG).check(tensors | {name + "x": x}, where)
+    for other in (x[:-1], x[None], x.reshape(-1, 1), x.ravel()[: x.size - 1]):
+        with pytest.raises(BadModel, match=rf"0 missing, 0 unexpected, 1 mis-shaped(.|\n)*mis-shaped  {name}: "):
+            hf_layout(tiny.CONFIG).check(tensors | {name: other}, where)
+    hf_layout(tiny.CONFIG).check(tensors | {name: x}, where)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("vision_config", "num_hidden_layers", 1),
+        ("vision_config", "num_hidden_layers", 3),
+        ("vision_config", "image_size", 28),
+        ("vision_config", "intermediate_size", 18),
+        ("text_config", "num_hidden_layers", 2),
+        ("text_config", "num_hidden_layers", 4),
+        ("text_config", "num_key_value_heads", 1),
+        ("text_config", "head_dim", 8),
+        ("text_config", "vocab_size", 62),
+        ("text_config", "hidden_size", 12),
+    ],
+)
+def test_a_config_of_another_model_is_refused(section, key, value, tmp_path):
+    """A checkpoint that almost fits its config would run and answer nonsense."""
+    tiny.write_folder(tmp_path)
+    config = tiny.config_json()
+    config[section][key] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BadModel, match="do not fit config"):
+        load(tmp_path)
+
+
+# ----------------------------------------------------------------------------------------------------------- the hub's
+
+
+def test_the_hubs_model_has_603_tensors_and_its_2_923_466_480_parameters():
+    """The count that transformers prints for paligemma-3b-pt-224."""
+    shapes = hf_layout(HUB).shapes
+    assert len(shapes) == 603
+    assert sum(int(np.prod(shape)) for shape in shapes.values()) == 2_923_466_480
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("language_model.model.embed_tokens.weight", (257216, 2048)),
+        ("language_model.model.layers.17.self_attn.q_proj.weight", (2048, 2048)),
+        ("language_model.model.layers.17.self_attn.k_proj.weight", (256, 2048)),
+        ("language_model.model.layers.17.self_attn.v_proj.weight", (256, 2048)),
+        ("language_model.model.layers.17.mlp.gate_proj.weight", (16384, 2048)),
+        ("language_model.model.layers.17.mlp.down_proj.weight", (2048, 16384)),
+        ("vision_tower.embeddings.patch_embedding.weight", (1152, 3, 14, 14)),
+        ("vision_tower.embeddings.position_embedding.weight", (256, 1152)),
+        ("vision_tower.encoder.layers.26.mlp.fc1.weight", (4304, 1152)),
+        ("vision_tower.encoder.layers.26.mlp.fc2.weight", (1152, 4304)),
+        ("multi_modal_projector.linear.weight", (2048, 1152)),
+    ],
+)
+def test_shapes_are_those_of_the_published_checkpoints(name, shape):
+    assert hf_layout(HUB).shapes[name] == shape
+
+
+def test_the_embedded_checkpoint_fits_its_config():
+    tensors = read_tensors(EMBEDDED, read_config(EMBEDDED))
+    assert {name: x.shape for name, x in tensors.items()} == hf_layout(read_config(EMBEDDED)).shapes
+
+
+def test_an_untied_head_must_be_present(tmp_path):
+    """Without it the embedding table would stand in, and every answer would be nonsense."""
+    folder = tiny.write_folder(tmp_path)
+    config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": False}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BadModel, match=r"missing +lm_head\.weight \(61, 11\)"):
+        tiny.weights(folder, read_config(folder))
