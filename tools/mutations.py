@@ -168,7 +168,9 @@ BUGS: dict[str, Variant] = {
     "heads of the tower rolled": Variant(
         "vision.layers.2", changing("vision.layers.2.attn.heads", lambda x: np.roll(x, 1, -2))
     ),
-    "last layer of the tower left out": Variant("vision.layers.3", instead("vision.layers.3.out", "vision.layers.2.out")),
+    "last layer of the tower left out": Variant(
+        "vision.layers.3", instead("vision.layers.3.out", "vision.layers.2.out")
+    ),
     "last norm of the tower missing": Variant("vision.norm", instead("vision.norm", "vision.layers.3.out")),
     "image features over sqrt(D)": Variant("projector", changing("projector", lambda x: x / math.sqrt(x.shape[-1]))),
     "begin-of-sequence missing": Variant("prompts.0.input_ids", case=ids_without(36)),
