@@ -50,7 +50,7 @@ class Rule:
             x = x * self.scale
         if self.interleaved:
             x = np.concatenate([x[..., 0::2], x[..., 1::2]], -1)
-        return x
+        return np.asarray(x)  # NumPy makes a scalar of an array without axes
 
 
 @dataclass(frozen=True)
