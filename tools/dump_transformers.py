@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -67,57 +68,56 @@ def keep_cache(found: dict[str, Tensor], cache: object, scope: str) -> None:
         found[f"{scope}past_key_values.{i}.value"] = layer.values.clone()
 
 
-def recording(model: PaliGemmaForConditionalGeneration, found: dict[str, Tensor], scope: str) -> ExitStack:
-    """While it is open, `found` records every module. RuntimeError if one runs twice: one output would be lost."""
-    stack = ExitStack()
-    here = []  # the name of the attention that runs: it rotates in a function, which does not know it
+class Hooks:
+    """Hooks on every module that keep its tensors in `found`, under `scope` and the module's name."""
 
-    def keep(name: str, x: object) -> None:
+    def __init__(self, found: dict[str, Tensor], scope: str) -> None:
+        self.found, self.scope = found, scope
+        self.attention = ""  # the attention that runs: it rotates in a function, which does not know its name
+
+    def keep(self, name: str, x: object) -> None:
+        """Copy a tensor. RuntimeError if a module runs twice, since one of its outputs would be lost."""
         if isinstance(x, Tensor):
-            if scope + name in found:
-                raise RuntimeError(f"{scope + name} was computed twice")
-            found[scope + name] = x.clone()
+            if self.scope + name in self.found:
+                raise RuntimeError(f"{self.scope + name} was computed twice")
+            self.found[self.scope + name] = x.clone()
 
-    def keep_output(name: str) -> Callable:
-        def hook(module: object, args: tuple, kwargs: dict, output: object) -> None:
-            first = output[0] if isinstance(output, tuple) else output
-            keep(name, first)
-            if name.endswith("self_attn"):
-                keep(f"{name}.probs", output[1])
-            if name.endswith("rotary_emb"):
-                keep(f"{name}.sin", output[1])
+    def output(self, name: str, module: object, args: tuple, kwargs: dict, output: object) -> None:
+        self.keep(name, output[0] if isinstance(output, tuple) else output)
+        if name.endswith("self_attn"):
+            self.keep(f"{name}.probs", output[1])
+        if name.endswith("rotary_emb"):
+            self.keep(f"{name}.sin", output[1])
 
-        return hook
+    def input(self, name: str, module: object, args: tuple, kwargs: dict) -> None:
+        if name.endswith("self_attn"):
+            self.attention = name
+        if name.rpartition(".")[2] in INPUTS:
+            self.keep(f"{name}.input", args[0])
+        if name.endswith("language_model.layers.0"):
+            mask = kwargs["attention_mask"]
+            self.keep("inputs_embeds", args[0])
+            self.keep("position_ids", kwargs["position_ids"])
+            self.keep("attention_mask", mask if mask is None or mask.dtype == torch.bool else mask == 0)
 
-    def keep_input(name: str) -> Callable:
-        def hook(module: object, args: tuple, kwargs: dict) -> None:
-            if name.endswith("self_attn"):
-                here[:] = [name]
-            if name.rpartition(".")[2] in INPUTS:
-                keep(f"{name}.input", args[0])
-            if name.endswith("language_model.layers.0"):
-                keep("inputs_embeds", args[0])
-                keep("position_ids", kwargs["position_ids"])
-                keep_mask(kwargs["attention_mask"])
-
-        return hook
-
-    def keep_mask(mask: Tensor | None) -> None:
-        if mask is not None:
-            keep("attention_mask", mask if mask.dtype == torch.bool else mask == 0)
-
-    def rotate(q: Tensor, k: Tensor, *rest: object, **options: object) -> tuple[Tensor, Tensor]:
-        rotated = original(q, k, *rest, **options)
+    def rotate(self, original: Callable, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+        rotated = original(*args, **kwargs)
         for name, x in zip(("q_rope", "k_rope"), rotated, strict=True):
-            keep(f"{here[0]}.{name}", x)
+            self.keep(f"{self.attention}.{name}", x)
         return rotated
 
-    original = modeling_gemma.apply_rotary_pos_emb
+
+def recording(model: PaliGemmaForConditionalGeneration, found: dict[str, Tensor], scope: str) -> ExitStack:
+    """While it is open, `found` receives the tensors of every module."""
+    stack, hooks = ExitStack(), Hooks(found, scope)
+    rotate = partial(hooks.rotate, modeling_gemma.apply_rotary_pos_emb)
     stack.enter_context(mock.patch.object(modeling_gemma, "apply_rotary_pos_emb", rotate))
     for name, module in model.named_modules():
         if name:
-            stack.callback(module.register_forward_hook(keep_output(name), with_kwargs=True).remove)
-            stack.callback(module.register_forward_pre_hook(keep_input(name), with_kwargs=True).remove)
+            after = module.register_forward_hook(partial(hooks.output, name), with_kwargs=True)
+            before = module.register_forward_pre_hook(partial(hooks.input, name), with_kwargs=True)
+            stack.callback(after.remove)
+            stack.callback(before.remove)
     return stack
 
 

@@ -29,6 +29,7 @@ from npgemma.io.picture import write_picture, written_format
 
 
 def add_golden(add_parser: AddParser) -> None:
+    """The command that records a golden file."""
     golden = add_parser("golden", help="record a golden file: the float64 truth of a run, to compare a port with")
     golden.add_argument("case", nargs="*", metavar="IMAGE ... PROMPT", help="one or more pictures, then the prompt")
     golden.add_argument("-o", "--output", type=Path, metavar="FILE", help="the .safetensors file to write")
@@ -58,6 +59,7 @@ def add_golden(add_parser: AddParser) -> None:
 
 
 def add_compare(add_parser: AddParser) -> None:
+    """The command that compares a dump with a golden file."""
     parser = add_parser(
         "compare",
         help="compare a port's dump with a golden file: does rounding explain the differences, and where not?",

@@ -105,4 +105,5 @@ def heads(axes: str, x: Array, truth: Float[Array, "*R"]) -> Iterator[str]:
 
 
 def rms(x: Array) -> float:
+    """sqrt(mean(x^2))."""
     return float(np.sqrt(np.square(x, dtype=np.float64).mean()))

@@ -125,6 +125,7 @@ def failed(name: str, theirs: str, reason: str) -> Verdict:
 
 
 def limits_of(values: int, rows: int) -> dict[str, float]:
+    """The limits for a tap of so many values and rows."""
     factor = FEW_FACTOR if values < FEW_VALUES or rows == 1 else 1.0
     return {kind: limit * factor for kind, limit in LIMITS.items()}
 

@@ -58,7 +58,7 @@ def _modules() -> list[dict[str, Any]]:
 
 
 def _inputs(of: str) -> list[dict[str, Any]]:
-    """Rules for tensors that are no module's output but an input; `of` ends the names of inputs."""
+    """Rules for tensors that are only inputs of modules, not outputs; `of` ends the names of inputs."""
     return [
         {"theirs": _VISION_LAYER + r"\.layer_norm2" + of, "ours": r"vision.layers.\1.mid"},
         {"theirs": _VISION_LAYER + r"\.self_attn\.out_proj" + of, "ours": r"vision.layers.\1.attn.heads"},

@@ -67,6 +67,7 @@ def model_hashes(folder: Path) -> dict[str, Any]:
 
 
 def file_hash(path: Path) -> str:
+    """The sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -80,6 +81,7 @@ def image_hash(image: Picture) -> Mapping[str, str]:
 
 
 def installed_version() -> str:
+    """The version of npgemma, or 'not installed' in a checkout."""
     try:
         return version("npgemma")
     except PackageNotFoundError:

@@ -57,6 +57,7 @@ def variants(x: Array, truth: Array) -> Iterator[tuple[float, dict[str, Any]]]:
 
 
 def cosine(x: Array, y: Array) -> float:
+    """x . y / (|x| |y|) of all numbers in a row; 0 for a tensor of zeros."""
     x, y = (array.astype(np.float64).reshape(-1) for array in (x, y))
     length = float(np.linalg.norm(x) * np.linalg.norm(y))
     return float(x @ y) / length if length else 0.0
