@@ -3,8 +3,8 @@
     python tools/dump_transformers.py npgemma/assets/tiny npgemma/assets/sample.png "caption en" -o dump.safetensors
     npgemma compare golden.safetensors dump.safetensors --preset transformers
 
-A forward hook on every module keeps what it returns; a few keep what they are given, since no module returns it. With
---bug, a mistake is planted in transformers' code first: each is one that ports have made.
+A forward hook on every module keeps its output. For tensors that no module returns, a hook keeps the input of the
+module that uses them. With --bug, a mistake that ports have made is planted in transformers' code first.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -23,7 +24,7 @@ from transformers.models.gemma import modeling_gemma
 
 import npgemma
 
-# Modules whose inputs are kept too: the heads before they are mixed, the MLP's hidden row, the row between the halves.
+# Modules whose inputs are kept: the heads before the output projection, the MLP's hidden row, the middle of a layer.
 INPUTS = ("o_proj", "out_proj", "down_proj", "fc2", "post_attention_layernorm", "layer_norm2")
 
 
@@ -34,7 +35,7 @@ def load_model(folder: Path, dtype: torch.dtype, attention: str) -> PaliGemmaFor
 
 
 def make_inputs(folder: Path, picture: Path, prompt: str) -> dict[str, Tensor]:
-    """Ids, types and pixels as npgemma's processor makes them, which are transformers' own."""
+    """Ids, types and pixels from npgemma's processor, which equal those of transformers."""
     inputs = npgemma.load(folder).processor([[picture]], [prompt])
     return {
         "input_ids": torch.from_numpy(inputs.input_ids[0])[None],
@@ -49,74 +50,74 @@ def dump(
 ) -> dict[str, Tensor]:
     """Every tensor of the prefill, and of a step for each of `ids` under `steps.{n}.`."""
     found = dict(inputs)
-    with listening(model, found, ""):
+    with recording(model, found, ""):
         out = model(**inputs, use_cache=True, logits_to_keep=1)
     keep_cache(found, out.past_key_values, "")
     for n, token in enumerate(ids, 1):
         found[f"steps.{n}.input_ids"] = torch.tensor([[token]])
-        with listening(model, found, f"steps.{n}."):
+        with recording(model, found, f"steps.{n}."):
             out = model(found[f"steps.{n}.input_ids"], past_key_values=out.past_key_values, logits_to_keep=1)
         keep_cache(found, out.past_key_values, f"steps.{n}.")
     return {name: x.detach().clone().contiguous() for name, x in found.items()}
 
 
 def keep_cache(found: dict[str, Tensor], cache: object, scope: str) -> None:
+    """Copy the keys and values of every layer's cache, which later steps would change."""
     for i, layer in enumerate(cache.layers):
         found[f"{scope}past_key_values.{i}.key"] = layer.keys.clone()
         found[f"{scope}past_key_values.{i}.value"] = layer.values.clone()
 
 
-def listening(model: PaliGemmaForConditionalGeneration, found: dict[str, Tensor], scope: str) -> ExitStack:
-    """While it is open, `found` hears every module. RuntimeError for one that runs twice: hooks would overwrite it."""
-    stack = ExitStack()
-    here = []  # the attention that is running: it rotates in a function, which knows no name
+class Hooks:
+    """Hooks on every module that keep its tensors in `found`, under `scope` and the module's name."""
 
-    def keep(name: str, x: object) -> None:
+    def __init__(self, found: dict[str, Tensor], scope: str) -> None:
+        self.found, self.scope = found, scope
+        self.attention = ""  # the attention that runs: it rotates in a function, which does not know its name
+
+    def keep(self, name: str, x: object) -> None:
+        """Copy a tensor. RuntimeError if a module runs twice, since one of its outputs would be lost."""
         if isinstance(x, Tensor):
-            if scope + name in found:
-                raise RuntimeError(f"{scope + name} was computed twice")
-            found[scope + name] = x.clone()
+            if self.scope + name in self.found:
+                raise RuntimeError(f"{self.scope + name} was computed twice")
+            self.found[self.scope + name] = x.clone()
 
-    def keep_output(name: str) -> Callable:
-        def hook(module: object, args: tuple, kwargs: dict, output: object) -> None:
-            first = output[0] if isinstance(output, tuple) else output
-            keep(name, first)
-            if name.endswith("self_attn"):
-                keep(f"{name}.probs", output[1])
-            if name.endswith("rotary_emb"):
-                keep(f"{name}.sin", output[1])
+    def output(self, name: str, module: object, args: tuple, kwargs: dict, output: object) -> None:
+        self.keep(name, output[0] if isinstance(output, tuple) else output)
+        if name.endswith("self_attn"):
+            self.keep(f"{name}.probs", output[1])
+        if name.endswith("rotary_emb"):
+            self.keep(f"{name}.sin", output[1])
 
-        return hook
+    def input(self, name: str, module: object, args: tuple, kwargs: dict) -> None:
+        if name.endswith("self_attn"):
+            self.attention = name
+        if name.rpartition(".")[2] in INPUTS:
+            self.keep(f"{name}.input", args[0])
+        if name.endswith("language_model.layers.0"):
+            mask = kwargs["attention_mask"]
+            self.keep("inputs_embeds", args[0])
+            self.keep("position_ids", kwargs["position_ids"])
+            self.keep("attention_mask", mask if mask is None or mask.dtype == torch.bool else mask == 0)
 
-    def keep_input(name: str) -> Callable:
-        def hook(module: object, args: tuple, kwargs: dict) -> None:
-            if name.endswith("self_attn"):
-                here[:] = [name]
-            if name.rpartition(".")[2] in INPUTS:
-                keep(f"{name}.input", args[0])
-            if name.endswith("language_model.layers.0"):
-                keep("inputs_embeds", args[0])
-                keep("position_ids", kwargs["position_ids"])
-                keep_mask(kwargs["attention_mask"])
-
-        return hook
-
-    def keep_mask(mask: Tensor | None) -> None:
-        if mask is not None:
-            keep("attention_mask", mask if mask.dtype == torch.bool else mask == 0)
-
-    def rotate(q: Tensor, k: Tensor, *rest: object, **options: object) -> tuple[Tensor, Tensor]:
-        rotated = original(q, k, *rest, **options)
+    def rotate(self, original: Callable, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+        rotated = original(*args, **kwargs)
         for name, x in zip(("q_rope", "k_rope"), rotated, strict=True):
-            keep(f"{here[0]}.{name}", x)
+            self.keep(f"{self.attention}.{name}", x)
         return rotated
 
-    original = modeling_gemma.apply_rotary_pos_emb
+
+def recording(model: PaliGemmaForConditionalGeneration, found: dict[str, Tensor], scope: str) -> ExitStack:
+    """While it is open, `found` receives the tensors of every module."""
+    stack, hooks = ExitStack(), Hooks(found, scope)
+    rotate = partial(hooks.rotate, modeling_gemma.apply_rotary_pos_emb)
     stack.enter_context(mock.patch.object(modeling_gemma, "apply_rotary_pos_emb", rotate))
     for name, module in model.named_modules():
         if name:
-            stack.callback(module.register_forward_hook(keep_output(name), with_kwargs=True).remove)
-            stack.callback(module.register_forward_pre_hook(keep_input(name), with_kwargs=True).remove)
+            after = module.register_forward_hook(partial(hooks.output, name), with_kwargs=True)
+            before = module.register_forward_pre_hook(partial(hooks.input, name), with_kwargs=True)
+            stack.callback(after.remove)
+            stack.callback(before.remove)
     return stack
 
 
@@ -125,10 +126,7 @@ def listening(model: PaliGemmaForConditionalGeneration, found: dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Bug:
-    """A mistake: `plant` makes it in a model, whose code is put right again when the stack closes.
-
-    `block` is the npgemma block where it first acts.
-    """
+    """A mistake. `plant` makes it in a model until the stack closes; `block` is npgemma's block where it first acts."""
 
     block: str
     plant: Callable[[PaliGemmaForConditionalGeneration, ExitStack], object]
@@ -148,7 +146,7 @@ def norm_without_one(model: PaliGemmaForConditionalGeneration, stack: ExitStack)
 
 
 def causal_mask(model: PaliGemmaForConditionalGeneration, stack: ExitStack) -> None:
-    """Every token is its own block, so nothing sees what is after it."""
+    """Every token is its own block: none sees a later one."""
 
     def overlay(*_: object) -> Callable:
         return lambda batch, head, q, kv: kv <= q
@@ -173,7 +171,7 @@ def image_scaled(model: PaliGemmaForConditionalGeneration, stack: ExitStack) -> 
 
 
 def heads_swapped(model: PaliGemmaForConditionalGeneration, stack: ExitStack) -> None:
-    """Query heads 0 and 1 of layer 2 change places before the output projection."""
+    """Query heads 0 and 1 of layer 2 are swapped before the output projection."""
     attention = model.model.language_model.layers[2].self_attn
 
     def swap(module: object, args: tuple) -> tuple:
@@ -191,7 +189,7 @@ def eps(model: PaliGemmaForConditionalGeneration, stack: ExitStack) -> None:
 
 
 def rotated_one_late(model: PaliGemmaForConditionalGeneration, stack: ExitStack) -> None:
-    """Layer 1 turns its queries, and not its keys, by one position more."""
+    """Layer 1 rotates its queries, but not its keys, by one more position."""
     angle = model.model.language_model.rotary_emb.inv_freq.repeat(2)
 
     def turn(module: object, args: tuple, q: Tensor) -> Tensor:
@@ -223,7 +221,9 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="a .safetensors file")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--attention", choices=("eager", "sdpa"), default="eager")
-    parser.add_argument("--ids", type=int, nargs="*", default=[], help="feed these to decode steps after the prefill")
+    parser.add_argument(
+        "--ids", type=int, nargs="*", default=[], help="tokens to decode after the prefill, a step each"
+    )
     parser.add_argument("--bug", choices=BUGS, help="plant this mistake first")
     a = parser.parse_args()
     model = load_model(a.model, getattr(torch, a.dtype), a.attention)
@@ -231,9 +231,9 @@ def main() -> None:
         if a.bug:
             BUGS[a.bug].plant(model, stack)
         tensors = dump(model, make_inputs(a.model, a.picture, a.prompt), a.ids)
-    beside = a.output.with_name(f".{a.output.name}")
-    save_file(tensors, beside)
-    beside.replace(a.output)
+    temporary = a.output.with_name(f".{a.output.name}")
+    save_file(tensors, temporary)
+    temporary.replace(a.output)
     print(f"wrote {len(tensors)} tensors to {a.output}")
 
 

@@ -1,72 +1,82 @@
 """The catalogue of the mutation study: mistakes that ports make, and correct runs that round differently.
 
-Each is made in npgemma itself: by a tap that changes a tensor on its way, by other weights, by another case, or by
-another function in the place of one of npgemma's.
+A mistake is a tap that changes tensors, other weights, or another case: none needs a change in npgemma's code. A
+correct variant of a function that runs everywhere, such as a product of matrices, replaces the function.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import numpy as np
 
 from npgemma.golden.record import Case
-from npgemma.golden.rounding import HF_EAGER, HF_SDPA, rounding
-from npgemma.layers import linear as matmul
-from npgemma.layers import ops
+from npgemma.golden.rounding import FLOAT32, HF_EAGER, HF_SDPA, rounding
+from npgemma.layers import activations, packed
+from npgemma.layers.activations import gelu
+from npgemma.layers.norms import LayerNorm, RMSNorm
 from npgemma.layers.rope import rope
 from npgemma.layers.taps import Tap, silent
-from npgemma.models import gemma, siglip
+from npgemma.models import gemma, siglip, vit
 from npgemma.models.paligemma import PaliGemma
 
 Array = np.ndarray
-Change = Callable[[str, Array], Array]
+MakeTap = Callable[[], Tap]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A run that is not npgemma's own. `block` is where a mistake first shows, empty for a benign variant.
+    """A run that differs from npgemma's own.
 
-    `tap` makes the tap that changes tensors on their way, `weights` changes the model, `case` what it is given, and
-    `patches` are (module, name, function) that stand in for npgemma's own.
+    `block` is where a mistake first shows; a correct variant has none. `tap` makes the tap that changes tensors,
+    `weights` and `case` change the model and what the run starts from. `replacements` are (module, name, function):
+    functions that stand in for npgemma's own.
     """
 
     block: str = ""
-    tap: Callable[[], Tap] = lambda: silent
+    tap: MakeTap = lambda: silent
     weights: Callable[[PaliGemma], PaliGemma] = lambda p: p
     case: Callable[[Case], Case] = lambda case: case
-    patches: tuple[tuple[object, str, object], ...] = field(default=())
+    replacements: tuple[tuple[object, str, object], ...] = ()
 
 
-def changing(pattern: str, change: Callable[[Array], Array]) -> Callable[[], Tap]:
-    """A tap that changes every tensor whose name ends in `pattern` (or is it)."""
-
-    def tap(name: str, x: Array) -> Array:
-        return change(x).astype(x.dtype) if f".{name}".endswith(f".{pattern}") else x
-
-    return lambda: tap
+def changing(glob: str, change: Callable[[Array], Array]) -> MakeTap:
+    """Makes a tap that changes every tensor whose name matches `glob`."""
+    return computing(glob, lambda name, seen: change(seen[name]))
 
 
-def recalling(name: str, change: Callable[[dict[str, Array], Array], Array]) -> Callable[[], Tap]:
-    """A tap that makes tensor `name` of those that the run showed before."""
+def computing(glob: str, compute: Callable[[str, Mapping[str, Array]], Array]) -> MakeTap:
+    """Makes a tap that replaces tensors by `compute(name, seen)`, a function of earlier ones.
+
+    `seen` holds every earlier tensor by its name, and the latest by the last word of its name.
+    """
 
     def make() -> Tap:
         seen: dict[str, Array] = {}
 
-        def tap(heard: str, x: Array) -> Array:
-            seen[heard] = x
-            return change(seen, x).astype(x.dtype) if heard == name else x
+        def tap(name: str, x: Array, axes: str) -> Array:
+            seen[name] = x
+            if fnmatchcase(name, glob):
+                seen[name] = compute(name, seen).astype(x.dtype)
+            seen[name.rpartition(".")[2]] = seen[name]
+            return seen[name]
 
         return tap
 
     return make
 
 
-def in_layer(part: str, layer: int, **changes: Callable[[object], object]) -> Callable[[PaliGemma], PaliGemma]:
-    """The model with fields of one layer ('text' or 'vision'; -1 for all layers) changed.
+def instead(name: str, other: str) -> MakeTap:
+    """Makes a tap that puts the earlier tensor `other` in the place of `name`."""
+    return computing(name, lambda _, seen: seen[other])
 
-    `attn__theta` is attn.theta.
+
+def in_layer(part: str, layer: int, **changes: Callable[[object], object]) -> Callable[[PaliGemma], PaliGemma]:
+    """The model with fields of one layer of 'text' or 'vision' changed, of all layers if `layer` is -1.
+
+    `attn__theta` is the field attn.theta.
     """
 
     def changed(block: object, path: list[str], change: Callable[[object], object]) -> object:
@@ -95,13 +105,18 @@ def quick_gelu(x: Array) -> Array:
     return x / (1 + np.exp(-1.702 * x))
 
 
-def interleaved_rope(x: Array, positions: Array, theta: float, tap: Tap = silent) -> Array:
-    """Pairs 2j and 2j + 1, as the paper has them, on weights whose pairs are halves."""
+def interleaved_rope(name: str, seen: Mapping[str, Array]) -> Array:
+    """Pairs 2j and 2j + 1, as in the paper, on weights whose pairs are halves."""
+    x = seen[name.removesuffix("_rope")]
     order = np.arange(x.shape[-1]).reshape(-1, 2).T.reshape(-1)
-    return rope(x[..., order], positions, theta)[..., np.argsort(order)]
+    return rope(x[..., order], seen["positions"], 10000.0)[..., np.argsort(order)]
 
 
-def without_one(norm: ops.RMSNorm) -> ops.RMSNorm:
+def one_late(x: Array) -> Array:
+    return rope(x, np.ones(len(x), int), 10000.0)
+
+
+def without_one(norm: RMSNorm) -> RMSNorm:
     return dataclasses.replace(norm, weight=norm.weight - 1)
 
 
@@ -111,6 +126,10 @@ def swapped(x: Array) -> Array:
 
 def louder_row(x: Array) -> Array:
     return x * np.where(np.arange(len(x)) == 5, 1.01, 1)[:, None]
+
+
+def by_columns(x: Array) -> Array:
+    return x.reshape(1, 6, 6, -1).transpose(0, 2, 1, 3).reshape(x.shape)
 
 
 def ids_without(position: int) -> Callable[[Case], Case]:
@@ -127,18 +146,21 @@ def blind_image_rows(mask: Array) -> Array:
     return mask & ~((rows[:, None] < 36) & (rows >= 36))
 
 
-ROPE_LATE = changing("text.layers.2.attn.q_rope", lambda x: rope(x, np.ones(len(x), int), 10000.0))
+def another_head(p: PaliGemma) -> PaliGemma:
+    return dataclasses.replace(p, text=dataclasses.replace(p.text, head=np.roll(p.text.embedding, 1, 0)))
+
 
 BUGS: dict[str, Variant] = {
     "pixels in 0 .. 1": Variant("pixel_values", changing("pixel_values", lambda x: (x + 1) / 2)),
     "channels are blue, green, red": Variant("pixel_values", changing("pixel_values", lambda x: x[:, ::-1])),
     "pixels one eighth of a gray off": Variant("pixel_values", changing("pixel_values", lambda x: x + 1 / 1020)),
-    "position table by columns": Variant(
-        "vision.embedding",
-        changing("vision.embedding", lambda x: x.reshape(1, 6, 6, -1).transpose(0, 2, 1, 3).reshape(x.shape)),
+    "position table by columns": Variant("vision.embedding", changing("vision.embedding", by_columns)),
+    "erf gelu in the tower": Variant(
+        "vision.layers.0", computing("vision.*.mlp.hidden", lambda _, seen: erf_gelu(seen["fc1"]))
     ),
-    "erf gelu in the tower": Variant("vision.layers.0", patches=((siglip, "gelu", erf_gelu),)),
-    "quick gelu in the tower": Variant("vision.layers.0", patches=((siglip, "gelu", quick_gelu),)),
+    "quick gelu in the tower": Variant(
+        "vision.layers.0", computing("vision.*.mlp.hidden", lambda _, seen: quick_gelu(seen["fc1"]))
+    ),
     "layer norm eps 1e-3": Variant("vision.layers.0", weights=in_layer("vision", -1, attn_norm__eps=lambda _: 1e-3)),
     "bias of a linear layer missing": Variant(
         "vision.layers.1", weights=in_layer("vision", 1, mlp__fc2_bias=np.zeros_like)
@@ -147,11 +169,9 @@ BUGS: dict[str, Variant] = {
         "vision.layers.2", changing("vision.layers.2.attn.heads", lambda x: np.roll(x, 1, -2))
     ),
     "last layer of the tower left out": Variant(
-        "vision.layers.3", recalling("vision.layers.3.out", lambda seen, x: seen["vision.layers.2.out"])
+        "vision.layers.3", instead("vision.layers.3.out", "vision.layers.2.out")
     ),
-    "last norm of the tower missing": Variant(
-        "vision.norm", recalling("vision.norm", lambda seen, x: seen["vision.layers.3.out"])
-    ),
+    "last norm of the tower missing": Variant("vision.norm", instead("vision.norm", "vision.layers.3.out")),
     "image features over sqrt(D)": Variant("projector", changing("projector", lambda x: x / math.sqrt(x.shape[-1]))),
     "begin-of-sequence missing": Variant("prompts.0.input_ids", case=ids_without(36)),
     "newline missing": Variant("prompts.0.input_ids", case=ids_without(-1)),
@@ -160,43 +180,33 @@ BUGS: dict[str, Variant] = {
         "prompts.0.mask", changing("prompts.0.mask", lambda x: x & (np.arange(x.shape[1]) < x.shape[1] - 1))
     ),
     "image rows blind to the text": Variant("prompts.0.mask", changing("prompts.0.mask", blind_image_rows)),
-    "text embeddings unscaled": Variant("text.embedding", changing("text.scale", np.ones_like)),
+    "text embeddings unscaled": Variant("text.embedding", changing("*text.scale", np.ones_like)),
     "sqrt(D) rounded to bfloat16": Variant(
-        "text.embedding", changing("text.scale", lambda x: np.full_like(x, 11.3125))
+        "text.embedding", changing("*text.scale", lambda x: np.full_like(x, 11.3125))
     ),
-    "positions from 0": Variant("positions", changing("positions", lambda x: x - 1)),
+    "positions from 0": Variant("positions", changing("*positions", lambda x: x - 1)),
     "norm without 1 + w": Variant("text.layers.0", weights=in_layer("text", -1, attn_norm=without_one)),
     "norm without 1 + w in one layer": Variant("text.layers.2", weights=in_layer("text", 2, mlp_norm=without_one)),
     "rms norm eps 1e-5": Variant("text.layers.0", weights=in_layer("text", -1, attn_norm__eps=lambda _: 1e-5)),
     "RoPE theta 10001": Variant("text.layers.0", weights=in_layer("text", -1, attn__theta=lambda _: 10001.0)),
-    "RoPE pairs interleaved": Variant("text.layers.0", patches=((gemma, "rope", interleaved_rope),)),
-    "RoPE one late in one layer": Variant("text.layers.2", ROPE_LATE),
-    "scores over H": Variant("text.layers.0", changing("attn.segments.0.scores", lambda x: x / math.sqrt(32))),
-    "two heads swapped in one layer": Variant("text.layers.2", changing("text.layers.2.attn.heads", swapped)),
+    "RoPE pairs interleaved": Variant("text.layers.0", computing("*.attn.[qk]_rope", interleaved_rope)),
+    "RoPE one late in one layer": Variant("text.layers.2", changing("*text.layers.2.attn.q_rope", one_late)),
+    "scores over H": Variant("text.layers.0", changing("*.attn.segments.0.scores", lambda x: x / math.sqrt(32))),
+    "two heads swapped in one layer": Variant("text.layers.2", changing("*text.layers.2.attn.heads", swapped)),
     "head axis last": Variant(
-        "text.layers.0", changing("text.layers.0.attn.heads", lambda x: x.transpose(0, 2, 1).reshape(x.shape))
+        "text.layers.0", changing("*text.layers.0.attn.heads", lambda x: x.transpose(0, 2, 1).reshape(x.shape))
     ),
-    "erf gelu in the decoder": Variant("text.layers.0", patches=((ops, "gelu", erf_gelu),)),
+    "erf gelu in the decoder": Variant("text.layers.0", computing("*.mlp.act", lambda _, seen: erf_gelu(seen["gate"]))),
     "gate and up exchanged": Variant(
-        "text.layers.3",
-        recalling(
-            "text.layers.3.mlp.hidden",
-            lambda seen, x: ops.gelu(seen["text.layers.3.mlp.up"]) * seen["text.layers.3.mlp.gate"],
-        ),
+        "text.layers.3", computing("text.layers.3.mlp.hidden", lambda _, seen: gelu(seen["up"]) * seen["gate"])
     ),
     "residual of the normed row": Variant(
-        "text.layers.1",
-        recalling(
-            "text.layers.1.mid", lambda seen, x: seen["text.layers.1.attn_norm"] + seen["text.layers.1.attn.out"]
-        ),
+        "text.layers.1", computing("text.layers.1.mid", lambda _, seen: seen["attn_norm"] + seen["out"])
     ),
-    "one row of one layer 1% louder": Variant("text.layers.1", changing("text.layers.1.out", louder_row)),
-    "last norm missing": Variant("text.norm", recalling("text.norm", lambda seen, x: seen["text.layers.3.out"])),
-    "head is not the embedding": Variant(
-        "logits",
-        weights=lambda p: dataclasses.replace(p, text=dataclasses.replace(p.text, head=np.roll(p.text.head, 1, 0))),
-    ),
-    "one logit off by 1e-4": Variant("logits", changing("logits", lambda x: x + 1e-4 * (np.arange(x.shape[1]) == 9))),
+    "one row of one layer 1% louder": Variant("text.layers.1", changing("*text.layers.1.out", louder_row)),
+    "last norm missing": Variant("text.norm", instead("text.norm", "text.layers.3.out")),
+    "head is not the embedding": Variant("logits", weights=another_head),
+    "one logit off by 1e-4": Variant("logits", changing("*logits", lambda x: x + 1e-4 * (np.arange(x.shape[1]) == 9))),
     "step one position late": Variant("steps.1.positions", changing("steps.1.positions", lambda x: x + 1)),
     "cache rows one off in a step": Variant(
         "steps.1.text.layers.1",
@@ -211,7 +221,7 @@ BUGS: dict[str, Variant] = {
 }
 
 
-# ---------------------------------------------------------------------------------------------------- benign variants
+# --------------------------------------------------------------------------------------------------- correct variants
 
 
 def chunked(x: Array, w: Array, out: Array) -> None:
@@ -230,13 +240,13 @@ def row_by_row(x: Array, w: Array, out: Array) -> None:
         y[:] = w @ row
 
 
-def inverse_root(p: ops.RMSNorm, x: Array) -> Array:
+def inverse_root(p: RMSNorm, x: Array) -> Array:
     """x * (1 / sqrt(mean + eps)) * (1 + w), in another order."""
     scale = np.float32(1) / np.sqrt(np.square(x).mean(-1, keepdims=True, dtype=x.dtype) + np.float32(p.eps))
     return (x * (scale * (1 + p.weight))).astype(x.dtype)
 
 
-def two_moments(p: ops.LayerNorm, x: Array) -> Array:
+def two_moments(p: LayerNorm, x: Array) -> Array:
     """The variance as mean(x^2) - mean(x)^2."""
     mean = x.mean(-1, keepdims=True)
     variance = np.square(x).mean(-1, keepdims=True) - np.square(mean)
@@ -251,15 +261,17 @@ def cubic_gelu(x: Array) -> Array:
 
 BENIGN: dict[str, Variant] = {
     "npgemma itself": Variant(),
-    "sums in chunks, backwards": Variant(patches=((matmul, "multiply", chunked),)),
-    "sums in float64": Variant(patches=((matmul, "multiply", in_double),)),
-    "products row by row": Variant(patches=((matmul, "multiply", row_by_row),)),
-    "rms norm by an inverse root": Variant(patches=((gemma, "rms_norm", inverse_root),)),
-    "variance of two moments": Variant(patches=((siglip, "layer_norm", two_moments),)),
-    "gelu by exponentials": Variant(patches=((ops, "gelu", cubic_gelu), (siglip, "gelu", cubic_gelu))),
-    "angles in float32": Variant(tap=lambda: rounding(silent, {"frequencies": "float32", "angle": "float32"})),
+    "sums in chunks, backwards": Variant(replacements=((packed, "multiply", chunked),)),
+    "sums in float64": Variant(replacements=((packed, "multiply", in_double),)),
+    "products row by row": Variant(replacements=((packed, "multiply", row_by_row),)),
+    "rms norm by an inverse root": Variant(replacements=((gemma, "rms_norm", inverse_root),)),
+    "variance of two moments": Variant(
+        replacements=((vit, "layer_norm", two_moments), (siglip, "layer_norm", two_moments))
+    ),
+    "gelu by exponentials": Variant(replacements=((activations, "gelu", cubic_gelu), (vit, "gelu", cubic_gelu))),
+    "angles in float32": Variant(tap=lambda: rounding(silent, FLOAT32)),
 }
-# The same in emulated bfloat16: what is rounded differs.
+# The same in emulated bfloat16: the schedules differ in what they round.
 ROUNDED = {
     "transformers' eager attention": HF_EAGER,
     "transformers' sdpa attention": HF_SDPA,

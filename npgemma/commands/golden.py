@@ -1,7 +1,7 @@
-"""`npgemma golden` and `npgemma compare`: their flags, and what they run.
+"""The commands `golden` and `compare`: their flags, and what they run.
 
 Exit status of compare: 0 if rounding explains every tap, 1 if it does not, 2 if something cannot be read, 3 if taps are
-missing or names unknown.
+missing or names are unknown.
 """
 
 import argparse
@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from npgemma.api.load import load
+from npgemma.api.load import load, sample_picture
 from npgemma.commands.flags import AddParser
 from npgemma.errors import BadGolden, NpgemmaError
 from npgemma.golden.chart import draw_chart
@@ -19,7 +19,7 @@ from npgemma.golden.file import EMBEDDED_GOLDEN, read_golden
 from npgemma.golden.mapping import SAME_NAMES, read_mapping
 from npgemma.golden.names import LEVELS, TABLE
 from npgemma.golden.presets import PRESETS
-from npgemma.golden.record import record
+from npgemma.golden.record import axes_by_pattern, record
 from npgemma.golden.replay import replay
 from npgemma.golden.report import as_json, as_text
 from npgemma.golden.rounding import SCHEDULES
@@ -29,69 +29,104 @@ from npgemma.io.picture import write_picture, written_format
 
 
 def add_golden(add_parser: AddParser) -> None:
-    golden = add_parser("golden", help="record a golden file: the float64 truth of a run, to hold a port against")
-    golden.add_argument("case", nargs="*", metavar="IMAGE ... PROMPT", help="one or several pictures, then the prompt")
+    """The command that records a golden file."""
+    golden = add_parser("golden", help="record a golden file: the float64 truth of a run, to compare a port with")
+    golden.add_argument("case", nargs="*", metavar="IMAGE ... PROMPT", help="one or more pictures, then the prompt")
     golden.add_argument("-o", "--output", type=Path, metavar="FILE", help="the .safetensors file to write")
-    golden.add_argument("-m", "--model", metavar="FOLDER", help="default: the small model inside npgemma")
+    golden.add_argument("-m", "--model", metavar="FOLDER", help="default: the embedded model")
     golden.add_argument(
         "--level",
         choices=LEVELS,
         default="blocks",
         help="io: ids, pixels, image features, logits; blocks (default): each layer's result too; ops: everything",
     )
-    golden.add_argument("--taps", action="append", metavar="GLOB", help="only taps whose names match; may be repeated")
-    golden.add_argument("--steps", type=int, default=3, metavar="N", help="steps after the prefill (default: 3)")
+    golden.add_argument(
+        "--taps", action="append", metavar="GLOB", help="record only taps whose names match; may be repeated"
+    )
+    golden.add_argument(
+        "--steps", type=int, default=3, metavar="N", help="tokens to decode after the prefill (default: 3)"
+    )
     golden.add_argument(
         "--rounding",
         choices=[name for name in SCHEDULES if name != "float32"],
         default="hf_eager",
-        help="what bfloat16 is emulated as: transformers with its eager (default) or its sdpa attention",
+        help="emulate bfloat16 as transformers computes it with eager (default) or with sdpa attention",
     )
-    golden.add_argument("--list", action="store_true", help="print the table of all taps, and record nothing")
+    golden.add_argument(
+        "--list", action="store_true", help="print all taps with their axes, levels and meanings, and record nothing"
+    )
     golden.set_defaults(run=run_golden, usage_error=golden.error)
 
 
 def add_compare(add_parser: AddParser) -> None:
-    parser = add_parser("compare", help="hold a port's dump against a golden file: is it rounding, and if not, where?")
-    parser.add_argument("golden", metavar="GOLDEN", help="a golden file, or 'embedded': the one inside npgemma")
-    parser.add_argument("dump", metavar="DUMP", help=".safetensors, .npz, or a folder: of .npy files or of a debugger")
+    """The command that compares a dump with a golden file."""
+    parser = add_parser(
+        "compare",
+        help="compare a port's dump with a golden file: does rounding explain the differences, and where not?",
+    )
+    parser.add_argument("golden", metavar="GOLDEN", help="a golden file, or 'embedded': that of the embedded model")
+    parser.add_argument(
+        "dump",
+        metavar="DUMP",
+        help="a .safetensors or .npz file, or a folder of .npy files or of transformers' model debugger",
+    )
     names = parser.add_mutually_exclusive_group()
-    names.add_argument("--preset", choices=PRESETS, help="the names of a known framework")
-    names.add_argument("--map", metavar="FILE", help="a mapping file (JSON) of the port's names to those of taps")
-    names.add_argument("--suggest-map", type=Path, metavar="FILE", help="write a first mapping file, and judge nothing")
+    names.add_argument("--preset", choices=PRESETS, help="map the names of a known framework")
+    names.add_argument("--map", metavar="FILE", help="a JSON file that maps the port's names to taps")
+    names.add_argument(
+        "--suggest-map", type=Path, metavar="FILE", help="write a draft of a mapping file, and do not compare"
+    )
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
         help="the precision the port computes in (default: what most of its dump is stored in)",
     )
     parser.add_argument(
-        "--allow-missing", action="append", default=[], metavar="GLOB", help="taps that the port does not dump"
+        "--allow-missing",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="taps that the dump may lack; may be repeated",
     )
-    parser.add_argument("--replay", action="store_true", help="run the model on the port's tensors: names the culprit")
-    parser.add_argument("-m", "--model", metavar="FOLDER", help="for --replay; default: the small model inside npgemma")
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="what stdout gets (default: text)")
-    parser.add_argument("--chart", type=Path, metavar="FILE", help="draw the ratio of every tap over depth")
+    parser.add_argument(
+        "--replay",
+        action="store_true",
+        help="run the model on the port's tensors, to find the block that makes a mistake",
+    )
+    parser.add_argument("-m", "--model", metavar="FOLDER", help="the model for --replay (default: the embedded model)")
+    parser.add_argument(
+        "--format", choices=("text", "json"), default="text", help="format of the report (default: text)"
+    )
+    parser.add_argument(
+        "--chart", type=Path, metavar="FILE", help="draw the error of every tap over its limit as a picture"
+    )
     parser.set_defaults(run=run_compare)
 
 
 def run_golden(a: argparse.Namespace) -> None:
-    """Record, or print the table of taps."""
+    """Record a golden file, or print the table of taps."""
     if a.list:
-        width = max(len(entry.pattern) for entry in TABLE)
-        for entry in TABLE:
-            print(f"{entry.pattern:<{width}}  {entry.level:<6}  {entry.meaning}")
+        print_taps()
         return
     if len(a.case) < 2 or a.output is None:
-        a.usage_error("a picture, a prompt and -o FILE are needed")
+        a.usage_error("it needs a picture, a prompt and -o FILE")
     if a.steps < 0:
-        a.usage_error(f"--steps is {a.steps}; it is 0 or more")
+        a.usage_error(f"argument --steps: {a.steps} is negative; use 0 or more")
     *images, prompt = a.case
     record(load(a.model), images, prompt, a.output, a.level, a.taps or ["*"], a.steps, a.rounding)
     print(f"wrote {a.output}, {a.output.stat().st_size:,} bytes", file=sys.stderr)
 
 
+def print_taps() -> None:
+    """Print every tap on a line: name, axes (- for a single number), level and meaning. The axes come from a run."""
+    axes = {pattern: letters or "-" for pattern, letters in axes_by_pattern(load(), sample_picture()).items()}
+    names, letters = (max(map(len, column)) for column in (axes, axes.values()))
+    for entry in TABLE:
+        print(f"{entry.pattern:<{names}}  {axes[entry.pattern]:<{letters}}  {entry.level:<6}  {entry.meaning}")
+
+
 def run_compare(a: argparse.Namespace) -> int:
-    """Print the report; returns the exit status."""
+    """Compare and print the report; returns the exit status."""
     try:
         if a.chart:
             written_format(a.chart)
@@ -113,10 +148,11 @@ def run_compare(a: argparse.Namespace) -> int:
 
 
 def write_suggestion(path: Path, mapping: dict[str, object]) -> int:
+    """Write the draft of a mapping file. BadGolden if `path` cannot be written."""
     try:
         with beside(path) as temporary:
             temporary.write_text(json.dumps(mapping, indent=1) + "\n", "utf-8")
     except OSError as error:
         raise BadGolden(f"{path} cannot be written: {error.strerror}") from None
-    print(f"wrote {path}; read it, correct it, then pass it back with --map", file=sys.stderr)
+    print(f"wrote {path}; check it, correct it, and pass it with --map", file=sys.stderr)
     return 0

@@ -1,8 +1,8 @@
-"""Golden outputs: the float64 truth of a run in a file, and the verdict on somebody else's port (see README.md here).
+"""Golden files: the float64 truth of a run, and the verdict on a port by it (see README.md in this folder).
 
 record    a run            -> golden file
-compare   golden, dump     -> Report: is every difference rounding, and where is the first that is not
-replay    the same, model  -> Report that names the block which is wrong even on the port's own tensors
+compare   golden, dump     -> Report: does rounding explain every difference, and where is the first it does not
+replay    the same, model  -> Report with the block that is wrong even on the port's own tensors
 """
 
 from npgemma.golden.compare import Report, compare

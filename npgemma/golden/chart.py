@@ -1,4 +1,4 @@
-"""A report as a picture: how far above or below its limit each tap is, over the depth of the run."""
+"""Draw a report: for each tap, in execution order, its error over the limit."""
 
 import math
 
@@ -9,16 +9,15 @@ from npgemma.golden.judge import Verdict
 
 SIZE = (1280, 520)
 LEFT, TOP, RIGHT, BOTTOM = 70, 50, 20, 170
-# Decades of error / limit that are drawn; what is beyond stands at the edge.
+# The decades of error / limit on the axis; values beyond are drawn at its ends.
 LOW, HIGH = -3, 6
 BLUE, RED, GRAY, BLACK = "#1f77b4", "#d62728", "#bbbbbb", "#222222"
 
 
 def draw_chart(report: Report) -> Image.Image:
-    """One dot a tap, from left to right in execution order: the largest of its ratios over their limits.
+    """One dot per tap, from left to right in execution order: the largest of its ratios over their limits.
 
-    Above the line at 1 rounding does not explain the tap. With a replay a ring shows the same for the tap computed from
-    the port's own tensors.
+    Above the line at 1, rounding does not explain the tap. Rings show the same for the taps of a replay.
     """
     image = Image.new("RGB", SIZE, "white")
     draw = ImageDraw.Draw(image)
@@ -26,7 +25,7 @@ def draw_chart(report: Report) -> Image.Image:
     verdicts = list(report.verdicts)
     step = (SIZE[0] - LEFT - RIGHT) / len(verdicts)
     place = {verdict.name: LEFT + (i + 0.5) * step for i, verdict in enumerate(verdicts)}
-    title = f"error / limit of every tap, judged as {report.dtype}; above 1 it is not rounding"
+    title = f"error / limit of every tap, judged as {report.dtype}; above 1, rounding does not explain it"
     draw.text((LEFT, 15), title + (" (rings: replayed)" if report.replayed else ""), BLACK, font)
     for decade in range(LOW, HIGH + 1):
         y = height(10.0**decade)
@@ -46,19 +45,20 @@ def draw_chart(report: Report) -> Image.Image:
 
 
 def excess(verdict: Verdict) -> float:
-    """The largest ratio in multiples of its limit; what cannot be measured is right or infinitely wrong."""
+    """The largest ratio over its limit; for a tap without ratios 0 if it is right, else infinity."""
     if not verdict.ratios:
         return 0.0 if verdict.explained else math.inf
     return max(verdict.ratios[kind] / limit for kind, limit in verdict.limits.items())
 
 
 def height(value: float) -> float:
+    """The y coordinate of an error / limit, on a logarithmic axis."""
     decades = LOW if value <= 0 else min(max(math.log10(value), LOW), HIGH) if math.isfinite(value) else HIGH
     return TOP + (HIGH - decades) / (HIGH - LOW) * (SIZE[1] - TOP - BOTTOM)
 
 
 def label(image: Image.Image, x: float, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> None:
-    """`text` upright below the axis."""
+    """Write `text` below the axis, turned by 90 degrees."""
     width = math.ceil(font.getlength(text)) + 2
     strip = Image.new("RGB", (width, 16), "white")
     ImageDraw.Draw(strip).text((0, 0), text, BLACK, font)

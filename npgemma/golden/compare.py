@@ -1,7 +1,7 @@
-"""A dump against a golden file: a verdict for each tap, where rounding stops explaining the difference, and why.
+"""Compare a dump with a golden file: a verdict for each tap, and the first that rounding does not explain.
 
-Nothing is paired by position and nothing passes by being left out: a tap that the port lacks, and a name of the port
-that nobody knows, make the comparison incomplete.
+Tensors are paired by name, never by position. Nothing passes by being left out: a tap that the port lacks, or a name of
+the port that no rule knows, makes the comparison incomplete.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from npgemma.layers.shapes import Array
 
 @dataclass(frozen=True)
 class Report:
-    """`verdicts` in execution order. `replayed`: of each tap, how it follows from the port's own tensors before it."""
+    """`verdicts` in execution order. `replayed` judges each tap as computed from the port's tensors before it."""
 
     dtype: str
     verdicts: Sequence[Verdict]
@@ -36,12 +36,12 @@ class Report:
 
     @property
     def culprits(self) -> list[Verdict]:
-        """The taps that are wrong though everything before them is taken as the port has it."""
+        """The taps that are wrong even when they are computed from the port's own tensors."""
         return [verdict for verdict in self.replayed if not verdict.explained]
 
     @property
     def status(self) -> int:
-        """0 if rounding explains every tap, 1 if it does not, 3 if some could not be compared."""
+        """0 if rounding explains every tap, 1 if it does not, 3 if taps or names are left over."""
         if self.first_divergence or self.culprits:
             return 1
         return 3 if self.pairing.missing or self.pairing.unmapped else 0
@@ -54,23 +54,35 @@ def compare(
     dtype: str | None = None,
     allow_missing: Sequence[str] = (),
 ) -> Report:
-    """Judge every tap of `golden` that `dump` has, by the envelope of `dtype`, or of what most of it is stored in.
+    """Judge every tap of `golden` that `dump` has.
 
-    `allow_missing` are globs of taps that the dump may lack. Raises BadGolden for a dump none of whose names is a
-    tap's, or two of whose names claim the same.
+    Parameters
+    ----------
+    names : NameMap
+        Gives the port's names those of taps.
+    dtype : str, optional
+        The precision the port computes in, whose envelope it is judged by: 'float32' or 'bfloat16'. By default the one
+        in which most of the dump is stored.
+    allow_missing : sequence of str
+        Globs of taps that the dump may lack.
+
+    Raises
+    ------
+    BadGolden
+        If no name of the dump is that of a recorded tap, or two names claim the same tap.
     """
     names = NameMap(names.rules, names.ignore, (*names.absent, *allow_missing))
     pairing = pair(names, dump, golden.taps)
     if not pairing.pairs:
         raise BadGolden(
-            f"no name of the dump is a tap of the golden file (such as {next(iter(dump))!r}); use --preset or --map"
+            f"no name of the dump, such as {next(iter(dump))!r}, is the name of a recorded tap; use --preset or --map"
         )
     dtype = dtype or stored_dtype(dump, [theirs for theirs, _ in pairing.pairs.values()])
     verdicts, facts = [], {}
     for tap in golden.taps:
         if tap in pairing.pairs:
             x = fitted(golden, dump, pairing, tap)
-            verdicts.append(x if isinstance(x, Verdict) else verdict_of(golden, tap, pairing.pairs[tap][0], x, dtype))
+            verdicts.append(x if isinstance(x, Verdict) else judged(golden, tap, pairing.pairs[tap][0], x, dtype))
             if tap.endswith("logits") and not isinstance(x, Verdict) and np.isfinite(x).all():
                 facts[tap] = logit_facts(x, golden.truth[tap], golden.envelopes[dtype][tap])
     return Report(dtype, verdicts, pairing, facts)
@@ -83,13 +95,13 @@ def stored_dtype(dump: Dump, names: Sequence[str]) -> str:
 
 
 def fitted(golden: Golden, dump: Dump, pairing: Pairing, tap: str) -> Array | Verdict:
-    """The port's tensor of `tap` in the truth's shape, a float64 one for floats; or why it cannot be had."""
+    """The port's tensor of `tap` in the truth's shape, floats as float64; or the verdict on one that does not fit."""
     theirs, rule = pairing.pairs[tap]
     truth = golden.truth[tap]
     try:
         x = rule.apply(dump[theirs])
     except (ValueError, IndexError) as error:
-        return failed(tap, theirs, f"its rule does not fit shape {list(dump[theirs].shape)}: {error}")
+        return failed(tap, theirs, f"its mapping rule does not fit the shape {list(dump[theirs].shape)}: {error}")
     same = fit(x, truth.shape)
     if same is None:
         verdict = failed(tap, theirs, f"shape {list(x.shape)}, expected {list(truth.shape)} ({golden.taps[tap]})")
@@ -97,7 +109,8 @@ def fitted(golden: Golden, dump: Dump, pairing: Pairing, tap: str) -> Array | Ve
     return same.astype(np.float64) if truth.dtype.kind == "f" else same
 
 
-def verdict_of(golden: Golden, tap: str, theirs: str, x: Array, dtype: str) -> Verdict:
+def judged(golden: Golden, tap: str, theirs: str, x: Array, dtype: str) -> Verdict:
+    """The verdict on `x`, the port's tensor of `tap`, with a diagnosis if it is wrong."""
     truth = golden.truth[tap]
     verdict = judge(tap, golden.taps[tap], theirs, x, truth, golden.envelopes[dtype].get(tap), dtype)
     if verdict.explained or not np.isfinite(x).all():

@@ -1,7 +1,7 @@
-"""What a wrong tensor looks like: is it the truth in disguise?
+"""Guess which well-known mistake made a wrong tensor.
 
-Each suspect is the truth as a well-known mistake would change it. A suspect is named when it is much nearer to the
-port's tensor than the truth is: what it leaves is less than a tenth of the error.
+A candidate is the truth as such a mistake would change it. It is reported when it is much nearer to the port's tensor
+than the truth is: at less than a tenth of the distance.
 """
 
 import math
@@ -13,44 +13,45 @@ import numpy as np
 from npgemma.golden.names import row_axes
 from npgemma.layers.shapes import Array, Float
 
-# How much of the error a suspect may leave.
+# The distance of a candidate from the port's tensor, at most, over that of the truth.
 LEFT = 0.1
-# A factor is named if it is this near; otherwise it is told as a number.
+# A factor within this relative distance of a known one, such as sqrt(D), is reported by its name.
 NEAR = 0.01
 
 
 def diagnose(axes: str, x: Array, truth: Array, others: Mapping[str, Array]) -> list[str]:
-    """Sentences on what `x`, a wrong tap of the truth's shape, may be; `others` are the other taps of that shape."""
+    """Sentences on what may have made `x` of the truth; `others` are the other taps of the same shape."""
     truth = truth.astype(np.float64)
     error = rms(x - truth)
     found = [
         sentence
-        for sentence, suspect in suspects(axes, truth, others)
-        if suspect.shape == x.shape and rms(x - suspect) < LEFT * error
+        for sentence, candidate in candidates(axes, truth, others)
+        if candidate.shape == x.shape and rms(x - candidate) < LEFT * error
     ]
     return [*found, *factor(axes, x, truth, error), *heads(axes, x, truth)]
 
 
 def diagnose_shape(axes: str, x: Array, truth: Array) -> list[str]:
-    """What `x` may be, whose shape does not fit the truth's."""
+    """Sentences on why the shape of `x` may differ from the truth's."""
     letters = axes.split()
     found = []
     mine, wanted = ([size for size in array.shape if size != 1] for array in (x, truth))
     if sorted(mine) == sorted(wanted):
-        found.append("its axes are in another order")
+        found.append("its axes are in a different order")
     if "B" in letters and len(truth) > 1 and mine == wanted[1:]:
-        found.append("it has one picture of several: a batch axis was squeezed or indexed away")
+        found.append("it holds one of several pictures: the batch axis was squeezed or indexed")
     for letter in set(letters) & {"K", "N"}:
         heads = truth.shape[letters.index(letter)]
         if len(mine) == len(wanted) and x.size % truth.size == 0 and x.size > truth.size:
             found.append(
-                f"it has {x.size // truth.size} times the numbers: {heads} key heads repeated for the queries?"
+                f"it has {x.size // truth.size} times as many numbers: perhaps its {heads} key heads are repeated for "
+                "the query heads"
             )
     return found
 
 
-def suspects(axes: str, truth: Float[Array, "*R"], others: Mapping[str, Array]) -> Iterator[tuple[str, Array]]:
-    """What well-known mistakes make of the truth."""
+def candidates(axes: str, truth: Float[Array, "*R"], others: Mapping[str, Array]) -> Iterator[tuple[str, Array]]:
+    """The truth as well-known mistakes change it, each with a sentence."""
     letters = axes.split()
     for order in permutations(range(truth.ndim)):
         if order != tuple(range(truth.ndim)):
@@ -58,18 +59,24 @@ def suspects(axes: str, truth: Float[Array, "*R"], others: Mapping[str, Array]) 
             yield f"its axes are {swapped}, not {axes}", truth.transpose(order).reshape(truth.shape)
     for axis in row_axes(axes):
         if truth.shape[axis] > 2:
-            yield f"it is one {letters[axis]} row late (off by one token)", np.roll(truth, 1, axis)
-            yield f"it is one {letters[axis]} row early (off by one token)", np.roll(truth, -1, axis)
+            yield (
+                f"it is shifted by one along {letters[axis]}, to later rows (off by one token)",
+                np.roll(truth, 1, axis),
+            )
+            yield (
+                f"it is shifted by one along {letters[axis]}, to earlier rows (off by one token)",
+                np.roll(truth, -1, axis),
+            )
     if letters and letters[-1] == "H" and truth.shape[-1] % 2 == 0:
         halves = np.stack(np.split(truth, 2, -1), -1).reshape(truth.shape)
-        yield "its RoPE pairs stand side by side, not in halves (rule: interleaved)", halves
+        yield "its RoPE pairs are interleaved instead of in halves (mapping rule: interleaved)", halves
     for other, tensor in others.items():
         if tensor.shape == truth.shape:
-            yield f"it is {other}", tensor
+            yield f"it equals the tap {other}", tensor
 
 
 def factor(axes: str, x: Array, truth: Float[Array, "*R"], error: float) -> Iterator[str]:
-    """Is it the truth times a number?"""
+    """A sentence if `x` is the truth times a number."""
     power = float(np.vdot(truth, truth))
     c = float(np.vdot(truth, x)) / power if power else 1.0
     if abs(c - 1) < NEAR or rms(x - c * truth) >= LEFT * error:
@@ -83,7 +90,7 @@ def factor(axes: str, x: Array, truth: Float[Array, "*R"], error: float) -> Iter
 
 
 def heads(axes: str, x: Array, truth: Float[Array, "*R"]) -> Iterator[str]:
-    """Are the heads in another order?"""
+    """A sentence if the heads of `x` are those of the truth in a different order."""
     letters = axes.split()
     axis = next((i for i, letter in enumerate(letters) if letter in "NK"), None)
     if axis is None or truth.shape[axis] < 2:
@@ -98,4 +105,5 @@ def heads(axes: str, x: Array, truth: Float[Array, "*R"]) -> Iterator[str]:
 
 
 def rms(x: Array) -> float:
+    """sqrt(mean(x^2))."""
     return float(np.sqrt(np.square(x, dtype=np.float64).mean()))

@@ -1,5 +1,5 @@
-"""A port's dump as arrays by name: a .safetensors or .npz file, a folder of .npy files, or what transformers' model
-debugger left in a folder. Everything in it is held to be wrong until it is seen to be right; nothing in it is run.
+"""Read a port's dump as arrays by name: a .safetensors or .npz file, a folder of .npy files, or a folder written by
+transformers' model debugger. Dumps are not trusted: everything is checked, and no pickle is loaded.
 """
 
 import json
@@ -17,7 +17,7 @@ from npgemma.io.system_memory import available_memory
 from npgemma.layers.bits import widen
 from npgemma.layers.shapes import Array
 
-# bfloat16 is told from real uint16 by its name here and widened at once.
+# bfloat16 is V2 here, so that it differs from uint16; `Dump` widens it.
 DTYPES: dict[str, np.dtype[Any]] = {
     name: np.dtype(code)
     for name, code in {
@@ -33,12 +33,12 @@ DTYPES: dict[str, np.dtype[Any]] = {
         "BOOL": "?",
     }.items()
 }
-# What a debugger's tree is called: the class of the model, then this.
+# The name of a debugger's tree: the class of the model, then this.
 TREE = "_debug_tree_FULL_TENSORS.json"
 
 
 class Dump(Mapping[str, Array]):
-    """Tensors by the port's names. `dtypes` says what each was stored in: a bfloat16 one is given as float32."""
+    """Tensors by the port's names. `dtypes` says how each is stored; a bfloat16 tensor is returned as float32."""
 
     def __init__(self, tensors: Mapping[str, Array]) -> None:
         self.dtypes = {name: "bfloat16" if x.dtype == "V2" else x.dtype.name for name, x in tensors.items()}
@@ -58,32 +58,34 @@ class Dump(Mapping[str, Array]):
 
 
 def read_dump(path: str | Path) -> Dump:
-    """The dump at `path`. BadGolden if it is missing, damaged, empty, or holds what are no numbers."""
+    """Read the dump at `path`. BadGolden if it is missing, damaged, empty, or holds anything but numbers."""
     path = Path(path)
     try:
         if path.is_dir():
             trees = sorted(path.glob(f"*{TREE}"))
             tensors = read_debugger(trees) if trees else read_npy_folder(path)
         elif path.suffix == ".npz":
-            tensors = read_npz(path)
+            tensors = npz_arrays(path)
         elif path.suffix == ".safetensors":
             tensors = open_file(path, DTYPES)
         elif path.exists():
-            raise BadGolden(f"{path} is no dump that npgemma reads: .safetensors, .npz, or a folder of .npy files")
+            raise BadGolden(
+                f"{path} is not a dump that npgemma reads: a .safetensors or .npz file, or a folder of .npy files"
+            )
         else:
-            raise BadGolden(f"{path} is missing: there is no such dump")
+            raise BadGolden(f"{path} does not exist; give the file or folder of a dump")
     except BadModel as error:
         raise BadGolden(str(error)) from None
     if not tensors:
-        raise BadGolden(f"{path} holds no tensors; was the dump written?")
+        raise BadGolden(f"{path} holds no tensors; check that the port wrote its dump there")
     for name, x in tensors.items():
         if x.dtype.kind not in "fiub" and x.dtype != "V2":
-            raise BadGolden(f"{path}: {name!r} is {x.dtype}; a dump holds floats, whole numbers and truth values")
+            raise BadGolden(f"{path}: {name!r} has the dtype {x.dtype}; a dump may hold floats, integers and booleans")
     return Dump(tensors)
 
 
-def read_npz(path: Path) -> dict[str, Array]:
-    """The arrays of an .npz file, as far as the memory reaches."""
+def npz_arrays(path: Path) -> dict[str, Array]:
+    """The arrays of an .npz file. BadGolden if it is damaged or unpacks to more than the available memory."""
     try:
         return npz.read_npz(path, available_memory())
     except npz.DAMAGE as error:
@@ -91,12 +93,12 @@ def read_npz(path: Path) -> dict[str, Array]:
 
 
 def read_npy_folder(folder: Path) -> dict[str, Array]:
-    """The .npy files of a folder and of those in it, mapped; `layers/0/out.npy` is 'layers.0.out'."""
+    """The .npy files in a folder and its subfolders, mapped; `layers/0/out.npy` is 'layers.0.out'."""
     found: dict[str, Array] = {}
     for path in sorted(folder.rglob("*.npy")):
         name = ".".join(path.relative_to(folder).with_suffix("").parts)
         if name in found:
-            raise BadGolden(f"{folder} holds {name!r} twice; dump every tensor under a name of its own")
+            raise BadGolden(f"{folder} holds {name!r} twice; give every tensor its own name")
         try:
             found[name] = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
@@ -105,23 +107,24 @@ def read_npy_folder(folder: Path) -> dict[str, Array]:
 
 
 def unusable(path: Path, error: Exception) -> str:
+    """The message about a file of arrays that NumPy cannot read."""
     if "allow_pickle" in str(error) or "Object arrays" in str(error):
-        return f"{path} holds Python objects, which could run anything when read; dump arrays of numbers"
-    return f"{path} is not a usable file of arrays ({error}); was it written to its end?"
+        return f"{path} holds Python objects, which can run any code when they are loaded; dump arrays of numbers"
+    return f"{path} is not a usable file of arrays ({error}); it may be damaged or incomplete"
 
 
 def read_debugger(trees: list[Path]) -> dict[str, Array]:
-    """What transformers.model_debugging_utils.model_addition_debugger_context(use_repr=False) left.
+    """The tensors written by transformers.model_debugging_utils.model_addition_debugger_context(use_repr=False).
 
-    A module's output has the module's name without that of the model's class; its inputs have `.inputs` and their place
-    after it: 'model.language_model.layers.0.inputs.args.0'. What the whole model got is 'inputs.kwargs.pixel_values'.
+    A module's output has the module's name without the class of the model; its inputs add `.inputs` and their place:
+    'model.language_model.layers.0.inputs.args.0'. The inputs of the whole model are 'inputs.kwargs.pixel_values' etc.
     """
     if len(trees) > 1:
-        raise BadGolden(f"{trees[0].parent} holds {len(trees)} debugger trees; keep one run in a folder")
+        raise BadGolden(f"{trees[0].parent} holds {len(trees)} debugger trees; write each run to its own folder")
     try:
         tree = json.loads(trees[0].read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise BadGolden(f"{trees[0]} is no debugger tree ({error})") from None
+        raise BadGolden(f"{trees[0]} is not a debugger tree ({error}); write it again") from None
     found: dict[str, Array] = {}
 
     def collect(name: str, value: Any) -> None:
@@ -130,7 +133,7 @@ def read_debugger(trees: list[Path]) -> dict[str, Array]:
                 collect(f"{name}.{i}", each)
         elif isinstance(value, dict) and {"shape", "dtype", "value"} <= value.keys():
             if name in found:
-                raise BadGolden(f"{trees[0]} holds {name!r} twice; debug one forward pass")
+                raise BadGolden(f"{trees[0]} holds {name!r} twice; debug a single forward pass")
             found[name] = read_value(trees[0].parent, name, value["value"])
         elif isinstance(value, dict):
             for key, each in value.items():
@@ -140,31 +143,37 @@ def read_debugger(trees: list[Path]) -> dict[str, Array]:
     while waiting:
         node = waiting.pop()
         if not isinstance(node, dict) or not isinstance(node.get("module_path"), str):
-            raise BadGolden(f"{trees[0]} is no debugger tree: a node without module_path")
+            raise BadGolden(f"{trees[0]} is not a debugger tree: a node lacks module_path; write it again")
         name = node["module_path"].partition(".")[2]
         collect(name or "outputs", node.get("outputs"))
         collect(f"{name}.inputs".lstrip("."), node.get("inputs"))
         children = node.get("children", [])
         if not isinstance(children, list):
-            raise BadGolden(f"{trees[0]} is no debugger tree: children that are no list")
+            raise BadGolden(
+                f"{trees[0]} is not a debugger tree: the children of {name!r} are not a list; write it again"
+            )
         waiting += children
-    return {handed_on(name): x for name, x in found.items()}
+    return {returned_as(name): x for name, x in found.items()}
 
 
-def handed_on(name: str) -> str:
-    """The input of layer 3 is what layer 2 returned: the debugger keeps no outputs of modules that have modules."""
+def returned_as(name: str) -> str:
+    """The input of layer 3 as the output of layer 2: the debugger keeps no output of a module that has submodules."""
     match = re.fullmatch(r"(.+\.layers\.)([1-9]\d*)\.inputs\.args\.0", name)
     return f"{match[1]}{int(match[2]) - 1}" if match else name
 
 
 def read_value(folder: Path, name: str, value: Any) -> Array:
-    """The tensor in the file of the folder that a tree names."""
+    """The tensor that a tree names, from its file in `folder`."""
     if not isinstance(value, str):
-        raise BadGolden(f"{folder}: {name!r} is text with most of its numbers left out; debug with use_repr=False")
+        raise BadGolden(
+            f"{folder}: {name!r} is abbreviated text instead of a tensor; run the debugger with use_repr=False"
+        )
     path = folder / Path(value).name
     if value != f"./{path.name}":
-        raise BadGolden(f"{folder}: {name!r} is in {value!r}, which is no plain file name in this folder")
+        raise BadGolden(
+            f"{folder}: {name!r} is said to be in {value!r}, which is not the name of a file in this folder"
+        )
     tensors = open_file(path, DTYPES)
     if tensors.keys() != {"data"}:
-        raise BadGolden(f"{path} holds {sorted(tensors)[:5]}; a debugger's file holds 'data'")
+        raise BadGolden(f"{path} holds {sorted(tensors)[:5]} instead of 'data'; it is not a file of the debugger")
     return tensors["data"]

@@ -1,20 +1,21 @@
-"""The golden file: one safetensors file that holds named tensors of one run, and all that fixes the run.
+"""The golden file: one safetensors file that holds named tensors of one run, and everything that determines the run.
 
     <tap>                     the float64 truth: F64 for a small model, rounded once to F32 for a real one; ids,
                               types and positions I32, masks and 8-bit pictures U8
     envelope.<dtype>/<tap>    [2 R] F32: for each of the R rows of the tap, the rms and the largest absolute error of
                               a run in that dtype, which is float32 or bfloat16
-    __metadata__              one string, "npgemma.golden", of JSON: format, case, model, preprocessing, tokenizer,
-                              policy, schedules, taps (in execution order, with axes), versions, sha256 of all
-                              this. One, since safetensors writes several in random order
+    __metadata__              one string of JSON, "npgemma.golden": format, case, model, preprocessing, tokenizer,
+                              policy, schedules, taps (in execution order, with axes), versions, and the sha256 of
+                              all this. It is one string because safetensors writes several in random order
 
-Two runs write the same bytes: there is no time, host or path in it. A row is a picture, a patch or a token (see
-names.TapName.row_axes).
+Two recordings have the same bytes: the file holds no time, host name or path. A row is a picture, a patch or a token
+(see names.row_axes).
 """
 
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,16 +26,16 @@ import numpy as np
 import safetensors
 
 from npgemma.errors import BadGolden, BadModel
-from npgemma.golden.names import tap_name
+from npgemma.golden.names import is_tap
 from npgemma.io.atomic_write import beside
 from npgemma.io.safetensors import open_with_metadata
 from npgemma.layers.shapes import Array, Float
 
-# The golden file that ships with npgemma: its own model on its own sample picture, 'caption en'.
+# The golden file in the package: the embedded model on the sample picture, 'caption en'.
 EMBEDDED_GOLDEN = Path(__file__).parents[1] / "assets" / "golden.safetensors"
 KEY = "npgemma.golden"
 FORMAT = 1
-# The dtypes that a golden file is made of, by what safetensors calls them.
+# The dtypes in a golden file, by their names in safetensors.
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
@@ -45,7 +46,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 
 @dataclass(frozen=True)
 class Golden:
-    """A golden file, mapped: the truth and the envelopes by tap, the taps in execution order with their axes."""
+    """A golden file, mapped into memory: truth and envelopes by tap. `taps` gives axes, in execution order."""
 
     metadata: dict[str, Any]
     taps: dict[str, str]
@@ -54,15 +55,15 @@ class Golden:
 
 
 class Spool:
-    """Tensors on their way to a file: appended to an unnamed file on the target's disk, read back as a memory map.
+    """Tensors that wait to be written: appended to an unnamed file on the target's disk, read back as memory maps.
 
-    So however much is recorded, memory holds one tensor of it.
+    However much is recorded, memory holds one tensor of it. `axes` has those of the tensors that were put with axes.
     """
 
     def __init__(self, folder: Path) -> None:
         self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed by __exit__)
         self.entries: dict[str, tuple[int, np.dtype[Any], tuple[int, ...]]] = {}
-        self.axes: dict[str, str] = {}  # of what was put with its axes
+        self.axes: dict[str, str] = {}
 
     def __enter__(self) -> "Spool":
         return self
@@ -80,7 +81,7 @@ class Spool:
         return np.memmap(self.file, dtype, "r", offset, shape or (1,)).reshape(shape)
 
     def put(self, name: str, x: Array, axes: str | None = None) -> None:
-        """Append `x`. ValueError for a name that is there already: nothing recorded is ever overwritten."""
+        """Append `x`. ValueError if the name is there already: nothing recorded is ever overwritten."""
         if name in self.entries:
             raise ValueError(f"{name} is recorded twice in one run")
         self.file.seek(0, os.SEEK_END)
@@ -93,7 +94,7 @@ class Spool:
 
 
 def write_golden(spool: Spool, metadata: Mapping[str, Any], path: Path) -> None:
-    """Everything in `spool` as the golden file `path`, in place of what was there, at once or not at all."""
+    """Write everything in `spool` as the golden file `path`, which is replaced as a whole or not at all."""
     tensors = {name: spool[name] for name in sorted(spool.entries)}
     facts = {"format": FORMAT, **metadata}
     facts["sha256"] = digest(tensors, facts)
@@ -105,19 +106,13 @@ def write_golden(spool: Spool, metadata: Mapping[str, Any], path: Path) -> None:
         safetensors.serialize_file(specs, temporary, metadata={KEY: json.dumps(facts)})
 
 
-def checked_axes(name: str, axes: str) -> str:
-    """The axes of a tap. KeyError if `name` is not a tap's."""
-    tap_name(name)
-    return axes
-
-
 def raw(x: Array) -> memoryview:
-    """The bytes of `x` in C order: safetensors would write memory as it lies, whatever the strides say."""
+    """The bytes of `x` in C order, which safetensors needs: it writes the memory of a view and ignores its strides."""
     return np.ascontiguousarray(x).reshape(-1).view(np.uint8).data
 
 
 def digest(tensors: Mapping[str, Array], facts: Mapping[str, Any]) -> str:
-    """sha256 over the facts, and over names, dtypes, shapes and bytes of the tensors in the order of their names."""
+    """sha256 over the facts, and over the name, dtype, shape and bytes of each tensor, in the order of names."""
     found = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name in sorted(tensors):
         x = tensors[name]
@@ -127,27 +122,47 @@ def digest(tensors: Mapping[str, Array], facts: Mapping[str, Any]) -> str:
 
 
 def read_golden(path: str | Path) -> Golden:
-    """A golden file, checked as a whole. BadGolden if it is missing, damaged, or of another format."""
+    """Read a golden file and check it as a whole. BadGolden if it is missing, damaged, or has another format."""
     path = Path(path)
     try:
         tensors, strings = open_with_metadata(path, DTYPES)
     except BadModel as error:
         raise BadGolden(str(error)) from None
     if KEY not in strings:
-        raise BadGolden(f"{path} is no golden file; `npgemma golden` writes one. It comes before the dump")
+        raise BadGolden(
+            f"{path} is not a golden file: it lacks the metadata {KEY!r}. `npgemma golden` writes golden files; "
+            "`npgemma compare` takes the golden file first, then the dump"
+        )
     try:
         facts = json.loads(strings[KEY])
         if facts["format"] != FORMAT:
-            found = f"{path} has golden format {facts['format']}, this npgemma reads {FORMAT}"
-            raise BadGolden(f"{found}; record it again")
+            raise BadGolden(
+                f"{path} has golden format {facts['format']}, but this npgemma reads format {FORMAT}; record it again"
+            )
         if facts.pop("sha256") != digest(tensors, facts):
-            raise BadGolden(f"{path} is damaged: it is not what was written; record or fetch it again")
-        taps = {name: checked_axes(name, axes) for name, axes in facts["taps"]}
+            raise BadGolden(f"{path} is damaged: its checksum does not match; record it again or download it again")
+        taps = dict(facts["taps"])
+        unknown = [name for name in taps if not is_tap(name)]
+        if unknown:
+            raise BadGolden(f"{path} has a tap that this npgemma does not know: {unknown[0]!r}; record it again")
         truth = {tap: tensors.pop(tap) for tap in taps}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise BadGolden(f"{path} is no golden file of format {FORMAT} ({error!r}); record it again") from None
+        raise BadGolden(
+            f"{path} is not a golden file of format {FORMAT}: its metadata is invalid ({error!r}); record it again"
+        ) from None
+    for tap, axes in taps.items():
+        check_axes(f"{path}: tap {tap!r}", axes, truth[tap])
     envelopes: dict[str, dict[str, Array]] = {}
     for name, x in tensors.items():
         kind, _, tap = name.partition("/")
         envelopes.setdefault(kind.removeprefix("envelope."), {})[tap] = x
     return Golden(facts, taps, truth, envelopes)
+
+
+def check_axes(where: str, axes: object, x: Array) -> None:
+    """BadGolden unless `axes` is a letter for each axis of `x`, such as "T N H"."""
+    letters = axes.split(" ") if isinstance(axes, str) and axes else []
+    if not isinstance(axes, str) or not all(re.fullmatch("[A-Za-z]", letter) for letter in letters):
+        raise BadGolden(f"{where} has the invalid axes {axes!r}: expected letters such as 'T N H'; record it again")
+    if len(letters) != x.ndim:
+        raise BadGolden(f"{where} has the axes {axes!r}, but its tensor has the shape {list(x.shape)}; record it again")

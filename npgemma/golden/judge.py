@@ -6,9 +6,10 @@ The measure is the error that an honest run in the same precision has there (the
     row ratio   the same of the worst row, where the honest error of a row counts as no less than that of all rows
     max ratio   largest |x - truth| / largest error of the honest run
 
-all of them at most LIMITS. Where the honest error is below one unit roundoff of the truth's rms, that is taken instead:
-a port may store what it computed. One ratio would not do: a single wrong number hardly moves the rms, and one wrong
-token only its row. The limits were set by tools/mutation_study.py; its table is in the README.md here.
+Each may be at most its limit in LIMITS. An honest error below one unit roundoff of the truth's rms counts as one unit
+roundoff, since a port may round what it stores. One ratio is not enough: a single wrong number hardly moves the rms,
+and one wrong token moves that of its row alone. tools/mutation_study.py shows what the limits let pass; its table is in
+README.md.
 """
 
 from collections.abc import Mapping
@@ -23,9 +24,9 @@ from npgemma.layers.activations import log_softmax
 from npgemma.layers.shapes import Array, Float
 
 LIMITS = {"rms": 2.0, "row": 4.0, "max": 4.0}
-# The same for the relative error of a replay in bfloat16.
+# The limit of the relative error, which is judged in a replay in bfloat16.
 RELATIVE_LIMIT = 2.0
-# A tap of few values, or of one row, whose errors go together, has noisier ratios and limits so many times as large.
+# The ratios of a tap with few values, or with one row, vary more: its limits are FEW_FACTOR times as large.
 FEW_VALUES, FEW_FACTOR = 1000, 2.0
 # Half the distance of neighbouring numbers near 1.
 ROUNDOFF = {"float32": 2.0**-24, "bfloat16": 2.0**-8}
@@ -33,10 +34,11 @@ ROUNDOFF = {"float32": 2.0**-24, "bfloat16": 2.0**-8}
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found at one tap. `ratios` are rms, row and max in multiples of the envelope, none for whole numbers.
+    """The judgement of one tap.
 
-    `floor` is the relative error (of the truth's rms) that this tap could not have told from rounding; `bad_rows` are
-    the rows whose own ratio is above the limit.
+    `theirs` is the port's name of it, `reason` says why it is not explained. `ratios` are rms, row and max in multiples
+    of the envelope; integers have none. `floor` is the relative error (of the truth's rms) that this tap could not have
+    told from rounding; `bad_rows` are the rows whose own ratio exceeds the limit.
     """
 
     name: str
@@ -55,7 +57,7 @@ class Verdict:
 def judge(
     name: str, axes: str, theirs: str, x: Array, truth: Array, envelope: Float[Array, "2 R"] | None, dtype: str
 ) -> Verdict:
-    """Hold `x`, which has the truth's shape, against it: floats by the envelope of `dtype`, whole numbers exactly."""
+    """Compare `x` with the truth, which has the same shape: floats by the envelope of `dtype`, integers exactly."""
     if envelope is None:
         return judge_exact(name, axes, theirs, x, truth)
     different = np.flatnonzero((np.isfinite(x) != np.isfinite(truth)).reshape(-1))
@@ -82,7 +84,7 @@ def judge(
 
 
 def judge_exact(name: str, axes: str, theirs: str, x: Array, truth: Array) -> Verdict:
-    """Ids, masks, positions and 8-bit pictures: every one is right or the tap is wrong."""
+    """Compare ids, masks, positions or an 8-bit picture, which must be equal in every element."""
     different = np.flatnonzero((x != truth).reshape(-1))
     reason = ""
     if different.size:
@@ -94,11 +96,11 @@ def judge_exact(name: str, axes: str, theirs: str, x: Array, truth: Array) -> Ve
 
 
 def judge_relative(verdict: Verdict, x: Array, truth: Array, honest: Array) -> Verdict:
-    """`verdict`, and what rounding to few bits hides from the rms: errors of the small numbers of a tensor.
+    """`verdict` with a relative ratio, which shows errors of the small numbers of a tensor that its rms hides.
 
-    relative ratio = rms of |x - truth| / |truth| over the same of the honest run, numbers below 1/256 of the truth's
-    rms counted as that. Of use where both come from the same tensors, in a replay: a gelu of the other form is a tenth
-    off at -3, where it is nearly 0.
+    relative ratio = rms of |x - truth| / |truth| over the same of the honest run, where numbers below 1/256 of the
+    truth's rms count as that. It needs a replay, where `x` and `truth` come from the same tensors: the erf form of gelu
+    differs from the tanh form by a tenth at -3, where gelu is nearly 0.
     """
     rms = float(np.sqrt(np.square(truth, dtype=np.float64).mean()))
     if not verdict.ratios or not rms:
@@ -118,26 +120,27 @@ def judge_relative(verdict: Verdict, x: Array, truth: Array, honest: Array) -> V
 
 
 def failed(name: str, theirs: str, reason: str) -> Verdict:
-    """A tap that cannot be measured at all."""
+    """The verdict on a tap that cannot be measured."""
     return Verdict(name, theirs, block_of(name), False, reason, {}, {}, float("inf"), 0.0)
 
 
 def limits_of(values: int, rows: int) -> dict[str, float]:
+    """The limits for a tap of so many values and rows."""
     factor = FEW_FACTOR if values < FEW_VALUES or rows == 1 else 1.0
     return {kind: limit * factor for kind, limit in LIMITS.items()}
 
 
 def ratio(error: Any, honest: Any) -> Any:
-    """error / honest; 0 where there is no error (a tensor of zeros may be right), infinite where none is honest."""
+    """error / honest; 0 where there is no error, else infinite where the honest run has none."""
     found = np.where(np.asarray(error) > 0, np.inf, 0.0)
     return np.divide(error, honest, out=found, where=np.asarray(honest) > 0)
 
 
 def logit_facts(x: Float[Array, "B V"], truth: Float[Array, "B V"], envelope: Float[Array, "2 R"]) -> dict[str, Any]:
-    """What the difference does to the next token: KL divergence, and whether the likeliest is the same.
+    """How the difference changes the next token: KL(truth || x) in nats, the mean over rows, and the likeliest token.
 
-    For a flipped one, whether the truth's margin between the two is within twice the honest error, so that an honest
-    run may flip it too. KL(truth || x) in nats is the mean over the rows.
+    A row in which another token is the likeliest is explained if the truth's margin between the two is at most twice
+    the honest error, so that an honest run may prefer the other one too.
     """
     p, q = (log_softmax(logits.astype(np.float64)) for logits in (truth, x))
     best, theirs = truth.argmax(-1), x.argmax(-1)
@@ -145,7 +148,7 @@ def logit_facts(x: Float[Array, "B V"], truth: Float[Array, "B V"], envelope: Fl
     margin = truth[rows, best] - truth[rows, theirs]
     flipped = best != theirs
     return {
-        "kl": max(0.0, float(np.mean(np.sum(np.exp(p) * (p - q), -1)))),  # below 0 by rounding alone
+        "kl": max(0.0, float(np.mean(np.sum(np.exp(p) * (p - q), -1)))),  # rounding can make it negative
         "top1_agreement": float(np.mean(~flipped)),
         "flipped": [
             {

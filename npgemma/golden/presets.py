@@ -1,7 +1,7 @@
-"""Mappings that come with npgemma, in the form of a mapping file (see mapping). Each was held against real dumps.
+"""The mappings in the package, in the form of mapping files (see mapping). Each was checked with real dumps.
 
-`transformers` is for forward hooks on the modules of transformers' PaliGemma (tools/dump_transformers.py writes such a
-dump); `transformers-debugger` for what its model_addition_debugger_context(use_repr=False) leaves in a folder.
+`transformers` is for dumps of forward hooks on the modules of transformers' PaliGemma, as tools/dump_transformers.py
+writes them; `transformers-debugger` is for folders that its model_addition_debugger_context(use_repr=False) writes.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ _VISION_LAYER = _VISION + r"encoder\.layers\.(\d+)"
 _TEXT = _STEP + r"model\.language_model\."
 _TEXT_LAYER = _TEXT + r"layers\.(\d+)"
 
-# What a module of a layer returns, by the ends of its name and of the tap's.
+# The outputs of a layer's modules: the end of the module's name and that of the tap's.
 _VISION_MODULES = {
     "layer_norm1": "attn_norm",
     "layer_norm2": "mlp_norm",
@@ -41,6 +41,7 @@ _TEXT_MODULES = {
 
 
 def _modules() -> list[dict[str, Any]]:
+    """Rules for the outputs of modules."""
     vision = [(_VISION_LAYER + rf"\.{theirs}", rf"vision.layers.\1.{ours}") for theirs, ours in _VISION_MODULES.items()]
     text = [(_TEXT_LAYER + rf"\.{theirs}", rf"\1text.layers.\2.{ours}") for theirs, ours in _TEXT_MODULES.items()]
     layers = [(_VISION_LAYER, r"vision.layers.\1.out"), (_TEXT_LAYER, r"\1text.layers.\2.out")]
@@ -57,7 +58,7 @@ def _modules() -> list[dict[str, Any]]:
 
 
 def _inputs(of: str) -> list[dict[str, Any]]:
-    """What modules are given, where nothing returns it; `of` is what stands between a module's name and nothing."""
+    """Rules for tensors that are only inputs of modules, not outputs; `of` ends the names of inputs."""
     return [
         {"theirs": _VISION_LAYER + r"\.layer_norm2" + of, "ours": r"vision.layers.\1.mid"},
         {"theirs": _VISION_LAYER + r"\.self_attn\.out_proj" + of, "ours": r"vision.layers.\1.attn.heads"},
@@ -68,7 +69,7 @@ def _inputs(of: str) -> list[dict[str, Any]]:
 
 
 _MASK = {"ours": "prompts.0.mask", "slice": [0, 0]}
-# What no module of transformers returns, or not in every kind of attention; it is compared where it is there.
+# Taps that no module of transformers returns, or not with every attention; they are compared if they are dumped.
 _INSIDE = [
     *("pictures.*", "generated_ids", "*text.scale", "*.dots", "*.scores", "*.exp", "*.probs", "*.keys", "*.values"),
     *("*_rope", "*_rope.*", "*prompts.0.mask", "*positions"),
@@ -108,7 +109,7 @@ TRANSFORMERS = {
             "slice": [0],
         },
     ],
-    # the same tensors under other names, and tables that are no activations
+    # the same tensors under other names, and tables, which are not activations
     "ignore": [
         *(
             "*.self_attn",
@@ -137,7 +138,7 @@ TRANSFORMERS_DEBUGGER = {
         {"theirs": r"model\.language_model\.inputs\.kwargs\.inputs_embeds", "ours": "text.embedding"},
     ],
     "ignore": ["*.inputs.*", "*.rotary_emb.*", "*.position_embedding", "*.embed_tokens", "outputs.*", "inputs.*"],
-    # the debugger sees one forward, and no output of the last layer
+    # the debugger sees a single forward pass, and not the output of the last layer
     "absent": [*_INSIDE, "steps.*", "*.layers.*.out"],
 }
 

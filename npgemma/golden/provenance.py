@@ -1,5 +1,5 @@
-"""What fixes a run, as a golden file says it: hashes of everything read, versions, and the choices that implementations
-differ in. No time, host name or path: two runs say the same.
+"""What determines a run, as golden files state it: hashes of everything read, versions, and npgemma's choices where
+implementations differ. There is no time, host name or path, so that two recordings have the same bytes.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from npgemma.golden.rounding import FLOAT32, SCHEDULES
 from npgemma.io.picture import Picture, read_picture
 from npgemma.io.tokenizers import TOKENIZER
 
-# What npgemma computes where implementations disagree; the same for every golden file.
+# What npgemma computes where implementations differ. These texts are in every golden file: its bytes depend on them.
 POLICY = {
     "positions": "from 1",
     "mask": "the prefix sees all of itself, the suffix is causal",
@@ -42,7 +42,7 @@ def describe(
     schedule: str,
     wide: str,
 ) -> dict[str, Any]:
-    """The metadata of a golden file. `axes`: those of each tap, in execution order; `wide`: the dtype of floats."""
+    """The metadata of a golden file: `axes` by tap, in execution order; `wide` is the dtype of floats."""
     return {
         "case": {"prompt": prompt, "images": [image_hash(image) for image in images], "seed": None},
         "model": model_hashes(model.folder) | {"truth_stored_as": wide},
@@ -67,12 +67,13 @@ def model_hashes(folder: Path) -> dict[str, Any]:
 
 
 def file_hash(path: Path) -> str:
+    """The sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def image_hash(image: Picture) -> Mapping[str, str]:
-    """sha256 of a picture's file, or of the RGB pixels of one that is no file."""
+    """sha256 of a picture's file, or of its size and RGB pixels if it is not a file."""
     if isinstance(image, (str, Path)):
         return {"sha256": file_hash(Path(image)), "of": "file"}
     rgb = read_picture(image)
@@ -80,6 +81,7 @@ def image_hash(image: Picture) -> Mapping[str, str]:
 
 
 def installed_version() -> str:
+    """The version of npgemma, or 'not installed' in a checkout."""
     try:
         return version("npgemma")
     except PackageNotFoundError:
@@ -87,6 +89,6 @@ def installed_version() -> str:
 
 
 def blas() -> str:
-    """Name and version of the library that NumPy multiplies with."""
+    """Name and version of the library that computes NumPy's matrix products."""
     found = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     return f"{found['name']} {found['version']}"

@@ -1,16 +1,16 @@
-"""Record a golden file: one run in float64, and how far runs in float32 and in emulated bfloat16 are from it.
+"""Record a golden file: a run in float64, and the errors of runs in float32 and in emulated bfloat16.
 
     picture, prompt --> float64 run --> truth
                     --> float32 run                      --> |error| by row --> envelope.float32
                     --> float32 run, tensors rounded     --> |error| by row --> envelope.bfloat16
                         as a schedule says
 
-The other two runs are fed the tokens that the float64 run chose, so that all three compute the same thing. To judge a
-port by the error of an honest run in its own precision, instead of by a fixed tolerance, is how FlashAttention's and
-FlexAttention's tests and torch._dynamo's `same` judge theirs.
+The other two runs decode the tokens that the float64 run chose, so that all three compute the same tensors. A port is
+then judged by the error of an honest run in its own precision instead of by a fixed tolerance, as in the tests of
+FlashAttention and FlexAttention and in `same` of torch._dynamo.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy as np
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.errors import BadGolden, BadModel
 from npgemma.golden.file import Spool, write_golden
-from npgemma.golden.names import is_in_level, row_axes
+from npgemma.golden.names import entry_of, is_in_level, row_axes
 from npgemma.golden.provenance import describe
 from npgemma.golden.rounding import FLOAT32, SCHEDULES, rounding
 from npgemma.io.picture import Picture
@@ -31,15 +31,15 @@ from npgemma.layers.tree import Leaf, arrays, map_tree
 from npgemma.models.gemma import logits, new_caches
 from npgemma.models.paligemma import PaliGemma, Prompt, image_features, prefill, step
 
-# A truth of a model with fewer parameters is stored in float64; of a larger one in float32, in half the space.
+# The truth of a model with fewer parameters is stored in float64; that of a larger one in float32, half the size.
 SMALL = 100_000_000
-# What fixes a run is in every file, whatever was asked for: a port has to be fed with it.
+# The inputs of a run are in every file, whatever the level and the globs: a port needs them.
 INPUTS = ("pixel_values", "prompts.0.input_ids", "prompts.0.token_type_ids", "generated_ids", "steps.*.input_ids")
 
 
 @dataclass(frozen=True)
 class Case:
-    """What a run starts from. `steps` tokens are decoded after the prefill, fewer where an end token comes first."""
+    """What a run starts from. `steps` tokens are decoded after the prefill, or fewer if an end token comes first."""
 
     pixel_values: Float[Array, "B 3 Y X"]
     input_ids: Int[Array, "T"]
@@ -59,43 +59,78 @@ def record(
 ) -> None:
     """Write the golden file `path` of `model` on one prompt and its pictures.
 
-    `level` is 'io' (ids, pixels, image features, logits), 'blocks' (what each layer hands on) or 'ops' (everything);
-    `patterns` are globs that narrow it; the inputs are always there. `schedule` names what bfloat16 is emulated as, a
-    key of layers.rounding.SCHEDULES. Tensors go to disk as they are made: memory holds the model and one of them.
-    Raises BadPicture, BadPrompt, BadModel if a tensor is not finite, BadGolden if there is no folder for `path` or a
-    pattern is the name of no tap.
+    Tensors go to disk as they are made: memory holds the model and one of them.
+
+    Parameters
+    ----------
+    level : str
+        'io' holds ids, pixels, image features and logits; 'blocks' also the result of each layer; 'ops' everything.
+    patterns : sequence of str
+        Globs that narrow the level: only taps that match one of them are kept, and the inputs of the run.
+    steps : int
+        How many tokens are decoded after the prefill; fewer if an end token comes first.
+    schedule : str
+        How bfloat16 is emulated: a key of rounding.SCHEDULES.
+
+    Raises
+    ------
+    BadPicture, BadPrompt
+        If a picture or the prompt cannot be used.
+    BadModel
+        If a tensor is not finite.
+    BadGolden
+        If the folder of `path` does not exist, or a glob matches no tap.
     """
     path = Path(path)
     if not path.parent.is_dir():
-        raise BadGolden(f"{path} cannot be written: there is no folder {path.parent}")
-    seen = Recorder()
-    inputs = model.processor([list(images)], [prompt], tap=seen)
+        raise BadGolden(f"{path} cannot be written: the folder {path.parent} does not exist")
+    case, preprocessed = read_case(model, images, prompt, steps)
+    wide = np.dtype(np.float64 if sum(x.size for x in arrays(model.weights)) < SMALL else np.float32)
+    with Spool(path.parent) as spool:
+        keep = recording(spool, level, patterns, wide)
+        for name, x in preprocessed.items():
+            keep(name, x, preprocessed.axes[name])
+        ids = run(model, model.weights, case, np.dtype(np.float64), keep)
+        check_used(patterns, list(spool.entries), level)
+        record_envelopes(spool, model, case, ids, schedule)
+        write_golden(spool, describe(model, images, prompt, spool.axes, schedule, wide.name), path)
+
+
+def read_case(model: VisionLanguageModel, images: Sequence[Picture], prompt: str, steps: int) -> tuple[Case, Recorder]:
+    """The case of a prompt, and the taps of its preprocessing. Raises BadPicture, BadPrompt and BadModel."""
+    preprocessed = Recorder()
+    inputs = model.processor([list(images)], [prompt], tap=preprocessed)
     case = Case(inputs.pixel_values, inputs.input_ids[0], inputs.token_type_ids[0], steps)
     model.guard.check_length([case.input_ids], steps + 1)
     model.guard.check_files()
+    return case, preprocessed
 
-    def wanted(name: str) -> bool:
-        inside = is_in_level(name, level) and any(fnmatchcase(name, pattern) for pattern in patterns)
-        return inside or any(fnmatchcase(name, pattern) for pattern in INPUTS)
 
-    parameters = sum(x.size for x in arrays(model.weights))
-    wide = np.dtype(np.float64 if parameters < SMALL else np.float32)
-    with Spool(path.parent) as spool:
-        keep = recording(spool, wanted, wide)
-        for name, x in seen.items():
-            keep(name, x, seen.axes[name])
-        ids = run(model, model.weights, case, np.dtype(np.float64), keep)
-        taps = list(spool.entries)
-        idle = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in taps)]
-        if idle:
-            raise BadGolden(f"{idle[0]!r} is the name of no tap of level {level!r}; npgemma golden --list has them all")
-        for dtype, weights, rounded in (
-            ("float32", model.weights, FLOAT32),
-            ("bfloat16", in_bfloat16(model.weights), SCHEDULES[schedule]),
-        ):
-            measure = measuring(spool, taps, dtype)
-            run(model, weights, case, np.dtype(np.float32), rounding(measure, rounded), ids)
-        write_golden(spool, describe(model, images, prompt, spool.axes, schedule, wide.name), path)
+def record_envelopes(spool: Spool, model: VisionLanguageModel, case: Case, ids: Sequence[int], schedule: str) -> None:
+    """Put the errors of the float32 and the bfloat16 run on every tap of `spool` there; both decode `ids`."""
+    taps = list(spool.entries)
+    for dtype, weights, rounded in (
+        ("float32", model.weights, FLOAT32),
+        ("bfloat16", in_bfloat16(model.weights), SCHEDULES[schedule]),
+    ):
+        tap = rounding(measuring(spool, taps, dtype), rounded)
+        run(model, weights, case, np.dtype(np.float32), tap, ids)
+
+
+def check_used(patterns: Sequence[str], taps: Sequence[str], level: str) -> None:
+    """BadGolden if one of the globs `patterns` matches none of `taps`."""
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in taps):
+            raise BadGolden(
+                f"no tap of level {level!r} matches {pattern!r}; `npgemma golden --list` prints every tap and its level"
+            )
+
+
+def axes_by_pattern(model: VisionLanguageModel, image: Picture) -> dict[str, str]:
+    """The axes of each entry of names.TABLE by its pattern, from a short run of `model`."""
+    case, taps = read_case(model, [image], "caption en", steps=1)
+    run(model, model.weights, case, np.dtype(np.float32), taps)
+    return {entry_of(name).pattern: axes for name, axes in taps.axes.items()}
 
 
 def run(
@@ -106,7 +141,7 @@ def run(
     tap: Tap,
     forced: Sequence[int] | None = None,
 ) -> list[int]:
-    """One prefill and its steps; the likeliest token after each, or the `forced` ones, which are fed instead."""
+    """Run a prefill and its steps. Returns the likeliest token after each, or `forced`, which is decoded instead."""
     features = image_features(weights, case.pixel_values.astype(dtype), tap)
     prompt = Prompt(case.input_ids, case.token_type_ids, features.reshape(-1, features.shape[-1]))
     caches = [new_caches(weights.text, len(case.input_ids) + case.steps, dtype)]
@@ -122,14 +157,18 @@ def run(
     return ids
 
 
-def recording(spool: Spool, wanted: Callable[[str], bool], wide: np.dtype) -> Tap:
-    """The tap that puts what is wanted into `spool`: floats as `wide`, masks as bytes, whole numbers as int32."""
+def recording(spool: Spool, level: str, patterns: Sequence[str], wide: np.dtype) -> Tap:
+    """The tap that puts tensors into `spool`: floats as `wide`, masks as bytes, integers as int32.
+
+    It keeps the inputs of the run, and of `level` what matches one of the globs `patterns`.
+    """
+    kinds = {"f": wide, "b": np.dtype(np.uint8), "u": np.dtype(np.uint8), "i": np.dtype(np.int32)}
 
     def keep(name: str, x: Array, axes: str) -> Array:
-        if wanted(name):
+        kept = [*INPUTS, *(patterns if is_in_level(name, level) else ())]
+        if any(fnmatchcase(name, pattern) for pattern in kept):
             if not np.isfinite(x).all():
-                raise BadModel(f"{name} is not finite: some weight, or a number on its way, is NaN or infinite")
-            kinds = {"f": wide, "b": np.dtype(np.uint8), "u": np.dtype(np.uint8), "i": np.dtype(np.int32)}
+                raise BadModel(f"{name} is not finite: a weight, or a number computed before it, is NaN or infinite")
             spool.put(name, x.astype(kinds[x.dtype.kind]), axes)
         return x
 
@@ -137,7 +176,7 @@ def recording(spool: Spool, wanted: Callable[[str], bool], wide: np.dtype) -> Ta
 
 
 def measuring(spool: Spool, taps: Sequence[str], dtype: str) -> Tap:
-    """The tap that holds floats against the truth in `spool` and puts their errors there: rms and largest, by row."""
+    """The tap that compares floats with the truth in `spool`, and puts the rms and largest error of each row there."""
     measured = {name for name in taps if spool[name].dtype.kind == "f"}
 
     def measure(name: str, x: Array, axes: str) -> Array:
@@ -155,17 +194,14 @@ def row_errors(axes: str, x: Float[Array, "*R"], truth: Float[Array, "*R"]) -> F
 
 
 def by_row(axes: str, x: Array) -> Array:
-    """[R rest]: the rows of a tap in order, and everything that belongs to a row."""
+    """[R rest]: a tap's rows in order, each flattened."""
     rows = row_axes(axes)
     moved = np.moveaxis(x, rows, range(len(rows)))
     return moved.reshape(int(np.prod(moved.shape[: len(rows)])), -1)
 
 
 def in_bfloat16(weights: PaliGemma) -> PaliGemma:
-    """The same model with every number moved to the bfloat16 grid, as a run in bfloat16 holds it.
-
-    What is stored as bfloat16 stays the map of the file that it is.
-    """
+    """The same model with every weight rounded to bfloat16. Weights stored as bfloat16 stay memory maps."""
 
     def narrow(leaf: Leaf) -> Array:
         x = leaf.value

@@ -1,13 +1,13 @@
-"""Replay: the reference on the port's own tensors, so that a mistake shows where it is made and not where it leads.
+"""Replay: the reference runs on the port's own tensors, so that a mistake shows in the block that makes it.
 
-The model runs once more, and wherever the port dumped a tensor, what the reference computed there is noted and the run
-goes on with the port's. So each tap is computed from the port's own tensors just before it, and what is wrong there is
-wrong between those and it, even when everything downstream differs:
+The model runs once more. Wherever the port dumped a tensor, the reference's own result is noted and the run continues
+with the port's tensor. So each tap is computed from the port's tensors just before it: if it is wrong, the mistake is
+between those and it, however far its effects reach:
 
-    ... -> port's x -> reference block -> y'      y' against the port's y: this block
-                       port's y -> next block -> z'      z' against the port's z: the next one
+    ... -> port's x -> reference block -> y'             y' against the port's y judges this block
+                       port's y -> next block -> z'      z' against the port's z judges the next one
 
-Done in float64, and in the port's precision for the envelope.
+The replay runs in float64 for the truth, and in the port's precision for the envelope.
 """
 
 import tempfile
@@ -29,20 +29,23 @@ from npgemma.golden.rounding import rounding
 from npgemma.layers.shapes import Array
 from npgemma.layers.taps import silent
 
-# The port's tensor of a tap, or None where the run should go on with the reference's: the port has none, or one that
-# nothing can be computed from. Ids are never taken: they are right or wrong, and wrong ones may name no token.
+# The port's tensor of a tap, or None where the run continues with the reference's own: where the port dumped none, or
+# one that cannot be computed with. Ids are never taken from the port, since wrong ones may lie outside the vocabulary.
 Given = Callable[[str], Array | None]
 
 
 def replay(model: VisionLanguageModel, golden: Golden, dump: Dump, report: Report) -> Report:
-    """`report`, with a verdict for each tap on how it follows from the port's tensors before it.
+    """`report`, with a verdict on each tap as computed from the port's tensors before it.
 
-    What is noted goes to a temporary file: memory holds the model and one tap. Raises BadGolden if the golden file was
-    not recorded from `model`.
+    Intermediate results go to a temporary file: memory holds the model and one tap. Raises BadGolden if the golden file
+    was recorded from another model.
     """
     hashes = model_hashes(model.folder)
     if any(golden.metadata["model"][key] != hashes[key] for key in hashes):
-        raise BadGolden(f"{model.folder} is not the model that the golden file was recorded from; give that one")
+        raise BadGolden(
+            f"the golden file was not recorded from {model.folder}: the checksums of their files differ; "
+            "name the model that it was recorded from with --model"
+        )
     pairs = report.pairing.pairs
     verdicts: list[Verdict] = []
 
@@ -60,7 +63,7 @@ def replay(model: VisionLanguageModel, golden: Golden, dump: Dump, report: Repor
                 verdict = judge_relative(verdict, x, exact[tap], honest)
             verdicts.append(verdict)
 
-        with np.errstate(all="ignore"):  # a port's tensors, such as a mask that hides everything, may lead anywhere
+        with np.errstate(all="ignore"):  # a port's tensors may overflow or divide by zero: a mask may hide everything
             follow(model, golden, given, "float64", lambda tap, axes, local, _: exact.put(tap, local))
             follow(model, golden, given, report.dtype, note)
     return replace(report, replayed=verdicts)
@@ -73,7 +76,7 @@ def follow(
     dtype: str,
     note: Callable[[str, str, Array, Array], None],
 ) -> None:
-    """Run `model` on the port's tensors; `note` gets each tap, its axes, what was computed, and the port's."""
+    """Run `model` on the port's tensors; `note` receives each tap, its axes, the computed tensor and the port's."""
 
     def swap(name: str, x: Array, axes: str) -> Array:
         theirs = given(name)
@@ -83,7 +86,7 @@ def follow(
         return theirs.astype(x.dtype)
 
     schedule = {} if dtype == "float64" else golden.metadata["schedules"][dtype]["rounds"]
-    again = rounding(silent, schedule)  # what a port dumped before it rounded it, such as pixels
+    again = rounding(silent, schedule)  # a port may dump a tensor before it rounds it, such as the pixels
 
     def tap(name: str, x: Array, axes: str) -> Array:
         return again(name, rounding(swap, schedule)(name, x, axes), axes)
@@ -94,6 +97,6 @@ def follow(
 
 
 def case_of(golden: Golden) -> Case:
-    """What the recorded run started from."""
+    """The case of a recorded run."""
     ids, types = (golden.truth[f"prompts.0.{name}"].astype(np.int64) for name in ("input_ids", "token_type_ids"))
     return Case(golden.truth["pixel_values"], ids, types, len(golden.truth["generated_ids"]) - 1)

@@ -1,4 +1,4 @@
-"""A report as lines for a terminal and as JSON; both say the same, limits included."""
+"""Reports as text and as JSON, with the same content, limits included."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,13 +10,13 @@ from npgemma.golden.compare import Report
 from npgemma.golden.file import Golden
 from npgemma.golden.judge import FEW_FACTOR, FEW_VALUES, LIMITS, RELATIVE_LIMIT, Verdict
 
-# How many taps that are wrong are told one by one; the first ones say the most.
+# How many wrong taps are listed one by one; the first ones say the most.
 MOST = 4
 STATUS = {0: "explained", 1: "not explained", 3: "incomplete"}
 
 
 def as_json(report: Report, golden: Golden) -> dict[str, Any]:
-    """The whole report: what was judged, by what, and what came out."""
+    """The whole report as JSON values: what was judged, by which limits, and the results."""
     first = report.first_divergence
     found = {
         "status": STATUS[report.status],
@@ -37,7 +37,7 @@ def as_json(report: Report, golden: Golden) -> dict[str, Any]:
 
 
 def json_numbers(value: Any) -> Any:
-    """`value` with null for what JSON has no number for: an error that is infinite, since a shape did not fit."""
+    """`value` with None for infinities and NaN, which JSON lacks: a tap of the wrong shape has an infinite error."""
     if isinstance(value, Mapping):
         return {key: json_numbers(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
@@ -46,12 +46,12 @@ def json_numbers(value: Any) -> Any:
 
 
 def as_text(report: Report, golden: Golden) -> str:
-    """Block by block in execution order, then the first divergence, the culprit, the tokens, and what is missing."""
+    """A line per block in execution order, then the first divergence, the culprit, the tokens and what is missing."""
     limits = ", ".join(f"{kind} {limit:g}" for kind, limit in LIMITS.items())
     head = [
         f"golden   {golden.metadata['case']['prompt']!r}, truth in {golden.metadata['model']['truth_stored_as']}",
         f"judged   as {report.dtype}: errors in multiples of an honest run's; limits {limits}, "
-        f"{FEW_FACTOR:g} times that for taps of one row or under {FEW_VALUES} values",
+        f"{FEW_FACTOR:g} times that for taps with one row or fewer than {FEW_VALUES} values",
         "",
         f"{'block':<32} taps    rms    row    max   a bug hides below",
     ]
@@ -60,7 +60,7 @@ def as_text(report: Report, golden: Golden) -> str:
 
 
 def block_line(block: str, verdicts: Sequence[Verdict]) -> str:
-    """The worst ratios of a block's taps, and the relative error that none of them would have shown."""
+    """The worst ratios of a block's taps, and the relative error below which none of them shows a mistake."""
     measured = [verdict for verdict in verdicts if verdict.ratios]
     numbers = "  exact" if all(verdict.explained for verdict in verdicts) else "  WRONG"
     if measured:
@@ -72,21 +72,22 @@ def block_line(block: str, verdicts: Sequence[Verdict]) -> str:
 
 
 def findings(report: Report) -> Iterator[str]:
-    """The taps that are wrong: where the port leaves the truth, and where it makes the mistake."""
+    """Where the port first differs from the truth, and, after a replay, which block makes the mistake."""
     wrong = [verdict for verdict in report.verdicts if not verdict.explained]
     if wrong:
         yield f"FIRST DIVERGENCE in block {wrong[0].block}"
-        yield from told(wrong)
+        yield from listed(wrong)
     if report.replayed:
         culprits = report.culprits
         if culprits:
-            yield f"CULPRIT block {culprits[0].block}: wrong even when fed with the port's own tensors"
-            yield from told(culprits)
+            yield f"CULPRIT block {culprits[0].block}: wrong even when computed from the port's own tensors"
+            yield from listed(culprits)
         else:
-            yield "replayed: every tap follows from the port's own tensors before it"
+            yield "replay: every tap follows from the port's own tensors before it"
 
 
-def told(verdicts: Sequence[Verdict]) -> Iterator[str]:
+def listed(verdicts: Sequence[Verdict]) -> Iterator[str]:
+    """The first wrong taps: name, reason, wrong rows and diagnosis."""
     for verdict in verdicts[:MOST]:
         yield f"  {verdict.name} ({verdict.theirs}): {verdict.reason}"
         if len(verdict.bad_rows) > 1:
@@ -97,37 +98,41 @@ def told(verdicts: Sequence[Verdict]) -> Iterator[str]:
 
 
 def tokens(report: Report) -> Iterator[str]:
+    """How the differences change the next tokens."""
     for tap, facts in report.logits.items():
-        yield f"{tap}: KL {facts['kl']:.2e} nats, likeliest token agrees in {facts['top1_agreement']:.0%} of rows"
+        yield f"{tap}: KL {facts['kl']:.2e} nats, the likeliest token agrees in {facts['top1_agreement']:.0%} of rows"
         for flip in facts["flipped"]:
             why = "within rounding" if flip["explained"] else "beyond rounding"
-            yield f"  row {flip['row']}: {flip['port']} for {flip['truth']}, {flip['margin']:.3g} behind it, {why}"
+            yield f"  row {flip['row']}: token {flip['port']} for {flip['truth']}, by {flip['margin']:.3g}, {why}"
 
 
 def leftovers(report: Report) -> Iterator[str]:
+    """Taps and names without a partner."""
     pairing = report.pairing
     for names, what in (
-        (pairing.missing, "missing from the dump (--allow-missing GLOB if the port has none)"),
-        (pairing.unmapped, "names of the dump that no rule knows"),
-        (pairing.absent, "taps that the dump may lack, and does"),
-        (pairing.unrecorded, "names of the dump whose taps this golden file does not hold"),
+        (pairing.missing, "taps missing from the dump (allow it with --allow-missing GLOB)"),
+        (pairing.unmapped, "names of the dump without a rule"),
+        (pairing.absent, "taps missing from the dump, as allowed"),
+        (pairing.unrecorded, "names of the dump that are taps, but not recorded in this golden file"),
     ):
         if names:
             yield f"{len(names)} {what}: {', '.join(names[:4])}" + (", ..." if len(names) > 4 else "")
 
 
 def summary(report: Report) -> str:
+    """The verdict on the whole dump, in one line."""
     explained = sum(verdict.explained for verdict in report.verdicts)
     of_all = f"{explained} of {len(report.verdicts)} taps"
     line = f"{STATUS[report.status].upper()}: rounding in {report.dtype} explains {of_all}"
     if report.culprits:
         return f"{line}, and {len(report.culprits)} do not follow from the port's own tensors"
     if report.status == 1 and report.dtype == "bfloat16":
-        return f"{line}. A dump in float32 would show more"
+        return f"{line}. A dump in float32 would show smaller mistakes"
     return line
 
 
 def short(ratio: float) -> str:
+    """A ratio in at most six characters."""
     return f"{ratio:.2f}" if ratio < 100 else f"{ratio:.0e}"
 
 

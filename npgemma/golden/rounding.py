@@ -1,14 +1,20 @@
 """Rounding schedules: which tensors a framework rounds, as data, and the tap that rounds them.
 
-A tensor that an accelerator writes to memory is rounded to the dtype of the run; what stays inside a kernel is not. So
-a run in bfloat16 is a float32 run whose named tensors are moved to the bfloat16 grid, those of them that the framework
-writes. A schedule is an allow-list, from the last word of a tap's name to the dtype it is rounded to: a new tap
-changes no numbers.
+A framework in bfloat16 rounds the tensors that it writes to memory; what stays inside a kernel keeps more bits. So a
+run in bfloat16 is emulated by a run in float32 in which every tensor that the framework writes is moved to the bfloat16
+grid. A schedule maps the last word of a tap's name to the dtype that the tensor is rounded to. Taps that it does not
+name pass unchanged, so that a new tap changes no numbers.
 
-    >>> rounded = model.forward(ids, pixels, tap=rounding(silent, HF_EAGER))
+    >>> import npgemma
+    >>> from npgemma.layers.taps import silent
+    >>> model = npgemma.load()
+    >>> inputs = model.processor([npgemma.sample_picture()], ["caption en"])
+    >>> logits = model.forward(inputs.input_ids[0], inputs.pixel_values, tap=rounding(silent, HF_EAGER))
+    >>> bool((logits == round_to_bfloat16(logits)).all())
+    True
 
-The two schedules for bfloat16 were checked against transformers in bfloat16 on a CPU, tap by tap, each operation fed
-with transformers' own inputs (tests/live/test_rounding.py).
+The two schedules for bfloat16 were checked against transformers in bfloat16 on a CPU, tap by tap, where each operation
+received transformers' own inputs (tests/live/test_rounding.py).
 """
 
 from typing import TypeAlias
@@ -21,28 +27,29 @@ from npgemma.layers.taps import Tap
 
 Schedule: TypeAlias = dict[str, str]
 
-# What a framework that computes in float32 throughout makes of the rotary angles, which npgemma keeps in float64.
+# A framework in float32 computes the rotary angles in float32 too, which npgemma computes in float64.
 FLOAT32: Schedule = dict.fromkeys(("frequencies", "angle"), "float32")
 
-# The tensors between the modules of transformers' PaliGemma: every module hands on what its dtype holds.
+# The tensors between the modules of transformers' PaliGemma: each module returns its result in the dtype of the run.
 _MODULES = (
     *("pixel_values", "patches", "embedding", "attn_norm", "q", "k", "v", "heads", "out", "mid", "mlp_norm"),
     *("fc1", "hidden", "norm", "projector", "scale", "gate", "up", "act", "logits"),
     *("cos", "sin", "x_cos", "x_sin", "q_rope", "k_rope"),
 )
-# Attention as three operations: the softmax alone is taken in float32.
+# Attention as three operations, of which only the softmax computes in float32.
 HF_EAGER: Schedule = FLOAT32 | dict.fromkeys((*_MODULES, "dots", "scores", "probs"), "bfloat16")
-# Attention as one kernel: its scores stay in float32, and only what meets the values is rounded, before it is divided
-# by the sum.
+# Attention as one kernel: the scores stay in float32. Of the softmax only the exponentials are rounded, before they
+# multiply the values; their sum is taken of the unrounded ones.
 HF_SDPA: Schedule = FLOAT32 | dict.fromkeys((*_MODULES, "exp"), "bfloat16")
 
 SCHEDULES: dict[str, Schedule] = {"float32": FLOAT32, "hf_eager": HF_EAGER, "hf_sdpa": HF_SDPA}
 
 
 def rounding(tap: Tap, schedule: Schedule) -> Tap:
-    """`tap`, hearing each tensor as `schedule` rounds it; the model goes on with the rounded one.
+    """A tap that rounds each tensor as `schedule` says and passes it to `tap`; the model continues with the result.
 
-    For a run in float32: TypeError from one in float64 where it rounds to bfloat16, since that would round twice.
+    It is for runs in float32: a float64 tensor that should be rounded to bfloat16 raises TypeError, since it would be
+    rounded twice, first to float32.
     """
 
     def rounded(name: str, x: Array, axes: str) -> Array:

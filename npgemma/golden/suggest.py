@@ -1,7 +1,7 @@
-"""A first mapping file for a port: which of its tensors look like which taps. A person reads it before it is used.
+"""Draft a mapping file for a port, from shapes and numbers. A person corrects it before it is used.
 
-A tensor and a tap belong together if their shapes fit, perhaps with axes in another order or RoPE pairs side by side,
-and their numbers are nearly parallel. Each takes the best that is left, the surest first.
+A tensor and a tap match if their shapes fit, perhaps with the axes in a different order or with interleaved RoPE pairs,
+and the cosine between them is large. The best matches are taken first, each name and each tap once.
 """
 
 import re
@@ -16,12 +16,12 @@ from npgemma.golden.file import Golden
 from npgemma.golden.mapping import fit
 from npgemma.layers.shapes import Array
 
-# The cosine above which two tensors are taken for one another: a port with a mistake should still be recognised.
+# The cosine above which a tensor and a tap match: a tensor with a mistake in it should still match its tap.
 ALIKE = 0.9
 
 
 def suggest_map(golden: Golden, dump: Dump) -> dict[str, Any]:
-    """A mapping file's content (see mapping): a rule for each name that has a likely tap; the others have none."""
+    """The content of a mapping file (see mapping): a rule for each name that matches a tap, none for the others."""
     found = []
     for theirs in dump:
         x = np.asarray(dump[theirs])
@@ -42,7 +42,7 @@ def suggest_map(golden: Golden, dump: Dump) -> dict[str, Any]:
 
 
 def variants(x: Array, truth: Array) -> Iterator[tuple[float, dict[str, Any]]]:
-    """How much `x` is like the truth, as it is and with its axes moved, and the rule that moves them."""
+    """The cosine between `x` and the truth, as it is and with its axes moved, each with the keys of the rule."""
     if x.size != truth.size or x.size < 2:
         return
     for order in permutations(range(x.ndim)):
@@ -57,6 +57,7 @@ def variants(x: Array, truth: Array) -> Iterator[tuple[float, dict[str, Any]]]:
 
 
 def cosine(x: Array, y: Array) -> float:
+    """x . y / (|x| |y|) of all numbers in a row; 0 for a tensor of zeros."""
     x, y = (array.astype(np.float64).reshape(-1) for array in (x, y))
     length = float(np.linalg.norm(x) * np.linalg.norm(y))
     return float(x @ y) / length if length else 0.0

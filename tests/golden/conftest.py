@@ -1,4 +1,4 @@
-"""One golden file of the embedded model at the deepest level, and the dump of a port that computes as npgemma does."""
+"""A golden file of the embedded model with every tap, and the dumps of ports that compute as npgemma does."""
 
 from pathlib import Path
 
@@ -9,9 +9,6 @@ from ports import port
 import npgemma
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.golden import Golden, read_golden, record
-from npgemma.io.model_folder import EMBEDDED
-
-SAMPLE = EMBEDDED.parent / "sample.png"
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +19,7 @@ def model() -> VisionLanguageModel:
 @pytest.fixture(scope="session")
 def golden_path(model: VisionLanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("golden") / "ops.safetensors"
-    record(model, [SAMPLE], "caption en", path, "ops", steps=2)
+    record(model, [npgemma.sample_picture()], "caption en", path, "ops", steps=2)
     return path
 
 

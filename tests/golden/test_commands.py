@@ -1,20 +1,21 @@
-"""golden and compare from the command line: what they print, write and return."""
+"""The commands golden and compare: what they print, write and return."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from npgemma import sample_picture
 from npgemma.commands.cli import main
-from npgemma.golden import read_golden
+from npgemma.golden import Golden, read_golden
 from npgemma.golden.chart import SIZE
 from npgemma.golden.judge import LIMITS
-from npgemma.golden.names import TABLE
-from npgemma.io.model_folder import EMBEDDED
+from npgemma.golden.names import TABLE, entry_of
 
-SAMPLE = str(EMBEDDED.parent / "sample.png")
+SAMPLE = str(sample_picture())
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def broken(float32_port: dict, tmp_path: Path) -> Path:
     return tmp_path / "broken.npz"
 
 
-def test_golden_writes_a_file_that_compare_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_golden_writes_the_selected_taps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "g.safetensors"
     arguments = ["golden", SAMPLE, "caption en", "-o", str(path), "--level", "ops", "--steps", "1"]
     assert main([*arguments, "--taps", "text.*", "--taps", "logits", "--rounding", "hf_sdpa"]) == 0
@@ -42,18 +43,16 @@ def test_golden_writes_a_file_that_compare_reads(tmp_path: Path, capsys: pytest.
     assert "projector" not in found.taps
 
 
-def test_the_list_has_every_tap_with_its_axes_and_level(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_has_every_tap_with_axes_level_and_meaning(golden: Golden, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["golden", "--list"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(TABLE)
-    for line, entry in zip(lines, TABLE, strict=True):
-        assert line.split()[0] == entry.pattern
-        assert line.endswith(entry.meaning)
-        assert f" {entry.level} " in line
+    fields = [re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()]
+    axes = {entry_of(name).pattern: letters or "-" for name, letters in golden.taps.items()}
+    assert fields == [[entry.pattern, axes[entry.pattern], entry.level, entry.meaning] for entry in TABLE]
+    assert "steps.{n}.text.layers.{i}.attn.segments.{b}.keys" in axes
 
 
 @pytest.mark.parametrize("arguments", [[], [SAMPLE], [SAMPLE, "caption en"], [SAMPLE, "x", "-o", "f", "--steps", "-1"]])
-def test_golden_without_what_it_needs_is_a_usage_error(
+def test_golden_with_missing_or_invalid_arguments_is_a_usage_error(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -63,7 +62,7 @@ def test_golden_without_what_it_needs_is_a_usage_error(
 
 
 @pytest.mark.parametrize("missing", ["picture", "folder", "model"])
-def test_golden_of_what_is_not_there_is_an_error(missing: str, tmp_path: Path) -> None:
+def test_golden_of_a_missing_file_is_an_error(missing: str, tmp_path: Path) -> None:
     picture = "none.png" if missing == "picture" else SAMPLE
     output = tmp_path / ("none/g.safetensors" if missing == "folder" else "g.safetensors")
     model = ["-m", "none"] if missing == "model" else []
@@ -71,7 +70,7 @@ def test_golden_of_what_is_not_there_is_an_error(missing: str, tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_explained_dump_returns_0(golden_path: Path, dumped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_explained_dump_returns_0(golden_path: Path, dumped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(golden_path), str(dumped)]) == 0
     out = capsys.readouterr().out
     assert out.splitlines()[-1].startswith("EXPLAINED: rounding in float32 explains ")
@@ -79,7 +78,7 @@ def test_an_explained_dump_returns_0(golden_path: Path, dumped: Path, capsys: py
         assert f"\n{block} " in out
 
 
-def test_a_wrong_dump_returns_1_and_names_block_rows_and_reason(
+def test_wrong_dump_returns_1_and_names_block_rows_and_reason(
     golden_path: Path, broken: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["compare", str(golden_path), str(broken), "--replay"]) == 1
@@ -91,7 +90,7 @@ def test_a_wrong_dump_returns_1_and_names_block_rows_and_reason(
     assert "NOT EXPLAINED" in out
 
 
-def test_json_says_what_text_says(golden_path: Path, broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_report_names_the_wrong_tap(golden_path: Path, broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(golden_path), str(broken), "--format", "json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["status"] == "not explained"
@@ -102,25 +101,27 @@ def test_json_says_what_text_says(golden_path: Path, broken: Path, capsys: pytes
     assert found["taps"][0].keys() >= {"name", "theirs", "block", "ratios", "limits", "error", "floor", "diagnosis"}
 
 
-def test_json_has_no_number_that_json_lacks(golden_path: Path, float32_port: dict, tmp_path: Path, capsys) -> None:
-    """A shape that does not fit has no error."""
+def test_json_report_has_null_for_an_infinite_error(
+    golden_path: Path, float32_port: dict, tmp_path: Path, capsys
+) -> None:
+    """A tensor of the wrong shape has one."""
     np.savez(tmp_path / "dump.npz", **float32_port | {"logits": np.ones((3, 3))})
     assert main(["compare", str(golden_path), str(tmp_path / "dump.npz"), "--format", "json"]) == 1
     found = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(name))
     assert next(tap for tap in found["taps"] if tap["name"] == "logits")["error"] is None
 
 
-def test_a_missing_tap_returns_3(golden_path: Path, float32_port: dict, tmp_path: Path, capsys) -> None:
+def test_missing_tap_returns_3(golden_path: Path, float32_port: dict, tmp_path: Path, capsys) -> None:
     float32_port = {name: x for name, x in float32_port.items() if name != "projector"}
     np.savez(tmp_path / "dump.npz", **float32_port)
     arguments = ["compare", str(golden_path), str(tmp_path / "dump.npz")]
     assert main(arguments) == 3
-    assert "1 missing from the dump" in capsys.readouterr().out
+    assert "1 taps missing from the dump" in capsys.readouterr().out
     assert main([*arguments, "--allow-missing", "proj*"]) == 0
 
 
 @pytest.mark.parametrize("what", ["golden", "dump", "map", "chart", "exchanged"])
-def test_what_cannot_be_read_returns_2_with_one_sentence(
+def test_unreadable_file_returns_2_with_a_message(
     what: str, golden_path: Path, dumped: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     golden = "none.safetensors" if what == "golden" else str(golden_path)
@@ -135,13 +136,13 @@ def test_what_cannot_be_read_returns_2_with_one_sentence(
     assert captured.err.count("\n") == 1
 
 
-def test_the_embedded_golden_file_is_at_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_embedded_golden_file_can_be_compared_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.savez(tmp_path / "dump.npz", logits=np.ones((1, 1792), np.float32))
     assert main(["compare", "embedded", str(tmp_path / "dump.npz"), "--allow-missing", "*"]) == 1
     assert "FIRST DIVERGENCE in block logits" in capsys.readouterr().out
 
 
-def test_a_chart_is_red_where_it_is_wrong(
+def test_chart_is_red_where_a_tap_is_wrong(
     golden_path: Path, dumped: Path, broken: Path, tmp_path: Path, capsys
 ) -> None:
     red = (0xD6, 0x27, 0x28)
@@ -152,10 +153,10 @@ def test_a_chart_is_red_where_it_is_wrong(
             assert (red in {color for _, color in chart.getcolors(1 << 20)}) == is_red
 
 
-def test_a_suggested_mapping_is_right_and_can_be_passed_back(
+def test_suggested_mapping_is_right_and_can_be_used(
     golden_path: Path, float32_port: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Other names, head axes first, RoPE pairs side by side: what ports do."""
+    """For a port with other names, a leading head axis and interleaved RoPE pairs."""
 
     def pairs(x: np.ndarray) -> np.ndarray:
         return np.stack(np.split(x, 2, -1), -1).reshape(x.shape)
@@ -181,5 +182,7 @@ def test_a_suggested_mapping_is_right_and_can_be_passed_back(
     assert "explains 5 of 5 taps" in capsys.readouterr().out
 
 
-def test_a_suggestion_that_cannot_be_written_leaves_nothing(golden_path: Path, dumped: Path, tmp_path: Path) -> None:
-    assert main(["compare", str(golden_path), str(dumped), "--suggest-map", str(tmp_path / "none" / "map.json")]) == 2
+def test_suggestion_that_cannot_be_written_returns_2(tmp_path: Path) -> None:
+    np.savez(tmp_path / "dump.npz", a=np.ones((1, 1792), np.float32))
+    path = tmp_path / "none" / "map.json"
+    assert main(["compare", "embedded", str(tmp_path / "dump.npz"), "--suggest-map", str(path)]) == 2

@@ -1,4 +1,4 @@
-"""No verdict depends on order, format or batch axes; what is left out makes it incomplete; a replay finds where."""
+"""Verdicts do not depend on order, format or batch axes; missing taps are incomplete; a replay finds the culprit."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,20 +11,21 @@ import npgemma
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.golden import Dump, Golden, NameMap, Report, Rule, compare, read_dump, replay
 from npgemma.layers.bits import pack
+from npgemma.layers.taps import Tap
 
 
 def summary(report: Report) -> list[tuple]:
     return [(v.name, v.explained, dict(v.ratios), v.error, v.bad_rows) for v in report.verdicts]
 
 
-def test_the_truth_passes_without_any_error(golden: Golden) -> None:
+def test_truth_has_no_error(golden: Golden) -> None:
     report = compare(golden, Dump(dict(golden.truth)))
     assert report.status == 0
     assert len(report.verdicts) == len(golden.taps)
     assert {v.error for v in report.verdicts} == {0.0}
 
 
-def test_an_honest_port_is_explained_in_its_own_precision_alone(golden: Golden, float32_port, bfloat16_port) -> None:
+def test_honest_port_is_explained_in_its_own_precision(golden: Golden, float32_port, bfloat16_port) -> None:
     assert compare(golden, Dump(float32_port), dtype="float32").status == 0
     assert compare(golden, Dump(float32_port), dtype="bfloat16").status == 0
     assert compare(golden, Dump(bfloat16_port), dtype="bfloat16").status == 0
@@ -33,7 +34,7 @@ def test_an_honest_port_is_explained_in_its_own_precision_alone(golden: Golden, 
     assert report.first_divergence.name == "pixel_values"
 
 
-def test_the_verdict_does_not_depend_on_order_format_or_a_batch_axis(
+def test_verdict_does_not_depend_on_order_format_or_batch_axis(
     golden: Golden, float32_port: dict, tmp_path: Path
 ) -> None:
     expected = summary(compare(golden, Dump(float32_port)))
@@ -50,7 +51,7 @@ def test_the_verdict_does_not_depend_on_order_format_or_a_batch_axis(
     assert summary(compare(golden, read_dump(tmp_path / "folder"))) == expected
 
 
-def test_the_precision_is_that_of_most_of_the_dump(golden: Golden, bfloat16_port: dict) -> None:
+def test_precision_is_that_of_most_of_the_dump(golden: Golden, bfloat16_port: dict) -> None:
     stored = {
         name: pack(x).view("V2") if x.dtype == np.float32 and name != "pixel_values" else x
         for name, x in bfloat16_port.items()
@@ -62,7 +63,7 @@ def test_the_precision_is_that_of_most_of_the_dump(golden: Golden, bfloat16_port
     assert compare(golden, Dump(half)).dtype == "bfloat16"
 
 
-def test_a_tap_that_is_left_out_makes_it_incomplete(golden: Golden, float32_port: dict) -> None:
+def test_missing_tap_is_incomplete_unless_allowed(golden: Golden, float32_port: dict) -> None:
     short = {name: x for name, x in float32_port.items() if name != "text.layers.2.out"}
     report = compare(golden, Dump(short))
     assert (report.status, report.pairing.missing) == (3, ["text.layers.2.out"])
@@ -70,7 +71,7 @@ def test_a_tap_that_is_left_out_makes_it_incomplete(golden: Golden, float32_port
     assert (allowed.status, allowed.pairing.absent) == (0, ["text.layers.2.out"])
 
 
-def test_a_renamed_tap_is_listed_on_both_sides(golden: Golden, float32_port: dict) -> None:
+def test_renamed_tap_is_listed_as_missing_and_as_unmapped(golden: Golden, float32_port: dict) -> None:
     renamed = {name.replace("text.norm", "final_norm"): x for name, x in float32_port.items()}
     report = compare(golden, Dump(renamed))
     assert report.status == 3
@@ -80,7 +81,7 @@ def test_a_renamed_tap_is_listed_on_both_sides(golden: Golden, float32_port: dic
     assert compare(golden, Dump(renamed), NameMap((rule, Rule("(.*)", r"\1")))).status == 0
 
 
-def test_a_wrong_tap_counts_more_than_a_missing_one(golden: Golden, float32_port: dict) -> None:
+def test_wrong_tap_takes_precedence_over_a_missing_one(golden: Golden, float32_port: dict) -> None:
     changed = float32_port | {"text.norm": float32_port["text.norm"] * 2}
     changed.pop("logits")
     report = compare(golden, Dump(changed))
@@ -89,16 +90,16 @@ def test_a_wrong_tap_counts_more_than_a_missing_one(golden: Golden, float32_port
     assert report.first_divergence.diagnosis == ("it is the truth times 2, which is 2",)
 
 
-def test_a_shape_that_does_not_fit_and_a_rule_that_cannot_are_told(golden: Golden, float32_port: dict) -> None:
+def test_shape_or_rule_that_does_not_fit_is_the_reason(golden: Golden, float32_port: dict) -> None:
     changed = float32_port | {"projector": float32_port["projector"][:, :35]}
     report = compare(golden, Dump(changed))
     assert report.first_divergence.reason == "shape [1, 35, 128], expected [1, 36, 128] (B P D)"
     rules = NameMap((Rule("logits", "logits", transpose=(2, 1, 0)), Rule("(.*)", r"\1")))
     report = compare(golden, Dump(float32_port), rules)
-    assert "its rule does not fit shape [1, 1792]" in report.first_divergence.reason
+    assert "its mapping rule does not fit the shape [1, 1792]" in report.first_divergence.reason
 
 
-def test_not_a_number_is_not_explained(golden: Golden, float32_port: dict) -> None:
+def test_nan_is_not_explained(golden: Golden, float32_port: dict) -> None:
     broken = float32_port["text.layers.1.mid"].copy()
     broken[3] = np.nan
     report = compare(golden, Dump(float32_port | {"text.layers.1.mid": broken}))
@@ -106,12 +107,12 @@ def test_not_a_number_is_not_explained(golden: Golden, float32_port: dict) -> No
     assert "128 of 5120 numbers are NaN" in report.first_divergence.reason
 
 
-def test_a_dump_without_one_known_name_is_refused(golden: Golden) -> None:
+def test_dump_without_a_known_name_is_refused(golden: Golden) -> None:
     with pytest.raises(npgemma.BadGolden, match="use --preset or --map"):
         compare(golden, Dump({"blk.0": np.ones(3)}))
 
 
-def test_the_tokens_are_told(golden: Golden, float32_port: dict) -> None:
+def test_report_has_facts_about_the_next_tokens(golden: Golden, float32_port: dict) -> None:
     report = compare(golden, Dump(float32_port))
     assert set(report.logits) == {"logits", "steps.1.logits", "steps.2.logits"}
     assert all(facts["top1_agreement"] == 1 and facts["kl"] < 1e-9 for facts in report.logits.values())
@@ -120,12 +121,19 @@ def test_the_tokens_are_told(golden: Golden, float32_port: dict) -> None:
 # -------------------------------------------------------------------------------------------------------------- replay
 
 
+def louder(tap: str) -> Tap:
+    """A tap that makes one tensor 1% larger."""
+    return lambda name, x, axes: x * np.float32(1.01) if name == tap else x
+
+
 def replayed(model: VisionLanguageModel, golden: Golden, tensors: dict) -> Report:
     dump = Dump(tensors)
     return replay(model, golden, dump, compare(golden, dump))
 
 
-def test_an_honest_port_follows_from_itself(model: VisionLanguageModel, golden: Golden, float32_port: dict) -> None:
+def test_replay_of_an_honest_port_has_no_culprit(
+    model: VisionLanguageModel, golden: Golden, float32_port: dict
+) -> None:
     report = replayed(model, golden, float32_port)
     assert report.status == 0
     assert report.culprits == []
@@ -133,29 +141,19 @@ def test_an_honest_port_follows_from_itself(model: VisionLanguageModel, golden: 
     assert {"vision.layers.0.out", "steps.2.text.layers.3.attn.segments.0.keys", "logits"} <= replayed_names
 
 
-def test_a_change_in_the_middle_is_wrong_downstream_and_blamed_on_one_tap(
-    model: VisionLanguageModel, golden: Golden
-) -> None:
-    def louder(name: str, x: np.ndarray) -> np.ndarray:
-        return x * np.float32(1.01) if name == "text.layers.1.mlp.up" else x
-
-    report = replayed(model, golden, port(model, golden, change=louder))
+def test_change_in_the_middle_is_wrong_downstream_with_one_culprit(model: VisionLanguageModel, golden: Golden) -> None:
+    report = replayed(model, golden, port(model, golden, change=louder("text.layers.1.mlp.up")))
     assert report.first_divergence.name == "text.layers.1.mlp.up"
     assert sum(not verdict.explained for verdict in report.verdicts) > 50
     assert [verdict.name for verdict in report.culprits] == ["text.layers.1.mlp.up"]
 
 
-def test_a_mistake_between_two_dumped_tensors_is_blamed_on_the_later_one(
+def test_mistake_between_two_dumped_tensors_is_attributed_to_the_later_one(
     model: VisionLanguageModel, golden: Golden
 ) -> None:
-    """Also where the port dumps nothing but what layers hand on."""
-
-    def louder(name: str, x: np.ndarray) -> np.ndarray:
-        return x * np.float32(1.01) if name == "vision.layers.2.attn.v" else x
-
-    tensors = port(model, golden, change=louder)
-    handed = {name: x for name, x in tensors.items() if name.endswith(".out") and name.count(".") == 3}
-    dump = Dump(handed)
+    """Here the port dumps the results of layers alone."""
+    tensors = port(model, golden, change=louder("vision.layers.2.attn.v"))
+    dump = Dump({name: x for name, x in tensors.items() if name.endswith(".out") and name.count(".") == 3})
     report = replay(model, golden, dump, compare(golden, dump, allow_missing=["*"]))
     assert [verdict.name for verdict in report.culprits] == ["vision.layers.2.out"]
 
@@ -163,7 +161,7 @@ def test_a_mistake_between_two_dumped_tensors_is_blamed_on_the_later_one(
 @pytest.mark.parametrize(
     ("name", "value"), [("text.layers.0.out", np.nan), ("prompts.0.mask", 0), ("prompts.0.input_ids", 10**9)]
 )
-def test_a_replay_survives_what_a_port_may_dump(
+def test_replay_of_unusable_tensors_ends_in_a_report(
     model: VisionLanguageModel, golden: Golden, float32_port: dict, name: str, value: float
 ) -> None:
     report = replayed(model, golden, float32_port | {name: np.full_like(float32_port[name], value)})
@@ -171,9 +169,9 @@ def test_a_replay_survives_what_a_port_may_dump(
     assert report.first_divergence.name == name
 
 
-def test_a_replay_with_another_model_is_refused(model: VisionLanguageModel, golden: Golden, float32_port: dict) -> None:
+def test_replay_with_another_model_is_refused(model: VisionLanguageModel, golden: Golden, float32_port: dict) -> None:
     metadata = {**golden.metadata, "model": {**golden.metadata["model"], "config": "another"}}
     dump = Dump(float32_port)
     other = replace(golden, metadata=metadata)
-    with pytest.raises(npgemma.BadGolden, match="not the model"):
+    with pytest.raises(npgemma.BadGolden, match="not recorded from"):
         replay(model, other, dump, compare(other, dump))

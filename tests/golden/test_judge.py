@@ -1,24 +1,24 @@
-"""The verdict on one tap: each of its limits is sharp, and each catches what the others let pass."""
+"""The verdict on one tap: each limit is exact, and each finds errors that the others do not."""
 
 import numpy as np
 import pytest
 
-from npgemma.golden.judge import LIMITS, RELATIVE_LIMIT, judge, judge_relative, logit_facts
+from npgemma.golden.judge import LIMITS, RELATIVE_LIMIT, Verdict, judge, judge_relative, logit_facts
 from npgemma.golden.record import row_errors
 
-NAME = "text.layers.0.out"
+NAME, AXES = "text.layers.0.out", "T D"
 RNG = np.random.default_rng(0)
 TRUTH = RNG.standard_normal((40, 128))
-# An honest run: every number off by the same amount, so that the ratios of a port are what is put in.
+# An honest run whose errors are all of one size, so that the ratios of a port are the factors that the tests choose.
 HONEST = 1e-4 * np.sign(RNG.standard_normal(TRUTH.shape))
-ENVELOPE = row_errors(NAME, TRUTH + HONEST, TRUTH)
+ENVELOPE = row_errors(AXES, TRUTH + HONEST, TRUTH)
 
 
-def verdict(x: np.ndarray, dtype: str = "float32", name: str = NAME, truth: np.ndarray = TRUTH, envelope=ENVELOPE):
-    return judge(name, "theirs", x, truth, envelope, dtype)
+def verdict(x: np.ndarray, dtype: str = "float32", truth: np.ndarray = TRUTH, envelope=ENVELOPE) -> Verdict:
+    return judge(NAME, AXES, "theirs", x, truth, envelope, dtype)
 
 
-def test_the_truth_itself_has_no_error() -> None:
+def test_truth_has_no_error() -> None:
     found = verdict(TRUTH)
     assert found.explained
     assert found.ratios == {"rms": 0.0, "row": 0.0, "max": 0.0}
@@ -26,7 +26,7 @@ def test_the_truth_itself_has_no_error() -> None:
 
 
 @pytest.mark.parametrize(("factor", "explained"), [(0.5, True), (1.99, True), (2.01, False), (1e6, False)])
-def test_the_rms_limit_is_sharp(factor: float, explained: bool) -> None:
+def test_rms_limit_is_exact(factor: float, explained: bool) -> None:
     found = verdict(TRUTH + factor * HONEST)
     assert found.explained == explained
     assert found.ratios["rms"] == pytest.approx(factor)
@@ -34,7 +34,7 @@ def test_the_rms_limit_is_sharp(factor: float, explained: bool) -> None:
 
 
 @pytest.mark.parametrize(("factor", "explained"), [(3.9, True), (4.1, False)])
-def test_one_bad_row_is_seen_though_the_rms_is_not(factor: float, explained: bool) -> None:
+def test_one_wrong_row_is_found_although_the_rms_is_small(factor: float, explained: bool) -> None:
     scale = np.where(np.arange(40) == 7, factor, 0.9)[:, None]
     found = verdict(TRUTH + scale * HONEST)
     assert found.ratios["rms"] < LIMITS["rms"]
@@ -43,7 +43,7 @@ def test_one_bad_row_is_seen_though_the_rms_is_not(factor: float, explained: boo
 
 
 @pytest.mark.parametrize(("factor", "explained"), [(3.9, True), (4.1, False)])
-def test_one_bad_number_is_seen_though_its_row_is_not(factor: float, explained: bool) -> None:
+def test_one_wrong_number_is_found_although_the_rms_of_its_row_is_small(factor: float, explained: bool) -> None:
     scale = np.ones(TRUTH.shape)
     scale[5, 6] = factor
     found = verdict(TRUTH + scale * HONEST)
@@ -51,14 +51,14 @@ def test_one_bad_number_is_seen_though_its_row_is_not(factor: float, explained: 
     assert found.explained == explained
 
 
-def test_a_row_that_was_lucky_in_the_honest_run_is_not_held_to_its_luck() -> None:
+def test_row_without_an_error_in_the_honest_run_is_judged_by_the_rms_of_all_rows() -> None:
     envelope = ENVELOPE.copy()
     envelope[:, 3] = 0
     assert verdict(TRUTH + HONEST, envelope=envelope).explained
 
 
 @pytest.mark.parametrize(("dtype", "roundoff"), [("float32", 2.0**-24), ("bfloat16", 2.0**-8)])
-def test_storing_a_tensor_is_always_allowed(dtype: str, roundoff: float) -> None:
+def test_rounding_a_tensor_to_its_dtype_is_explained(dtype: str, roundoff: float) -> None:
     nothing = np.zeros_like(ENVELOPE)
     size = np.sqrt(np.square(TRUTH).mean())
     assert verdict(TRUTH + 1.9 * roundoff * size, dtype, envelope=nothing).explained
@@ -66,15 +66,15 @@ def test_storing_a_tensor_is_always_allowed(dtype: str, roundoff: float) -> None
 
 
 @pytest.mark.parametrize("shape", [(2, 128), (1, 1280)])
-def test_a_small_tap_or_one_of_a_single_row_is_given_twice(shape: tuple[int, int]) -> None:
+def test_limits_are_doubled_for_few_values_and_for_one_row(shape: tuple[int, int]) -> None:
     truth, honest = np.ones(shape), np.full(shape, 1e-4)
-    envelope = row_errors(NAME, truth + honest, truth)
+    envelope = row_errors(AXES, truth + honest, truth)
     for factor, explained in ((3.9, True), (4.1, False)):
         assert verdict(truth + factor * honest, truth=truth, envelope=envelope).explained == explained
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_is_never_explained(bad: float) -> None:
+def test_number_that_is_not_finite_is_not_explained(bad: float) -> None:
     x = TRUTH.copy()
     x[3, 4] = bad
     found = verdict(x)
@@ -82,7 +82,7 @@ def test_what_is_not_finite_is_never_explained(bad: float) -> None:
     assert "1 of 5120 numbers are NaN or infinite, the first at [3, 4]" in found.reason
 
 
-def test_the_floor_is_what_a_tap_could_not_have_told() -> None:
+def test_floor_is_the_largest_error_that_passes() -> None:
     found = verdict(TRUTH + HONEST)
     just_below, just_above = (
         verdict(TRUTH + share * found.floor * np.sqrt(np.square(TRUTH).mean()) * np.sign(HONEST))
@@ -92,28 +92,28 @@ def test_the_floor_is_what_a_tap_could_not_have_told() -> None:
     assert not just_above.explained
 
 
-def test_ids_and_masks_are_right_or_wrong() -> None:
+def test_integers_and_masks_must_be_equal() -> None:
     ids = np.array([5, 6, 7], np.int32)
-    assert judge("positions", "p", ids.astype(np.int64), ids, None, "float32").explained
-    found = judge("positions", "p", ids + np.array([0, 0, 1]), ids, None, "float32")
+    assert judge("positions", "T", "p", ids.astype(np.int64), ids, None, "float32").explained
+    found = judge("positions", "T", "p", ids + np.array([0, 0, 1]), ids, None, "float32")
     assert not found.explained
     assert found.reason == "1 of 3 differ, the first at [2]: 8 instead of 7"
     assert found.bad_rows == (2,)
     mask = np.tri(3, dtype=np.uint8)
-    assert judge("prompts.0.mask", "m", mask.astype(bool), mask, None, "float32").explained
+    assert judge("prompts.0.mask", "T S", "m", mask.astype(bool), mask, None, "float32").explained
 
 
-def test_a_tensor_of_zeros_is_judged_without_a_warning() -> None:
+def test_tensor_of_zeros_is_judged() -> None:
     zeros = np.zeros((40, 128))
     assert verdict(zeros, truth=zeros, envelope=np.zeros((2, 40))).explained
     assert not verdict(zeros + 1e-30, truth=zeros, envelope=np.zeros((2, 40), np.float32)).explained
 
 
-def test_small_numbers_are_held_to_their_own_size_in_a_replay() -> None:
-    """A gelu of the other form is a tenth off where it is nearly 0, and nowhere else."""
+def test_relative_error_of_small_numbers_is_judged_in_a_replay() -> None:
+    """The erf form of gelu differs from the tanh form by a tenth where both are nearly 0."""
     truth = np.where(np.arange(5120).reshape(40, 128) % 2, 1.0, 0.005)
     honest = truth * (1 + 2.0**-10)
-    plain = judge(NAME, "theirs", honest, truth, row_errors(NAME, honest, truth), "bfloat16")
+    plain = judge(NAME, AXES, "theirs", honest, truth, row_errors(AXES, honest, truth), "bfloat16")
     for off, explained in ((1e-6, True), (1e-4, False)):
         x = truth + np.where(truth < 1, off, 0)
         assert judge_relative(plain, x, truth, honest).explained == explained
@@ -134,14 +134,14 @@ def test_equal_logits_have_no_divergence() -> None:
     assert facts(LOGITS + 7.0, 0.1)["kl"] == pytest.approx(0, abs=1e-15)
 
 
-def test_the_divergence_is_that_of_the_definition() -> None:
+def test_divergence_follows_its_definition() -> None:
     x = np.array([[1.0, 2.0, 0.0, 0.5]])
     p, q = (np.exp(y) / np.exp(y).sum() for y in (LOGITS, x))
     assert facts(x, 0.1)["kl"] == pytest.approx((p * np.log(p / q)).sum())
 
 
 @pytest.mark.parametrize(("largest", "explained"), [(0.006, True), (0.004, False)])
-def test_a_flipped_token_is_explained_by_the_margin(largest: float, explained: bool) -> None:
+def test_different_token_is_explained_by_a_small_margin(largest: float, explained: bool) -> None:
     found = facts(LOGITS + np.array([[0, 0, 0.02, 0]]), largest)
     assert found["top1_agreement"] == 0
     flip = found["flipped"][0]
@@ -149,7 +149,7 @@ def test_a_flipped_token_is_explained_by_the_margin(largest: float, explained: b
     assert flip["margin"] == pytest.approx(0.01)
 
 
-def test_a_divergence_is_never_told_below_zero() -> None:
+def test_divergence_is_never_negative() -> None:
     for seed in range(50):
         x = np.random.default_rng(seed).standard_normal((1, 1000))
         assert logit_facts(x + 1e-15, x, np.ones((2, 1)))["kl"] >= 0

@@ -1,4 +1,4 @@
-"""Names are mapped by ordered rules, one to one; what is left over is listed; nothing is guessed."""
+"""Names are mapped by ordered rules, one to one; names and taps that are left over are listed."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ TAPS = ["text.layers.0.out", "text.layers.1.out", "logits"]
 LAYERS = Rule(r"blk\.(\d+)", r"text.layers.\1.out")
 
 
-def test_the_first_rule_that_matches_the_whole_name_wins() -> None:
+def test_first_rule_that_matches_the_whole_name_wins() -> None:
     mapping = NameMap((Rule("blk.0", "logits"), LAYERS, Rule("lk", "logits")))
     found = pair(mapping, ["blk.0", "blk.1"], TAPS)
     assert {tap: theirs for tap, (theirs, _) in found.pairs.items()} == {
@@ -28,11 +28,11 @@ def test_the_first_rule_that_matches_the_whole_name_wins() -> None:
 
 def test_two_names_for_one_tap_are_refused() -> None:
     mapping = NameMap((Rule("a|b", "logits"),))
-    with pytest.raises(BadGolden, match="both 'a' and 'b' the name 'logits'"):
+    with pytest.raises(BadGolden, match="name 'logits' to both 'a' and 'b'"):
         pair(mapping, ["b", "a"], TAPS)
 
 
-def test_everything_left_over_is_listed() -> None:
+def test_names_and_taps_that_are_left_over_are_listed() -> None:
     mapping = NameMap((LAYERS, Rule("head", "logits"), Rule("odd", "no.such.tap")), ("debug.*",), ("text.layers.1.*",))
     found = pair(mapping, ["blk.0", "blk.7", "odd", "new", "debug.x"], TAPS)
     assert list(found.pairs) == ["text.layers.0.out"]
@@ -42,19 +42,19 @@ def test_everything_left_over_is_listed() -> None:
     assert found.absent == ["text.layers.1.out"]
 
 
-def test_what_may_be_ignored_is_compared_if_a_rule_knows_it() -> None:
+def test_ignored_name_with_a_rule_is_compared() -> None:
     found = pair(NameMap((LAYERS,), ("blk.*",)), ["blk.0", "blk.x"], TAPS)
     assert list(found.pairs) == ["text.layers.0.out"]
     assert found.unmapped == []
 
 
-def test_without_a_mapping_names_are_those_of_taps() -> None:
+def test_default_mapping_keeps_names() -> None:
     found = pair(SAME_NAMES, ["logits", "Logits"], TAPS)
     assert list(found.pairs) == ["logits"]
     assert found.unmapped == ["Logits"]
 
 
-def test_a_rule_slices_reshapes_transposes_scales_and_joins_pairs_in_that_order() -> None:
+def test_rule_slices_reshapes_transposes_scales_and_reorders_pairs_in_that_order() -> None:
     x = np.arange(48.0).reshape(2, 4, 6)
     rule = Rule("", "", (1, (1, None)), (3, 2, 3), (1, 0, 2), 2.0)
     np.testing.assert_array_equal(rule.apply(x), 2 * x[1, 1:].reshape(3, 2, 3).transpose(1, 0, 2))
@@ -81,7 +81,7 @@ def test_a_rule_slices_reshapes_transposes_scales_and_joins_pairs_in_that_order(
         ((0, 3), (0, 3), False),
     ],
 )
-def test_shapes_fit_up_to_axes_of_one_and_folded_neighbours(
+def test_shapes_fit_up_to_axes_of_size_1_and_folded_neighbours(
     found: tuple[int, ...], wanted: tuple[int, ...], fits: bool
 ) -> None:
     x = np.arange(np.prod(found, dtype=int)).reshape(found)
@@ -91,7 +91,7 @@ def test_shapes_fit_up_to_axes_of_one_and_folded_neighbours(
         np.testing.assert_array_equal(y, x.reshape(wanted), strict=True)
 
 
-def test_a_mapping_file_says_what_its_head_says(tmp_path: Path) -> None:
+def test_mapping_file_is_read(tmp_path: Path) -> None:
     rules = [{"theirs": "a", "ours": "logits", "slice": [0, [1, None]], "transpose": [1, 0], "interleaved": True}]
     (tmp_path / "map.json").write_text(json.dumps({"rules": rules, "absent": ["positions"]}))
     found = read_mapping(tmp_path / "map.json")
@@ -126,7 +126,7 @@ RULE = {"theirs": "a", "ours": "logits"}
         {"rules": [RULE], "absent": [1]},
     ],
 )
-def test_what_is_no_mapping_is_refused(found: object) -> None:
+def test_invalid_mapping_is_refused(found: object) -> None:
     with pytest.raises(BadGolden, match=r"^here: "):
         mapping_of(found, "here")
 
@@ -139,7 +139,7 @@ JSON = st.recursive(
 
 
 @given(JSON, st.sampled_from(["slice", "reshape", "transpose", "scale", "interleaved", "theirs", "ours"]))
-def test_any_json_makes_a_rule_or_one_error(value: object, key: str) -> None:
+def test_any_json_is_a_rule_or_raises_bad_golden(value: object, key: str) -> None:
     try:
         found = mapping_of({"rules": [RULE | {key: value}]}, "here")
     except BadGolden:
@@ -148,7 +148,7 @@ def test_any_json_makes_a_rule_or_one_error(value: object, key: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "\xff", "[" * 100_000])
-def test_a_file_that_is_no_json_is_refused(text: str, tmp_path: Path) -> None:
+def test_file_that_is_not_json_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "map.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(BadGolden, match=r"map\.json"):
         read_mapping(tmp_path / "map.json")

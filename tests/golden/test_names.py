@@ -1,69 +1,82 @@
-"""The table of taps and what a run speaks are the same, both ways."""
+"""The table of taps and the taps of a run are the same, in both directions."""
 
 import re
 
 import pytest
 
+import npgemma
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.golden import Golden
-from npgemma.golden.names import LEVELS, TABLE, block_of, is_in_level, tap_name
-from npgemma.io.model_folder import EMBEDDED
+from npgemma.golden.names import LEVELS, TABLE, block_of, entry_of, is_in_level, is_tap, row_axes
+from npgemma.golden.record import axes_by_pattern
 from npgemma.layers.taps import Recorder
 from npgemma.models.paligemma import forward
 
+# The sizes of the embedded model, where a letter has one size in all its taps.
 SIZES = {"C": 3, "N": 4, "H": 32, "D": 128, "F": 512, "V": 1792, "K": 1, "J": 16}
 
 
-def test_every_recorded_tap_is_in_the_table_with_its_axes(golden: Golden) -> None:
-    for name, truth in golden.truth.items():
-        axes = tap_name(name).axes.split()
-        assert len(axes) == truth.ndim, name
-        assert all(SIZES.get(letter, size) == size for letter, size in zip(axes, truth.shape, strict=True)), name
+def test_every_tap_of_a_run_is_in_the_table(golden: Golden) -> None:
+    assert [name for name in golden.taps if not is_tap(name)] == []
 
 
-def test_every_entry_of_the_table_is_recorded(golden: Golden) -> None:
-    found = {tap_name(name).pattern for name in golden.truth}
-    assert found == {entry.pattern for entry in TABLE}
+def test_every_entry_of_the_table_is_a_tap_of_a_run(golden: Golden) -> None:
+    assert {entry_of(name).pattern for name in golden.taps} == {entry.pattern for entry in TABLE}
 
 
-def test_two_pictures_speak_the_same_names(model: VisionLanguageModel) -> None:
-    picture = EMBEDDED.parent / "sample.png"
+def test_axes_of_a_run_have_the_sizes_of_their_letters(golden: Golden) -> None:
+    for name, axes in golden.taps.items():
+        shape = dict(zip(axes.split(), golden.truth[name].shape, strict=True))
+        wrong = {letter: size for letter, size in shape.items() if SIZES.get(letter, size) != size}
+        assert not wrong, name
+
+
+def test_every_tap_of_an_entry_has_the_same_axes(model: VisionLanguageModel, golden: Golden) -> None:
+    """So that a list of patterns with axes is right about the prefill and every step."""
+    axes = axes_by_pattern(model, npgemma.sample_picture())
+    assert {name: axes[entry_of(name).pattern] for name in golden.taps} == golden.taps
+
+
+def test_taps_of_two_pictures_are_in_the_table(model: VisionLanguageModel) -> None:
+    picture = npgemma.sample_picture()
     taps = Recorder()
     inputs = model.processor([[picture, picture]], ["caption en"], tap=taps)
     forward(model.weights, inputs.input_ids[0], inputs.pixel_values, inputs.token_type_ids[0], tap=taps)
-    assert all(tap_name(name).axes.count(" ") + 1 == x.ndim for name, x in taps.items() if x.ndim)
+    assert all(is_tap(name) for name in taps)
     assert "vision.layers.3.attn.pictures.1.probs" in taps
     assert taps["pictures.1.resized"].shape == (84, 84, 3)
 
 
 @pytest.mark.parametrize("name", ["logit", "text.layers.0", "text.layers.x.out", "vision.layers.0.attn.q_rope", "a"])
-def test_what_is_no_tap_has_no_entry(name: str) -> None:
+def test_a_name_that_is_not_a_tap_has_no_entry(name: str) -> None:
+    assert not is_tap(name)
     with pytest.raises(KeyError):
-        tap_name(name)
+        entry_of(name)
 
 
-def test_each_level_holds_those_before_it(golden: Golden) -> None:
-    held = [{name for name in golden.taps if is_in_level(name, level)} for level in LEVELS]
-    assert held[0] < held[1] < held[2] == set(golden.taps)
-    assert {"logits", "projector", "prompts.0.mask", "positions", "steps.1.logits"} <= held[0]
-    assert {"text.layers.0.out", "text.layers.0.attn.segments.0.keys"} <= held[1] - held[0]
-    assert "steps.1.text.layers.0.attn.segments.0.keys" in held[2] - held[1]
+def test_each_level_includes_those_before_it(golden: Golden) -> None:
+    io, blocks, ops = ({name for name in golden.taps if is_in_level(name, level)} for level in LEVELS)
+    assert io < blocks < ops == set(golden.taps)
+    assert {"logits", "projector", "prompts.0.mask", "positions", "steps.1.logits"} <= io
+    assert {"text.layers.0.out", "text.layers.0.attn.segments.0.keys"} <= blocks - io
+    assert "steps.1.text.layers.0.attn.segments.0.keys" in ops - blocks
 
 
 @pytest.mark.parametrize(
-    ("name", "rows"),
+    ("axes", "rows"),
     [
-        ("text.layers.0.attn.q", (0,)),
-        ("vision.layers.0.attn.q", (0, 1)),
-        ("text.layers.0.attn.segments.0.probs", (1,)),
-        ("text.layers.0.attn.segments.0.keys", (0,)),
-        ("text.scale", ()),
-        ("text.layers.0.attn.q_rope.frequencies", ()),
-        ("pixel_values", (0,)),
+        ("T N H", (0,)),
+        ("B P N H", (0, 1)),
+        ("N T S", (1,)),
+        ("S K H", (0,)),
+        ("T S", (0,)),
+        ("B C Y X", (0,)),
+        ("J", ()),
+        ("", ()),
     ],
 )
-def test_rows_are_tokens_patches_and_pictures(name: str, rows: tuple[int, ...]) -> None:
-    assert tap_name(name).row_axes == rows
+def test_rows_are_tokens_patches_and_pictures(axes: str, rows: tuple[int, ...]) -> None:
+    assert row_axes(axes) == rows
 
 
 @pytest.mark.parametrize(
@@ -78,12 +91,12 @@ def test_rows_are_tokens_patches_and_pictures(name: str, rows: tuple[int, ...]) 
         ("steps.1.logits", "steps.1.logits"),
     ],
 )
-def test_the_block_of_a_tap(name: str, block: str) -> None:
+def test_block_of_a_tap(name: str, block: str) -> None:
     assert block_of(name) == block
 
 
-def test_no_two_entries_claim_one_name(golden: Golden) -> None:
-    """Apart from the steps' own entries, which stand before the general ones."""
+def test_no_name_matches_two_entries(golden: Golden) -> None:
+    """Apart from the entries for steps alone, which precede the general ones."""
+    patterns = [re.sub(r"\\\{.\\\}", r"\\d+", re.escape(entry.pattern)) for entry in TABLE]
     for name in golden.taps:
-        patterns = [re.sub(r"\\\{.\\\}", r"\\d+", re.escape(entry.pattern)) for entry in TABLE]
         assert sum(bool(re.fullmatch(pattern, name)) for pattern in patterns) <= 1

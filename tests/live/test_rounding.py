@@ -1,4 +1,4 @@
-"""The rounding schedules against transformers in bfloat16: each operation fed with transformers' own tensors."""
+"""The rounding schedules equal transformers in bfloat16, where each operation receives transformers' own tensors."""
 
 from collections.abc import Mapping
 
@@ -12,6 +12,7 @@ from npgemma.golden.file import read_golden
 from npgemma.golden.presets import PRESETS
 from npgemma.golden.record import record
 from npgemma.golden.replay import follow
+from npgemma.io.model_folder import EMBEDDED
 from npgemma.layers.bits import round_to_bfloat16
 
 torch = pytest.importorskip("torch", reason="the live tests compare with torch")
@@ -20,26 +21,27 @@ pytest.importorskip("transformers", reason="the live tests compare with transfor
 from dump_transformers import dump, load_model, make_inputs  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
-pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("one_torch_thread")]
 
-EMBEDDED = npgemma.io.model_folder.EMBEDDED
-SAMPLE = EMBEDDED.parent / "sample.png"
+SAMPLE = npgemma.sample_picture()
 
-# Share of elements that must be the same to the bit. Sums in another order round to another neighbour now and then.
+# The share of elements that must be equal to the bit. Sums in another order sometimes round to the other neighbour.
 SHARE = 0.999
-# Less where torch's kernel takes a function from an approximation: its float32 tanh cancels against 1 in gelu below -2,
-# and its sdpa kernel has an exp that is 1e-5 off, so that an exponential in a hundred is rounded the other way.
+# Smaller where torch's kernels approximate: 1 + tanh of float32 cancels in gelu below -2, and the exp of the sdpa
+# kernel is off by 1e-5, so that one exponential in a hundred is rounded the other way.
 GELU_SHARE, SDPA_SHARE = 0.98, 0.95
-# A tap of a few hundred values has one of them the other way.
+# So many values of a tap may be rounded the other way, whatever their share: small taps have few hundred values.
 FLIPS = 8
-# How far that exp is off, nearly always: of 128,000 exponentials of the kernel (values = identity) 0.8% were rounded
-# the other way, and nine in ten of them lay within this of the middle of two bfloat16 numbers.
+# The error of that exp, nearly always: of 128,000 exponentials of the kernel (values = identity) 0.8% were rounded the
+# other way, and nine in ten of them were within this of the middle between two bfloat16 numbers.
 SDPA_EXP = 1e-4
 
 
 def explained_by_exponentials(q: np.ndarray, keys: np.ndarray, values: np.ndarray, theirs: np.ndarray) -> bool:
-    """Whether one row's heads are theirs to the bit, but for one value, with one exponential a head rounded the other
-    way that is near the middle: it moves all outputs of its head, so a share of few values says nothing.
+    """Whether one row's heads equal theirs, except for one value, if one exponential per head is rounded the other way.
+
+    Only exponentials near the middle are tried. One of them changes all outputs of its head, so that the share of equal
+    values says little about a single row.
     """
 
     def mix(exps: np.ndarray, total: np.float32, head: int) -> np.ndarray:
@@ -58,7 +60,7 @@ def explained_by_exponentials(q: np.ndarray, keys: np.ndarray, values: np.ndarra
 
 
 def shares(schedule: str, attention: str, folder) -> Mapping[str, tuple[float, int]]:
-    """By tap: the share of transformers' elements that the emulation makes of its inputs to the bit, and how many."""
+    """By tap: the share of elements in which the emulation equals transformers on its inputs, and how many differ."""
     model = npgemma.load()
     record(model, [SAMPLE], "caption en", folder / "golden.safetensors", "ops", schedule=schedule)
     golden = read_golden(folder / "golden.safetensors")
@@ -73,7 +75,7 @@ def shares(schedule: str, attention: str, folder) -> Mapping[str, tuple[float, i
     def given(tap: str) -> np.ndarray | None:
         return fitted(golden, found, pairing, tap) if tap in pairing.pairs else None
 
-    def note(tap: str, ours: np.ndarray, theirs: np.ndarray) -> None:
+    def note(tap: str, axes: str, ours: np.ndarray, theirs: np.ndarray) -> None:
         if tap == "pixel_values":  # dumped before it is cast
             theirs = round_to_bfloat16(theirs.astype(np.float32))
         made[tap] = float((ours == theirs).mean()), int((ours != theirs).sum())
@@ -95,7 +97,7 @@ def is_gelu(tap: str) -> bool:
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_the_emulation_is_transformers_to_the_bit(attention: str, tmp_path, record_property) -> None:
+def test_emulation_equals_transformers_to_the_bit(attention: str, tmp_path, record_property) -> None:
     found = shares(f"hf_{attention}", attention, tmp_path)
     assert len(found) > 350
     worst = sorted((share, tap) for tap, (share, _) in found.items())[:5]
@@ -112,14 +114,14 @@ def test_the_emulation_is_transformers_to_the_bit(attention: str, tmp_path, reco
 @pytest.mark.parametrize(
     ("schedule", "attention", "leaf"), [("hf_eager", "sdpa", "heads"), ("hf_sdpa", "eager", "probs")]
 )
-def test_the_other_schedule_is_told_apart(schedule: str, attention: str, leaf: str, tmp_path) -> None:
+def test_other_schedule_does_not_equal_transformers(schedule: str, attention: str, leaf: str, tmp_path) -> None:
     """So the test above can fail."""
     found = [share for tap, (share, _) in shares(schedule, attention, tmp_path).items() if tap.endswith(f".{leaf}")]
     assert np.mean(found) < 0.9
 
 
-def test_gelu_is_as_far_from_float64_in_torch_as_the_shares_say() -> None:
-    """1 + tanh cancels below -2: torch's own bfloat16 gelu is not the nearest bfloat16 number to its float64 one."""
+def test_gelu_of_torch_differs_from_float64_as_the_shares_say() -> None:
+    """1 + tanh cancels below -2: torch's bfloat16 gelu is not always its float64 gelu, rounded to bfloat16."""
     x = round_to_bfloat16(np.random.default_rng(0).standard_normal(200_000).astype(np.float32) * 2)
     tensor = torch.from_numpy(x).bfloat16()
     exact, theirs = (
