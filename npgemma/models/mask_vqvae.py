@@ -78,6 +78,6 @@ def encode_mask(p: MaskVQVAE, masks: Float[Array, "B 64 64"]) -> Int[Array, "B 1
     for block in p.encoder.blocks:
         x = residual_block(block, x)
     x = conv(p.encoder.last, x, padding=0)
-    rows = x.transpose(0, 2, 3, 1).reshape(len(masks), GRID * GRID, -1)  # B 16 E
+    rows = x.transpose(0, 2, 3, 1).reshape(len(masks), GRID * GRID, p.codebook.shape[1])  # B 16 E
     distance = np.square(rows[:, :, None] - p.codebook).sum(-1)
     return distance.argmin(-1)

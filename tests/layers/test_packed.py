@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+from host_threads import finish
 from hypothesis import given
 from hypothesis import strategies as st
 from products import COMPUTED, STORED, assert_close_to_the_dot_product, envelope, stored, whole_numbers
 
 from npgemma.layers.bits import pack, widen
 from npgemma.layers.linear import linear
-from npgemma.layers.packed import BLOCK, FEW_ROWS, LARGE_BLOCK, PIECE, multiply, piece_count, row_blocks
+from npgemma.layers.packed import BLOCK, FEW_ROWS, LARGE_BLOCK, PIECE, multiply, piece_count, row_blocks, scratch
 
 # More than 2^18 elements, so four blocks of rows, the last one smaller; one row, a few and many.
 OUTPUTS, ROWS = 610, [1, 5, FEW_ROWS + 1]
@@ -127,6 +128,13 @@ def test_a_result_does_not_share_the_memory_that_weights_are_widened_into(dtype:
     linear(x, stored(whole_numbers(rng, 60, 80)[:, :8].copy(), dtype))
     linear(-x, w)
     np.testing.assert_array_equal(y, kept, strict=True)
+
+
+def test_threads_widen_into_memory_of_their_own() -> None:
+    found = [scratch.words(4)]
+    finish(lambda: found.append(scratch.words(4)))
+    assert np.shares_memory(found[0], scratch.words(3))
+    assert not np.shares_memory(*found)
 
 
 # pieces

@@ -64,13 +64,19 @@ def test_items_within_an_item_run_on_its_thread(use_threads) -> None:
     done, homes = [], []
 
     def outer(i: int) -> None:
-        inner = []
-        in_parallel(lambda j: (done.append((i, j)), inner.append(threading.current_thread())), range(5))
-        homes.append(set(inner) == {threading.current_thread()})
+        threads = set()
 
-    finish(lambda: in_parallel(outer, range(20)))
-    assert Counter(done) == Counter((i, j) for i in range(20) for j in range(5))
-    assert homes == [True] * 20
+        def inner(j: int) -> None:
+            time.sleep(0.001)  # long enough for a helper to take the next item, if one were asked
+            done.append((i, j))
+            threads.add(threading.current_thread())
+
+        in_parallel(inner, range(5))
+        homes.append(threads == {threading.current_thread()})
+
+    finish(lambda: in_parallel(outer, range(10)))
+    assert Counter(done) == Counter((i, j) for i in range(10) for j in range(5))
+    assert homes == [True] * 10
 
 
 def test_after_an_error_or_nested_items_work_is_shared_again(use_threads) -> None:

@@ -110,6 +110,8 @@ def test_the_tower_taps_every_step_with_its_axes(load) -> None:
     expected = embedding | under("layers.0", block) | under("layers.1", block) | {"norm": "B P D"}
     assert list(taps.axes.items()) == list(expected.items())
     np.testing.assert_array_equal(taps["norm"], y, strict=True)
+    position = load().vision.embedding.position
+    np.testing.assert_array_equal(taps["embedding.patches"] + position, taps["embedding"], strict=True)
 
 
 def test_a_recorder_changes_no_bit_of_the_tower(load) -> None:
