@@ -1,33 +1,88 @@
-"""vae-oid.npz, the mask auto-encoder's weights, as a `MaskVQVAE`; the names are those of big_vision's file."""
+"""vae-oid.npz, the weights of the mask auto-encoder; the names are those of big_vision's file."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from npgemma.checkpoints.layout import Layout, Line, Part, lay_out, table
 from npgemma.errors import BadModel
 from npgemma.io.npz import DAMAGE, read_npz
 from npgemma.layers.conv import Conv, ConvTranspose
 from npgemma.layers.shapes import Array
+from npgemma.layers.tree import SLOT
 from npgemma.models.mask_vqvae import MaskDecoder, MaskEncoder, MaskVQVAE, ResidualBlock
 
 CODEC = "vae-oid.npz"  # as big_vision publishes it; beside a model's weights
 CODEBOOK = "_vq_vae._embedding"
-DECODER_BLOCKS, DECODER_UP, DECODER_LAST = (2, 3), (4, 6, 8, 10), 12
-ENCODER_DOWN, ENCODER_BLOCKS, ENCODER_LAST = (0, 2, 4, 6), (8, 9), 10
 SEGMENT_CODES = 128
 MOST_BYTES = 100_000_000  # ten times what big_vision's file unpacks to
 
+# Every layer in the order of computation: its field, its name, and the side of its kernels.
+LAYERS = table("""
+    decoder.ends[0]               decoder.0          1
+    decoder.blocks[0].convs[0]    decoder.2.net.0    3
+    decoder.blocks[0].convs[1]    decoder.2.net.2    3
+    decoder.blocks[0].convs[2]    decoder.2.net.4    1
+    decoder.blocks[1].convs[0]    decoder.3.net.0    3
+    decoder.blocks[1].convs[1]    decoder.3.net.2    3
+    decoder.blocks[1].convs[2]    decoder.3.net.4    1
+    decoder.up[0]                 decoder.4          4
+    decoder.up[1]                 decoder.6          4
+    decoder.up[2]                 decoder.8          4
+    decoder.up[3]                 decoder.10         4
+    decoder.ends[1]               decoder.12         1
+    encoder.down[0]               encoder.0          4
+    encoder.down[1]               encoder.2          4
+    encoder.down[2]               encoder.4          4
+    encoder.down[3]               encoder.6          4
+    encoder.blocks[0].convs[0]    encoder.8.net.0    3
+    encoder.blocks[0].convs[1]    encoder.8.net.2    3
+    encoder.blocks[0].convs[2]    encoder.8.net.4    1
+    encoder.blocks[1].convs[0]    encoder.9.net.0    3
+    encoder.blocks[1].convs[1]    encoder.9.net.2    3
+    encoder.blocks[1].convs[2]    encoder.9.net.4    1
+    encoder.last                  encoder.10         1
+""")
+CONV = table("""
+    weight    weight    O I h w
+    bias      bias      O
+""")
+UP = (Line("weight", "weight", "I O h w"), *CONV[1:])
+
 
 def read_mask_codec(path: str | Path) -> MaskVQVAE:
-    """The auto-encoder in an .npz file, in float32. BadModel if it is missing, damaged, or not of this architecture."""
+    """Read the auto-encoder that turns mask codes into masks, in float32.
+
+    Parameters
+    ----------
+    path : str or Path
+        An .npz file with the names of big_vision's vae-oid.npz.
+
+    Returns
+    -------
+    MaskVQVAE
+        The weights that `object_masks` and `encode_object` take.
+
+    Raises
+    ------
+    BadModel
+        If the file is missing, damaged, or holds another architecture.
+
+    Examples
+    --------
+    >>> import npgemma
+    >>> codec = npgemma.load().mask_codec  # read from the model's folder
+    >>> codec.codebook.shape
+    (128, 32)
+    """
     path = Path(path)
     try:
         tensors = {name: np.asarray(x, np.float32) for name, x in read_npz(path, MOST_BYTES).items()}
     except FileNotFoundError:
         raise BadModel(f"{path} is missing: masks need a decoder's weights, such as big_vision's {CODEC}") from None
     except DAMAGE as error:
-        raise BadModel(f"{path} is not a usable .npz file of numbers ({error})") from None
+        raise BadModel(f"{path} is not a usable .npz file of numbers: {error}") from None
     return mask_codec(tensors, path)
 
 
@@ -36,71 +91,47 @@ def mask_codec(tensors: Mapping[str, Array], path: Path) -> MaskVQVAE:
     missing = [name for name in tensor_names() if name not in tensors]
     if missing:
         raise BadModel(f"{path} is not a mask auto-encoder: {missing[0]!r} and {len(missing) - 1} others are missing")
-
-    def pair(name: str) -> tuple[Array, Array]:
-        return tensors[f"{name}.weight"], tensors[f"{name}.bias"]
-
-    def blocks(part: str, numbers: tuple[int, ...]) -> tuple[ResidualBlock, ...]:
-        return tuple(ResidualBlock(tuple(Conv(*pair(f"{part}.{i}.net.{j}")) for j in (0, 2, 4))) for i in numbers)
-
-    check(tensors, path)
-    return MaskVQVAE(
-        tensors[CODEBOOK],
-        MaskDecoder(
-            blocks("decoder", DECODER_BLOCKS),
-            tuple(ConvTranspose(*pair(f"decoder.{i}")) for i in DECODER_UP),
-            tuple(Conv(*pair(f"decoder.{i}")) for i in (0, DECODER_LAST)),
-        ),
-        MaskEncoder(
-            tuple(Conv(*pair(f"encoder.{i}")) for i in ENCODER_DOWN),
-            blocks("encoder", ENCODER_BLOCKS),
-            Conv(*pair(f"encoder.{ENCODER_LAST}")),
-        ),
-    )
+    layout = layout_of(tensors)
+    for name, shape in layout.shapes.items():
+        found = list(tensors[name].shape)
+        if found != list(shape):
+            raise BadModel(f"{path}: {name} has shape {found}; the other layers need {list(shape)}")
+        if not np.isfinite(tensors[name]).all():
+            raise BadModel(f"{path}: {name} holds NaN or infinity")
+    return layout.fill(tensors)
 
 
 def tensor_names() -> list[str]:
-    """Every name in the file."""
-    decoder = [f"decoder.{i}" for i in (0, *DECODER_UP, DECODER_LAST)]
-    encoder = [f"encoder.{i}" for i in (*ENCODER_DOWN, ENCODER_LAST)]
-    inner = [f"{part}.{i}.net.{j}" for part, numbers in BLOCKS.items() for i in numbers for j in (0, 2, 4)]
-    return [CODEBOOK, *(f"{name}.{kind}" for name in (*decoder, *encoder, *inner) for kind in ("weight", "bias"))]
+    """The names of all tensors in the file."""
+    return [CODEBOOK, *(f"{layer.name}.{kind}" for layer in LAYERS for kind in ("weight", "bias"))]
 
 
-BLOCKS = {"decoder": DECODER_BLOCKS, "encoder": ENCODER_BLOCKS}
+def layout_of(tensors: Mapping[str, Array]) -> Layout[MaskVQVAE]:
+    """The layout in which every layer takes what the one before it gives, with as many channels as the tensors say."""
+    width = tensors[CODEBOOK].shape[-1] if tensors[CODEBOOK].ndim else 0
+    codebook = Part((Line("codebook", CODEBOOK, "128 E"),), {"E": width})
+    return lay_out(blank(), codebook, *layer_parts(tensors, width))
 
 
-def check(tensors: Mapping[str, Array], path: Path) -> None:
-    """BadModel unless each layer takes what the one before it gives, and kernels are of the sizes they must have."""
-    for name in tensor_names():
-        if not np.isfinite(tensors[name]).all():
-            raise BadModel(f"{path}: {name} is not finite")
-    codebook = tensors[CODEBOOK]
-    if codebook.ndim != 2 or len(codebook) != SEGMENT_CODES:
-        raise BadModel(f"{path}: the codebook is {list(codebook.shape)}; it has {SEGMENT_CODES} rows")
-    width = codebook.shape[1]
+def layer_parts(tensors: Mapping[str, Array], width: int) -> Iterator[Part]:
+    """A part for each layer. Decoder and encoder end in one channel and in the width of the codebook."""
+    lasts = {"decoder.ends[1]": 1, "encoder.last": width}
+    channels = width
+    for field, name, kernel in LAYERS:
+        if field == "encoder.down[0]":
+            channels = 1
+        if field.endswith("convs[0]"):
+            lasts[field.replace("convs[0]", "convs[2]")] = channels  # the block's input is added to its output
+        lines = UP if ".up[" in field else CONV
+        shape = tensors[f"{name}.weight"].shape
+        out = lasts.get(field, shape[lines[0].axes.split().index("O")] if len(shape) == 4 else 0)
+        sizes = {"I": channels, "O": out, "h": int(kernel), "w": int(kernel)}
+        yield Part(lines, sizes, f"{field}.", f"{name}.")
+        channels = out
 
-    def follow(channels: int, kernel: int, *names: str, turned: bool = False) -> int:
-        for name in names:
-            weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
-            out = weight.shape[1 if turned else 0] if weight.ndim == 4 else 0
-            shape = (channels, out) if turned else (out, channels)
-            if weight.shape != (*shape, kernel, kernel) or bias.shape != (out,):
-                found = f"{list(weight.shape)} with a bias of {list(bias.shape)}"
-                raise BadModel(f"{path}: {name} is {found}; {channels} channels and {kernel} x {kernel} pixels fit")
-            channels = out
-        return channels
 
-    def blocks(channels: int, part: str) -> int:
-        for i in BLOCKS[part]:
-            channels = follow(channels, 3, f"{part}.{i}.net.0", f"{part}.{i}.net.2")
-            channels = follow(channels, 1, f"{part}.{i}.net.4")
-        return channels
-
-    decoded = blocks(follow(width, 1, "decoder.0"), "decoder")
-    decoded = follow(decoded, 4, *(f"decoder.{i}" for i in DECODER_UP), turned=True)
-    decoded = follow(decoded, 1, f"decoder.{DECODER_LAST}")
-    encoded = blocks(follow(1, 4, *(f"encoder.{i}" for i in ENCODER_DOWN)), "encoder")
-    encoded = follow(encoded, 1, f"encoder.{ENCODER_LAST}")
-    if (decoded, encoded) != (1, width):
-        raise BadModel(f"{path}: decoder and encoder end in {decoded} and {encoded} channels, not 1 and {width}")
+def blank() -> MaskVQVAE:
+    """The weights with a Slot in place of each array."""
+    conv, up = Conv(SLOT, SLOT), ConvTranspose(SLOT, SLOT)
+    blocks = (ResidualBlock((conv,) * 3),) * 2
+    return MaskVQVAE(SLOT, MaskDecoder(blocks, (up,) * 4, (conv,) * 2), MaskEncoder((conv,) * 4, blocks, conv))
