@@ -15,7 +15,7 @@ from npgemma import testing
 from npgemma.checkpoints import gemma as gemma_checkpoint
 from npgemma.checkpoints import paligemma as paligemma_checkpoint
 from npgemma.checkpoints import siglip as siglip_checkpoint
-from npgemma.checkpoints.layout import Layout, Part, lay_out
+from npgemma.checkpoints.layout import Layout, Part, make_layout
 from npgemma.layers.shapes import Array
 from npgemma.layers.taps import Tap, silent
 from npgemma.models import gemma, paligemma, siglip
@@ -45,8 +45,8 @@ VISION_SIZES = siglip_checkpoint.sizes(C.vision)
 
 VISION_TOWER = Architecture(
     layouts={
-        "hf": lay_out(siglip_checkpoint.blank(C.vision), Part(siglip_checkpoint.HF, VISION_SIZES, "", "vision_tower.")),
-        "npz": lay_out(siglip_checkpoint.blank(C.vision), Part(siglip_checkpoint.NPZ, VISION_SIZES)),
+        "hf": make_layout(siglip_checkpoint.blank(C.vision), Part(siglip_checkpoint.HF, VISION_SIZES, "", "vision_tower.")),
+        "npz": make_layout(siglip_checkpoint.blank(C.vision), Part(siglip_checkpoint.NPZ, VISION_SIZES)),
     },
     forward=lambda p, dtype, tap: siglip.vision_tower(p, PICTURES.astype(dtype), tap),
     second_spelling=lambda w: one_page.vision_tower(w, JSON, PICTURES),
@@ -82,10 +82,10 @@ def decode_again(w: Mapping[str, Array]) -> Array:
 
 DECODER = Architecture(
     layouts={
-        "hf": lay_out(
+        "hf": make_layout(
             gemma_checkpoint.blank(C.text, tied=True), Part(gemma_checkpoint.HF, TEXT_SIZES, "", "language_model.")
         ),
-        "npz": lay_out(gemma_checkpoint.blank(C.text, tied=True), Part(gemma_checkpoint.NPZ, TEXT_SIZES)),
+        "npz": make_layout(gemma_checkpoint.blank(C.text, tied=True), Part(gemma_checkpoint.NPZ, TEXT_SIZES)),
     },
     forward=decode,
     second_spelling=decode_again,

@@ -3,7 +3,7 @@
     python tools/make_checkpoint.py FOLDER --image-size 224 --dtype bfloat16
     python tools/make_checkpoint.py FOLDER --set vision.num_hidden_layers=4 --set text.num_key_value_heads=2
 
-Any size of npgemma.io.config's SiglipConfig and GemmaConfig can be set; the others are 3B's.
+Any size of npgemma.checkpoints's SiglipConfig and GemmaConfig can be set; the others are 3B's.
 
 The folder has what the hub's has, but for a tokenizer: shards with an index, the hub's spelling of the names, and a
 config.json as sparse as the hub's. Weights are normal with a deviation of 1/sqrt(fan-in), so that activations neither
@@ -31,10 +31,8 @@ BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
 def hub_name(name: str) -> str:
-    """A plain name (see npgemma.io.checkpoint) as the files on the hub spell it."""
-    if name.startswith("text."):
-        return "language_model.model." + name.removeprefix("text.")
-    return name.replace("vision.", "vision_tower.vision_model.", 1)
+    """A name that transformers 5 saves as the files on the hub spell it."""
+    return name.replace("vision_tower.", "vision_tower.vision_model.", 1)
 
 
 def shards(shapes: dict[str, tuple[int, ...]], item_bytes: int) -> Iterator[dict[str, tuple[int, ...]]]:
@@ -53,7 +51,7 @@ def shards(shapes: dict[str, tuple[int, ...]], item_bytes: int) -> Iterator[dict
 
 def random_tensor(rng: np.random.Generator, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     """Normal numbers of deviation 1/sqrt(fan-in) for a matrix, 0.02 about the neutral value for a vector."""
-    neutral = 1.0 if "norm" in name and not name.startswith("text.") and name.endswith("weight") else 0.0
+    neutral = 1.0 if "norm" in name and not name.startswith("language_model.") and name.endswith("weight") else 0.0
     scale = 0.02 if len(shape) == 1 else float(np.prod(shape[1:])) ** -0.5
     x = np.empty(shape, np.uint16 if dtype == "bfloat16" else dtype)
     rows = max(1, (1 << 22) // int(np.prod(shape[1:])))

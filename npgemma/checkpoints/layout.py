@@ -144,7 +144,7 @@ class Layout(Generic[Tree]):
         return map_tree(read, self.skeleton)
 
 
-def lay_out(skeleton: Tree, *parts: Part) -> Layout[Tree]:
+def make_layout(skeleton: Tree, *parts: Part) -> Layout[Tree]:
     """The layout of a skeleton by its tables.
 
     ValueError for a line whose field the skeleton does not have, and for a field without a line.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from npgemma.checkpoints.layout import Layout, Line, Part, lay_out, table
+from npgemma.checkpoints.layout import Layout, Line, Part, make_layout, table
 from npgemma.errors import BadModel
 from npgemma.io.npz import DAMAGE, read_npz
 from npgemma.layers.conv import Conv, ConvTranspose
@@ -110,7 +110,7 @@ def layout_of(tensors: Mapping[str, Array]) -> Layout[MaskVQVAE]:
     """The layout in which every layer takes what the one before it gives, with as many channels as the tensors say."""
     width = tensors[CODEBOOK].shape[-1] if tensors[CODEBOOK].ndim else 0
     codebook = Part((Line("codebook", CODEBOOK, "128 E"),), {"E": width})
-    return lay_out(blank(), codebook, *layer_parts(tensors, width))
+    return make_layout(blank(), codebook, *layer_parts(tensors, width))
 
 
 def layer_parts(tensors: Mapping[str, Array], width: int) -> Iterator[Part]:

@@ -3,12 +3,13 @@
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from npgemma.checkpoints import gemma, siglip
 from npgemma.checkpoints.footprint import Footprint, Run
 from npgemma.checkpoints.gemma import GemmaConfig
-from npgemma.checkpoints.layout import Layout, Part, lay_out, table
+from npgemma.checkpoints.layout import Layout, Part, make_layout, table
 from npgemma.checkpoints.siglip import SiglipConfig
 from npgemma.errors import BadModel
 from npgemma.io.model_folder import member
@@ -83,6 +84,7 @@ def config_json(c: PaliGemmaConfig) -> dict[str, object]:
     }
 
 
+@lru_cache(maxsize=8)
 def blank(c: PaliGemmaConfig, tied: bool | None = None) -> PaliGemma:
     """The weights with a Slot in place of each array. `tied` overrides the config: a file may hold a head or not."""
     projector = sized(Projector(SLOT, SLOT), {"D": c.text.hidden_size, "E": c.vision.hidden_size})
@@ -90,9 +92,10 @@ def blank(c: PaliGemmaConfig, tied: bool | None = None) -> PaliGemma:
     return PaliGemma(siglip.blank(c.vision), projector, text, c.image_token_index)
 
 
+@lru_cache(maxsize=8)
 def hf_layout(c: PaliGemmaConfig, tied: bool | None = None) -> Layout[PaliGemma]:
     """The names that transformers 5 saves."""
-    return lay_out(
+    return make_layout(
         blank(c, tied),
         Part(siglip.HF, siglip.sizes(c.vision), "vision.", "vision_tower."),
         Part(HF_PROJECTOR, {"D": c.text.hidden_size, "E": c.vision.hidden_size}),
@@ -103,7 +106,7 @@ def hf_layout(c: PaliGemmaConfig, tied: bool | None = None) -> Layout[PaliGemma]
 
 def npz_layout(c: PaliGemmaConfig) -> Layout[PaliGemma]:
     """The names of big_vision's files, without the `params/` that some have before every name."""
-    return lay_out(
+    return make_layout(
         blank(c, tied=True),
         Part(siglip.NPZ, siglip.sizes(c.vision), "vision.", "img/"),
         Part(NPZ_PROJECTOR, {"D": c.text.hidden_size, "E": c.vision.hidden_size}),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npgemma.checkpoints.layout import Part, copied, in_memory, lay_out, not_finite, table
+from npgemma.checkpoints.layout import Part, copied, in_memory, make_layout, not_finite, table
 from npgemma.errors import BadModel
 from npgemma.layers.bits import pack
 from npgemma.layers.norms import RMSNorm
@@ -45,7 +45,7 @@ LINES = """
 
 
 def layout(lines: str = LINES, head: object = None, **prefixes: str):
-    return lay_out(blank(head), Part(table(lines), SIZES, **prefixes))
+    return make_layout(blank(head), Part(table(lines), SIZES, **prefixes))
 
 
 def line(axes: str, name: str = "w", field: str = "q") -> str:
@@ -55,7 +55,7 @@ def line(axes: str, name: str = "w", field: str = "q") -> str:
 def one_line(axes: str, wanted: str, x: np.ndarray, **sizes: int) -> np.ndarray:
     """x, stored with `axes`, as the field `wanted` gets it."""
     field = dataclass(frozen=True)(type("Field", (), {"__annotations__": {"q": Float[Array, wanted]}}))
-    return lay_out(sized(field(SLOT), sizes), Part(table(line(axes)), sizes)).fill({"w": x}).q
+    return make_layout(sized(field(SLOT), sizes), Part(table(line(axes)), sizes)).fill({"w": x}).q
 
 
 # ------------------------------------------------------------------------------------------------------- a line's axes

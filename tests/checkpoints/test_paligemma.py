@@ -359,7 +359,6 @@ def test_a_config_of_another_model_is_refused(section, key, value, tmp_path):
         load(tmp_path)
 
 
-# ----------------------------------------------------------------------------------------------------------- the hub's
 
 
 def test_the_hubs_model_has_603_tensors_and_its_2_923_466_480_parameters():

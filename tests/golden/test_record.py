@@ -28,7 +28,7 @@ def test_truth_is_the_float64_run(model: VisionLanguageModel, golden: Golden) ->
     inputs = wide.processor([[SAMPLE]], ["caption en"])
     logits = wide.forward(inputs.input_ids[0], inputs.pixel_values)
     np.testing.assert_allclose(golden.truth["logits"], logits[-1:], rtol=0, atol=FLOAT64_ERROR, strict=True)
-    assert golden.truth["generated_ids"].tolist() == model.generate(SAMPLE, "caption en", 3).token_ids
+    assert golden.truth["generated_ids"].tolist() == model.generate(SAMPLE, "caption en", max_new_tokens=3).token_ids
     assert golden.truth["steps.1.input_ids"] == golden.truth["generated_ids"][0]
 
 

@@ -1,0 +1,137 @@
+"""config.json as a file: any JSON gives a config or one clear error."""
+
+import math
+import tempfile
+from pathlib import Path
+
+import pytest
+import tiny
+from config_files import paths, read
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from npgemma.checkpoints.paligemma import read_config
+from npgemma.errors import BadModel
+from npgemma.io.strict_json import MAX_JSON_BYTES, read_json
+
+# The hub's base config at 448 pixels, key by key: what it leaves out has to be filled in.
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-10, 70)
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.sampled_from([1e-320, 1e300, 10**40, 2**31, 2**63, 2**64, -(2**63)])
+    | st.text(max_size=5)
+    | st.sampled_from(["gemma", "paligemma", "gelu", "default", "\ud800", "\x1b[2J"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["rope_theta", "rope_type", "hidden_size", "model_type", "x"]), inner)
+    ),
+    max_leaves=6,
+)
+
+
+@given(changes=st.dictionaries(st.sampled_from(paths()), JSON, min_size=1, max_size=3))
+@settings(max_examples=400)
+def test_any_value_at_any_key_gives_a_usable_config_or_bad_model(changes):
+    """Never another exception; and what comes back holds numbers that the arithmetic of shapes can use."""
+    config = tiny.config_json()
+    for path, value in changes.items():
+        *sections, key = path.split(".")
+        at = config
+        for section in sections:
+            at = at.setdefault(section, {}) if isinstance(at, dict) else at
+        if isinstance(at, dict):
+            at[key] = value
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            found = read(config, Path(folder))
+        except BadModel as error:
+            assert str(Path(folder) / "config.json") in str(error)  # noqa: PT017 - either outcome is right
+            return
+    for part in (found.vision, found.text):
+        for name, value in vars(part).items():
+            if name.endswith("_eps") or name == "rope_theta":
+                assert type(value) is float
+                assert 0 < value < math.inf
+            else:
+                assert type(value) is int
+                assert value > 0
+    assert found.vision.head_dim * found.vision.num_attention_heads == found.vision.hidden_size
+    assert found.text.num_attention_heads % found.text.num_key_value_heads == 0
+    assert found.vision.num_patches > 0
+    assert all(0 <= token < found.text.vocab_size for token in (found.bos_token_id, *found.eos_token_ids))
+
+
+NOT_JSON = {
+    "empty file": "",
+    "white space": "  \n",
+    "list": "[]",
+    "null": "null",
+    "string": '"paligemma"',
+    "number": "7",
+    "true": "true",
+    "cut off": '{"model_type": "paligemma", "text_config": {',
+    "something after the end": '{"model_type": "paligemma"} x',
+    "single quotes": "{'model_type': 'paligemma'}",
+    "comment": '{"model_type": "paligemma" /* yes */}',
+    "trailing comma": '{"model_type": "paligemma",}',
+    "a key twice": '{"model_type": "paligemma", "model_type": "paligemma"}',
+    "a key twice inside": '{"model_type": "paligemma", "text_config": {"head_dim": 2, "head_dim": 256}}',
+    "a key twice in a list": '{"model_type": "paligemma", "x": [{"a": 1, "a": 1}]}',
+    "NaN": '{"model_type": "paligemma", "x": NaN}',
+    "Infinity": '{"model_type": "paligemma", "x": Infinity}',
+    "minus Infinity": '{"model_type": "paligemma", "x": [-Infinity]}',
+    "integer of 5,000 digits": '{"model_type": "paligemma", "x": ' + "9" * 5000 + "}",
+    "100,000 lists deep": '{"model_type": "paligemma", "x": ' + "[" * 100_000 + "]" * 100_000 + "}",
+    "100,000 objects deep": '{"model_type": "paligemma", "x": ' + '{"a":' * 100_000 + "1" + "}" * 100_000 + "}",
+    "another encoding": '{"model_type": "paligemma", "x": "é"}'.encode("latin-1"),
+    "NUL bytes": b'{"model_type": "paligemma"}\0\0\0',
+    "a control character": b'{"model_type": "paligemma", "x": "\x01"}',
+    "a web page": "<!DOCTYPE html><html><body>401 Unauthorized</body></html>",
+    "a git-lfs pointer": "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n",
+}
+
+
+@pytest.mark.parametrize("content", NOT_JSON.values(), ids=NOT_JSON)
+def test_invalid_or_ambiguous_json_is_refused_with_its_path(content, tmp_path):
+    with pytest.raises(BadModel) as error:
+        read(content, tmp_path)
+    assert str(tmp_path / "config.json") in str(error.value)
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999"])
+def test_a_number_too_large_to_be_finite_is_refused_like_infinity(number, tmp_path):
+    (tmp_path / "x.json").write_text(f'{{"x": {number}}}')
+    with pytest.raises(BadModel, match=r"x\.json"):
+        read_json(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("key", ["model_type", "vision_config", "eos_token_id"])
+def test_deep_nesting_is_refused(key, tmp_path):
+    """What can just be parsed may still be too deep to be printed in the message."""
+    kind = "" if key == "model_type" else '"model_type": "paligemma", '
+    for depth in (*range(700, 1010, 10), 2000, 5000, 9000, 20_000, 50_000):
+        with pytest.raises(BadModel):
+            read(f'{{{kind}"{key}": {"[" * depth}{"]" * depth}}}', tmp_path)
+
+
+def test_a_file_too_large_for_a_config_is_refused_unread(tmp_path):
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate(MAX_JSON_BYTES + 1)
+    with pytest.raises(BadModel, match=r"config\.json.*larger than 10 MB"):
+        read_config(tmp_path)
+
+
+def test_a_missing_config_is_refused(tmp_path):
+    with pytest.raises(BadModel, match=r"config\.json is missing"):
+        read_config(tmp_path)
+
+
+def test_a_folder_named_config_json_is_refused(tmp_path):
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(BadModel, match=r"config\.json cannot be read"):
+        read_config(tmp_path)
