@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from npgemma.decoding.sampling import Sampling, choose, keep_min_p, keep_top_k, keep_top_p, penalize, probabilities
+from npgemma.decoding.options import Sampling
+from npgemma.decoding.sampling import choose, keep_min_p, keep_top_k, keep_top_p, penalize, probabilities
 
 INF = math.inf
 EPS = np.finfo(np.float64).eps
@@ -86,7 +87,7 @@ def test_top_p_keeps_one_of_equals():
 
 
 @given(x=SCORES.map(lambda x: x.astype(np.float64)), p=st.floats(1e-9, 1, exclude_max=True))
-def test_top_p_keeps_a_smallest_set_of_likeliest_tokens_that_reaches_p(x, p):
+def test_top_p_keeps_the_smallest_likeliest_set_that_reaches_p(x, p):
     """Four things define it: one stays, none that is dropped was likelier, they reach p, and one fewer would not."""
     shares = np.exp(x - x.max())
     shares /= shares.sum()
@@ -144,13 +145,13 @@ def test_probabilities_are_float64_sum_to_one_and_keep_the_ratios_of_what_is_kep
 
 
 @pytest.mark.parametrize("temperature", [1e-6, 1e-30, 1e-300, 1e-308, 1e-310, 5e-324])
-def test_next_to_zero_a_temperature_takes_the_likeliest(temperature):
+def test_a_tiny_temperature_takes_the_likeliest(temperature):
     """Every positive number is allowed, so no quotient may overflow on the way."""
     found = probabilities(np.array([-300, 2, 300, 299], np.float32), Sampling(temperature=temperature))
     np.testing.assert_array_equal(found, np.array([0.0, 0.0, 1.0, 0.0]), strict=True)
 
 
-def test_a_very_high_temperature_makes_all_alike():
+def test_a_huge_temperature_makes_all_equally_likely():
     found = probabilities(np.array([-300, 2, 300, 299], np.float32), Sampling(temperature=1e300))
     np.testing.assert_array_equal(found, np.full(4, 0.25), strict=True)
 
@@ -164,7 +165,7 @@ def test_greedy_takes_the_first_of_the_largest():
     assert choose(np.zeros(4, np.float32), Sampling(), rng) == 0
 
 
-def test_greedy_looks_at_nothing_else():
+def test_greedy_ignores_top_k_and_top_p():
     """top-k, top-p and seed are of no account, and the generator is left as it was."""
     rng = np.random.default_rng(0)
     before = rng.bit_generator.state
@@ -180,7 +181,7 @@ def test_a_token_is_a_python_int():
 @given(
     x=SCORES, temperature=TEMPERATURES, k=st.none() | st.integers(1, 5), p=st.floats(0.01, 1), seed=st.integers(0, 99)
 )
-def test_only_what_is_kept_is_drawn_and_the_same_seed_draws_the_same(x, temperature, k, p, seed):
+def test_only_kept_tokens_are_drawn_and_a_seed_repeats_its_draw(x, temperature, k, p, seed):
     sampling = Sampling(temperature=temperature, top_k=k, top_p=p, seed=seed)
     one, two = np.random.default_rng(seed), np.random.default_rng(seed)
     drawn = [choose(x, sampling, one) for _ in range(5)]
@@ -202,7 +203,7 @@ def test_tokens_are_drawn_as_often_as_they_are_likely():
     assert (np.abs(counts / 4_000 - shares) <= 5 * deviation).all()
 
 
-def test_another_seed_draws_otherwise():
+def test_another_seed_draws_other_tokens():
     x = np.zeros(1000)
     drawn = {choose(x, Sampling(temperature=1, seed=s), np.random.default_rng(s)) for s in range(10)}
     assert len(drawn) > 5
@@ -229,7 +230,7 @@ def test_another_seed_draws_otherwise():
     ],
 )
 def test_what_is_out_of_range_is_refused_by_name(name, value):
-    with pytest.raises(ValueError, match=rf"^{name} is {value}; it is "):
+    with pytest.raises(ValueError, match=rf"^{name} is {value}; it must be "):
         Sampling(**{name: value})
 
 

@@ -44,7 +44,7 @@ def test_probabilities_of_all_next_tokens_sum_to_one(model: VisionLanguageModel)
     assert np.exp(log_softmax(logits)).sum() == pytest.approx(1)
 
 
-def test_what_the_model_says_itself_is_likelier_than_anything_else(model: VisionLanguageModel) -> None:
+def test_the_greedy_answer_is_likelier_than_others(model: VisionLanguageModel) -> None:
     said = model.generate(SAMPLE, PROMPT).text
     scores = {answer: model.score(SAMPLE, PROMPT, answer).total for answer in (said, "red", "two", "")}
     assert max(scores, key=scores.__getitem__) == said == "blue"
@@ -80,7 +80,7 @@ def test_a_suffix_too_long_for_the_model_is_refused(model: VisionLanguageModel) 
         model.score(SAMPLE, PROMPT, "blue " * 1024)
 
 
-def test_image_features_are_what_the_image_tokens_become(model: VisionLanguageModel) -> None:
+def test_image_features_equal_the_projector_tap(model: VisionLanguageModel) -> None:
     taps = npgemma.Recorder("projector")
     inputs = model.processor([[SAMPLE]], ["caption en"])
     model.forward(inputs.input_ids[0], inputs.pixel_values, tap=taps)
@@ -102,10 +102,10 @@ def test_the_command_ranks_answers(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(found["token_ids"]) == len(found["logprobs"])
 
 
-def test_logits_that_are_not_finite_are_refused_as_everywhere(model: VisionLanguageModel) -> None:
-    """Else the score were no number, and JSON no JSON."""
+def test_logits_that_are_not_finite_are_refused(model: VisionLanguageModel) -> None:
+    """Otherwise the score would be NaN, which JSON cannot hold."""
     text = model.weights.text
-    head = np.array(text.head)
+    head = np.array(text.embedding)
     head[-1] = 0x7FC0  # bfloat16's NaN, in a row that no token has
     broken = replace(model.weights, text=replace(text, head=head))
     with pytest.raises(npgemma.BadModel, match="logits are not finite"):
