@@ -35,7 +35,7 @@ from npgemma.checkpoints.gemma import GemmaConfig
 from npgemma.checkpoints.layout import Layout
 from npgemma.checkpoints.paligemma import PaliGemmaConfig, config_json, hf_layout
 from npgemma.checkpoints.siglip import SiglipConfig
-from npgemma.io.atomic_write import beside
+from npgemma.io.atomic_write import replace_file
 from npgemma.layers.bits import pack
 from npgemma.layers.norms import LayerNorm
 from npgemma.layers.shapes import Array, Float, Int
@@ -199,7 +199,7 @@ def save_tensors(tensors: Mapping[str, Array], path: Path, dtype: str = "float32
         name: safetensors.TensorSpec(dtype=dtype, shape=list(x.shape), data_ptr=x.ctypes.data, data_len=x.nbytes)
         for name, x in stored.items()
     }
-    with beside(path) as temporary:
+    with replace_file(path) as temporary:
         temporary.write_bytes(safetensors.serialize(specs))
 
 

@@ -45,7 +45,9 @@ VISION_SIZES = siglip_checkpoint.sizes(C.vision)
 
 VISION_TOWER = Architecture(
     layouts={
-        "hf": make_layout(siglip_checkpoint.blank(C.vision), Part(siglip_checkpoint.HF, VISION_SIZES, "", "vision_tower.")),
+        "hf": make_layout(
+            siglip_checkpoint.blank(C.vision), Part(siglip_checkpoint.HF, VISION_SIZES, "", "vision_tower.")
+        ),
         "npz": make_layout(siglip_checkpoint.blank(C.vision), Part(siglip_checkpoint.NPZ, VISION_SIZES)),
     },
     forward=lambda p, dtype, tap: siglip.vision_tower(p, PICTURES.astype(dtype), tap),

@@ -8,8 +8,6 @@ import tiny
 from npgemma.checkpoints.paligemma import PaliGemmaConfig, read_config
 
 
-
-
 def read(content: object, folder: Path) -> PaliGemmaConfig:
     """The config of a folder whose config.json is `content`: bytes or text as they are, anything else as JSON."""
     raw = content if isinstance(content, str | bytes) else json.dumps(content)

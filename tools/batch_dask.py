@@ -23,7 +23,7 @@ from dask.distributed import Client, LocalCluster, as_completed, get_worker
 import npgemma
 from npgemma.api.batch import answer_jobs
 from npgemma.commands.batch import as_line
-from npgemma.io.jobs import Job, NoJob, open_results, read_jobs
+from npgemma.io.jobs import InvalidJob, Job, open_results, read_jobs
 
 
 def answer_chunk(model: str | None, jobs: list[Job], in_flight: int, max_new_tokens: int) -> list[dict[str, Any]]:
@@ -39,9 +39,9 @@ def run(client: Client, a: argparse.Namespace) -> int:
     model = str(Path(a.model).resolve()) if a.model and os.path.exists(a.model) else a.model
     failed = 0
     with open_results(a.output) as results:
-        left = results.left(read_jobs(a.jobs.resolve()), a.output)  # workers have folders of their own
+        left = results.remaining(read_jobs(a.jobs.resolve()), a.output)  # workers have folders of their own
         for job in left:
-            if isinstance(job, NoJob):
+            if isinstance(job, InvalidJob):
                 results.write({"id": job.id, "error": job.error})
                 failed += 1
         jobs = [job for job in left if isinstance(job, Job)]

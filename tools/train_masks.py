@@ -23,7 +23,7 @@ from shape_world import MAX_TURN, SHAPES, SIDE, Thing, draw_mask
 from torch import Tensor, nn
 
 from npgemma.checkpoints.mask_vqvae import CODEBOOK, SEGMENT_CODES
-from npgemma.io.atomic_write import beside
+from npgemma.io.atomic_write import replace_file
 from npgemma.tasks.masks import cut_out
 
 WIDTH = 32  # of a code and of the middle of the network
@@ -136,7 +136,7 @@ def export(network: AutoEncoder, out: Path) -> None:
     """The weights in float16, by big_vision's names."""
     named = {name: x for name, x in network.state_dict().items() if name.startswith(("encoder.", "decoder."))}
     named[CODEBOOK] = network.codebook
-    with beside(out) as part, part.open("wb") as file:
+    with replace_file(out) as part, part.open("wb") as file:
         np.savez_compressed(file, **{name: x.numpy().astype(np.float16) for name, x in named.items()})
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from npgemma.api.batch import IN_FLIGHT, Batch, JobResult
 from npgemma.commands.flags import AddParser, WrongUsage, answer_flags, load_model, options, positive
 from npgemma.commands.output import INTERRUPTED, WIPE, printable
-from npgemma.io.jobs import Job, NoJob, folder_jobs, open_results, read_jobs
+from npgemma.io.jobs import InvalidJob, Job, folder_jobs, open_results, read_jobs
 from npgemma.tasks.objects import parse_objects
 
 
@@ -53,11 +53,11 @@ def run_batch(a: argparse.Namespace) -> int:
     jobs = folder_jobs(a.jobs, a.prompt) if a.jobs.is_dir() else read_jobs(a.jobs)
     model = load_model(a)
     with open_results(a.output) as results:
-        left = results.left(jobs, a.output)
+        left = results.remaining(jobs, a.output)
         progress = Progress(len(jobs), len(jobs) - len(left))
         try:
             for job in left:
-                if isinstance(job, NoJob):
+                if isinstance(job, InvalidJob):
                     results.write({"id": job.id, "error": job.error})
                     progress.count(failed=True)
             batch = Batch(model, chosen, a.in_flight)

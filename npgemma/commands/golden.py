@@ -24,7 +24,7 @@ from npgemma.golden.replay import replay
 from npgemma.golden.report import as_json, as_text
 from npgemma.golden.rounding import SCHEDULES
 from npgemma.golden.suggest import suggest_map
-from npgemma.io.atomic_write import beside
+from npgemma.io.atomic_write import replace_file
 from npgemma.io.picture import write_picture, written_format
 
 
@@ -150,7 +150,7 @@ def run_compare(a: argparse.Namespace) -> int:
 def write_suggestion(path: Path, mapping: dict[str, object]) -> int:
     """Write the draft of a mapping file. BadGolden if `path` cannot be written."""
     try:
-        with beside(path) as temporary:
+        with replace_file(path) as temporary:
             temporary.write_text(json.dumps(mapping, indent=1) + "\n", "utf-8")
     except OSError as error:
         raise BadGolden(f"{path} cannot be written: {error.strerror}") from None

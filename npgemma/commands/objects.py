@@ -12,7 +12,7 @@ from npgemma.commands.flags import AddParser, generate, load_model, options, sea
 from npgemma.commands.output import box_fields, print_json
 from npgemma.decoding.text import Generation
 from npgemma.errors import BadPicture
-from npgemma.io.atomic_write import beside
+from npgemma.io.atomic_write import replace_file
 from npgemma.io.picture import read_picture, write_picture, written_format
 from npgemma.tasks.drawing import draw_boxes, draw_masks
 from npgemma.tasks.masks import object_masks, soft_object_masks
@@ -118,7 +118,7 @@ def run_segment(a: argparse.Namespace) -> int:
         report_nothing_found(answer)
     if a.masks:
         stacked = np.array(masks, np.float32 if a.soft else bool).reshape(-1, image.height, image.width)
-        with beside(a.masks) as temporary, temporary.open("wb") as file:
+        with replace_file(a.masks) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, masks=stacked, labels=np.array(labels, str))
     if a.draw:
         write_picture(draw_boxes(draw_masks(image, masks, labels), boxes), a.draw)

@@ -27,7 +27,7 @@ import safetensors
 
 from npgemma.errors import BadGolden, BadModel
 from npgemma.golden.names import is_tap
-from npgemma.io.atomic_write import beside
+from npgemma.io.atomic_write import replace_file
 from npgemma.io.safetensors import open_with_metadata
 from npgemma.layers.shapes import Array, Float
 
@@ -102,7 +102,7 @@ def write_golden(spool: Spool, metadata: Mapping[str, Any], path: Path) -> None:
         name: safetensors.TensorSpec(dtype=x.dtype.name, shape=list(x.shape), data_ptr=x.ctypes.data, data_len=x.nbytes)
         for name, x in tensors.items()
     }
-    with beside(path) as temporary:
+    with replace_file(path) as temporary:
         safetensors.serialize_file(specs, temporary, metadata={KEY: json.dumps(facts)})
 
 

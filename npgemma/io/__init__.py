@@ -1,1 +1,1 @@
-"""Bytes: files, JSON, archives, pictures, tokenizers, memory. Nothing here knows a model; all input is checked."""
+"""Files, JSON, archives, pictures, tokenizers and memory. This package does not know any model and checks all input."""

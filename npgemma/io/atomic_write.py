@@ -1,4 +1,4 @@
-"""Files written at once or not at all."""
+"""Files that are written completely or not at all."""
 
 import errno
 import os
@@ -8,16 +8,15 @@ from pathlib import Path
 
 
 @contextmanager
-def beside(path: Path) -> Iterator[Path]:
-    """An empty file in the same folder, renamed to `path` when the block ends well and removed when it does not.
+def replace_file(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary file that replaces `path` if the block succeeds, and is removed if it fails.
 
-    So at every moment `path` is what it was or all of what was written, never a part; the new file may be read by whom
-    the old one might. What a link leads to is written, the link stays. OSError where there is no file but a device, a
-    pipe or a folder, or one that may not be written.
+    At every moment `path` has either its old content or all of the new. The file keeps its permissions. If `path` is a
+    link, its target is replaced and the link stays. OSError if `path` is a device, a pipe or a folder, or is read-only.
     """
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "it is no file", str(path))
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     if path.exists() and not os.access(path, os.W_OK):
         raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     temporary = path.parent / f".npgemma-{os.getpid()}{path.suffix}"
@@ -25,7 +24,7 @@ def beside(path: Path) -> Iterator[Path]:
         temporary.touch()
         mode = (path if path.exists() else temporary).stat().st_mode
         yield temporary
-        temporary.chmod(mode)  # safetensors writes files that nobody but their owner can read
+        temporary.chmod(mode)  # safetensors writes files that only their owner can read
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
         temporary.replace(path)

@@ -1,7 +1,7 @@
-"""Are a model's files what was published?
+"""Check whether the files of a model are the published ones.
 
-The blobs of a Hugging Face cache are named by a hash of what they hold: 64 hexadecimal digits are the sha256 of a large
-file, 40 the sha1 that git gives a small one. So a damaged download shows without asking anybody.
+The Hugging Face cache names each blob by a hash of its content: 64 hexadecimal digits are the sha256 of a large file,
+40 are git's sha1 of a small file. So a damaged download can be detected offline.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ CHUNK = 1 << 22  # bytes read at once
 
 
 class Verified(NamedTuple):
-    """A file, its sha256 ('' if it cannot be read), and whether it is what its blob is named after: None if no blob."""
+    """A file, its sha256 ('' if it is unreadable), and whether it matches the name of its blob (None: not a blob)."""
 
     name: str
     sha256: str
@@ -25,15 +25,18 @@ class Verified(NamedTuple):
 
 
 def verify_files(model: Path) -> Iterator[Verified]:
-    """Each file of a model, by name: all of a folder, or the one file. BadModel for a link that leads out of it."""
+    """Check the files of a model, sorted by name: all files of a folder, or one file.
+
+    BadModel for a link that leads out of the folder.
+    """
     folder = folder_of(model)
     for path in sorted(model.iterdir()) if model.is_dir() else [model]:
         if path.exists() and not path.is_file():
-            continue  # a folder, or what would wait for ever, such as a pipe
+            continue  # a folder, or a pipe, which would block
         real = Path(os.path.realpath(member(folder, path.name)))
         try:
             sha256, git = digests(real)
-        except OSError:  # a link to a blob that is gone, or to itself
+        except OSError:  # a link to a missing blob, or a link to itself
             yield Verified(path.name, "", False)
             continue
         name = real.name if real.parent.name == "blobs" else ""
@@ -41,11 +44,11 @@ def verify_files(model: Path) -> Iterator[Verified]:
         yield Verified(path.name, sha256, None if expected is None else name == expected)
 
 
-def digests(path: Path) -> tuple[str, str]:
-    """The sha256 of a file, and git's sha1 of it as a blob."""
+def digests(path: Path, chunk: int = CHUNK) -> tuple[str, str]:
+    """The sha256 of a file, and git's sha1 of it as a blob. `chunk` bytes are read at once."""
     sha256, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            sha256.update(chunk)
-            git.update(chunk)
+        while read := file.read(chunk):
+            sha256.update(read)
+            git.update(read)
     return sha256.hexdigest(), git.hexdigest()

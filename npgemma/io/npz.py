@@ -1,4 +1,4 @@
-""".npz files from strangers: nothing in them is run, and nothing is unpacked that would not fit."""
+"""Untrusted .npz files: nothing in them is executed, and nothing is unpacked beyond a limit."""
 
 import lzma
 import tokenize
@@ -10,7 +10,7 @@ import numpy as np
 
 from npgemma.layers.shapes import Array
 
-# What zipfile and NumPy raise on a damaged file, and the complaints below.
+# What zipfile and NumPy raise for a damaged file, and what `read_npz` raises.
 DAMAGE = (
     OSError,
     ValueError,
@@ -28,20 +28,21 @@ DAMAGE = (
 
 
 def read_npz(path: Path, at_most: int | None) -> dict[str, Array]:
-    """The arrays of an .npz file, pickles refused. One of DAMAGE if it is damaged, holds a name twice, or unpacks to
-    more than `at_most` bytes.
+    """The arrays of an .npz file; pickles are refused.
+
+    Raises one of DAMAGE if the file is damaged, contains a name twice, or unpacks to more than `at_most` bytes.
     """
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
     names = [entry.filename.removesuffix(".npy") for entry in entries]
     if len(set(names)) < len(names):
-        raise ValueError("it holds a name twice; write every array under a name of its own")
+        raise ValueError("two arrays have the same name; give each array its own name")
     unpacked = sum(entry.file_size for entry in entries)
     if at_most is not None and unpacked > at_most:
-        raise ValueError(f"it unpacks to {unpacked:,} bytes, more than the {at_most:,} it may")
+        raise ValueError(f"it unpacks to {unpacked:,} bytes; the limit is {at_most:,}")
     with np.load(path, allow_pickle=False) as arrays:
         found = {name: arrays[name] for name in arrays.files}
     for name, x in found.items():
         if not isinstance(x, np.ndarray):
-            raise ValueError(f"{name!r} in it is no array")
+            raise ValueError(f"{name!r} is not an array")
     return found

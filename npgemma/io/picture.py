@@ -1,7 +1,7 @@
-"""Pictures -> pixel values; of an RGB picture bit for bit those of transformers' PIL backend.
+"""Pictures -> pixel values, bit for bit those of transformers' PIL backend for an RGB picture.
 
-A path is read as a person would see it: turned upright by its EXIF tag. A PIL image or an array is taken as it is. Both
-are brought to RGB: transparency over white, 16 bits scaled to 8 and not clipped.
+A file is turned upright by its EXIF tag, as viewers show it; a PIL image or an array is used as it is. Everything is
+converted to RGB: transparency is composited over white, and 16 bits are scaled to 8, not clipped.
 """
 
 import struct
@@ -14,22 +14,15 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from npgemma.errors import BadPicture
-from npgemma.io.atomic_write import beside
+from npgemma.io.atomic_write import replace_file
 from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import Tap, silent
 
-FORMATS = (
-    "PNG",
-    "JPEG",
-    "WEBP",
-    "GIF",
-    "BMP",
-    "TIFF",
-    "PPM",
-)  # the rest can start programs or has been a door too often
-MAX_PIXELS = 89_000_000  # Pillow only warns here; a larger picture is likelier an attack than a photograph
+# Pillow's other decoders can start programs, or have had many security holes.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+MAX_PIXELS = 89_000_000  # Pillow's limit, where it only warns; a larger file is probably a decompression bomb
 
-# What Pillow raises on a damaged file: the errors its own fuzzers take for a clean refusal, and some seen here.
+# What Pillow raises for a damaged file: the errors that its own fuzzers accept, and some found by the tests here.
 DAMAGE = (
     OSError,
     SyntaxError,
@@ -43,7 +36,7 @@ DAMAGE = (
     struct.error,
     Image.DecompressionBombError,
 )
-# How to turn a picture upright, by its EXIF orientation; 1 is upright.
+# The transposition that turns a picture upright, by its EXIF orientation; 1 is upright.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -57,55 +50,53 @@ UPRIGHT = {
 Picture: TypeAlias = str | Path | Image.Image | Array
 
 
-def read_picture(picture: Picture) -> Image.Image:
-    """An RGB image of a path, a PIL image, or a uint8 array [H W], [H W 1], [H W 3] or [H W 4]; else BadPicture."""
+def read_picture(picture: Picture, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """An RGB image of a path, a PIL image, or a uint8 array [H W], [H W 1], [H W 3] or [H W 4].
+
+    BadPicture for anything else, for a damaged file, and for a file of more than `max_pixels`.
+    """
     if isinstance(picture, np.ndarray):
         return to_rgb(from_array(picture))
     if not isinstance(picture, (str, Path, Image.Image)):
-        raise BadPicture(f"a picture is a path, a PIL image or a uint8 array, not a {type(picture).__name__}")
+        raise BadPicture(f"a picture must be a path, a PIL image or a uint8 array, not a {type(picture).__name__}")
     try:
-        return to_rgb(picture) if isinstance(picture, Image.Image) else read_file(Path(picture))
+        return to_rgb(picture) if isinstance(picture, Image.Image) else read_file(Path(picture), max_pixels)
     except FileNotFoundError:
         raise BadPicture(f"{picture} is missing: there is no such picture") from None
     except UnidentifiedImageError:
-        raise BadPicture(f"{picture} is not a picture that npgemma reads ({', '.join(FORMATS)})") from None
+        raise BadPicture(f"{picture} is not a picture in a format that npgemma reads ({', '.join(FORMATS)})") from None
     except DAMAGE as error:
         raise BadPicture(f"{picture} cannot be read: {error}") from None
 
 
-def read_file(path: Path) -> Image.Image:
-    """The RGB image in a file, upright. BadPicture if it is too large; whatever Pillow raises if it is damaged."""
+def read_file(path: Path, max_pixels: int) -> Image.Image:
+    """The upright RGB image in a file. BadPicture if it is too large; one of DAMAGE if it is damaged."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of metadata, and of sizes, which are checked here
+        warnings.simplefilter("ignore")  # about metadata, and about sizes, which are checked here
         with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                size = f"{image.width} x {image.height} pixels"
-                raise BadPicture(f"{path} has {size}; npgemma reads up to {MAX_PIXELS // 1_000_000} million")
+            if image.width * image.height > max_pixels:
+                raise BadPicture(f"{path} has {image.width} x {image.height} pixels; the limit is {max_pixels:,}")
             rgb = to_rgb(image)
-            # only now: Pillow turns some formats itself while it reads their pixels, and takes the tag away
+            # after reading the pixels: for some formats Pillow turns the picture itself then, and removes the tag
             turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
             return rgb if turn is None else rgb.transpose(turn)
 
 
 def from_array(array: Array) -> Image.Image:
-    """A PIL image of a uint8 array. BadPicture for another dtype or shape: guessing a range would be silently wrong."""
+    """A PIL image of a uint8 array. BadPicture for another dtype, whose range would be a guess, or another shape."""
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
-    if (
-        array.dtype != np.uint8
-        or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4)))
-        or not array.size
-    ):
-        raise BadPicture(
-            f"a picture array is uint8 [H W], [H W 1], [H W 3] or [H W 4], not {array.dtype} {list(array.shape)}"
-        )
+    fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+    if array.dtype != np.uint8 or not fits or not array.size:
+        found = f"{array.dtype} {list(array.shape)}"
+        raise BadPicture(f"a picture array must be uint8 [H W], [H W 1], [H W 3] or [H W 4], not {found}")
     return Image.fromarray(np.ascontiguousarray(array))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB: 16-bit grays scaled by 1/257, transparency over white, the rest as Pillow converts it."""
+    """Convert any mode to RGB: 16-bit grays times 1/257, transparency over white, the rest as Pillow converts it."""
     if not image.width or not image.height:
-        raise BadPicture(f"a picture of {image.width} x {image.height} pixels shows nothing")
+        raise BadPicture(f"the picture has {image.width} x {image.height} pixels; it needs at least one")
     if image.mode.startswith("I") or image.mode == "F":
         gray = np.asarray(image)
         transparent = gray == image.info.get("transparency", np.nan)
@@ -118,12 +109,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def eight_bits(gray: Array) -> Array:
-    """Grays to 0 .. 255: 16-bit ones by 1/257, wider ones too if any exceeds 255; floats of 0 .. 1 by 255.
+    """Grays as 0 .. 255: times 1/257 if they have 16 bits or any exceeds 255; floats in 0 .. 1 times 255.
 
-    BadPicture beyond 0 .. 65535.
+    BadPicture for values outside 0 .. 65535.
     """
     if not np.isfinite(gray).all() or gray.min() < 0 or gray.max() > 65535:
-        raise BadPicture(f"gray values run from {gray.min()} to {gray.max()}; npgemma reads 0 to 65535")
+        raise BadPicture(f"the gray values range from {gray.min()} to {gray.max()}; npgemma reads 0 to 65535")
     if gray.dtype.kind == "f" and gray.max() <= 1:
         gray = gray * 255
     deep = gray.dtype.itemsize == 2 or gray.max() > 255
@@ -131,9 +122,9 @@ def eight_bits(gray: Array) -> Array:
 
 
 def pixel_values(images: Sequence[Image.Image], side: int, tap: Tap = silent) -> Float[Array, "B 3 Y X"]:
-    """RGB images as float32 in -1 .. 1: squashed to a square (bicubic, antialiased, 8 bits), (u8/255 - 0.5) / 0.5.
+    """RGB images as float32 in -1 .. 1: resized to a square (bicubic, antialiased, 8 bits), then (u8/255 - 0.5) / 0.5.
 
-    The aspect ratio is not kept: PaliGemma never saw it. The division by 255 is a product with 1/255 in float64,
+    The aspect ratio is not kept, as in PaliGemma's training. The division by 255 is a product with 1/255 in float64,
     rounded to float32 once, as in transformers; anything else differs in the last bit.
     """
     values = np.empty((len(images), 3, side, side), np.float32)
@@ -145,24 +136,23 @@ def pixel_values(images: Sequence[Image.Image], side: int, tap: Tap = silent) ->
 
 
 def written_format(path: Path) -> str:
-    """The format that the ending of `path` names. BadPicture if it is none to write in, or there is no such folder."""
+    """The format for the suffix of `path`. BadPicture if it is unknown, or the folder does not exist."""
     kind = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}.get(path.suffix.lower())
     if kind is None:
-        raise BadPicture(f"{path} cannot be written: end its name in .png or .jpg")
+        raise BadPicture(f"{path} cannot be written: its name must end in .png, .jpg, .webp or .bmp")
     if not path.parent.is_dir():
         raise BadPicture(f"{path} cannot be written: No such file or directory")
     return kind
 
 
 def write_picture(image: Image.Image, path: Path) -> None:
-    """Save `image` in the format that the ending of `path` names.
+    """Save `image` in the format for the suffix of `path`, completely or not at all.
 
-    It is written beside `path` and then renamed, so no half picture is left. BadPicture if the ending names no format
-    or the file cannot be written.
+    BadPicture if the suffix is unknown or the file cannot be written.
     """
     kind = written_format(path)
     try:
-        with beside(path) as temporary:
+        with replace_file(path) as temporary:
             image.save(temporary, kind)
     except (OSError, ValueError) as error:
         raise BadPicture(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from None

@@ -1,8 +1,8 @@
-"""safetensors files as arrays that are views of memory maps: nothing is read until it is used.
+"""safetensors files as arrays that are views of memory maps: data is read when it is used.
 
-The safetensors library checks the file (https://github.com/huggingface/safetensors, 'Format'); then the tensors are
-mapped here, because its NumPy side copies them and has no bfloat16. In npgemma bfloat16 is uint16 bits (see
-layers.shapes).
+The safetensors library checks the file (https://github.com/huggingface/safetensors, 'Format'). The tensors are mapped
+here, because the library's NumPy interface copies them and does not support bfloat16. npgemma holds bfloat16 as uint16
+bits (see layers.shapes).
 """
 
 import json
@@ -32,34 +32,34 @@ def open_file(path: Path, dtypes: Mapping[str, np.dtype[Any]] = DTYPES) -> dict[
 def open_with_metadata(
     path: Path, dtypes: Mapping[str, np.dtype[Any]] = DTYPES
 ) -> tuple[dict[str, Array], dict[str, str]]:
-    """`open_file`, and the strings that the file holds beside its tensors."""
+    """The tensors of one file, and its metadata. BadModel as for `open_file`."""
     try:
         with safe_open(path, framework="numpy", backend="pread"):
             pass
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length), object_pairs_hook=named_once)
-        data = contents(path)[8 + length :]
+            header = json.loads(file.read(length), object_pairs_hook=unique_keys)
+        data = mapped(path)[8 + length :]
     except FileNotFoundError:
         unfinished = path.parent.parent.name == "snapshots" and is_unfinished(path.parents[2])
-        raise BadModel(f"{path} is missing{': its download is not finished' if unfinished else ''}") from None
+        raise BadModel(f"{path} is missing{': the download is incomplete' if unfinished else ''}") from None
     except (OSError, ValueError, SafetensorError) as error:
-        hint = "is it still downloading, or a placeholder for a large file?"
-        raise BadModel(f"{path} is not a usable safetensors file ({error}); {hint}") from None
+        hint = "the download may be incomplete, or the file may be a git-lfs pointer"
+        raise BadModel(f"{path} is not a valid safetensors file ({error}); {hint}") from None
     metadata = header.pop("__metadata__", {})
     return {name: tensor(data, entry, dtypes, f"{path}: tensor {name!r}") for name, entry in header.items()}, metadata
 
 
-def contents(path: Path) -> Array:
-    """The bytes of a file, mapped read-only; read into memory where they cannot be mapped (some network drives)."""
+def mapped(path: Path) -> Array:
+    """The bytes of a file, mapped read-only; read into memory if mapping fails (some network drives)."""
     try:
         return np.asarray(np.memmap(path, np.uint8, "r"))
     except OSError:
         return np.fromfile(path, np.uint8)
 
 
-def named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object of distinct keys. The format forbids the same name twice, its readers let the last one win."""
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. ValueError for a repeated key: the format forbids it, but its readers take the last one."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a tensor name appears twice")
@@ -67,7 +67,7 @@ def named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def tensor(data: Array, entry: Mapping[str, Any], dtypes: Mapping[str, np.dtype[Any]], where: str) -> Array:
-    """The view of `data` that a header entry describes; its sizes were checked when the file was opened."""
+    """The view of `data` that a header entry describes. The library has already checked the sizes."""
     if entry["dtype"] not in dtypes:
         raise BadModel(f"{where} is stored as {entry['dtype']}; npgemma reads {', '.join(dtypes)}")
     start, end = entry["data_offsets"]
@@ -78,7 +78,7 @@ def tensor(data: Array, entry: Mapping[str, Any], dtypes: Mapping[str, np.dtype[
 
 
 def weight_files(model: Path) -> list[Path]:
-    """The files that `open_model` maps, but for those that are missing."""
+    """The files that `open_model` maps, without the missing ones."""
     if not model.is_dir():
         return [model]
     shards = set(weight_map(model).values()) or {"model.safetensors"}
@@ -86,42 +86,40 @@ def weight_files(model: Path) -> list[Path]:
 
 
 def open_model(model: Path) -> dict[str, Array]:
-    """All tensors of a model, which is one file or a folder."""
+    """All tensors of a model: one file, or a folder."""
     return open_folder(model) if model.is_dir() else open_file(model)
 
 
 def open_folder(folder: Path) -> dict[str, Array]:
     """All tensors of a model folder: model.safetensors, or the shards that model.safetensors.index.json names."""
-    homes = weight_map(folder)
-    if not homes:
+    shard_of = weight_map(folder)
+    if not shard_of:
         return open_file(member(folder, "model.safetensors"))
-    shards = {shard: open_file(member(folder, shard)) for shard in sorted(set(homes.values()))}
+    shards = {shard: open_file(member(folder, shard)) for shard in sorted(set(shard_of.values()))}
     tensors: dict[str, Array] = {}
     for shard, found in shards.items():
-        listed = {name for name, home in homes.items() if home == shard}
+        listed = {name for name, its_shard in shard_of.items() if its_shard == shard}
         if listed != found.keys():
             missing, extra = sorted(listed - found.keys()), sorted(found.keys() - listed)
-            raise BadModel(
-                f"{folder / INDEX} and {shard} disagree: only listed {missing[:10]}, only stored {extra[:10]}"
-            )
+            differences = f"only in the index: {missing[:10]}, only in the file: {extra[:10]}"
+            raise BadModel(f"{folder / INDEX} and {shard} list different tensors; {differences}")
         tensors |= found
     return tensors
 
 
 def weight_map(folder: Path) -> dict[str, str]:
-    """Which shard holds each tensor, as the index says; nothing where there is no index.
+    """The file name of the shard of each tensor, from the index; empty if there is no index.
 
-    A shard must be a plain file name in that folder: an index that says ../ or /etc would read what is not the model's.
+    BadModel for a shard that is not a plain file name: a path such as ../x could lead out of the model's folder.
     """
     index = member(folder, INDEX)
     if not index.exists():
         return {}
-    homes = read_json(index).get("weight_map")
-    if not isinstance(homes, dict) or not homes:
+    shard_of = read_json(index).get("weight_map")
+    if not isinstance(shard_of, dict) or not shard_of:
         raise BadModel(f"{index}: weight_map is missing or empty")
-    for name, shard in homes.items():
+    for name, shard in shard_of.items():
         if not isinstance(shard, str) or not re.fullmatch(r"\w[\w.-]*\.safetensors", shard, re.ASCII):
-            raise BadModel(
-                f"{index}: tensor {name!r} is in {shard!r}, which is no plain file name ending in .safetensors"
-            )
-    return homes
+            wrong = f"{shard!r}, which is not a plain file name ending in .safetensors"
+            raise BadModel(f"{index}: tensor {name!r} is in {wrong}")
+    return shard_of

@@ -1,4 +1,4 @@
-"""JSON files read strictly, and their objects key by key: every error names the file and the key."""
+"""Strict reading of JSON files, and of their objects key by key: every error names the file and the key."""
 
 import json
 import math
@@ -12,22 +12,22 @@ MAX_JSON_BYTES = 10_000_000
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. BadModel for whatever is no JSON object, too large, ambiguous or not finite."""
+    """The object in a JSON file. BadModel for anything else, a large file, a repeated key or an infinite number."""
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise ValueError(f"it is larger than {MAX_JSON_BYTES // 1_000_000} MB")
+            raise ValueError(f"the file is larger than {MAX_JSON_BYTES // 1_000_000} MB")
         content = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise BadModel(f"{path} is missing: a model folder needs it") from None
     except (OSError, ValueError, RecursionError) as error:
         raise BadModel(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(content, dict):
-        raise BadModel(f"{path} holds a JSON {type(content).__name__}, not an object")
+        raise BadModel(f"{path} contains a JSON {type(content).__name__}, not an object")
     return content
 
 
 def parse_json(text: bytes) -> Any:
-    """What JSON says. ValueError where it says it twice or says no finite number; RecursionError if nested too deep."""
+    """The value of a JSON text. ValueError for a repeated key or an infinite number; RecursionError if too deep."""
 
     def only_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -37,25 +37,26 @@ def parse_json(text: bytes) -> Any:
 
     def finite(number: str) -> float:
         if not math.isfinite(float(number)):
-            raise ValueError(f"{number} is no finite number")
+            raise ValueError(f"{number} is not a finite number")
         return float(number)
 
     return json.loads(text, object_pairs_hook=only_once, parse_float=finite, parse_constant=finite)
 
 
 class Section:
-    """One object of a config file, read key by key; every complaint names the file and the key."""
+    """One object of a config file, read key by key; every error names the file and the key."""
 
     def __init__(self, values: Mapping[str, Any], where: str) -> None:
         self.values = values
         self.where = where
 
     def get(self, key: str, default: Any) -> Any:
-        """The value, or the default where there is none or null."""
+        """The value, or the default if the key is missing or null."""
         value = self.values.get(key)
         return default if value is None else value
 
     def section(self, key: str) -> "Section":
+        """The object under `key`; an empty one if the key is missing or null."""
         value = self.values.get(key)
         if value is not None and not isinstance(value, dict):
             raise BadModel(f"{self.where}: {key} is {value!r}, not an object")
@@ -96,9 +97,8 @@ class Section:
         return tuple(Section({key: one}, self.where).token(key, default, at_most) for one in each)
 
     def require(self, key: str, *allowed: Any) -> None:
-        """Nothing, or one of the values whose mathematics npgemma has."""
+        """BadModel if the key has a value other than those that npgemma supports."""
         value = self.values.get(key)
         if value is not None and value not in allowed:
-            raise BadModel(
-                f"{self.where}: {key} is {value!r}, which npgemma does not compute; it knows {list(allowed)}"
-            )
+            supported = f"supported: {list(allowed)}"
+            raise BadModel(f"{self.where}: {key} is {value!r}, which npgemma does not support; {supported}")

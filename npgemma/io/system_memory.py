@@ -1,68 +1,68 @@
-"""How much memory this process may still take, and sizes as people write them."""
+"""How much memory this process may still use, and sizes as people write them."""
 
 import os
 import sys
 from contextlib import suppress
 from pathlib import Path
 
+ROOT = Path("/")  # below it are the files in which the kernel reports memory
 
-def available_memory(mapped: int = 0) -> int | None:
-    """Bytes that this process may still take: of the machine, of its container, of its own limit; None if unknown.
 
-    What the machine holds of files for speed alone counts as available, and so do the `mapped` bytes of weights.
+def available_memory(mapped: int = 0, root: Path = ROOT) -> int | None:
+    """Bytes that this process may still use: the minimum over the machine, its container and the process's own limit.
+
+    None if none of them is known. Page cache counts as available, and so do the `mapped` bytes of weights.
     """
-    known = [each for each in (of_machine(), of_container(), of_process(mapped)) if each is not None]
-    return min(known) if known else None
+    limits = (machine_memory(root), container_memory(root), address_space(mapped, root))
+    return min((each for each in limits if each is not None), default=None)
 
 
-def of_machine() -> int | None:
-    """What Linux says is available; on macOS all there is; on Windows unknown."""
+def machine_memory(root: Path = ROOT) -> int | None:
+    """The available memory of a Linux machine, the total memory of a Mac, None elsewhere."""
     if sys.platform == "darwin":
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return field("/proc/meminfo", "MemAvailable:", 1024)
+    return kernel_value(root / "proc/meminfo", "MemAvailable:", 1024)
 
 
-def of_container() -> int | None:
-    """The limit of this process's control group, of either version, less what the group holds beside files."""
+def container_memory(root: Path = ROOT) -> int | None:
+    """The limit of this process's control group (version 1 or 2) minus the group's memory other than page cache."""
     try:
-        own = [line.split(":", 2)[2] for line in Path("/proc/self/cgroup").read_text().splitlines()]
+        own = [line.split(":", 2)[2] for line in (root / "proc/self/cgroup").read_text().splitlines()]
     except (OSError, IndexError):
         own = []
     left = []
     for group in ("", *own):
-        for place, limit, anonymous in (
-            (f"/sys/fs/cgroup{group}", "memory.max", "anon"),
-            (f"/sys/fs/cgroup/memory{group}", "memory.limit_in_bytes", "total_rss"),
-        ):
-            with suppress(OSError, ValueError):  # no such group, or its limit is 'max'
-                most = int(Path(f"{place}/{limit}").read_text())
-                held = field(f"{place}/memory.stat", anonymous, 1)
-                left += [most - held] if held is not None else []
+        for version, limit, anonymous in (("", "memory.max", "anon"), ("memory", "memory.limit_in_bytes", "total_rss")):
+            folder = root / "sys/fs/cgroup" / version / group.lstrip("/")
+            with suppress(OSError, ValueError):  # the group does not exist, or its limit is 'max'
+                most = int((folder / limit).read_text())
+                used = kernel_value(folder / "memory.stat", anonymous, 1)
+                left += [most - used] if used is not None else []
     return min(left, default=None)
 
 
-def of_process(mapped: int = 0) -> int | None:
-    """The limit that `ulimit -v` sets, less the address space in use beside what is mapped."""
+def address_space(mapped: int = 0, root: Path = ROOT) -> int | None:
+    """The limit set by `ulimit -v` minus the address space in use, without the `mapped` bytes."""
     try:
         import resource
-    except ImportError:  # Windows has none
+    except ImportError:  # on Windows
         return None
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    used = field("/proc/self/status", "VmSize:", 1024)
+    used = kernel_value(root / "proc/self/status", "VmSize:", 1024)
     return None if limit == resource.RLIM_INFINITY or used is None else limit - used + mapped
 
 
-def field(path: str, name: str, unit: int) -> int | None:
-    """The number behind `name` in a file of the kernel's, in bytes."""
+def kernel_value(path: Path, name: str, unit: int) -> int | None:
+    """The number that follows `name` in a file of the kernel, in bytes; None if there is none."""
     try:
-        lines = Path(path).read_text().splitlines()
+        lines = path.read_text().splitlines()
     except OSError:
         return None
     return next((int(line.split()[1]) * unit for line in lines if line.split()[:1] == [name]), None)
 
 
 def size(number: int) -> str:
-    """'5.93 GB'."""
+    """A number of bytes for people: '5.93 GB'."""
     return f"{number / 1e9:.2f} GB"
 
 
@@ -76,5 +76,5 @@ def parse_size(text: str) -> int:
     except (ValueError, OverflowError):
         found = 0
     if found <= 0:
-        raise ValueError(f"{text!r} is no amount of memory; say 8GB or 512MB")
+        raise ValueError(f"{text!r} is not an amount of memory; write for example 8GB or 512MB")
     return found

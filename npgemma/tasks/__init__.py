@@ -1,1 +1,1 @@
-"""What PaliGemma is asked and what it answers: prompts, objects, masks, drawings."""
+"""The tasks of PaliGemma: its prompts, and the objects and masks in its answers."""

@@ -1,4 +1,4 @@
-"""Boxes and masks drawn on a picture, one colour for each label."""
+"""Draw boxes and masks on a picture, one colour per label."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,30 @@ COLORS = ("#e6194b", "#0082c8", "#3cb44b", "#f58231", "#911eb4", "#008080", "#9a
 
 
 def draw_boxes(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
-    """A copy of `image` with every box drawn and labelled: a colour a label, line and letters by the picture's size."""
+    """Draw labelled boxes on a copy of a picture.
+
+    Lines and letters scale with the picture. A label is above its box if there is space, and inside it otherwise.
+
+    Parameters
+    ----------
+    image : PIL.Image.Image
+        The picture, in any mode.
+    boxes : sequence of Box
+        Boxes in pixels of `image`, from `parse_boxes`.
+
+    Returns
+    -------
+    PIL.Image.Image
+        A new RGB image.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> import npgemma
+    >>> drawn = npgemma.draw_boxes(Image.new("RGB", (200, 160), "white"), [npgemma.Box("cat", 20, 60, 120, 140)])
+    >>> drawn.getpixel((20, 100))
+    (230, 25, 75)
+    """
     drawn = image.convert("RGB")
     draw = ImageDraw.Draw(drawn)
     line = max(2, round(min(image.size) / 150))
@@ -25,7 +48,7 @@ def draw_boxes(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
         draw.rectangle((left, top, right, bottom), outline=color, width=line)
         *_, text_width, text_height = draw.textbbox((0, 0), box.label, font=font)
         pad = line * 2
-        # above the box where there is room, else inside it; never off the right edge
+        # above the box if there is space, else inside it; moved left at the right edge of the picture
         y = top - text_height - 2 * pad if top >= text_height + 2 * pad else top
         x = max(0, min(left, image.width - text_width - 2 * pad))
         draw.rectangle((x, y, x + text_width + 2 * pad, y + text_height + 2 * pad), fill=color)
@@ -34,7 +57,33 @@ def draw_boxes(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
 
 
 def draw_masks(image: Image.Image, masks: Sequence[Array], labels: Sequence[str]) -> Image.Image:
-    """A copy of `image` with every mask (True, or 1) laid over it, half transparent; the colours are `draw_boxes`'s."""
+    """Draw masks, half transparent, on a copy of a picture.
+
+    Parameters
+    ----------
+    image : PIL.Image.Image
+        The picture, in any mode.
+    masks : sequence of arrays [height width]
+        Masks from `object_masks` or `soft_object_masks`, in the size of the picture.
+    labels : sequence of str
+        The label of each mask; a label has the same colour as in `draw_boxes`.
+
+    Returns
+    -------
+    PIL.Image.Image
+        A new RGB image.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from PIL import Image
+    >>> import npgemma
+    >>> mask = np.zeros((160, 200), bool)
+    >>> mask[60:140, 20:120] = True
+    >>> drawn = npgemma.draw_masks(Image.new("RGB", (200, 160), "white"), [mask], ["cat"])
+    >>> drawn.getpixel((0, 0)), drawn.getpixel((70, 100))
+    ((255, 255, 255), (242, 140, 165))
+    """
     drawn = np.asarray(image.convert("RGB")).astype(np.float32)
     names = list(dict.fromkeys(labels))
     for mask, label in zip(masks, labels, strict=True):

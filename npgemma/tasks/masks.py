@@ -1,41 +1,99 @@
-"""Masks on pictures: the codes of an answer -> a mask, and a mask -> the codes that a model is trained to say.
+"""Masks: the codes in an answer -> a mask on the picture, and a mask -> the codes that a model is trained on.
 
-Two rules are about for laying the 64 x 64 mask of an object onto its box, and they differ at the edges: PaliGemma's
-demo gives grays between 0 and 1, big_vision's evaluators cut at 0. Both are here.
+Two rules paste the 64 x 64 mask of an object into its box, and differ at the edges: PaliGemma's demo gives grays
+between 0 and 1, big_vision's evaluators threshold at 0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image
 
 from npgemma.layers.shapes import Array, Bool, Float
 from npgemma.models.mask_vqvae import SIDE, MaskVQVAE, decode_mask, encode_mask
-from npgemma.tasks.objects import Box, DetectedObject
+from npgemma.tasks.objects import BINS, Box, DetectedObject
+
+Paste: TypeAlias = Callable[[Array, Box, int, int], Array]
+LAST_BIN = BINS - 1
 
 
 def object_masks(p: MaskVQVAE, objects: Sequence[DetectedObject], width: int, height: int) -> list[Bool[Array, "Y X"]]:
-    """For each object that has codes, where it is on a picture of `width` x `height` pixels, by `paste_hard`."""
-    coded = [thing for thing in objects if thing.codes]
-    boxes = [thing.box(width, height, bins=1023) for thing in coded]  # as big_vision's evaluators read them
-    return [paste_hard(mask, box, width, height) for mask, box in zip(decoded(p, coded), boxes, strict=True)]
+    """Decode the masks of objects as big_vision's evaluators do: True or False for each pixel.
+
+    Parameters
+    ----------
+    p : MaskVQVAE
+        The mask codec, from `read_mask_codec`.
+    objects : sequence of DetectedObject
+        Objects from `parse_objects`. Those without codes are skipped.
+    width, height : int
+        The size of the picture in pixels.
+
+    Returns
+    -------
+    list of bool arrays [height width]
+        The mask of each object that has codes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import npgemma
+    >>> codec = npgemma.read_mask_codec(npgemma.load().folder / "vae-oid.npz")
+    >>> square = np.zeros((40, 60), bool)
+    >>> square[10:30, 20:50] = True
+    >>> found = npgemma.encode_object(codec, "blue square", square)
+    >>> (mask,) = npgemma.object_masks(codec, [found], width=60, height=40)
+    >>> mask.shape, mask.dtype
+    ((40, 60), dtype('bool'))
+    >>> bool((mask & square).sum() > 0.9 * (mask | square).sum())
+    True
+    """
+    return pasted(p, objects, width, height, LAST_BIN, paste_hard)
 
 
 def soft_object_masks(
     p: MaskVQVAE, objects: Sequence[DetectedObject], width: int, height: int
 ) -> list[Float[Array, "Y X"]]:
-    """For each object that has codes, how much of each pixel it covers, by `paste_soft`."""
-    coded = [thing for thing in objects if thing.codes]
-    boxes = [thing.box(width, height) for thing in coded]
-    return [paste_soft(mask, box, width, height) for mask, box in zip(decoded(p, coded), boxes, strict=True)]
+    """Decode the masks of objects as PaliGemma's demo does: a gray in 0 .. 1 for each pixel.
+
+    Parameters
+    ----------
+    p : MaskVQVAE
+        The mask codec, from `read_mask_codec`.
+    objects : sequence of DetectedObject
+        Objects from `parse_objects`. Those without codes are skipped.
+    width, height : int
+        The size of the picture in pixels.
+
+    Returns
+    -------
+    list of float32 arrays [height width]
+        The mask of each object that has codes.
+
+    Examples
+    --------
+    >>> import npgemma
+    >>> codec = npgemma.read_mask_codec(npgemma.load().folder / "vae-oid.npz")
+    >>> found = npgemma.DetectedObject("cat", (0, 0, 511, 511), codes=(5,) * 16)
+    >>> (mask,) = npgemma.soft_object_masks(codec, [found], width=60, height=40)
+    >>> mask.shape, mask.dtype
+    ((40, 60), dtype('float32'))
+    """
+    return pasted(p, objects, width, height, BINS, paste_soft)
 
 
-def decoded(p: MaskVQVAE, objects: Sequence[DetectedObject]) -> Float[Array, "B 64 64"]:
-    return decode_mask(p, np.array([thing.codes for thing in objects], np.int64).reshape(-1, 16))
+def pasted(
+    p: MaskVQVAE, objects: Sequence[DetectedObject], width: int, height: int, bins: int, paste: Paste
+) -> list[Array]:
+    """The decoded mask of each object that has codes, pasted into its box by a rule."""
+    coded = [each for each in objects if each.codes]
+    masks = decode_mask(p, np.array([each.codes for each in coded], np.int64).reshape(-1, 16))
+    return [paste(mask, each.box(width, height, bins), width, height) for mask, each in zip(masks, coded, strict=True)]
 
 
 def paste_hard(mask: Float[Array, "64 64"], box: Box, width: int, height: int) -> Bool[Array, "Y X"]:
-    """True where the mask, resized to the box (bilinear), is above 0; box edges are cut down to whole pixels.
+    """True where the mask, resized to the box (bilinear), is above 0; box edges are rounded down.
 
     Source: big_vision, evaluators/proj/paligemma/transfers/segmentation.py.
     """
@@ -48,7 +106,7 @@ def paste_hard(mask: Float[Array, "64 64"], box: Box, width: int, height: int) -
 
 
 def paste_soft(mask: Float[Array, "64 64"], box: Box, width: int, height: int) -> Float[Array, "Y X"]:
-    """0 .. 1: the mask as 8-bit grays, resized to the box (bicubic); box edges are rounded.
+    """0 .. 1: the mask as 8-bit grays, resized to the box (bicubic); box edges are rounded to the nearest pixel.
 
     Source: the demo of PaliGemma, big_vision's paligemma_parse.py.
     """
@@ -62,25 +120,54 @@ def paste_soft(mask: Float[Array, "64 64"], box: Box, width: int, height: int) -
 
 
 def encode_object(p: MaskVQVAE, label: str, mask: Array) -> DetectedObject:
-    """What a model is trained to say of an object: the bins of its bounding box, and the 16 codes of what is in it.
+    """Encode a mask as the object that a model is trained to answer: its bounding box in bins, and 16 codes.
 
-    bin = round(edge / side * 1023). In the object is what is not 0: truth values, 0 and 1, 0 and 255. ValueError for a
-    mask of nothing. Source: big_vision, pp/proj/paligemma/segmentation.py.
+    bin = round(edge / side * 1023). Source: big_vision, pp/proj/paligemma/segmentation.py.
+
+    Parameters
+    ----------
+    p : MaskVQVAE
+        The mask codec, from `read_mask_codec`.
+    label : str
+        What the object is called.
+    mask : array [height width]
+        Not 0 on the object: booleans, 0 and 1, or 0 and 255.
+
+    Returns
+    -------
+    DetectedObject
+        The object, for `write_objects`.
+
+    Raises
+    ------
+    ValueError
+        If the mask is 0 everywhere.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import npgemma
+    >>> codec = npgemma.read_mask_codec(npgemma.load().folder / "vae-oid.npz")
+    >>> mask = np.zeros((40, 60), bool)
+    >>> mask[10:30, 20:50] = True
+    >>> found = npgemma.encode_object(codec, "blue square", mask)
+    >>> found.bins, len(found.codes)
+    ((256, 341, 767, 852), 16)
     """
     mask = np.asarray(mask) != 0
     (y0, x0, y1, x1), small = cut_out(mask)
     codes = encode_mask(p, small[None])[0]
     height, width = mask.shape
     edges = ((y0, height), (x0, width), (y1, height), (x1, width))
-    y0, x0, y1, x1 = (min(1023, round(edge / side * 1023)) for edge, side in edges)
+    y0, x0, y1, x1 = (min(LAST_BIN, round(edge / side * LAST_BIN)) for edge, side in edges)
     return DetectedObject(label, (y0, x0, y1, x1), tuple(codes.tolist()))
 
 
 def cut_out(mask: Bool[Array, "Y X"]) -> tuple[tuple[int, int, int, int], Float[Array, "64 64"]]:
-    """The pixels y0 x0 y1 x1 that bound a mask, and what is in them as the encoder takes it: 64 x 64, in -1 .. 1."""
+    """The bounding box y0 x0 y1 x1 of a mask in pixels, and its inside as the encoder takes it: 64 x 64, in -1 .. 1."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not rows.size:
-        raise ValueError("a mask without a pixel in it is no object")
+        raise ValueError("the mask is 0 everywhere: an object needs at least one pixel")
     y0, y1, x0, x1 = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
     crop = Image.fromarray(mask[y0:y1, x0:x1].astype(np.float32))
     small = np.asarray(crop.resize((SIDE, SIDE), Image.Resampling.BILINEAR))

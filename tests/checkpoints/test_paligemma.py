@@ -359,8 +359,6 @@ def test_a_config_of_another_model_is_refused(section, key, value, tmp_path):
         load(tmp_path)
 
 
-
-
 def test_the_hubs_model_has_603_tensors_and_its_2_923_466_480_parameters():
     """The count that transformers prints for paligemma-3b-pt-224."""
     shapes = hf_layout(HUB).shapes
