@@ -6,15 +6,17 @@ the other. Each goes through memory alone; what is converted waits in a scratch 
 
 import json
 import math
-import shutil
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors
 
+from npgemma.checkpoints import paligemma
 from npgemma.checkpoints.gemma import GemmaConfig
 from npgemma.checkpoints.layout import Stored
 from npgemma.checkpoints.paligemma import PaliGemmaConfig, config_json, hf_layout, npz_layout
@@ -22,6 +24,7 @@ from npgemma.checkpoints.siglip import SiglipConfig
 from npgemma.errors import BadModel
 from npgemma.io.npz_members import Member, read_members
 from npgemma.io.safetensors import INDEX
+from npgemma.io.strict_json import Section
 from npgemma.io.tokenizers import TOKENIZER
 from npgemma.layers.shapes import Array
 
@@ -33,27 +36,57 @@ def convert(path: Path, folder: Path, tokenizer: Path | None = None, shard_bytes
     """Write the model of an .npz file as `folder`, with the tokenizer if there is one. The dtype is the file's.
 
     Raises BadModel if the file is not a PaliGemma 1 of big_vision, if the folder exists and is not empty, or if
-    anything cannot be written; then nothing is left behind.
+    anything cannot be read or written; then nothing is left behind.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadModel(f"{folder} exists and is not an empty folder; name a new one")
-    members = {name.removeprefix("params/"): member for name, member in read_members(path).items()}
+    members = unprefixed(read_members(path), path)
     config = infer_config(members, path)
     npz_layout(config).check(members, path, "each other")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".npgemma-", dir=folder.parent) as unfinished:
-            written = Path(unfinished) / "model"
-            written.mkdir()
-            write_weights(members, config, written, shard_bytes)
-            (written / "config.json").write_text(json.dumps(config_json(config), indent=2) + "\n")
-            if tokenizer is not None:
-                shutil.copyfile(tokenizer, written / TOKENIZER)
-            if folder.exists():
-                folder.rmdir()
-            written.rename(folder)
+        pieces = None if tokenizer is None else tokenizer.read_bytes()
     except OSError as error:
-        raise BadModel(f"{folder} cannot be written: {error.strerror or error}") from None
+        raise BadModel(f"{tokenizer} cannot be read: {error.strerror or error}") from None
+    try:
+        with whole_folder(folder) as unfinished:
+            (unfinished / "config.json").write_text(json.dumps(config_json(config), indent=2) + "\n")
+            if pieces is not None:
+                (unfinished / TOKENIZER).write_bytes(pieces)
+            write_weights(members, config, unfinished, shard_bytes)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise BadModel(f"{folder} cannot be written: {getattr(error, 'strerror', None) or error}") from None
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder whose files move to `folder` at the end; if the block fails, nothing is left behind.
+
+    It is inside `folder`, which may be a link or the root of a disk: the files must be on its disk, not its parent's.
+    """
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".npgemma-", dir=folder) as temporary:
+            yield Path(temporary)
+            # config.json last: without it the folder is not a model
+            for file in sorted(Path(temporary).iterdir(), key=lambda file: file.name == "config.json"):
+                file.rename(folder / file.name)
+    except BaseException:
+        for each in made:
+            with suppress(OSError):
+                each.rmdir()
+        raise
+
+
+def unprefixed(members: Mapping[str, Member], path: Path) -> dict[str, Member]:
+    """The arrays by their names without `params/`. BadModel if two of them then have the same name."""
+    found: dict[str, Member] = {}
+    for stored, member in members.items():
+        name = stored.removeprefix("params/")
+        if name in found:
+            raise BadModel(f"{path} holds {name!r} twice, with and without params/")
+        found[name] = member
+    return found
 
 
 def infer_config(members: Mapping[str, Member], path: Path) -> PaliGemmaConfig:
@@ -65,7 +98,7 @@ def infer_config(members: Mapping[str, Member], path: Path) -> PaliGemmaConfig:
 
     def shape(name: str, axes: int) -> tuple[int, ...]:
         found = members[name].shape if name in members else None
-        if found is None or len(found) != axes:
+        if found is None or len(found) != axes or min(found) < 1:
             what = "is missing" if found is None else f"has shape {list(found)}"
             raise BadModel(f"{path} is not a PaliGemma of big_vision: {name} {what}")
         return found
@@ -82,7 +115,8 @@ def infer_config(members: Mapping[str, Member], path: Path) -> PaliGemmaConfig:
     _, _, key_heads, _, _ = shape("llm/layers/attn/kv_einsum/w", 5)
     _, _, _, text_mlp_width = shape("llm/layers/mlp/gating_einsum", 4)
     text = GemmaConfig(text_width, text_mlp_width, layers, query_heads, key_heads, head_width, rows)
-    return PaliGemmaConfig(vision, text)
+    # read as it will be once it is written: the sizes must be those of a model that npgemma runs
+    return paligemma.parse(Section(config_json(PaliGemmaConfig(vision, text)), str(path)))
 
 
 def write_weights(members: Mapping[str, Member], config: PaliGemmaConfig, folder: Path, shard_bytes: int) -> None:
@@ -114,15 +148,24 @@ def write_weights(members: Mapping[str, Member], config: PaliGemmaConfig, folder
 def mapped_scratch(
     file: Any, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, np.dtype[Any]]
 ) -> dict[str, Array]:
-    """An array for each shape, one behind the other in a file."""
-    arrays: dict[str, Array] = {}
+    """An array for each shape, one behind the other in a file. OSError if the disk is too small for all of them."""
+    starts: dict[str, int] = {}
     end = 0
     for name, shape in shapes.items():
-        size = math.prod(shape) * dtypes[name].itemsize
-        file.truncate(end + size)
-        arrays[name] = np.memmap(file, dtypes[name], "r+", end, shape)
-        end += -(-size // 64) * 64
-    return arrays
+        starts[name] = end
+        end += -(-math.prod(shape) * dtypes[name].itemsize // 64) * 64
+    reserve(file, end)
+    return {name: np.memmap(file, dtypes[name], "r+", starts[name], shape) for name, shape in shapes.items()}
+
+
+def reserve(file: Any, size: int) -> None:
+    """Make a file of `size` bytes that the disk really has: a full disk that a map finds out ends the process."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    for start in range(0, size, 1 << 20):  # macOS, Windows
+        file.write(bytes(min(1 << 20, size - start)))
+    file.flush()
 
 
 def shards(tensors: Mapping[str, Array], most: int) -> Iterator[list[str]]:
@@ -145,5 +188,7 @@ def write_shard(tensors: Mapping[str, Array], path: Path) -> None:
         )
         for name, x in tensors.items()
     }
+    path.touch()
+    mode = path.stat().st_mode
     safetensors.serialize_file(specs, path, {"format": "pt"})
-    path.chmod(0o644)  # the library writes files that only their owner can read
+    path.chmod(mode)  # the library writes files that only their owner can read

@@ -50,9 +50,13 @@ def read_config(folder: Path) -> PaliGemmaConfig:
     value, which is not always the default of the class in transformers, fills each gap.
     """
     path = member(folder, "config.json")
-    s = Section(read_json(path), str(path))
+    return parse(Section(read_json(path), str(path)))
+
+
+def parse(s: Section) -> PaliGemmaConfig:
+    """The config of the whole config.json. BadModel as for `read_config`."""
     if s.values.get("model_type") != "paligemma":
-        raise BadModel(f"{path}: model_type is {s.values.get('model_type')!r}, not 'paligemma'")
+        raise BadModel(f"{s.where}: model_type is {s.values.get('model_type')!r}, not 'paligemma'")
     vision, text = siglip.read(s.section("vision_config")), gemma.read(s.section("text_config"))
     d = PaliGemmaConfig(vision, text)
     return PaliGemmaConfig(

@@ -4,10 +4,11 @@ Source: PKWARE's APPNOTE.TXT, section 4.3.7 (the local header); numpy.lib.format
 itself reads every member into memory, whatever its mmap_mode.
 """
 
-import shutil
+import math
 import struct
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from npgemma.layers.shapes import Array
 # What the dtypes of the files become: NumPy writes bfloat16 as two bytes without a type.
 DTYPES: dict[str, np.dtype[Any]] = {"<f4": np.dtype("<f4"), "<f2": np.dtype("<f2"), "|V2": np.dtype("<u2")}
 LOCAL_HEADER = 30  # bytes before the member's name
+PIECE = 1 << 20  # bytes that are read at once
 
 
 @dataclass(frozen=True)
@@ -36,15 +38,33 @@ class Member:
 
     @contextmanager
     def open(self, folder: Path) -> Iterator[Array]:
-        """The array, mapped: from the archive, or from a temporary file in `folder` if it is compressed."""
+        """The array, mapped: from the archive, or from a temporary file in `folder` if it is compressed.
+
+        BadModel if its bytes do not have the checksum that the archive says.
+        """
         if self.info.compress_type == zipfile.ZIP_STORED:
-            yield self.mapped(self.path, stored_at(self.path, self.info))
+            start = stored_at(self.path, self.info)
+            if checksum(self.path, start, self.info.file_size) != self.info.CRC:
+                raise self.damaged("its checksum is wrong")
+            yield self.mapped(self.path, start)
             return
         with tempfile.NamedTemporaryFile(dir=folder) as unpacked:
             with zipfile.ZipFile(self.path) as archive, archive.open(self.info) as packed:
-                shutil.copyfileobj(packed, unpacked, 1 << 22)
+                while piece := self.unpack(packed):
+                    unpacked.write(piece)
             unpacked.flush()
             yield self.mapped(Path(unpacked.name), 0)
+
+    def unpack(self, packed: IO[bytes]) -> bytes:
+        """The next bytes of a compressed member; the last of them are followed by a check of them all."""
+        try:
+            return packed.read(PIECE)
+        except DAMAGE as error:
+            raise self.damaged(str(error)) from None
+
+    def damaged(self, why: str) -> BadModel:
+        hint = "the download may be incomplete; download it again"
+        return BadModel(f"{self.path}: {self.info.filename} is damaged ({why}); {hint}")
 
     def mapped(self, path: Path, start: int) -> Array:
         """The array of an .npy file that begins at byte `start`; bfloat16 as uint16 (see layers.shapes)."""
@@ -64,12 +84,13 @@ def read_members(path: Path) -> dict[str, Member]:
         with zipfile.ZipFile(path) as archive:
             return dict(described(path, archive))
     except FileNotFoundError:
-        raise BadModel(f"{path} is missing: there is no such file") from None
+        raise BadModel(f"{path} is missing; give the .npz file of a model") from None
     except DAMAGE as error:
-        raise BadModel(f"{path} is not a usable .npz file of weights: {error}") from None
+        raise BadModel(f"{path} is not a usable .npz file of weights: {str(error) or 'it is cut short'}") from None
 
 
 def described(path: Path, archive: zipfile.ZipFile) -> Iterator[tuple[str, Member]]:
+    """The name and the description of every array. Raises one of DAMAGE."""
     seen = set()
     for info in archive.infolist():
         name = info.filename.removesuffix(".npy")
@@ -81,8 +102,8 @@ def described(path: Path, archive: zipfile.ZipFile) -> Iterator[tuple[str, Membe
             begin = file.tell()
         if dtype.str not in DTYPES:
             raise ValueError(f"{name!r} is {dtype}; weights are float32, float16, or bfloat16 (|V2)")
-        if info.file_size < begin + int(np.prod(shape)) * dtype.itemsize:
-            raise ValueError(f"{name!r} is cut short")
+        if min(shape, default=0) < 0 or info.file_size != begin + math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"{name!r} has {info.file_size - begin:,} bytes, which do not fit its shape {list(shape)}")
         yield name, Member(path, info, shape, DTYPES[dtype.str])
 
 
@@ -101,3 +122,13 @@ def stored_at(path: Path, info: zipfile.ZipInfo) -> int:
         header = file.read(LOCAL_HEADER)
     name, extra = struct.unpack("<HH", header[26:30])
     return info.header_offset + LOCAL_HEADER + int(name) + int(extra)
+
+
+def checksum(path: Path, start: int, size: int) -> int:
+    """The CRC-32 of `size` bytes from `start`, or of those that the file has."""
+    found = 0
+    with path.open("rb") as file:
+        file.seek(start)
+        while size and (piece := file.read(min(PIECE, size))):
+            found, size = zlib.crc32(piece, found), size - len(piece)
+    return found

@@ -1,7 +1,11 @@
 """convert: a PaliGemma of big_vision becomes a Hugging Face folder with the same weights."""
 
+import dataclasses
 import json
+import math
 import tracemalloc
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import npz_checkpoints
@@ -11,7 +15,7 @@ import pytest
 import npgemma
 from npgemma import testing
 from npgemma.checkpoints.convert import convert, infer_config, shards
-from npgemma.checkpoints.paligemma import npz_layout
+from npgemma.checkpoints.paligemma import hf_layout, npz_layout
 from npgemma.errors import BadModel
 from npgemma.io.npz_members import read_members
 from npgemma.io.safetensors import open_folder
@@ -20,6 +24,7 @@ from npgemma.layers.tree import leaves
 from npgemma.models.paligemma import forward
 
 CONFIG = npz_checkpoints.CONFIG
+BLOCK = "img/Transformer/encoderblock"
 DTYPES = ["float32", "float16", "bfloat16"]
 
 
@@ -69,20 +74,23 @@ def test_shards_hold_every_tensor_once_and_no_more_bytes_than_allowed() -> None:
     assert all(sum(tensors[name].nbytes for name in group) <= 2000 or len(group) == 1 for group in groups)
 
 
-@pytest.mark.parametrize("compressed", [False, True], ids=["stored", "compressed"])
-def test_conversion_never_holds_the_whole_model(compressed, tmp_path) -> None:
-    """Python's memory stays under a third of the model's, and under the largest array and what unpacking takes."""
-    tensors = npz_checkpoints.arrays()
-    big = {name: np.repeat(x, 200, 0) if name == "llm/embedder/input_embedding" else x for name, x in tensors.items()}
-    path = npz_checkpoints.write(tmp_path / "model.npz", big, compressed)
-    total = sum(x.nbytes for x in big.values())
-    del big, tensors
+def peak_memory(run: Callable[[], object]) -> int:
+    """The bytes that Python and NumPy hold at most; maps of files do not count."""
     tracemalloc.start()
-    convert(path, tmp_path / "folder")
+    run()
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert total > 500_000
-    assert peak < max(total / 3, 6_000_000)
+    return peak
+
+
+@pytest.mark.parametrize("compressed", [False, True], ids=["stored", "compressed"])
+def test_conversion_never_holds_the_whole_model(compressed, tmp_path) -> None:
+    tensors = npz_checkpoints.arrays()
+    tensors["llm/embedder/input_embedding"] = np.repeat(tensors["llm/embedder/input_embedding"], 6000, 0)
+    path = npz_checkpoints.write(tmp_path / "model.npz", tensors, compressed)
+    most = sum(x.nbytes for x in tensors.values()) // 3
+    assert peak_memory(lambda: dict(np.load(path))) > most
+    assert peak_memory(lambda: convert(path, tmp_path / "folder")) < most
 
 
 def test_the_tokenizer_is_copied(tmp_path) -> None:
@@ -95,12 +103,16 @@ def test_the_tokenizer_is_copied(tmp_path) -> None:
 # ------------------------------------------------------------------------------------------------------------- refused
 
 
-def refused(tmp_path: Path, tensors: dict[str, np.ndarray]) -> str:
+def refused(tmp_path: Path, tensors: Mapping[str, np.ndarray]) -> str:
     """The error for a file of these arrays, which leaves nothing behind."""
-    path = npz_checkpoints.write(tmp_path / "model.npz", tensors)
+    return refused_file(npz_checkpoints.write(tmp_path / "model.npz", tensors))
+
+
+def refused_file(path: Path) -> str:
+    """The error for an .npz file that is converted into a folder whose parent is missing, too."""
     with pytest.raises(BadModel) as error:
-        convert(path, tmp_path / "folder")
-    assert [each.name for each in tmp_path.iterdir()] == ["model.npz"]
+        convert(path, path.parent / "new" / "folder")
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
     return str(error.value)
 
 
@@ -140,11 +152,78 @@ def test_integers_and_python_objects_are_refused(tmp_path) -> None:
     assert "weights are float32" in refused(tmp_path, {"x": np.array([{}], object)})
 
 
+@pytest.mark.parametrize(
+    ("name", "axis"),
+    [
+        ("img/embedding/kernel", 0),
+        (f"{BLOCK}/MultiHeadDotProductAttention_0/query/kernel", 2),
+        ("llm/layers/attn/q_einsum/w", 0),
+        ("llm/embedder/input_embedding", 0),
+    ],
+)
+def test_a_size_of_zero_is_refused(name: str, axis: int, tmp_path) -> None:
+    tensors = npz_checkpoints.arrays()
+    tensors[name] = tensors[name].take([], axis)
+    assert f"is not a PaliGemma of big_vision: {name} has shape" in refused(tmp_path, tensors)
+
+
+def test_sizes_that_npgemma_cannot_run_are_refused(tmp_path) -> None:
+    """An odd width of the heads: rotary positions rotate pairs."""
+    text = dataclasses.replace(CONFIG.text, head_dim=9)
+    tensors = testing.layout_tensors(npz_layout(dataclasses.replace(CONFIG, text=text)))
+    assert "model.npz: text_config: head_dim is 9" in refused(tmp_path, tensors)
+
+
+def test_the_same_name_with_and_without_params_is_refused(tmp_path) -> None:
+    tensors = npz_checkpoints.arrays()
+    tensors["params/img/head/bias"] = tensors["img/head/bias"] + 1
+    assert "holds 'img/head/bias' twice, with and without params/" in refused(tmp_path, tensors)
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"hello" * 100])
 def test_a_damaged_file_is_refused(content, tmp_path) -> None:
     (tmp_path / "model.npz").write_bytes(content)
-    with pytest.raises(BadModel, match="not a usable"):
-        convert(tmp_path / "model.npz", tmp_path / "folder")
+    assert "is not a usable .npz file of weights" in refused_file(tmp_path / "model.npz")
+
+
+@pytest.mark.parametrize("compressed", [False, True], ids=["stored", "compressed"])
+def test_a_changed_byte_of_an_array_is_refused(compressed, tmp_path) -> None:
+    """In the middle of an array, which is read long after the headers."""
+    tensors = npz_checkpoints.arrays()
+    rng = np.random.default_rng(0)
+    tensors["llm/embedder/input_embedding"] = rng.standard_normal((9000, 11)).astype(np.float32)
+    path = npz_checkpoints.write(tmp_path / "model.npz", tensors, compressed)
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo("llm/embedder/input_embedding.npy")
+    content[info.header_offset + info.compress_size // 2] ^= 0xFF
+    path.write_bytes(content)
+    message = refused_file(path)
+    assert "llm/embedder/input_embedding.npy is damaged" in message
+    assert message.endswith("download it again")
+
+
+@pytest.mark.parametrize("too_large", ["the scratch file", "the shard"])
+def test_a_full_disk_is_an_error_and_leaves_nothing_behind(too_large: str, tmp_path) -> None:
+    """A limit on the size of files takes the place of a full disk. A shard is larger by its header."""
+    resource = pytest.importorskip("resource", reason="only Unix limits the size of files")
+    path = npz_checkpoints.write(tmp_path / "model.npz", npz_checkpoints.arrays())
+    padded = sum(-(-math.prod(shape) * 4 // 64) * 64 for shape in hf_layout(CONFIG).shapes.values())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (padded - (too_large == "the scratch file"), hard))
+    try:
+        message = refused_file(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert f"{tmp_path / 'new' / 'folder'} cannot be written: " in message
+    assert "File too large" in message
+
+
+def test_a_tokenizer_that_cannot_be_read_is_refused(tmp_path) -> None:
+    path = npz_checkpoints.write(tmp_path / "model.npz", npz_checkpoints.arrays())
+    with pytest.raises(BadModel, match=r"nowhere\.model cannot be read: No such file"):
+        convert(path, tmp_path / "folder", tmp_path / "nowhere.model")
+    assert not (tmp_path / "folder").exists()
 
 
 def test_a_missing_file_is_refused(tmp_path) -> None:
@@ -159,7 +238,9 @@ def test_a_folder_that_is_not_empty_is_refused_and_an_empty_one_is_filled(tmp_pa
     with pytest.raises(BadModel, match="not an empty folder"):
         convert(path, tmp_path / "full")
     (tmp_path / "empty").mkdir()
-    convert(path, tmp_path / "empty")
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    convert(path, tmp_path / "link")
+    assert {each.name for each in (tmp_path / "empty").iterdir()} == {"config.json", "model.safetensors"}
     assert npgemma.load(tmp_path / "empty").config == CONFIG
 
 

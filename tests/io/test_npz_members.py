@@ -51,9 +51,50 @@ def test_a_name_twice_is_refused(tmp_path: Path) -> None:
         read_members(tmp_path / "a.npz")
 
 
-def test_an_array_that_is_cut_short_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", [-8, 8])
+def test_bytes_that_do_not_fit_the_shape_are_refused(change: int, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", X)
+    content = (tmp_path / "x.npy").read_bytes() + bytes(8)
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
-        archive.writestr("x.npy", (tmp_path / "x.npy").read_bytes()[:-8])
-    with pytest.raises(BadModel, match="cut short"):
+        archive.writestr("x.npy", content[: len(content) - 8 + change])
+    with pytest.raises(BadModel, match=rf"'x' has {X.nbytes + change} bytes, which do not fit its shape \[2, 3, 4\]"):
         read_members(tmp_path / "a.npz")
+
+
+def test_a_negative_size_is_refused(tmp_path: Path) -> None:
+    """Two of them have the product that the bytes fit."""
+    np.save(tmp_path / "x.npy", X[0])
+    content = (tmp_path / "x.npy").read_bytes().replace(b"(3, 4), }  ", b"(-3, -4), }")
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("x.npy", content)
+    with pytest.raises(BadModel, match=r"'x' has 48 bytes, which do not fit its shape \[-3, -4\]"):
+        read_members(tmp_path / "a.npz")
+
+
+def test_a_pickle_is_refused_unopened(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.array([{}], object))
+    with pytest.raises(BadModel, match=r"'x' is object; weights are float32, float16, or bfloat16 \(\|V2\)"):
+        read_members(tmp_path / "a.npz")
+
+
+def test_an_encrypted_member_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=X)
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    content[6] |= 1  # the flags of the local header, and of the central directory
+    content[content.index(b"PK\1\2") + 8] |= 1
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(BadModel, match="encrypted"):
+        read_members(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_changed_byte_is_refused_when_the_array_is_opened(compressed: bool, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).standard_normal(100_000).astype(np.float32)
+    (np.savez_compressed if compressed else np.savez)(tmp_path / "a.npz", x=x)
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    (tmp_path / "a.npz").write_bytes(content)
+    member = read_members(tmp_path / "a.npz")["x"]
+    with pytest.raises(BadModel, match=r"a\.npz: x\.npy is damaged \(.+\); .*download it again"), member.open(tmp_path):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]

@@ -85,7 +85,11 @@ def test_more_results_are_put_behind_those_that_are_there(tmp_path):
 
 
 def test_what_has_a_result_is_not_left(tmp_path):
-    jobs = [Job(2, ("b.png",), "ocr", tmp_path), Job("new", ("n.png",), "ocr", tmp_path), InvalidJob("line 5", "broken")]
+    jobs = [
+        Job(2, ("b.png",), "ocr", tmp_path),
+        Job("new", ("n.png",), "ocr", tmp_path),
+        InvalidJob("line 5", "broken"),
+    ]
     path = tmp_path / "out.jsonl"
     write_results(path, *THREE)
     with open_results(path) as results:
