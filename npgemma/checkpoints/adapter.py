@@ -26,7 +26,7 @@ from npgemma.layers.shapes import Array, Float
 from npgemma.layers.threads import in_parallel
 
 WEIGHTS = "adapter_model.safetensors"
-# PEFT's options that would make the formula another one, and the values that do not.
+# Options of PEFT that can change the formula, and the values that leave it as it is above.
 PLAIN: dict[str, tuple[object, ...]] = {
     "peft_type": ("LORA",),
     "use_dora": (False,),
@@ -36,14 +36,14 @@ PLAIN: dict[str, tuple[object, ...]] = {
     "layer_replication": (),
     "alora_invocation_tokens": (),
     "arrow_config": (),
-    # others begin with a part of the base, which they take away from it
+    # other initialisations subtract from the base model what the adapter starts with
     "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva", "mica"),
 }
 FLOAT64 = np.dtype(np.float64)
 
 
 class LowRank(NamedTuple):
-    """What is added to a matrix: scale B A."""
+    """The update of a matrix: scale B A."""
 
     a: Float[Array, "R I"]
     b: Float[Array, "O R"]
@@ -52,7 +52,7 @@ class LowRank(NamedTuple):
 
 @dataclass(frozen=True)
 class Adapter:
-    """By plain name: what is added to a matrix, and what takes the place of a matrix or a bias."""
+    """By the names that transformers 5 saves: updates of matrices, and tensors that replace those of the model."""
 
     path: Path
     added: Mapping[str, LowRank]
@@ -64,19 +64,21 @@ class Adapter:
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """The adapter in a folder. BadModel if it is damaged, or something else than the formula above."""
+    """The adapter in a folder. BadModel if it is damaged, or if its formula is not the one above."""
     config = Section(read_json(member(folder, ADAPTER_CONFIG)), str(folder / ADAPTER_CONFIG))
     for key, allowed in PLAIN.items():
         config.require(key, *allowed)
     path = member(folder, WEIGHTS)
     if not path.exists() and (folder / "adapter_model.bin").exists():
-        raise BadModel(f"{folder / 'adapter_model.bin'} is pickled, which npgemma does not open; save it as {WEIGHTS}")
+        raise BadModel(
+            f"{folder / 'adapter_model.bin'} is a pickle, which npgemma does not read; save the adapter as {WEIGHTS}"
+        )
     replaced: dict[str, Array] = {}
     halves: dict[str, dict[str, Array]] = {}
 
     def once(known: Mapping[str, object], name: str) -> str:
         if name in known:
-            raise BadModel(f"{path} has two spellings of {name}")
+            raise BadModel(f"{path} contains two spellings of the tensor {name}")
         return name
 
     for stored, x in open_file(path).items():
@@ -85,7 +87,7 @@ def read_adapter(folder: Path) -> Adapter:
         if found is None:
             replaced[once(replaced, saved_name(stored))] = x
         else:
-            # a table is looked up and not multiplied: PEFT keeps the two halves of its update transposed and swapped
+            # PEFT stores the update of an embedding table transposed: its A is our B
             module, table, half = found.groups()
             side, x = ({"A": "B", "B": "A"}[half], x.T) if table else (half, x)
             halves.setdefault(module, {})[side] = widened(x, FLOAT64)
@@ -93,26 +95,28 @@ def read_adapter(folder: Path) -> Adapter:
     for module, half in halves.items():
         rank = len(half.get("A", ()))
         if half.keys() != {"A", "B"} or any(x.ndim != 2 for x in half.values()) or not 0 < rank == half["B"].shape[1]:
-            raise BadModel(f"{path}: {module} is not changed by a matrix lora_A [r, in] and a matrix lora_B [out, r]")
+            raise BadModel(
+                f"{path}: the update of {module} is not a matrix lora_A [r, in] and a matrix lora_B [out, r]"
+            )
         name = once(added, saved_name(f"{module}.weight"))
         added[name] = LowRank(half["A"], half["B"], scale_of(config, module, rank))
     if not added and not replaced:
-        raise BadModel(f"{path} holds no tensors: an adapter that changes nothing was not saved whole")
+        raise BadModel(f"{path} contains no tensors; the adapter was not saved completely")
     return Adapter(path, added, replaced)
 
 
 def scale_of(config: Section, module: str, rank: int) -> float:
-    """alpha / r of one matrix; alpha_pattern may give some another alpha, by expressions for their names' ends."""
+    """alpha / r of one matrix. The keys of alpha_pattern are regular expressions for the ends of names."""
     patterns = config.section("alpha_pattern")
     alpha = config.positive("lora_alpha", 8)
     for pattern in patterns.values:
         try:
-            # others may take for ever to fail
+            # a pattern with nested or many repetitions may take exponential time to fail
             if re.search(r"\)[*+{]", pattern) or len(re.findall(r"[*+{]", pattern)) > 2 or len(pattern + module) > 400:
-                raise re.error("it is too long, or repeats too much")
+                raise re.error("it is too long or has too many repetitions")
             fits = re.match(rf"(.*\.)?({pattern})$", module)
         except (re.error, OverflowError, RecursionError) as error:
-            raise BadModel(f"{patterns.where}: {pattern!r} is no expression that npgemma follows: {error}") from None
+            raise BadModel(f"{patterns.where}: npgemma cannot use the expression {pattern!r}: {error}") from None
         if fits:
             alpha = patterns.positive(pattern, alpha)
             break
@@ -120,37 +124,37 @@ def scale_of(config: Section, module: str, rank: int) -> float:
 
 
 def untied(tensors: Mapping[str, Array], adapter: Adapter, head: str, table: str) -> dict[str, Array]:
-    """All tensors; if the adapter changes one of a tied head and embedding table, the head becomes a tensor of its own.
+    """All tensors; the head is one of its own if the adapter changes a tied head or the table that it is tied to.
 
-    `head` and `table` are their names. An adapter that changes the table alone leaves the head as it was, as in PEFT.
+    `head` and `table` are their names. As in PEFT, an adapter that changes only the table leaves the head unchanged.
     """
     parts = head not in tensors and adapter.changed & {head, table}
     return {**tensors, head: tensors[table]} if parts else dict(tensors)
 
 
 def merged(tensors: Mapping[str, Array], adapter: Adapter, dtype: np.dtype) -> dict[str, Array]:
-    """All tensors, those that the adapter changes as `dtype` and in memory. BadModel if it does not fit the model.
+    """All tensors; those that the adapter changes are `dtype` and in memory. BadModel if it does not fit the model.
 
-    `tensors` are untied; see `untied`.
+    `tensors` come from `untied`.
     """
     whole = dict(tensors)
 
     def base(name: str, wanted: tuple[int, ...]) -> Array:
         if name not in whole or whole[name].shape != wanted:
-            found = f"is {whole[name].shape}" if name in whole else "is not there"
-            raise BadModel(f"{adapter.path} was made for another model: {name} {found}, it changes one of {wanted}")
+            found = f"has shape {whole[name].shape}" if name in whole else "does not exist"
+            raise BadModel(f"{adapter.path} is for another model: {name} {found}, the adapter changes one of {wanted}")
         return whole[name]
 
     for name, new in adapter.replaced.items():
         base(name, new.shape)
-        whole[name] = np.array(widened(new, dtype))  # the adapter's file may go
+        whole[name] = np.array(widened(new, dtype))  # a copy: the adapter's file may be deleted
     for name, (a, b, scale) in adapter.added.items():
         whole[name] = updated(base(name, (len(b), a.shape[1])), a, b, scale, dtype)
     return whole
 
 
 def updated(w: Array, a: Float[Array, "R I"], b: Float[Array, "O R"], scale: float, dtype: np.dtype) -> Array:
-    """W + scale B A, worked out in float64 and rounded once, a block of rows at a time."""
+    """W + scale B A, computed in float64 and rounded once, a block of rows at a time."""
     y = np.empty(w.shape, dtype)
 
     def block(rows: slice) -> None:

@@ -159,7 +159,7 @@ def bytes_of(weights: object, seen: set[int]) -> int:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("change", ["a matrix", "a vector", "the table", "the head"])
 def test_the_memory_budget_counts_merged_tensors(change, dtype, resident, tmp_path):
-    """All weights of the model that comes out of it: a head that is no longer the table is a matrix more.
+    """All weights of the merged model: a head that is not tied to the table any more is a matrix more.
 
     Where they stay mapped the vectors are float32 copies beside what is counted, 2 % of this model.
     """
@@ -218,12 +218,14 @@ def refused(capsys, *arguments: object) -> str:
 
 
 def test_refusals_are_one_sentence(loud, tmp_path, capsys):
-    assert "is a LoRA adapter; give the model it was trained on" in refused(capsys, "-m", loud)
-    assert "is no adapter here" in refused(capsys, "--adapter", tmp_path / "gone")
+    assert "is a LoRA adapter, not a model; give the model that it was trained on" in refused(capsys, "-m", loud)
+    assert f"adapter {tmp_path / 'gone'} was not found: there is no such folder" in refused(
+        capsys, "--adapter", tmp_path / "gone"
+    )
     assert "adapter_config.json is missing" in refused(capsys, "--adapter", EMBEDDED)
     model = hub.write_model(tmp_path / "model")
     said = refused(capsys, "--adapter", loud, "-m", model)
-    assert "layers.0.mlp.up_proj.weight is (23, 11), it changes one of (512, 128)" in said
+    assert "layers.0.mlp.up_proj.weight has shape (23, 11), the adapter changes one of (512, 128)" in said
     damaged = Path(shutil.copytree(loud, tmp_path / "damaged"))
     (damaged / "adapter_config.json").write_text("{")
     assert "adapter_config.json cannot be read as JSON" in refused(capsys, "--adapter", damaged)
