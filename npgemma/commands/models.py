@@ -1,111 +1,151 @@
-"""inspect and verify: what a model is, what it will need, and whether its files are whole."""
+"""inspect and verify: the sizes of a model and the memory it needs; whether its files and weights are intact."""
 
 import argparse
 import sys
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from npgemma.checkpoints.footprint import Run
+from npgemma.checkpoints.footprint import Footprint, Run
+from npgemma.checkpoints.gemma import cache_numbers
 from npgemma.checkpoints.layout import not_finite
 from npgemma.checkpoints.mask_vqvae import CODEC
-from npgemma.checkpoints.paligemma import footprint, read_config, read_tensors
+from npgemma.checkpoints.paligemma import PaliGemmaConfig, footprint, layout_of, read_config, read_tensors
 from npgemma.commands.flags import AddParser
 from npgemma.commands.output import as_json, printable
 from npgemma.errors import BadModel
-from npgemma.io.digests import verify_files
+from npgemma.io.digests import Verified, verify_files
 from npgemma.io.model_folder import find_model, folder_of
 from npgemma.io.system_memory import available_memory, size
 from npgemma.io.tokenizers import TOKENIZER, read_tokenizer
+from npgemma.layers.tree import leaves
 
-TEXT_TOKENS, NEW_TOKENS = 32, 256  # what inspect takes a prompt and an answer to be, for the memory they need
+PROMPT_TOKENS, NEW_TOKENS = 32, 256  # the prompt and the answer for which inspect computes the memory
+STATUS = {True: "ok", False: "damaged", None: "unknown"}
 
 
 def add_models(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
-    inspect = add_parser("inspect", parents=[form], help="what a model holds, and the memory it needs; nothing is read")
-    inspect.add_argument("model", nargs="?", metavar="MODEL", help="as for -m; default: the model inside npgemma")
-    inspect.set_defaults(run=run_inspect)
+    commands = (
+        ("inspect", run_inspect, "show the sizes of a model and the memory it needs, without reading its weights"),
+        ("verify", run_verify, "check that the files of a model are undamaged and its weights finite"),
+    )
+    for name, run, text in commands:
+        parser = add_parser(name, parents=[form], help=text)
+        parser.add_argument("model", nargs="?", metavar="MODEL", help="as for -m; default: the embedded model")
+        parser.set_defaults(run=run)
 
-    verify = add_parser("verify", parents=[form], help="whether a model's files are whole and its weights finite")
-    verify.add_argument("model", nargs="?", metavar="MODEL", help="as for -m; default: the model inside npgemma")
-    verify.set_defaults(run=run_verify)
+
+# ------------------------------------------------------------------------------------------------------------- inspect
+
+
+class Inspected(NamedTuple):
+    """The facts about a model, by their names in JSON."""
+
+    folder: str
+    parameters: int
+    stored_as: Mapping[str, int]
+    bytes: int
+    tokens_per_image: int
+    cache_bytes_per_token: int
+    tokenizer_pieces: int
+    mask_decoder: bool
+    memory_needed: Mapping[str, int]
+    memory_available: int | None
+    config: Mapping[str, Any]
 
 
 def run_inspect(a: argparse.Namespace) -> None:
-    """What a model holds; its weights are mapped and checked, not read."""
+    """Print the facts about a model. Its weights are mapped and checked, but not read."""
     model = find_model(a.model)
-    folder = folder_of(model)
-    config = read_config(folder)
-    tensors = read_tensors(model, config)
-    stored = Counter[str]()
-    for tensor in tensors.values():
-        stored["bfloat16" if tensor.dtype == "uint16" else tensor.dtype.name] += tensor.size
-    v, t = config.vision, config.text
-    has_tokenizer = (folder / TOKENIZER).exists()
-    mapped, prompt = sum(tensor.nbytes for tensor in tensors.values()), [v.num_patches + TEXT_TOKENS]
-    needed = {
-        "float32": footprint(config, Run(mapped, 4, 1, prompt, NEW_TOKENS)),
-        "float32 resident": footprint(config, Run(4 * stored.total(), 4, 1, prompt, NEW_TOKENS)),
-        "float64": footprint(config, Run(mapped, 8, 1, prompt, NEW_TOKENS)),
-    }
-    available = available_memory()
-    facts = {
-        "folder": str(folder),
-        "parameters": stored.total(),
-        "stored_as": dict(stored),
-        "bytes": mapped,
-        "tokens_per_image": v.num_patches,
-        "cache_bytes_per_token": 2 * 4 * t.num_hidden_layers * t.num_key_value_heads * t.head_dim,
-        "tokenizer_pieces": len(read_tokenizer(folder, config.image_token_index)) if has_tokenizer else 0,
-        "mask_decoder": (folder / CODEC).exists(),
-        "memory_needed": {name: plan.total for name, plan in needed.items()},
-        "memory_available": available,
-        "config": asdict(config),
-    }
+    config = read_config(folder_of(model))
+    found = inspect(model, config)
     if a.format == "json":
-        print(as_json(facts))
-        return
-    room = "an unknown amount" if available is None else size(available)
-    print(
-        f"{printable(str(folder))}",
-        f"weights    {facts['parameters']:,} parameters, {facts['bytes']:,} bytes in {', '.join(stored)}",
-        f"picture    {v.image_size} x {v.image_size} pixels, {v.num_patches} tokens",
-        f"vision     {v.num_hidden_layers} layers, width {v.hidden_size}, "
-        f"{v.num_attention_heads} heads of {v.head_dim}",
-        f"text       {t.num_hidden_layers} layers, width {t.hidden_size}, {t.num_attention_heads} query and "
-        f"{t.num_key_value_heads} key heads of {t.head_dim}",
-        f"cache      {facts['cache_bytes_per_token']:,} bytes a token in float32",
-        f"tokenizer  {facts['tokenizer_pieces']:,} pieces, embedding of {t.vocab_size:,} rows",
-        f"masks      {'a decoder is there' if facts['mask_decoder'] else f'no {CODEC}, which segment needs'}",
-        f"memory     {', '.join(f'{size(plan.total)} {name}' for name, plan in needed.items())}; {room} available",
-        sep="\n",
+        print(as_json(found._asdict()))
+    else:
+        print(*described(found, config), sep="\n")
+
+
+def inspect(model: Path, config: PaliGemmaConfig) -> Inspected:
+    """The facts about a model: counts and sizes from the skeleton of its weights, dtypes from its files."""
+    folder, tensors = folder_of(model), read_tensors(model, config)
+    skeleton = layout_of(tensors, config).skeleton
+    stored = Counter[str]()
+    for x in tensors.values():
+        stored["bfloat16" if x.dtype == "uint16" else x.dtype.name] += x.size
+    parameters, mapped = sum(leaf.value.size for leaf in leaves(skeleton)), sum(x.nbytes for x in tensors.values())
+
+    def needed(weights: int, itemsize: int) -> Footprint:
+        prompt = config.vision.num_patches + PROMPT_TOKENS
+        return footprint(config, Run(weights, itemsize, pictures=1, prompts=[prompt], new_tokens=NEW_TOKENS))
+
+    return Inspected(
+        folder=str(folder),
+        parameters=parameters,
+        stored_as=dict(stored),
+        bytes=mapped,
+        tokens_per_image=config.vision.num_patches,
+        cache_bytes_per_token=4 * cache_numbers(skeleton.text),
+        tokenizer_pieces=len(read_tokenizer(folder, config.image_token_index)) if (folder / TOKENIZER).exists() else 0,
+        mask_decoder=(folder / CODEC).exists(),
+        memory_needed={
+            "float32": needed(mapped, 4).total,
+            "float32 resident": needed(4 * parameters, 4).total,
+            "float64": needed(mapped, 8).total,
+        },
+        memory_available=available_memory(),
+        config=asdict(config),
     )
 
 
+def described(found: Inspected, config: PaliGemmaConfig) -> Iterator[str]:
+    """The facts as lines for people."""
+    v, t = config.vision, config.text
+    needed = ", ".join(f"{size(number)} {name}" for name, number in found.memory_needed.items())
+    available = "an unknown amount" if found.memory_available is None else size(found.memory_available)
+    key_heads = f"{t.num_attention_heads} query and {t.num_key_value_heads} key heads of {t.head_dim}"
+    yield printable(found.folder)
+    yield f"weights    {found.parameters:,} parameters, {found.bytes:,} bytes in {', '.join(found.stored_as)}"
+    yield f"picture    {v.image_size} x {v.image_size} pixels, {v.num_patches} tokens"
+    heads = f"{v.num_attention_heads} heads of {v.head_dim}"
+    yield f"vision     {v.num_hidden_layers} layers, width {v.hidden_size}, {heads}"
+    yield f"text       {t.num_hidden_layers} layers, width {t.hidden_size}, {key_heads}"
+    yield f"cache      {found.cache_bytes_per_token:,} bytes per token in float32"
+    yield f"tokenizer  {found.tokenizer_pieces:,} pieces, embedding of {t.vocab_size:,} rows"
+    yield f"masks      {f'{CODEC} found' if found.mask_decoder else f'{CODEC} is missing; segment needs it'}"
+    yield f"memory     {needed}; {available} available"
+
+
+# -------------------------------------------------------------------------------------------------------------- verify
+
+
 def run_verify(a: argparse.Namespace) -> int:
-    """A line a file: ok, damaged, or unknown where it is no blob of a Hugging Face cache; then the weights."""
+    """Check the files of a model, then its weights; returns 1 if any of them is damaged, else 0."""
     model = find_model(a.model)
-    folder = folder_of(model)
-    words = {True: "ok", False: "damaged", None: "unknown"}
-    found = []
+    files: list[Verified] = []
     for file in verify_files(model):
-        found.append(file)
+        files.append(file)
         if a.format == "text":
-            print(f"{words[file.genuine]:<8}  {file.sha256}  {printable(file.name)}", flush=True)
-    infinite, unusable = [], None
-    try:
-        infinite = not_finite(read_tensors(model, read_config(folder)))
-    except BadModel as error:
-        unusable = str(error)
-    damaged = [file.name for file in found if file.genuine is False]
+            print(f"{STATUS[file.genuine]:<8}  {file.sha256}  {printable(file.name)}", flush=True)
+    infinite, error = verify_weights(model)
     if a.format == "json":
-        files = [file._asdict() for file in found]
-        print(as_json({"folder": str(folder), "files": files, "not_finite": infinite, "error": unusable}))
-    elif unusable is None:
-        weights = f"not finite: {', '.join(map(printable, infinite))}" if infinite else "all finite"
-        print(f"weights   {weights}")
-    if unusable is not None:
-        print(f"npgemma: {printable(unusable)}", file=sys.stderr)
+        found = {"folder": str(folder_of(model)), "files": [file._asdict() for file in files]}
+        print(as_json(found | {"not_finite": infinite, "error": error}))
+    elif error is None:
+        print(f"weights   {'not finite: ' + ', '.join(map(printable, infinite)) if infinite else 'all finite'}")
+    if error is not None:
+        print(f"npgemma: {printable(error)}", file=sys.stderr)
+    damaged = [printable(file.name) for file in files if file.genuine is False]
     if damaged:
-        hint = "delete what it links to and download it again"
-        print(f"npgemma: {', '.join(map(printable, damaged))}: not what was published; {hint}", file=sys.stderr)
-    return 1 if damaged or infinite or unusable else 0
+        hint = "delete the blobs that they link to and download them again"
+        print(f"npgemma: damaged, not as published: {', '.join(damaged)}; {hint}", file=sys.stderr)
+    return 1 if damaged or infinite or error is not None else 0
+
+
+def verify_weights(model: Path) -> tuple[list[str], str | None]:
+    """The names of the tensors with NaN or infinity, and the error if the weights cannot be read."""
+    try:
+        return not_finite(read_tensors(model, read_config(folder_of(model)))), None
+    except BadModel as error:
+        return [], str(error)

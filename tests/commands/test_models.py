@@ -1,0 +1,180 @@
+"""verify and inspect: the status of files and weights, what to do about damage, and the memory that a model needs."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import hub
+import numpy as np
+import pytest
+import tiny
+
+from npgemma.checkpoints.footprint import Run
+from npgemma.checkpoints.paligemma import footprint, read_config
+from npgemma.commands.cli import main
+from npgemma.commands.models import described, inspect
+from npgemma.io.model_folder import EMBEDDED
+
+FILES = ["config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+FILES += ["model.safetensors.index.json", "tokenizer.model"]
+HINT = "delete the blobs that they link to and download them again"
+Verify = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return hub.write_model(tmp_path_factory.mktemp("model") / "model", shards=2)
+
+
+@pytest.fixture
+def snapshot(shards: Path, tmp_path: Path) -> Path:
+    """The model in a Hugging Face cache: links to blobs, which are named by their hashes."""
+    return hub.download(tmp_path, "org/name", shards)
+
+
+@pytest.fixture
+def verify(capsys: pytest.CaptureFixture[str]) -> Verify:
+    """verify(*arguments): the exit status, stdout and stderr."""
+
+    def verify(*arguments: object) -> tuple[int, str, str]:
+        status = main(["verify", *map(str, arguments)])
+        return status, *capsys.readouterr()
+
+    return verify
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def flip_a_bit(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+# -------------------------------------------------------------------------------------------------------------- verify
+
+
+def test_an_undamaged_model_is_ok(snapshot: Path, verify: Verify) -> None:
+    lines = [f"ok        {sha256(snapshot / name)}  {name}\n" for name in FILES]
+    assert verify(snapshot) == (0, "".join(lines) + "weights   all finite\n", "")
+
+
+def test_a_model_in_the_cache_is_found_by_its_name(snapshot, tmp_path, monkeypatch, verify) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    assert verify("org/name") == verify(snapshot)
+
+
+def test_one_wrong_bit_of_the_weights_is_damage(snapshot: Path, verify: Verify) -> None:
+    flip_a_bit((snapshot / FILES[1]).resolve(), -100)
+    lines = [f"ok        {sha256(snapshot / name)}  {name}" for name in FILES]
+    lines[1] = f"damaged   {sha256(snapshot / FILES[1])}  {FILES[1]}"
+    status, out, err = verify(snapshot)
+    assert (status, out) == (1, "\n".join([*lines, "weights   all finite", ""]))
+    assert err == f"npgemma: damaged, not as published: {FILES[1]}; {HINT}\n"
+
+
+def test_the_status_of_files_outside_a_cache_is_unknown(shards: Path, verify: Verify) -> None:
+    lines = [f"unknown   {sha256(shards / name)}  {name}\n" for name in FILES]
+    assert verify(shards) == (0, "".join(lines) + "weights   all finite\n", "")
+
+
+def test_a_missing_blob_is_damage_and_the_other_files_are_checked(snapshot: Path, verify: Verify) -> None:
+    (snapshot / FILES[2]).resolve().unlink()
+    status, out, err = verify(snapshot)
+    assert status == 1
+    assert [line.split()[0] for line in out.splitlines()] == ["ok", "ok", "damaged", "ok", "ok"]
+    missing, damaged = err.splitlines()
+    assert missing.endswith("is missing")
+    assert damaged == f"npgemma: damaged, not as published: {FILES[2]}; {HINT}"
+
+
+def test_the_embedded_model_is_verified_by_default(verify: Verify) -> None:
+    status, out, err = verify()
+    assert (status, err) == (0, "")
+    assert f"unknown   {sha256(EMBEDDED / 'model.safetensors')}  model.safetensors" in out.splitlines()
+    assert out.endswith("\nweights   all finite\n")
+
+
+def test_json_is_one_object(snapshot: Path, verify: Verify) -> None:
+    status, out, err = verify(snapshot, "--format", "json")
+    assert (status, err, out.count("\n")) == (0, "", 1)
+    files = [{"name": name, "sha256": sha256(snapshot / name), "genuine": True} for name in FILES]
+    assert json.loads(out) == {"folder": str(snapshot), "files": files, "not_finite": [], "error": None}
+
+
+def test_json_says_which_file_is_damaged(snapshot: Path, verify: Verify) -> None:
+    flip_a_bit((snapshot / "tokenizer.model").resolve(), 1500)
+    status, out, err = verify(snapshot, "--format", "json")
+    assert status == 1
+    assert [file["genuine"] for file in json.loads(out)["files"]] == [True, True, True, True, False]
+    assert err == f"npgemma: damaged, not as published: tokenizer.model; {HINT}\n"
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_weights_that_are_not_finite_are_named(dtype: str, form: str, tmp_path: Path, verify: Verify) -> None:
+    names = ["language_model.model.layers.1.mlp.up_proj.weight", "vision_tower.post_layernorm.bias"]
+    tensors = tiny.random_tensors()
+    tensors[names[0]][0, 0], tensors[names[1]][-1] = np.inf, np.nan
+    tiny.write_folder(tmp_path)
+    tiny.save(tensors, tmp_path / "model.safetensors", dtype)
+    status, out, err = verify(tmp_path, "--format", form)
+    assert (status, err) == (1, "")
+    if form == "json":
+        assert sorted(json.loads(out)["not_finite"]) == names
+    else:
+        assert out.splitlines()[-1] == f"weights   not finite: {', '.join(sorted(names))}"
+
+
+def test_a_damaged_config_is_listed_before_the_error_it_causes(snapshot: Path, verify: Verify) -> None:
+    (snapshot / "config.json").resolve().write_bytes(b"{")
+    status, out, err = verify(snapshot)
+    assert status == 1
+    assert [line.split()[0] for line in out.splitlines()] == ["damaged", "ok", "ok", "ok", "ok"]
+    unusable, damaged = err.splitlines()
+    assert "config.json" in unusable
+    assert damaged.startswith("npgemma: damaged, not as published: config.json; ")
+    assert "config.json" in json.loads(verify(snapshot, "--format", "json")[1])["error"]
+
+
+def test_a_link_out_of_the_folder_is_refused(snapshot: Path, tmp_path: Path, refused) -> None:
+    (tmp_path / "secret").write_text("sesame")
+    (snapshot / "a.txt").symlink_to(tmp_path / "secret")
+    assert refused("verify", snapshot).startswith(f"{snapshot}/a.txt is a link to")
+
+
+def test_control_characters_of_a_file_name_are_escaped(snapshot: Path, verify: Verify) -> None:
+    (snapshot / "\x1b[2J.txt").write_text("hello\n")
+    status, out, _ = verify(snapshot)
+    assert status == 0
+    assert out.splitlines()[0].endswith("  \\x1b[2J.txt")
+
+
+# ------------------------------------------------------------------------------------------------------------- inspect
+
+
+def test_inspect_computes_the_memory_of_a_prompt_with_a_picture(folder: Path) -> None:
+    """32 tokens after those of the picture, and an answer of 256; weights as stored, or widened."""
+    config = read_config(folder)
+    found = inspect(folder, config)
+    for name, weights, itemsize in (
+        ("float32", found.bytes, 4),
+        ("float32 resident", 2 * found.bytes, 4),
+        ("float64", found.bytes, 8),
+    ):
+        run = Run(weights, itemsize, 1, [config.vision.num_patches + 32], 256)
+        assert found.memory_needed[name] == footprint(config, run).total
+
+
+def test_inspect_describes_masks_and_an_unknown_amount_of_memory(folder: Path) -> None:
+    config = read_config(folder)
+    found = inspect(folder, config)
+    *_, masks, memory = described(found._replace(memory_available=None), config)
+    assert masks == "masks      vae-oid.npz is missing; segment needs it"
+    assert memory.endswith("; an unknown amount available")
+    *_, masks, memory = described(found._replace(mask_decoder=True, memory_available=12_000_000_000), config)
+    assert masks == "masks      vae-oid.npz found"
+    assert memory.endswith("; 12.00 GB available")
