@@ -1,4 +1,4 @@
-"""How much memory a run will need, computed from the config alone, before any of it is allocated."""
+"""How much memory a run needs, computed from the config before any of it is allocated."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,15 +6,16 @@ from typing import NamedTuple
 
 from npgemma.io.system_memory import size
 
-# Python, NumPy and Pillow, the tokenizer, and the blocks of weights and scores that are worked on.
+# Python, NumPy and Pillow, the tokenizer, and the blocks of weights and scores in use at one time.
 BASE = 150_000_000
 
 
 class Run(NamedTuple):
-    """What a run does: `samples` answers of `new_tokens` to prompts of so many tokens, about so many pictures.
+    """What a run computes: `samples` answers of up to `new_tokens` tokens to each prompt.
 
-    `weights` are the bytes of the weights, `itemsize` the bytes of a number that is computed with, and `logit_rows` how
-    many rows of logits are held at once, if that is more than one a sample.
+    `weights` is the number of bytes of the weights, `itemsize` that of one number of an activation, `prompts` the
+    number of tokens of each prompt, and `logit_rows` how many rows of logits are held at a time, if more than one per
+    answer.
     """
 
     weights: int
@@ -28,7 +29,7 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of the weights (as the file has them where they are mapped), of all caches, and of all activations."""
+    """The bytes of the weights (as stored where they are mapped), of all caches, and of the activations."""
 
     weights: int
     caches: int

@@ -37,7 +37,7 @@ class Line(NamedTuple):
 
 
 def table(text: str) -> tuple[Line, ...]:
-    """The lines of a table: field, name and axes, with two or more spaces between."""
+    """The lines of a table: field, name and axes, separated by two or more spaces."""
     return tuple(Line(*re.split(r"\s{2,}", line.strip())) for line in text.strip().splitlines())
 
 
@@ -49,7 +49,7 @@ class Shaped(Protocol):
 
 
 class Part(NamedTuple):
-    """A table, the size of each of its letters (L counts layers), and what stands before its fields and names."""
+    """A table, the size of each letter in it (L is the number of layers), and the prefixes of its fields and names."""
 
     lines: tuple[Line, ...]
     sizes: Mapping[str, int]
@@ -114,7 +114,7 @@ class Layout(Generic[Tree]):
         return {each.name: ends[each.name] + each.shape for each in self.stored}
 
     def name_of(self, path: str) -> str:
-        """What the array at a path of the weights is called."""
+        """The name of the tensor that holds the array at a path of the weights."""
         return next(each.name for each in self.stored if each.leaf.path == path)
 
     def check(self, tensors: Mapping[str, Shaped], where: Path, source: str = "config.json") -> None:
@@ -168,7 +168,7 @@ def expand(part: Part, skeleton: Any, by_path: Mapping[str, Leaf]) -> Iterator[S
 
 
 def place(line: Line, part: Part, i: str, skeleton: Any, by_path: Mapping[str, Leaf]) -> Iterator[Stored]:
-    """The array of a line, for layer `i`; nothing if the model lacks it."""
+    """The array of a line for layer `i`, unless the model lacks it."""
     path = part.field + line.field.replace("[i]", f"[{i}]")
     name, _, index = line.name.replace("{i}", i).partition("[")
     if path in by_path:
@@ -188,12 +188,12 @@ def lacks(tree: Any, path: str) -> bool:
 
 
 def in_memory(tensors: Mapping[str, Array], dtype: np.dtype) -> dict[str, Array]:
-    """All tensors as `dtype` and in memory, so that the files may go; those that are so already are not copied."""
+    """All tensors as `dtype` and in memory, so that the files may be deleted; copied only where necessary."""
     return {name: w if w.flags.owndata and w.dtype == dtype else copied(w, dtype) for name, w in tensors.items()}
 
 
 def copied(w: Array, dtype: np.dtype) -> Array:
-    """`w` widened to `dtype`, a block at a time, in memory of its own."""
+    """A copy of `w`, widened to `dtype` one block at a time."""
     copy = np.empty(w.shape, dtype)
 
     def copy_block(block: slice) -> None:
@@ -204,7 +204,7 @@ def copied(w: Array, dtype: np.dtype) -> Array:
 
 
 def not_finite(tensors: Mapping[str, Array]) -> list[str]:
-    """The names of tensors that hold an infinity or a NaN; weights are read a block at a time."""
+    """The names of the tensors that contain an infinity or a NaN; weights are read one block at a time."""
 
     def all_finite(w: Array) -> bool:
         return all(finite(w[block]) for block in row_blocks(w.reshape(len(w), -1), BLOCK))
@@ -213,5 +213,5 @@ def not_finite(tensors: Mapping[str, Array]) -> list[str]:
 
 
 def finite(w: Array) -> bool:
-    """bfloat16 is stored as bits (see layers.shapes): of an infinity or a NaN, all bits of the exponent are 1."""
+    """Whether all numbers are finite. bfloat16 is stored as bits: an exponent of ones is infinity or NaN."""
     return bool(((w & 0x7F80) != 0x7F80).all() if w.dtype == np.uint16 else np.isfinite(w).all())

@@ -33,7 +33,7 @@ NOT_USED = re.compile(r"vision_tower\.head\..*|.*\.position_ids|.*\.rotary_emb\.
 
 @dataclass(frozen=True)
 class PaliGemmaConfig:
-    """The two halves, whether the head is the embedding table, and the tokens that the processor needs."""
+    """Vision tower, decoder, whether the head is the embedding table, and the tokens that the processor needs."""
 
     vision: SiglipConfig
     text: GemmaConfig
@@ -46,8 +46,8 @@ class PaliGemmaConfig:
 def read_config(folder: Path) -> PaliGemmaConfig:
     """The config of a model folder. BadModel, with file and key, for a value that npgemma cannot compute.
 
-    The hub's configs are sparse: they leave out whatever equals a default of the day they were written. PaliGemma's own
-    value, which is not always the default of the class in transformers, fills each gap.
+    The hub's configs are sparse: they leave out values that equalled a default of transformers when they were written.
+    A missing key has PaliGemma's value, which is not always today's default in transformers.
     """
     path = member(folder, "config.json")
     return parse(Section(read_json(path), str(path)))
@@ -63,7 +63,7 @@ def parse(s: Section) -> PaliGemmaConfig:
         vision=vision,
         text=text,
         tied=s.flag("tie_word_embeddings", d.tied),
-        # not bounded by the vocabulary: small models leave the image token without a row, for it is never looked up
+        # may be beyond the vocabulary: the image token is never looked up, and some models have no row for it
         image_token_index=s.token("image_token_index", d.image_token_index, 1 << 24),
         bos_token_id=s.token("bos_token_id", d.bos_token_id, text.vocab_size - 1),
         eos_token_ids=s.tokens("eos_token_id", d.eos_token_ids[0], text.vocab_size - 1),
@@ -71,7 +71,7 @@ def parse(s: Section) -> PaliGemmaConfig:
 
 
 def config_json(c: PaliGemmaConfig) -> dict[str, object]:
-    """The config as a Hugging Face config.json says it."""
+    """The content of config.json for Hugging Face."""
     return {
         "model_type": "paligemma",
         "image_token_index": c.image_token_index,
@@ -147,8 +147,8 @@ def layout_of(tensors: Mapping[str, Array], c: PaliGemmaConfig) -> Layout[PaliGe
 def read_tensors(model: Path, c: PaliGemmaConfig) -> dict[str, Array]:
     """A model's tensors by the names that transformers 5 saves, mapped and checked.
 
-    Every tensor that the config asks for must be there in its shape, and no other: a checkpoint that almost fits would
-    run and answer nonsense. BadModel as `Layout.check` and `open_model` say.
+    Every tensor that the config asks for must exist with its shape, and no other may: a checkpoint that almost fits
+    would run and answer nonsense. BadModel as for `Layout.check` and `open_model`.
     """
     tensors: dict[str, Array] = {}
     spelled: dict[str, str] = {}
@@ -164,16 +164,15 @@ def read_tensors(model: Path, c: PaliGemmaConfig) -> dict[str, Array]:
 
 
 def weights(tensors: Mapping[str, Array], c: PaliGemmaConfig) -> PaliGemma:
-    """The weights out of tensors by the names that transformers 5 saves."""
+    """The weights, from tensors by the names that transformers 5 saves."""
     return layout_of(tensors, c).fill(tensors)
 
 
 def footprint(c: PaliGemmaConfig, run: Run) -> Footprint:
-    """The memory to answer prompts about pictures, all at once.
+    """The memory for a run that answers all prompts at the same time.
 
-    Activations are what is alive where there is most of it: in an MLP, of the vision tower for the pictures or of the
-    decoder for the prompts; and the logits: of a step and of the one before it (`logit_rows` if that is more than one
-    row a sample), and of one row in float64.
+    Activations peak in an MLP: of the vision tower for all pictures, or of the decoder for all prompts. Logits come on
+    top: those of a step and of the step before, one row per answer or `logit_rows`, and one row in float64.
     """
     v, t = c.vision, c.text
     patches, rows, sequences = run.pictures * v.num_patches, sum(run.prompts), run.samples * len(run.prompts)

@@ -164,10 +164,7 @@ UNFIT = {
 def test_tensors_that_do_not_fit_the_model_are_refused(tensors, tmp_path):
     """The message has both shapes, or the name that does not exist."""
     folder = write_adapter(tmp_path / "adapter", tensors)
-    with pytest.raises(
-        BadModel,
-        match=r"adapter_model\.safetensors is for another model: \S+ (has shape .*|does not exist), the adapter changes",
-    ):
+    with pytest.raises(BadModel, match=r"safetensors is for another model: \S+ (has shape .*|does not exist), the"):
         npgemma.load(tiny.write_folder(tmp_path / "model"), adapter=folder)
 
 

@@ -1,4 +1,4 @@
-"""A mask auto-encoder is read whole or refused."""
+"""Mask auto-encoders: read from a file of big_vision's names, or refused with the reason."""
 
 import zipfile
 from pathlib import Path
@@ -66,7 +66,7 @@ def test_layers_that_do_not_fit_are_refused(tmp_path: Path, name: str, change) -
 
 
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"\x93NUMPY", b"text"])
-def test_what_is_no_npz_file_is_refused(tmp_path: Path, data: bytes) -> None:
+def test_a_file_that_is_not_an_npz_file_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "vae.npz").write_bytes(data)
     with pytest.raises(BadModel, match=r"vae\.npz"):
         read_mask_codec(tmp_path / "vae.npz")
@@ -81,12 +81,12 @@ def test_a_missing_file_and_pickles_are_refused(tmp_path: Path) -> None:
         read_mask_codec(write(tmp_path / "vae.npz", {"x": np.array(["a"])}))
 
 
-def test_the_random_codec_is_one() -> None:
+def test_the_random_codec_of_the_tests_is_accepted() -> None:
     assert random_codec().codebook.shape == (128, 13)
 
 
 def test_a_file_that_would_unpack_to_a_gigabyte_is_refused_unopened(tmp_path: Path) -> None:
-    """A zip bomb: 100 kB that hold nothing but zeros."""
+    """A zip bomb: 100 kB that unpack to zeros."""
     with zipfile.ZipFile(tmp_path / "vae.npz", "w", zipfile.ZIP_DEFLATED) as archive, archive.open("x.npy", "w") as x:
         for _ in range(11):
             x.write(bytes(10_000_000))

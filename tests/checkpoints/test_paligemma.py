@@ -320,7 +320,7 @@ def test_one_error_names_every_tensor_that_does_not_fit(tmp_path):
 
 @pytest.mark.parametrize("name", tiny.random_tensors())
 def test_a_missing_renamed_or_misshaped_tensor_is_named(name):
-    """Every tensor the config asks for is asked for by name and shape: there is none that a load could do without."""
+    """No tensor of the model is optional: each is required by name and shape."""
     tensors = tiny.random_tensors()
     x = tensors.pop(name)
     where = EMBEDDED
@@ -392,7 +392,7 @@ def test_the_embedded_checkpoint_fits_its_config():
 
 
 def test_an_untied_head_must_be_present(tmp_path):
-    """Without it the embedding table would stand in, and every answer would be nonsense."""
+    """With the embedding table in its place, every answer would be nonsense."""
     folder = tiny.write_folder(tmp_path)
     config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": False}
     (folder / "config.json").write_text(json.dumps(config))
