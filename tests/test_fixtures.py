@@ -1,4 +1,4 @@
-"""npgemma against what transformers computed: see tools/make_fixtures.py for what the files in tests/data hold."""
+"""npgemma against results of transformers, which tools/make_fixtures.py stored in tests/data."""
 
 from pathlib import Path
 from statistics import geometric_mean
@@ -15,18 +15,17 @@ CASES = ("grouped", "multihead", "multiquery", "text")
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8"}
 STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
-# How far rounding carries a tensor off is a matter of the model, and transformers' float32 run shows it. A float64 run
-# has the same sums with roundings 2^29 times finer, so it may be off by so much less; 8 for another order of the sums.
+# The error of transformers' float32 run shows how much the model amplifies rounding. A float64 run has the same sums,
+# rounded 2^29 times finer, so its error is at most that share of it; 8 for another order of the sums.
 FLOAT64_SHARE = 8 * 2.0**-29
-# Both float32 runs are off by the rounding of the same sums in another order; twice says that nothing else is wrong.
-# That is held of a case; one tensor of a few rows is a matter of luck, which another BLAS casts anew, and may be twice
-# worse.
+# Both float32 runs round the same sums in another order, so the ratio of their errors is about 1. A factor of 2 is the
+# limit of the mean over a case; a single tensor has few rows, and its ratio varies with the BLAS: twice that.
 FLOAT32_RATIO = 2.0
 FLOAT32_RATIO_OF_ONE = 4.0
 
 
 class Case(NamedTuple):
-    """A model folder, the inputs without a batch axis, and what transformers made of them."""
+    """A model folder, the inputs without a batch axis, and the results of transformers."""
 
     folder: Path
     ids: np.ndarray
@@ -71,14 +70,14 @@ def rms(x: np.ndarray) -> float:
 
 
 def assert_exact(actual: np.ndarray, case: Case, name: str) -> None:
-    """`actual` is tensor `name` of the truth but for float64 rounding, in shape and in dtype."""
+    """`actual` equals tensor `name` of the float64 run up to float64 rounding, in shape and dtype too."""
     truth = case.float64[name]
     atol = FLOAT64_SHARE * float(np.abs(case.float32[name] - truth).max())
     np.testing.assert_allclose(actual, truth, rtol=0, atol=atol, strict=True)
 
 
-def test_every_tensor_is_transformers_in_float64(case: Case) -> None:
-    """Embeddings, the output of every layer of both towers, projector, norms, keys and logits; none is left out."""
+def test_every_tensor_equals_transformers_in_float64(case: Case) -> None:
+    """Embeddings, the output of every layer of both towers, projector, norms, keys and logits."""
     model, taps = npgemma.load(case.folder, "float64"), npgemma.Recorder()
     model.forward(case.ids, case.pixels, case.types, tap=taps)
     config = model.config
@@ -90,8 +89,8 @@ def test_every_tensor_is_transformers_in_float64(case: Case) -> None:
         assert_exact(taps[name], case, name)
 
 
-def test_float32_is_as_near_the_truth_as_transformers(case: Case) -> None:
-    """float32 is off by rounding alone, so it is no further off than transformers' float32, tensor by tensor."""
+def test_float32_is_as_accurate_as_transformers(case: Case) -> None:
+    """The errors of every tensor are rounding alone: about those of transformers' float32 run."""
     taps = npgemma.Recorder()
     npgemma.load(case.folder).forward(case.ids, case.pixels, case.types, tap=taps)
     assert {taps[name].dtype for name in case.float64} == {np.dtype(np.float32)}
@@ -101,8 +100,8 @@ def test_float32_is_as_near_the_truth_as_transformers(case: Case) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_greedy_ids_are_transformers(case: Case, dtype: str) -> None:
-    """Through the cache, to the end token or to the last of the tokens asked for."""
+def test_greedy_ids_equal_transformers(case: Case, dtype: str) -> None:
+    """With the cache, until the end token or the limit of new tokens."""
     prefix = case.ids[case.types == 0]
     assert npgemma.load(case.folder, dtype).generate_ids(prefix, case.pixels, 12) == case.greedy
 
@@ -114,7 +113,7 @@ def test_the_comparison_notices_float32(case: Case) -> None:
 
 
 def test_the_comparison_notices_a_wrong_angle(case: Case) -> None:
-    """A rotary base that is one part in a million off is seen: constants are held, not shapes alone."""
+    """A rotary base that is wrong by one part in a million fails: constants are compared, not only shapes."""
     config = case.folder / "config.json"
     text = config.read_text()
     theta = npgemma.load(case.folder).config.text.rope_theta

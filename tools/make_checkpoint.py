@@ -1,11 +1,11 @@
-"""Write a checkpoint of PaliGemma 3B's layout with random weights: for measuring, where the real weights cannot be had.
+"""Write a checkpoint with random weights in the layout of PaliGemma 3B, to measure without the real weights.
 
     python tools/make_checkpoint.py FOLDER --image-size 224 --dtype bfloat16
     python tools/make_checkpoint.py FOLDER --set vision.num_hidden_layers=4 --set text.num_key_value_heads=2
 
-Any size of npgemma.checkpoints's SiglipConfig and GemmaConfig can be set; the others are 3B's.
+Every field of SiglipConfig and GemmaConfig can be set; the defaults are those of the 3B model.
 
-The folder has what the hub's has, but for a tokenizer: shards with an index, the hub's spelling of the names, and a
+The folder resembles the hub's, without a tokenizer: shards with an index, the hub's spelling of the names, and a
 config.json as sparse as the hub's. Weights are normal with a deviation of 1/sqrt(fan-in), so that activations neither
 vanish nor explode. One shard is in memory at a time.
 """

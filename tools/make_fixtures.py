@@ -1,13 +1,13 @@
-"""Write tests/data: what transformers computes for small random PaliGemmas, so that tests need only NumPy.
+"""Write tests/data: results of transformers for small random PaliGemmas, so that tests need only NumPy.
 
     python tools/make_fixtures.py tests/data
 
-Each case becomes one safetensors file: the weights as transformers saves them, the inputs, and what transformers makes
-of them in float64 and in float32. Running it again writes the same bytes.
+Each case becomes one safetensors file: the weights as transformers saves them, the inputs, and the results in float64
+and in float32. Running it again writes the same bytes.
 
-transformers never computes in float64 throughout: it takes the RMS norms, the softmax, the rotary angles and the
-embedding scale in float32 even where the weights are float64. `truth` makes float64 of all of them, so that the float64
-results here are the exact ones but for rounding of about 1e-16.
+transformers does not compute everything in float64, even with float64 weights: RMS norms, softmax, rotary angles and
+the embedding scale are float32. `truth` makes all of them float64, so that the float64 results here are exact up to
+rounding of about 1e-16.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ IMAGE = "image"
 
 @dataclass(frozen=True)
 class Case:
-    """A small PaliGemma and a prompt: IMAGE stands for the tokens of a picture, a number for so many text tokens.
+    """A small PaliGemma and a prompt: IMAGE means the tokens of a picture, a number that many text tokens.
 
     Sizes are pairwise distinct, so that a swapped axis cannot fit.
     """
@@ -114,7 +114,7 @@ def build(case: Case, generator: torch.Generator) -> PaliGemmaForConditionalGene
     """A float32 model whose every parameter is random, and a number that the case's stored dtype has.
 
     Scaled so that activations stay near one: matrices by their fan-in, vectors near their neutral value. transformers
-    itself would start norms and biases at nothing, and then nothing would notice if they went missing.
+    initialises norms and biases with neutral values, and a test could not detect that one is not applied.
     """
     model = PaliGemmaForConditionalGeneration(case.config).eval()
     for name, parameter in model.named_parameters():
@@ -130,7 +130,7 @@ def build(case: Case, generator: torch.Generator) -> PaliGemmaForConditionalGene
 
 @contextmanager
 def truth() -> Iterator[None]:
-    """Within it, whatever asks torch for float32 gets float64."""
+    """In this context, code that asks torch for float32 gets float64."""
     default = torch.get_default_dtype()
     with (
         mock.patch.multiple(torch, float=torch.float64, float32=torch.float64),
@@ -156,8 +156,10 @@ def in_float64(model: PaliGemmaForConditionalGeneration) -> PaliGemmaForConditio
 
 @torch.no_grad()
 def run(model: PaliGemmaForConditionalGeneration, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What one forward computes, by the names of npgemma's taps: logits, hidden states, and the first layer's keys as
-    they are cached, the one place where it shows that positions count from 1.
+    """The tensors of one forward pass by the names of npgemma's taps.
+
+    Logits, hidden states, and the first layer's keys from the cache, the only tensor that shows that positions start
+    at 1.
     """
     seen = model(
         **inputs, attention_mask=torch.ones_like(inputs["input_ids"]), output_hidden_states=True, use_cache=True
@@ -176,7 +178,7 @@ def run(model: PaliGemmaForConditionalGeneration, inputs: dict[str, Tensor]) -> 
 
 @torch.no_grad()
 def greedy(model: PaliGemmaForConditionalGeneration, inputs: dict[str, Tensor], max_new_tokens: int) -> Tensor:
-    """The ids that generate writes after the prompt, the likeliest each time."""
+    """The ids that greedy decoding generates after the prompt."""
     ones = torch.ones_like(inputs["input_ids"])
     ids = model.generate(**inputs, attention_mask=ones, max_new_tokens=max_new_tokens, do_sample=False)
     return ids[0, ones.shape[1] :]
@@ -210,7 +212,7 @@ def make_case(name: str, out: Path) -> None:
     model = build(case, generator)
     inputs = make_inputs(case, generator)
     with tempfile.TemporaryDirectory() as folder:
-        # a copy: what is cast to few bits and back has lost those of its rotary frequencies
+        # a copy: casting would also round the rotary frequencies
         copy.deepcopy(model).to(case.stored).save_pretrained(folder)
         tensors = {
             f"weights/{name}": x for name, x in safetensors.torch.load_file(f"{folder}/model.safetensors").items()
