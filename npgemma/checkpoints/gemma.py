@@ -1,6 +1,6 @@
 """The Gemma decoder on disk: its section of config.json, and the names of its tensors."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from npgemma.checkpoints.layout import table
 from npgemma.errors import BadModel
@@ -109,8 +109,8 @@ def blank(c: GemmaConfig, tied: bool) -> Decoder:
     """The weights with a Slot in place of each array; without a head of its own if that is tied to the embedding."""
     norm = RMSNorm(SLOT, c.rms_norm_eps)
     block = Block(norm, Attention(SLOT, SLOT, SLOT, c.rope_theta, SLOT), norm, MLP(SLOT, SLOT, SLOT))
-    decoder = Decoder(SLOT, (block,) * c.num_hidden_layers, norm, None if tied else SLOT)
-    return sized(decoder, sizes(c))
+    ends = sized(Decoder(SLOT, (), norm, None if tied else SLOT), sizes(c))
+    return replace(ends, blocks=(sized(block, sizes(c)),) * c.num_hidden_layers)
 
 
 def cache_numbers(decoder: Decoder) -> int:

@@ -12,8 +12,9 @@ A line whose field is None in the skeleton describes a part that this model lack
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -57,6 +58,11 @@ class Part(NamedTuple):
     name: str = ""
 
 
+def name_of(path: str, parts: Iterable[Part]) -> str:
+    """The name of the tensor for a path of the weights, such as 'text.head', that is not in a layer."""
+    return next(part.name + line.name for part in parts for line in part.lines if part.field + line.field == path)
+
+
 @dataclass(frozen=True)
 class Stored:
     """One array of a model, and where it is stored: in tensor `name`, at `index` if that holds several."""
@@ -82,9 +88,9 @@ class Stored:
 
     def to_field(self, x: Array) -> Array:
         """The stored array with the axes that the field wants: a view of it."""
-        wanted = self.leaf.axes.split()
-        split = x.reshape([self.size_of(letter) for letter in self.letters])
-        return split.transpose([self.letters.index(letter) for letter in wanted])
+        wanted, letters = self.leaf.axes.split(), self.letters
+        split = x.reshape([self.size_of(letter) for letter in letters])
+        return split.transpose([letters.index(letter) for letter in wanted])
 
     def from_field(self, x: Array) -> Array:
         """The opposite of `to_field`."""
@@ -92,9 +98,10 @@ class Stored:
         return x.transpose([wanted.index(letter) for letter in self.letters]).reshape(self.shape)
 
 
-def groups(axes: str) -> list[list[str]]:
-    """'(N H) D' is [[N, H], [D]]."""
-    return [group.strip("()").split() for group in re.findall(r"\([^)]*\)|\S+", axes)]
+@cache
+def groups(axes: str) -> tuple[tuple[str, ...], ...]:
+    """'(N H) D' is ((N, H), (D,))."""
+    return tuple(tuple(group.strip("()").split()) for group in re.findall(r"\([^)]*\)|\S+", axes))
 
 
 @dataclass(frozen=True)
@@ -112,10 +119,6 @@ class Layout(Generic[Tree]):
             known = ends.get(each.name, (0,) * len(each.index))
             ends[each.name] = tuple(max(end, i + 1) for end, i in zip(known, each.index, strict=True))
         return {each.name: ends[each.name] + each.shape for each in self.stored}
-
-    def name_of(self, path: str) -> str:
-        """The name of the tensor that holds the array at a path of the weights."""
-        return next(each.name for each in self.stored if each.leaf.path == path)
 
     def check(self, tensors: Mapping[str, Shaped], where: Path, source: str = "config.json") -> None:
         """BadModel, naming every tensor that is missing, unexpected or of another shape than `source` asks for."""

@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 from npgemma.checkpoints import gemma, siglip
 from npgemma.checkpoints.footprint import Footprint, Run
 from npgemma.checkpoints.gemma import GemmaConfig
-from npgemma.checkpoints.layout import Layout, Part, make_layout, table
+from npgemma.checkpoints.layout import Layout, Part, make_layout, name_of, table
 from npgemma.checkpoints.siglip import SiglipConfig
 from npgemma.errors import BadModel
 from npgemma.io.model_folder import member
@@ -89,18 +89,14 @@ def config_json(c: PaliGemmaConfig) -> dict[str, object]:
 
 
 @lru_cache(maxsize=8)
-def blank(c: PaliGemmaConfig, tied: bool | None = None) -> PaliGemma:
-    """The weights with a Slot in place of each array. `tied` overrides the config: a file may hold a head or not."""
+def blank(c: PaliGemmaConfig) -> PaliGemma:
+    """The weights with a Slot in place of each array."""
     projector = sized(Projector(SLOT, SLOT), {"D": c.text.hidden_size, "E": c.vision.hidden_size})
-    text = gemma.blank(c.text, c.tied if tied is None else tied)
-    return PaliGemma(siglip.blank(c.vision), projector, text, c.image_token_index)
+    return PaliGemma(siglip.blank(c.vision), projector, gemma.blank(c.text, c.tied), c.image_token_index)
 
 
-@lru_cache(maxsize=8)
-def hf_layout(c: PaliGemmaConfig, tied: bool | None = None) -> Layout[PaliGemma]:
-    """The names that transformers 5 saves."""
-    return make_layout(
-        blank(c, tied),
+def hf_parts(c: PaliGemmaConfig) -> tuple[Part, ...]:
+    return (
         Part(siglip.HF, siglip.sizes(c.vision), "vision.", "vision_tower."),
         Part(HF_PROJECTOR, {"D": c.text.hidden_size, "E": c.vision.hidden_size}),
         Part(gemma.HF, gemma.sizes(c.text), "text.", "language_model."),
@@ -108,10 +104,16 @@ def hf_layout(c: PaliGemmaConfig, tied: bool | None = None) -> Layout[PaliGemma]
     )
 
 
+@lru_cache(maxsize=8)
+def hf_layout(c: PaliGemmaConfig) -> Layout[PaliGemma]:
+    """The names that transformers 5 saves."""
+    return make_layout(blank(c), *hf_parts(c))
+
+
 def npz_layout(c: PaliGemmaConfig) -> Layout[PaliGemma]:
-    """The names of big_vision's files, without the `params/` that some have before every name."""
+    """The names of big_vision's files, without the `params/` that some have before every name. The head is tied."""
     return make_layout(
-        blank(c, tied=True),
+        blank(replace(c, tied=True)),
         Part(siglip.NPZ, siglip.sizes(c.vision), "vision.", "img/"),
         Part(NPZ_PROJECTOR, {"D": c.text.hidden_size, "E": c.vision.hidden_size}),
         Part(gemma.NPZ, gemma.sizes(c.text), "text.", "llm/"),
@@ -134,14 +136,14 @@ def saved_name(name: str) -> str:
 
 def head_and_table(c: PaliGemmaConfig) -> tuple[str, str]:
     """The names of the output head, if a checkpoint has one of its own, and of the embedding table."""
-    layout = hf_layout(c, tied=False)
-    return layout.name_of("text.head"), layout.name_of("text.embedding")
+    parts = hf_parts(c)
+    return name_of("text.head", parts), name_of("text.embedding", parts)
 
 
 def layout_of(tensors: Mapping[str, Array], c: PaliGemmaConfig) -> Layout[PaliGemma]:
-    """The layout of tensors that may hold a head of their own although the config says that it is tied."""
+    """The layout of tensors that may include a head although the config says that it is tied."""
     head, _ = head_and_table(c)
-    return hf_layout(c, tied=c.tied and head not in tensors)
+    return hf_layout(replace(c, tied=c.tied and head not in tensors))
 
 
 def read_tensors(model: Path, c: PaliGemmaConfig) -> dict[str, Array]:

@@ -1,6 +1,6 @@
 """SigLIP's vision tower on disk: its section of config.json, and the names of its tensors."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from npgemma.checkpoints.layout import table
 from npgemma.errors import BadModel
@@ -128,5 +128,5 @@ def blank(c: SiglipConfig) -> VisionTower:
     norm = LayerNorm(SLOT, SLOT, c.layer_norm_eps)
     attention = Attention(SLOT, SLOT, SLOT, SLOT, SLOT, SLOT, SLOT, SLOT)
     block = Block(norm, attention, norm, MLP(SLOT, SLOT, SLOT, SLOT))
-    tower = VisionTower(PatchEmbedding(SLOT, SLOT, SLOT), (block,) * c.num_hidden_layers, norm)
-    return sized(tower, sizes(c))
+    ends = sized(VisionTower(PatchEmbedding(SLOT, SLOT, SLOT), (), norm), sizes(c))
+    return replace(ends, blocks=(sized(block, sizes(c)),) * c.num_hidden_layers)

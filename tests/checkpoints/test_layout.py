@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npgemma.checkpoints.layout import Part, copied, in_memory, make_layout, not_finite, table
+from npgemma.checkpoints.layout import Part, copied, in_memory, make_layout, name_of, not_finite, table
 from npgemma.errors import BadModel
 from npgemma.layers.bits import pack
 from npgemma.layers.norms import RMSNorm
@@ -141,7 +141,8 @@ def test_a_line_about_a_field_that_does_not_exist_is_an_error() -> None:
 
 
 def test_name_of_gives_the_stored_name() -> None:
-    assert layout().name_of("layers[1].q") == "layers.1.q.weight"
+    parts = [Part(table(LINES), SIZES, "left.", "a."), Part(table(LINES), SIZES, "right.", "b.")]
+    assert name_of("right.head", parts) == "b.head"
 
 
 def test_check_names_missing_unexpected_and_misshaped_tensors() -> None:
