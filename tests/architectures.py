@@ -7,18 +7,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import mask_codecs
 import numpy as np
 import one_page
+import one_page_masks
 import tiny
 
 from npgemma import testing
 from npgemma.checkpoints import gemma as gemma_checkpoint
+from npgemma.checkpoints import mask_vqvae as mask_checkpoint
 from npgemma.checkpoints import paligemma as paligemma_checkpoint
 from npgemma.checkpoints import siglip as siglip_checkpoint
 from npgemma.checkpoints.layout import Layout, Part, make_layout
-from npgemma.layers.shapes import Array
+from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import Tap, silent
-from npgemma.models import gemma, paligemma, siglip
+from npgemma.layers.tree import SLOT, Slot, map_tree
+from npgemma.models import gemma, mask_vqvae, paligemma, siglip
 
 C = tiny.CONFIG
 JSON = testing.config_json(C)
@@ -121,4 +125,41 @@ PALIGEMMA = Architecture(
     cached=answer_cached,
 )
 
-ARCHITECTURES = {"vision tower": VISION_TOWER, "decoder": DECODER, "paligemma": PALIGEMMA}
+# The decoder of masks: 32 codes
+
+CODES = np.random.default_rng(0).integers(0, 128, (2, 16))
+CODEC, CODEC_TENSORS = mask_codecs.random_codec(), mask_codecs.random_tensors()
+
+
+@dataclass(frozen=True)
+class Masks:
+    """What decoding needs of a MaskVQVAE."""
+
+    codebook: Float[Array, "128 E"]
+    decoder: mask_vqvae.MaskDecoder
+
+
+def mask_layout() -> Layout[Masks]:
+    parts = [part for part in mask_checkpoint.parts_of(CODEC_TENSORS) if not part.field.startswith("encoder")]
+    skeleton = Masks(SLOT, mask_checkpoint.blank().decoder)
+    shapes = {stored.leaf.path: stored.shape for stored in make_layout(skeleton, *parts).stored}
+    return make_layout(map_tree(lambda leaf: Slot(shapes[leaf.path]), skeleton), *parts)
+
+
+def decode_masks(p: Masks, dtype: np.dtype, tap: Tap = silent) -> Array:
+    p = map_tree(lambda leaf: leaf.value.astype(dtype), p)
+    return mask_vqvae.decode_mask(mask_vqvae.MaskVQVAE(p.codebook, p.decoder, CODEC.encoder), CODES)
+
+
+MASK_DECODER = Architecture(
+    layouts={"npz": mask_layout()},
+    forward=decode_masks,
+    second_spelling=lambda w: one_page_masks.masks(w, CODES),
+)
+
+ARCHITECTURES = {
+    "vision tower": VISION_TOWER,
+    "decoder": DECODER,
+    "paligemma": PALIGEMMA,
+    "mask decoder": MASK_DECODER,
+}

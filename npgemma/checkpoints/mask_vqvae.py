@@ -108,9 +108,14 @@ def tensor_names() -> list[str]:
 
 def layout_of(tensors: Mapping[str, Array]) -> Layout[MaskVQVAE]:
     """The layout in which every layer takes what the one before it gives, with as many channels as the tensors say."""
+    return make_layout(blank(), *parts_of(tensors))
+
+
+def parts_of(tensors: Mapping[str, Array]) -> Iterator[Part]:
+    """The codebook, and every layer in the order of computation."""
     width = tensors[CODEBOOK].shape[-1] if tensors[CODEBOOK].ndim else 0
-    codebook = Part((Line("codebook", CODEBOOK, "128 E"),), {"E": width})
-    return make_layout(blank(), codebook, *layer_parts(tensors, width))
+    yield Part((Line("codebook", CODEBOOK, "128 E"),), {"E": width})
+    yield from layer_parts(tensors, width)
 
 
 def layer_parts(tensors: Mapping[str, Array], width: int) -> Iterator[Part]:

@@ -22,13 +22,33 @@ def test_a_file_is_the_auto_encoder_of_its_tensors(tmp_path: Path, dtype: str) -
     tensors = {name: x.astype(np.float16).astype(dtype) for name, x in random_tensors().items()}
     p = read_mask_codec(write(tmp_path / "vae.npz", tensors))
     assert p.codebook.dtype == np.float32
-    np.testing.assert_array_equal(p.decoder.up[1].weight, tensors["decoder.6.weight"])
-    np.testing.assert_array_equal(p.encoder.blocks[1].convs[2].bias, tensors["encoder.9.net.4.bias"])
+    np.testing.assert_array_equal(p.codebook, tensors[CODEBOOK])
     assert decode_mask(p, np.zeros((1, 16), int)).dtype == np.float32
 
 
-def test_the_names_are_those_of_the_file() -> None:
-    assert sorted(tensor_names()) == sorted(random_tensors())
+def test_every_layer_is_in_its_place() -> None:
+    """In the order of computation; two layers of one block have kernels of the same shape."""
+    p, tensors = random_codec(), random_tensors()
+    inner = [[conv for block in part.blocks for conv in block.convs] for part in (p.decoder, p.encoder)]
+    first, last = p.decoder.ends
+    layers = [first, *inner[0], *p.decoder.up, last, *p.encoder.down, *inner[1], p.encoder.last]
+    names = [f"decoder.{name}" for name in ("0", *nets(2, 3), "4", "6", "8", "10", "12")]
+    names += [f"encoder.{name}" for name in ("0", "2", "4", "6", *nets(8, 9), "10")]
+    for name, layer in zip(names, layers, strict=True):
+        np.testing.assert_array_equal(layer.weight, tensors[f"{name}.weight"], name, strict=True)
+        np.testing.assert_array_equal(layer.bias, tensors[f"{name}.bias"], name, strict=True)
+    assert sorted(tensor_names()) == sorted(tensors)
+
+
+def nets(*blocks: int) -> list[str]:
+    return [f"{block}.net.{i}" for block in blocks for i in (0, 2, 4)]
+
+
+def test_a_layer_that_does_not_fit_is_named_with_both_shapes(tmp_path: Path) -> None:
+    tensors = random_tensors()
+    tensors["encoder.2.weight"] = tensors["encoder.2.weight"].transpose(1, 0, 2, 3)
+    with pytest.raises(BadModel, match=r"encoder\.2\.weight has shape \[6, 8, 4, 4\]; .* need \[6, 6, 4, 4\]$"):
+        read_mask_codec(write(tmp_path / "vae.npz", tensors))
 
 
 @pytest.mark.parametrize("name", [CODEBOOK, "decoder.0.weight", "encoder.9.net.4.bias"])
