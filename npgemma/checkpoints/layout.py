@@ -12,6 +12,7 @@ A line whose field is None in the skeleton describes a part that this model lack
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -150,13 +151,14 @@ class Layout(Generic[Tree]):
 def make_layout(skeleton: Tree, *parts: Part) -> Layout[Tree]:
     """The layout of a skeleton by its tables.
 
-    ValueError for a line whose field the skeleton does not have, and for a field without a line.
+    ValueError for a field without a line or with several, and for a line that does not fit a field of the skeleton.
     """
     by_path = {leaf.path: leaf for leaf in leaves(skeleton)}
     stored = [each for part in parts for each in expand(part, skeleton, by_path)]
-    absent = by_path.keys() - {each.leaf.path for each in stored}
-    if absent:
-        raise ValueError(f"no line of a table says where {sorted(absent)[0]} is stored")
+    lines = Counter(each.leaf.path for each in stored)
+    for path in by_path:
+        if lines[path] != 1:
+            raise ValueError(f"{path} has {lines[path]} lines in the tables; every array has one")
     return Layout(skeleton, tuple(stored))
 
 
@@ -176,18 +178,24 @@ def place(line: Line, part: Part, i: str, skeleton: Any, by_path: Mapping[str, L
     name, _, index = line.name.replace("{i}", i).partition("[")
     if path in by_path:
         numbers = tuple(int(number) for number in re.findall(r"\d+", index.replace("i", i)))
-        yield Stored(by_path[path], part.name + name, numbers, line.axes, part.sizes)
+        stored = Stored(by_path[path], part.name + name, numbers, line.axes, part.sizes)
+        if sorted(stored.letters) != sorted(stored.leaf.axes.split()):
+            raise ValueError(f"{path} has the axes {stored.leaf.axes!r}; its table line says {line.axes!r}")
+        yield stored
     elif not lacks(skeleton, path):
-        raise ValueError(f"a table line is about {path}, which the weights do not have")
+        raise ValueError(f"a table has a line for {path}; the weights have no such field")
 
 
 def lacks(tree: Any, path: str) -> bool:
     """Whether a path leads to None."""
     for step in re.findall(r"\w+", path):
-        tree = tree[int(step)] if step.isdecimal() else getattr(tree, step, Ellipsis)
-        if tree is None or tree is Ellipsis:
-            break
-    return tree is None
+        try:
+            tree = tree[int(step)] if step.isdecimal() else getattr(tree, step)
+        except (AttributeError, IndexError):
+            return False
+        if tree is None:
+            return True
+    return False
 
 
 def in_memory(tensors: Mapping[str, Array], dtype: np.dtype) -> dict[str, Array]:

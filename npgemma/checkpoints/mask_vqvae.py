@@ -72,7 +72,7 @@ def read_mask_codec(path: str | Path) -> MaskVQVAE:
     Examples
     --------
     >>> import npgemma
-    >>> codec = npgemma.load().mask_codec  # read from the model's folder
+    >>> codec = npgemma.read_mask_codec(npgemma.load().folder / "vae-oid.npz")
     >>> codec.codebook.shape
     (128, 32)
     """
@@ -80,9 +80,11 @@ def read_mask_codec(path: str | Path) -> MaskVQVAE:
     try:
         tensors = {name: np.asarray(x, np.float32) for name, x in read_npz(path, MOST_BYTES).items()}
     except FileNotFoundError:
-        raise BadModel(f"{path} is missing: masks need a decoder's weights, such as big_vision's {CODEC}") from None
+        raise BadModel(
+            f"{path} is missing; masks need the weights of a decoder, such as big_vision's {CODEC}"
+        ) from None
     except DAMAGE as error:
-        raise BadModel(f"{path} is not a usable .npz file of numbers: {error}") from None
+        raise BadModel(f"{path} is not a valid .npz file of numbers: {error}") from None
     return mask_codec(tensors, path)
 
 
@@ -90,7 +92,8 @@ def mask_codec(tensors: Mapping[str, Array], path: Path) -> MaskVQVAE:
     """The auto-encoder of named tensors; BadModel unless they are those of the architecture and fit together."""
     missing = [name for name in tensor_names() if name not in tensors]
     if missing:
-        raise BadModel(f"{path} is not a mask auto-encoder: {missing[0]!r} and {len(missing) - 1} others are missing")
+        others = f" and {len(missing) - 1} other tensors are missing" if missing[1:] else " is missing"
+        raise BadModel(f"{path} is not a mask auto-encoder: {missing[0]!r}{others}")
     layout = layout_of(tensors)
     for name, shape in layout.shapes.items():
         found = list(tensors[name].shape)

@@ -131,13 +131,29 @@ def test_a_line_about_a_part_that_the_model_lacks_is_skipped() -> None:
 
 
 def test_a_field_without_a_line_is_an_error() -> None:
-    with pytest.raises(ValueError, match="says where table is stored"):
+    with pytest.raises(ValueError, match="table has 0 lines in the tables; every array has one"):
         layout("\n".join(LINES.splitlines()[2:]))
 
 
+def test_a_field_with_two_lines_is_an_error() -> None:
+    with pytest.raises(ValueError, match="table has 2 lines in the tables; every array has one"):
+        layout(LINES + line("N D", "other", "table"))
+
+
 def test_a_line_about_a_field_that_does_not_exist_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"layers\[0\]\.k, which the weights do not have"):
+    with pytest.raises(ValueError, match=r"a line for layers\[0\]\.k; the weights have no such field"):
         layout(LINES + line("(N H) D", "layers.{i}.k", "layers[i].k"))
+
+
+def test_a_line_about_a_layer_that_does_not_exist_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"a line for layers\[2\]\.q; the weights have no such field"):
+        make_layout(blank(), Part(table(LINES), SIZES | {"L": 3}))
+
+
+@pytest.mark.parametrize("axes", ["(N H)", "N D", "(N H) D D", "(N H) F"])
+def test_a_line_with_other_axes_than_the_field_is_an_error(axes: str) -> None:
+    with pytest.raises(ValueError, match=r"layers\[0\]\.q has the axes 'N H D'; its table line says"):
+        layout(LINES.replace("(N H) D", axes))
 
 
 def test_name_of_gives_the_stored_name() -> None:

@@ -55,8 +55,10 @@ def test_a_layer_that_does_not_fit_is_named_with_both_shapes(tmp_path: Path) -> 
 def test_a_missing_tensor_is_named(tmp_path: Path, name: str) -> None:
     tensors = random_tensors()
     del tensors[name]
-    with pytest.raises(BadModel, match=f"'{name}' and 0 others are missing"):
+    with pytest.raises(BadModel, match=f"'{name}' is missing"):
         read_mask_codec(write(tmp_path / "vae.npz", tensors))
+    with pytest.raises(BadModel, match=r"is not a mask auto-encoder: '\S+' and 46 other tensors are missing"):
+        read_mask_codec(write(tmp_path / "vae.npz", {"x": np.ones(1)}))
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_a_missing_mask_decoder_is_an_error_that_says_what_is_needed(
     bare: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert segment("-m", bare) == 1
-    assert "vae-oid.npz is missing: masks need" in capsys.readouterr().err
+    assert "vae-oid.npz is missing; masks need" in capsys.readouterr().err
 
 
 def test_a_mask_decoder_in_the_model_folder_is_found(asked: list[str], bare: Path) -> None:
