@@ -1,4 +1,4 @@
-"""LoRA adapters for the small model of `tiny`, as PEFT saves them, and what they make of its tensors."""
+"""LoRA adapters for the small model of `tiny`, as PEFT saves them, and the merged tensors."""
 
 import json
 from pathlib import Path
@@ -22,14 +22,14 @@ Halves = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def halves(module: str, rank: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A [r, in] and B [out, r] for a matrix of the small model; float32 numbers, whose products are none."""
+    """A [r, in] and B [out, r] for a matrix of the small model; float32 numbers, whose products are not float32."""
     shape = tiny.random_tensors()[f"{module}.weight"].shape
     rng = np.random.default_rng(seed)
     return tuple(rng.standard_normal(each).astype(np.float32) for each in ((rank, shape[1]), (shape[0], rank)))
 
 
 def stored_tensors(lora: Halves, replaced: dict[str, np.ndarray] = {}, spelling: str = "saved 5.x") -> dict:  # noqa: B006
-    """As PEFT saves them. It keeps those of a table, which it looks up, transposed: A is the rows, B the columns."""
+    """As PEFT saves them; the halves of an embedding table are transposed and swapped."""
     tensors = {}
     for module, (a, b) in lora.items():
         name = f"base_model.model.{tiny.spell(module, spelling)}"
@@ -60,7 +60,7 @@ def updated(w: np.ndarray, a: np.ndarray, b: np.ndarray, scale: float) -> np.nda
 
 
 def assert_rounded_once(found: np.ndarray, expected: np.ndarray, dtype: str) -> None:
-    """`expected` as `dtype`. The sums of a float64 product may come in another order, of up to 8 terms below 100."""
+    """`found` is `expected` rounded to `dtype`; the order of up to 8 float64 terms below 100 may differ."""
     atol = 8 * 100 * 2.0**-53 + (0 if dtype == "float64" else 100 * 2.0**-24)
     np.testing.assert_allclose(found, expected.astype(dtype), rtol=0, atol=atol, strict=True)
 
@@ -81,7 +81,7 @@ def all_kinds(seed: int = 0) -> tuple[Halves, dict[str, np.ndarray]]:
 
 
 def expected_tensors(lora: Halves, replaced: dict[str, np.ndarray], alpha: float) -> dict[str, np.ndarray]:
-    """What becomes of the small model's tensors, in float64 where they change."""
+    """The merged tensors of the small model, in float64 where they change."""
     tensors = tiny.random_tensors()
     tensors[HEAD] = tensors[TABLE]
     for module, (a, b) in lora.items():

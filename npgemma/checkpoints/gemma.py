@@ -45,7 +45,7 @@ NPZ = table("""
 
 @dataclass(frozen=True)
 class GemmaConfig:
-    """The decoder, with transformers' names; the defaults are Gemma 2B as PaliGemma has it."""
+    """The decoder, with transformers' names; the defaults are those of Gemma 2B in PaliGemma."""
 
     hidden_size: int = 2048
     intermediate_size: int = 16384
@@ -62,11 +62,11 @@ class GemmaConfig:
 def read(s: Section) -> GemmaConfig:
     """The config of a section of config.json. BadModel, with file and key, for a value that npgemma cannot compute."""
     if s.values.get("model_type") == "gemma2":
-        what = "model_type is 'gemma2': this is a PaliGemma 2, and npgemma runs PaliGemma 1 (model_type 'gemma')"
+        what = "model_type is 'gemma2': the model is a PaliGemma 2; npgemma supports PaliGemma 1 (model_type 'gemma')"
         raise BadModel(f"{s.where}: {what}")
     s.require("model_type", "gemma")
     s.require("hidden_activation", "gelu_pytorch_tanh")
-    s.require("hidden_act", "gelu_pytorch_tanh", "gelu")  # Gemma's first configs said gelu and meant the tanh form
+    s.require("hidden_act", "gelu_pytorch_tanh", "gelu")  # Gemma's first configs say gelu for the tanh form
     s.require("attention_bias", False)
     rotation = s.section("rope_parameters")
     rotation.require("rope_type", "default")
@@ -86,9 +86,11 @@ def read(s: Section) -> GemmaConfig:
     )
     queries, keys = config.num_attention_heads, config.num_key_value_heads
     if queries % keys:
-        raise BadModel(f"{s.where}: {keys} key heads do not divide {queries} query heads")
+        raise BadModel(f"{s.where}: num_attention_heads is {queries}, not a multiple of num_key_value_heads, {keys}")
     if config.head_dim % 2:
-        raise BadModel(f"{s.where}: head_dim is {config.head_dim}; rotary positions rotate pairs, so it must be even")
+        raise BadModel(
+            f"{s.where}: head_dim is {config.head_dim}; it must be even, since rotary positions rotate pairs"
+        )
     return config
 
 
@@ -106,7 +108,7 @@ def sizes(c: GemmaConfig) -> dict[str, int]:
 
 
 def blank(c: GemmaConfig, tied: bool) -> Decoder:
-    """The weights with a Slot in place of each array; without a head of its own if that is tied to the embedding."""
+    """The weights with a Slot in place of each array; `head` is None if it is tied to the embedding."""
     norm = RMSNorm(SLOT, c.rms_norm_eps)
     block = Block(norm, Attention(SLOT, SLOT, SLOT, c.rope_theta, SLOT), norm, MLP(SLOT, SLOT, SLOT))
     ends = sized(Decoder(SLOT, (), norm, None if tied else SLOT), sizes(c))
@@ -114,5 +116,5 @@ def blank(c: GemmaConfig, tied: bool) -> Decoder:
 
 
 def cache_numbers(decoder: Decoder) -> int:
-    """How many numbers the caches of all layers hold for each token: its keys and values."""
+    """The number of keys and values that the caches of all layers hold for each token."""
     return sum(2 * block.attn.k.shape[0] * block.attn.k.shape[1] for block in decoder.blocks)

@@ -135,7 +135,7 @@ def saved_name(name: str) -> str:
 
 
 def head_and_table(c: PaliGemmaConfig) -> tuple[str, str]:
-    """The names of the output head, if a checkpoint has one of its own, and of the embedding table."""
+    """The names of the output head, which tied checkpoints lack, and of the embedding table."""
     parts = hf_parts(c)
     return name_of("text.head", parts), name_of("text.embedding", parts)
 
@@ -150,7 +150,7 @@ def read_tensors(model: Path, c: PaliGemmaConfig) -> dict[str, Array]:
     """A model's tensors by the names that transformers 5 saves, mapped and checked.
 
     Every tensor that the config asks for must exist with its shape, and no other may: a checkpoint that almost fits
-    would run and answer nonsense. BadModel as for `Layout.check` and `open_model`.
+    would run and give wrong answers. BadModel as for `Layout.check` and `open_model`.
     """
     tensors: dict[str, Array] = {}
     spelled: dict[str, str] = {}

@@ -99,12 +99,12 @@ def read(s: Section) -> SiglipConfig:
     )
     heads, width = config.num_attention_heads, config.hidden_size
     if width % heads:
-        raise BadModel(f"{s.where}: {heads} heads do not divide a hidden_size of {width}")
+        raise BadModel(f"{s.where}: hidden_size is {width}, not a multiple of num_attention_heads, {heads}")
     if config.num_channels != 3:
-        raise BadModel(f"{s.where}: num_channels is {config.num_channels}; npgemma's pictures have 3")
+        raise BadModel(f"{s.where}: num_channels is {config.num_channels}; npgemma supports 3 (RGB) only")
     if config.patch_size > config.image_size:
         patch, side = config.patch_size, config.image_size
-        raise BadModel(f"{s.where}: a patch of {patch} pixels does not fit a picture of {side}")
+        raise BadModel(f"{s.where}: patch_size is {patch}, more than image_size, {side}")
     return config
 
 

@@ -1,6 +1,5 @@
 """LoRA adapters: W + scale B A, written out here in float64, and every spelling of their names."""
 
-import contextlib
 import dataclasses
 import math
 
@@ -58,7 +57,7 @@ def test_updates_and_replacements_are_merged_together(dtype, tmp_path):
 
 
 def test_float32_is_float64_rounded_once(tmp_path):
-    """Worked out in float32, about one element in three would be another."""
+    """Computed in float32, about one element in three would differ."""
     lora, replaced = all_kinds()
     folder = write_adapter(tmp_path, stored_tensors(lora, replaced))
     single, double = merge(folder, "float32"), merge(folder, "float64")
@@ -82,7 +81,7 @@ def test_base_and_adapter_may_be_stored_in_any_dtype(base, stored, tmp_path):
 @pytest.mark.parametrize(("alpha", "rank"), [(8, 4), (1, 3), (16.5, 2), (3, 7)])
 @pytest.mark.parametrize("stabilised", [False, True])
 def test_the_scale_is_alpha_over_the_rank_or_its_root(alpha, rank, stabilised, tmp_path):
-    """Of the rank that the matrices have, whatever r says: rank_pattern gives some another."""
+    """The rank is that of the matrices, not r in the config: rank_pattern gives some matrices another one."""
     a, b = halves(QUERY, rank)
     folder = write_adapter(tmp_path, stored_tensors({QUERY: (a, b)}), lora_alpha=alpha, r=5, use_rslora=stabilised)
     scale = alpha / (math.sqrt(rank) if stabilised else rank)
@@ -92,13 +91,13 @@ def test_the_scale_is_alpha_over_the_rank_or_its_root(alpha, rank, stabilised, t
 
 
 def test_alpha_is_8_by_default(tmp_path):
-    """PEFT's default; null counts as not said."""
+    """PEFT's default; null means the default."""
     folder = write_adapter(tmp_path, stored_tensors({QUERY: halves(QUERY, 4)}), lora_alpha=None, use_rslora=None)
     assert read_adapter(folder).added[f"{QUERY}.weight"].scale == 2
 
 
 def test_a_large_matrix_is_merged_in_blocks(tmp_path):
-    """Some thousand rows, which are several blocks, and whose number no block divides."""
+    """3,001 rows are several blocks, of which the last is smaller."""
     module, rng = "language_model.model.layers.0.self_attn.q_proj", np.random.default_rng(0)
     w, a, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((3001, 300), (2, 300), (3001, 2)))
     folder = write_adapter(tmp_path, stored_tensors({module: (a, b)}), lora_alpha=2)
@@ -109,7 +108,7 @@ def test_a_large_matrix_is_merged_in_blocks(tmp_path):
 
 # ------------------------------------------------------------------------------------------------------- alpha_pattern
 
-# module name, patterns -> which alpha; as PEFT's get_pattern_key has it: re.match(rf"(.*\.)?({pattern})$", name)
+# patterns and the alpha of QUERY, by the rule of PEFT's get_pattern_key: re.match(rf"(.*\.)?({pattern})$", name)
 PATTERNS = {
     "the whole name": ({"model.language_model.layers.1.self_attn.q_proj": 3}, 3),
     "its end": ({"q_proj": 3}, 3),
@@ -131,7 +130,7 @@ PATTERNS = {
 
 @pytest.mark.parametrize(("patterns", "alpha"), PATTERNS.values(), ids=PATTERNS)
 def test_alpha_pattern_gives_some_matrices_another_alpha(patterns, alpha, tmp_path):
-    """Patterns are regular expressions; taken for plain ends of names they would be passed over, without a word."""
+    """Patterns are regular expressions for the ends of names, not plain suffixes."""
     tensors = stored_tensors({QUERY: halves(QUERY, 2)}, spelling="memory 5.6")
     folder = write_adapter(tmp_path, tensors, alpha_pattern=patterns)
     assert read_adapter(folder).added[f"{QUERY}.weight"].scale == alpha / 2
@@ -145,12 +144,12 @@ def test_alpha_pattern_with_root_and_ranks(tmp_path):
     assert scales == [2 / math.sqrt(3), 5 / math.sqrt(4), 16 / math.sqrt(2)]
 
 
-@pytest.mark.parametrize("pattern", ["(", "[", "*", "(?P<"])
+@pytest.mark.parametrize("pattern", ["(", "[", "*", "(?P<", "(a+)+b", "a*b*c*", "a" * 400])
 def test_an_invalid_pattern_is_refused(pattern, tmp_path):
-    """Refused in a sentence, or taken for what fits nothing."""
+    """Also one that may take exponential time."""
     folder = write_adapter(tmp_path, stored_tensors({QUERY: halves(QUERY, 2)}), alpha_pattern={pattern: 3})
-    with contextlib.suppress(BadModel):
-        assert read_adapter(folder).added[f"{QUERY}.weight"].scale == 4
+    with pytest.raises(BadModel, match=r"alpha_pattern: npgemma cannot use the expression"):
+        read_adapter(folder)
 
 
 # ---------------------------------------------------------------------------------------------------------- names
@@ -159,7 +158,7 @@ def test_an_invalid_pattern_is_refused(pattern, tmp_path):
 @pytest.mark.parametrize("prefix", ["base_model.model.", ""])
 @pytest.mark.parametrize("spelling", tiny.SPELLINGS)
 def test_every_spelling_of_names_gives_the_same_adapter(spelling, prefix, tmp_path):
-    """PEFT's own prefix stands before what the release of transformers called it; a converter may have dropped it."""
+    """PEFT puts a prefix before the names of transformers; a converter may have removed it."""
     lora, replaced = all_kinds()
     tensors = stored_tensors(lora, replaced, spelling)
     tensors = {prefix + name.removeprefix("base_model.model."): x for name, x in tensors.items()}
@@ -174,7 +173,7 @@ def test_every_spelling_of_names_gives_the_same_adapter(spelling, prefix, tmp_pa
 
 @pytest.mark.parametrize("kind", ["added", "replaced"])
 def test_two_spellings_of_one_name_are_refused(kind, tmp_path):
-    """One of them would win without a word."""
+    """npgemma would have to guess which one is meant."""
     tensors = {}
     for seed, spelling in enumerate(["hub", "memory 4.52"]):
         change = ({QUERY: halves(QUERY, 2, seed)}, {}) if kind == "added" else ({}, {NORM: np.full(11, seed, "f4")})
@@ -188,7 +187,7 @@ def test_two_spellings_of_one_name_are_refused(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", ["added", "replaced"])
 def test_a_tied_head_keeps_its_values_when_the_table_changes(kind, tmp_path):
-    """PEFT wraps the table alone; the head keeps the matrix they had in common."""
+    """PEFT wraps only the table; the head keeps the shared matrix."""
     module, new = TABLE.removesuffix(".weight"), tiny.random_tensors(seed=9)[TABLE]
     lora, replaced = ({module: halves(module, 2)}, {}) if kind == "added" else ({}, {TABLE: new})
     found = merge(write_adapter(tmp_path, stored_tensors(lora, replaced)))
@@ -232,15 +231,15 @@ def test_an_untied_head_is_changed(tmp_path):
 
 
 def test_an_adapter_of_other_tensors_leaves_the_head_tied(tmp_path):
-    """No second matrix, which would take memory."""
+    """A head of its own would take memory."""
     assert HEAD not in merge(write_adapter(tmp_path, stored_tensors({QUERY: halves(QUERY, 2)})))
 
 
-# ---------------------------------------------------- what PEFT saves beside the halves: the layer under them, a bias
+# ------------------------------------------------------------------- tensors that PEFT saves beside lora_A and lora_B
 
 
-def test_the_table_that_peft_saves_with_its_update_is_the_table(tmp_path):
-    """Where the embedding is a target, save_pretrained writes its own weight, too, as base_layer.weight."""
+def test_a_table_saved_with_its_update_replaces_the_table(tmp_path):
+    """If the embedding is a target, save_pretrained also writes its weight, as base_layer.weight."""
     module, base = TABLE.removesuffix(".weight"), tiny.random_tensors(seed=9)[TABLE]
     a, b = halves(module, 2)
     tensors = stored_tensors({module: (a, b)})
@@ -249,7 +248,7 @@ def test_the_table_that_peft_saves_with_its_update_is_the_table(tmp_path):
     assert_rounded_once(found[TABLE], updated(base, a, b, 4), "float32")
 
 
-def test_biases_that_were_trained_with_the_update_are_replaced(tmp_path):
+def test_biases_trained_with_the_update_are_replaced(tmp_path):
     """bias='lora_only' or 'all': the bias of a changed layer is saved under base_layer."""
     new = tiny.random_tensors(seed=9)[f"{UP}.bias"]
     a, b = halves(UP, 2)

@@ -19,11 +19,11 @@ OTHER_FORMULAS = {
     "AdaLoRA": dict(peft_type="ADALORA"),
     "prompt tuning": dict(peft_type="PROMPT_TUNING"),
     "lower case": dict(peft_type="lora"),
-    "no text": dict(peft_type=3),
+    "a number": dict(peft_type=3),
     "biases of B": dict(lora_bias=True),
     "layers repeated": dict(layer_replication=[[0, 2], [1, 3]]),
-    "tied on purpose": dict(ensure_weight_tying=True),
-    "after certain tokens alone": dict(alora_invocation_tokens=[108]),
+    "tied explicitly": dict(ensure_weight_tying=True),
+    "only after certain tokens": dict(alora_invocation_tokens=[108]),
     "PiSSA": dict(init_lora_weights="pissa"),
     "PiSSA, iterated": dict(init_lora_weights="pissa_niter_16"),
     "OLoRA": dict(init_lora_weights="olora"),
@@ -35,9 +35,9 @@ OTHER_FORMULAS = {
 
 @pytest.mark.parametrize("config", OTHER_FORMULAS.values(), ids=OTHER_FORMULAS)
 def test_options_that_change_the_formula_are_refused(config, tmp_path):
-    """Merged as if it were plain LoRA, it would answer something; nobody would know that it is wrong.
+    """Merged as plain LoRA, such an adapter would give wrong answers without an error.
 
-    PiSSA and its kin subtract what they begin with from the base, which the adapter's file does not say.
+    PiSSA and similar initialisations change the base model, and the adapter's file does not say how.
     """
     folder = write_adapter(tmp_path, stored_tensors({QUERY: halves(QUERY, 2)}), **config)
     (key,) = config
@@ -46,16 +46,16 @@ def test_options_that_change_the_formula_are_refused(config, tmp_path):
 
 
 PLAIN = {
-    "what PEFT writes": dict(
+    "as PEFT writes them": dict(
         use_dora=False, fan_in_fan_out=False, lora_bias=False, layer_replication=None, ensure_weight_tying=False
     ),
-    "as it begins": dict(init_lora_weights=True),
+    "default initialisation": dict(init_lora_weights=True),
     "gaussian": dict(init_lora_weights="gaussian"),
-    "no beginning": dict(init_lora_weights=False),
+    "no initialisation": dict(init_lora_weights=False),
     "EVA": dict(init_lora_weights="eva"),
     "an old file": dict(r=None, lora_alpha=None),
-    "nothing": dict(alpha_pattern=None, rank_pattern={}, alora_invocation_tokens=None, arrow_config=None),
-    "what only training asks": dict(
+    "null and empty": dict(alpha_pattern=None, rank_pattern={}, alora_invocation_tokens=None, arrow_config=None),
+    "options of training": dict(
         lora_dropout=0.1, inference_mode=True, target_modules=["q_proj"], task_type="CAUSAL_LM"
     ),
 }
@@ -69,7 +69,7 @@ def test_options_that_leave_the_formula_unchanged_are_accepted(config, tmp_path)
 
 CONFIGS = {
     "empty": b"",
-    "no JSON": b"lora_alpha: 8",
+    "not JSON": b"lora_alpha: 8",
     "cut off": b'{"peft_type": "LORA", "lora_al',
     "a list": b"[]",
     "null": b"null",
@@ -80,13 +80,13 @@ CONFIGS = {
     "alpha a string": b'{"lora_alpha": "8"}',
     "alpha a list": b'{"lora_alpha": [8]}',
     "alpha true": b'{"lora_alpha": true}',
-    "alpha nothing": b'{"lora_alpha": 0}',
+    "alpha zero": b'{"lora_alpha": 0}',
     "alpha negative": b'{"lora_alpha": -1}',
-    "root a string": b'{"use_rslora": "yes"}',
-    "root a number": b'{"use_rslora": 1}',
+    "rslora a string": b'{"use_rslora": "yes"}',
+    "rslora a number": b'{"use_rslora": 1}',
     "patterns a list": b'{"alpha_pattern": ["q_proj"]}',
     "a pattern's alpha a string": b'{"alpha_pattern": {"q_proj": "8"}}',
-    "a pattern's alpha nothing": b'{"alpha_pattern": {"q_proj": 0}}',
+    "a pattern's alpha zero": b'{"alpha_pattern": {"q_proj": 0}}',
     "too large": b'{"a": "' + b"a" * 10_000_001 + b'"}',
 }
 

@@ -39,7 +39,7 @@ from npgemma.testing import draw_row
 
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory) -> tuple[Path, Path, Path]:
-    """A model, an adapter to it, and the model of the same sums worked out here, rounded to float32 as a file is."""
+    """A model, an adapter for it, and the model merged here, whose file is rounded to float32."""
     made = tmp_path_factory.mktemp("adapted")
     lora, replaced = all_kinds()
     lora = {module: (a * np.float32(0.1), b) for module, (a, b) in lora.items()}
@@ -61,13 +61,13 @@ def logits(model: npgemma.VisionLanguageModel) -> np.ndarray:
 @pytest.mark.parametrize("resident", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_model_with_an_adapter_is_the_merged_model(dtype, resident, adapted):
-    """The file of the merged model was rounded to float32: where all is float64, the two differ by that."""
+    """The file of the merged model is rounded to float32; in float64 the two differ by that rounding."""
     model, adapter, merged_folder = adapted
     found = logits(npgemma.load(model, dtype, resident, adapter))
     expected = logits(npgemma.load(merged_folder, dtype, resident))
     assert np.abs(found - logits(npgemma.load(model, dtype))).max() > 0.1
     scale = float(np.abs(expected).max())
-    # 100: a dozen roundings a layer on the way to a logit. In float32 both round the same sums.
+    # 100: about twelve roundings per layer. In float32 both models round the same sums.
     np.testing.assert_allclose(found, expected, rtol=0, atol=100 * 2.0**-24 * scale, strict=True)
     assert found.dtype == dtype
 
@@ -93,7 +93,7 @@ def test_unchanged_tensors_stay_mapped(adapted):
 
 
 def is_mapped(x: object) -> bool:
-    """Whether an array is a view of a mapped file, however far down."""
+    """Whether an array is a view of a mapped file, directly or through other views."""
     while isinstance(x, np.ndarray):
         x = x.base
     return isinstance(x.obj if isinstance(x, memoryview) else x, mmap.mmap)
@@ -101,7 +101,7 @@ def is_mapped(x: object) -> bool:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_no_tensor_of_an_adapter_stays_mapped(dtype, tmp_path):
-    """Nobody watches its file, as the files of a model are: cut short while it is mapped, it would end the process."""
+    """The file of an adapter is not guarded: if it shrank while it is mapped, the process would crash."""
     lora, replaced = all_kinds()
     model = tiny.write_folder(tmp_path / "model")
     folder = write_adapter(tmp_path / "adapter", stored_tensors(lora, replaced))
@@ -127,7 +127,7 @@ def test_an_adapter_in_the_hugging_face_cache_is_found(adapted, tmp_path, monkey
 
 
 def test_the_position_table_is_merged_in_float64_and_becomes_float32(tmp_path):
-    """As `load` says of it, and of norms and biases, in a float64 model too: they are added, not multiplied."""
+    """Also in a float64 model, as `load` documents for position tables, norms and biases."""
     module = "vision_tower.embeddings.position_embedding"
     a, b = halves(module, 2)
     name = f"base_model.model.{tiny.spell(module, 'saved 5.x')}"
@@ -159,9 +159,9 @@ def bytes_of(weights: object, seen: set[int]) -> int:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("change", ["a matrix", "a vector", "the table", "the head"])
 def test_the_memory_budget_counts_merged_tensors(change, dtype, resident, tmp_path):
-    """All weights of the merged model: a head that is not tied to the table any more is a matrix more.
+    """All weights of the merged model, with an untied head as one more matrix.
 
-    Where they stay mapped the vectors are float32 copies beside what is counted, 2 % of this model.
+    Vectors of a mapped model are float32 copies, which the budget does not count: 2 % of this model.
     """
     config = dataclasses.replace(tiny.CONFIG, text=dataclasses.replace(tiny.CONFIG.text, vocab_size=6100))
     model = tiny.write_folder(tmp_path / "model", config, dtype="bfloat16")
@@ -182,7 +182,7 @@ def test_the_memory_budget_counts_merged_tensors(change, dtype, resident, tmp_pa
 
 @pytest.fixture(scope="module")
 def loud(tmp_path_factory) -> Path:
-    """An adapter to the embedded model that gives it something else to say."""
+    """An adapter that changes the answers of the embedded model."""
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((4, 128), (512, 4)))
     tensors = stored_tensors({f"language_model.model.layers.{i}.mlp.up_proj": (a, b) for i in range(4)})
@@ -224,15 +224,15 @@ def test_refusals_are_one_sentence(loud, tmp_path, capsys):
     )
     assert "adapter_config.json is missing" in refused(capsys, "--adapter", EMBEDDED)
     model = hub.write_model(tmp_path / "model")
-    said = refused(capsys, "--adapter", loud, "-m", model)
-    assert "layers.0.mlp.up_proj.weight has shape (23, 11), the adapter changes one of (512, 128)" in said
+    error = refused(capsys, "--adapter", loud, "-m", model)
+    assert "layers.0.mlp.up_proj.weight has shape (23, 11), the adapter changes one of (512, 128)" in error
     damaged = Path(shutil.copytree(loud, tmp_path / "damaged"))
     (damaged / "adapter_config.json").write_text("{")
     assert "adapter_config.json cannot be read as JSON" in refused(capsys, "--adapter", damaged)
 
 
 def test_an_adapter_that_is_not_finite_is_one_sentence(loud, tmp_path, capsys):
-    """NaN in the update is NaN in the answer; it must not be an empty answer or a warning."""
+    """NaN logits give an error, not an empty answer or a warning."""
     damaged = Path(shutil.copytree(loud, tmp_path / "damaged"))
     a, b = np.full((4, 128), np.nan, np.float32), np.ones((512, 4), np.float32)
     tiny.save(
@@ -242,6 +242,6 @@ def test_an_adapter_that_is_not_finite_is_one_sentence(loud, tmp_path, capsys):
 
 
 def test_adapters_are_stored_on_the_bfloat16_grid():
-    """`tiny.save` packs; a value off the grid would make the tests above compare roundings."""
+    """`tiny.save` rounds to bfloat16, which must not change the values of the tests above."""
     x = np.array([0.0625, -3.0, 2.9375], np.float32)
     assert pack(x).tolist() == [0x3D80, 0xC040, 0x403C]

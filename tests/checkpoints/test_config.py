@@ -1,4 +1,4 @@
-"""config.json: what a sparse config is completed with, and that nothing wrong gets through as anything but BadModel."""
+"""config.json: the values of missing keys, and BadModel for every value that npgemma cannot compute."""
 
 import copy
 import json
@@ -17,7 +17,7 @@ from npgemma.checkpoints.siglip import SiglipConfig
 from npgemma.errors import BadModel
 from npgemma.io.model_folder import EMBEDDED
 
-# The hub's base config at 448 pixels, key by key: what it leaves out has to be filled in.
+# The config of paligemma-3b-pt-448 on the hub, which leaves many keys out.
 SPARSE = {
     "architectures": ["PaliGemmaForConditionalGeneration"],
     "bos_token_id": 2,
@@ -90,7 +90,7 @@ def test_missing_keys_get_paligemmas_values(tmp_path):
 
 
 def test_image_size_is_224_by_default(tmp_path):
-    """The 224 config leaves it out: 16 x 16 patches of 14 pixels, the 256 image tokens of the paper."""
+    """The hub's 224 config leaves it out: 16 x 16 patches of 14 pixels are the 256 image tokens of the paper."""
     sparse = copy.deepcopy(SPARSE)
     del sparse["vision_config"]["image_size"]
     config = read(sparse, tmp_path)
@@ -101,7 +101,7 @@ def test_image_size_is_224_by_default(tmp_path):
 
 @pytest.mark.parametrize("absent", [{}, {"vision_config": None, "text_config": None}, {"text_config": {}}])
 def test_without_sub_configs_the_model_is_paligemma_3b_at_224(absent, tmp_path):
-    """Never Gemma 7B nor SigLIP base/16, which is what the classes of those names default to elsewhere."""
+    """Not Gemma 7B and SigLIP base/16, the defaults of those classes in transformers."""
     assert read({"model_type": "paligemma"} | absent, tmp_path) == PaliGemmaConfig(SiglipConfig(), GemmaConfig())
     assert SiglipConfig().intermediate_size == 4304
     assert GemmaConfig().vocab_size == 257216
@@ -110,7 +110,7 @@ def test_without_sub_configs_the_model_is_paligemma_3b_at_224(absent, tmp_path):
 @given(heads=st.integers(1, 8), share=st.integers(1, 50))
 @settings(max_examples=25)
 def test_head_dim_is_256_by_default_and_never_width_over_heads(heads, share):
-    """The two agree for Gemma 2B alone; for another width D/N would load a model of another shape."""
+    """Both are 256 in Gemma 2B; for another width, D/N would be the wrong shape."""
     config = tiny.config_json()
     del config["text_config"]["head_dim"]
     config["text_config"] |= {"num_attention_heads": heads, "num_key_value_heads": 1, "hidden_size": heads * share}
@@ -131,7 +131,7 @@ def test_the_embedded_models_config_reads():
 
 @pytest.mark.parametrize("key", sorted(tiny.config_json()["text_config"]))
 def test_null_equals_a_missing_key(key, tmp_path):
-    """Hub files carry "hidden_activation": null; a null says that the default holds."""
+    """Files of the hub contain "hidden_activation": null, which means the default."""
     without = tiny.config_json()
     del without["text_config"][key]
     expected = read(without, tmp_path)
@@ -172,7 +172,7 @@ def test_rope_parameters_without_a_theta_use_the_older_key(tmp_path):
     ],
 )
 def test_unsupported_mathematics_is_refused_by_name(path, value, tmp_path):
-    """A model of another activation or rotation would run, and answer nonsense."""
+    """With the wrong activation or rotation the model would run and give wrong answers."""
     with pytest.raises(BadModel) as error:
         read(changed(path, value), tmp_path)
     key = path.split(".")[1]
@@ -194,7 +194,7 @@ def test_unsupported_mathematics_is_refused_by_name(path, value, tmp_path):
     ],
 )
 def test_other_spellings_of_the_same_mathematics_are_accepted(path, value, tmp_path):
-    """Gemma's first configs said gelu and meant the tanh form; the projector has no activation whatever is said."""
+    """Gemma's first configs say gelu for the tanh form; the projector ignores projector_hidden_act."""
     assert read(changed(path, value), tmp_path) == tiny.CONFIG
 
 
@@ -218,13 +218,13 @@ def test_a_config_without_model_type_is_refused(tmp_path):
 
 COUNTS = [f"vision_config.{key}" for key, value in vars(tiny.CONFIG.vision).items() if type(value) is int]
 COUNTS += [f"text_config.{key}" for key, value in vars(tiny.CONFIG.text).items() if type(value) is int]
-NO_COUNT = [0, -1, 1.0, 2.5, True, False, "12", "", [], [12], {}, 1 << 30, 10**300]
+INVALID_SIZES = [0, -1, 1.0, 2.5, True, False, "12", "", [], [12], {}, 1 << 30, 10**300]
 
 
 @pytest.mark.parametrize("path", COUNTS)
 def test_an_invalid_size_names_file_section_and_key(path, tmp_path):
     section, key = path.split(".")
-    for value in NO_COUNT:
+    for value in INVALID_SIZES:
         with pytest.raises(BadModel) as error:
             read(changed(path, value), tmp_path)
         assert f"{tmp_path / 'config.json'}: {section}: {key} is {value!r}" in str(error.value)
@@ -256,7 +256,7 @@ def test_a_token_without_a_row_in_the_table_is_refused(key, tmp_path):
 
 
 def test_the_image_token_needs_no_row(tmp_path):
-    """It is replaced before anything is looked up; small models leave it out of the table."""
+    """Its embedding is replaced by the picture, so small models leave it out of the table."""
     assert read(changed("image_token_index", 61), tmp_path).image_token_index == 61
 
 
@@ -286,21 +286,21 @@ def test_a_section_that_is_not_an_object_is_refused_by_name(section, value, tmp_
 @pytest.mark.parametrize("path", ["vision_config", "text_config", "text_config.rope_parameters"])
 @pytest.mark.parametrize("value", [False, 0, "", []])
 def test_a_falsy_section_that_is_not_an_object_is_refused(path, value, tmp_path):
-    """Taking "" for {} would turn a damaged config into PaliGemma 3B without a word."""
+    """If "" counted as {}, a damaged config would silently become that of PaliGemma 3B."""
     with pytest.raises(BadModel, match=path.split(".")[-1]):
         read(changed(path, value), tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "says"),
+    ("path", "value", "message"),
     [
-        ("vision_config.num_attention_heads", 5, "5 heads do not divide a hidden_size of 12"),
+        ("vision_config.num_attention_heads", 5, "hidden_size is 12, not a multiple of num_attention_heads, 5"),
         ("vision_config.num_channels", 1, "num_channels is 1"),
-        ("vision_config.patch_size", 36, "a patch of 36 pixels does not fit a picture of 35"),
-        ("text_config.num_key_value_heads", 4, "4 key heads do not divide 6 query heads"),
+        ("vision_config.patch_size", 36, "patch_size is 36, more than image_size, 35"),
+        ("text_config.num_key_value_heads", 4, "num_attention_heads is 6, not a multiple of num_key_value_heads, 4"),
         ("text_config.head_dim", 9, "head_dim is 9"),
     ],
 )
-def test_sizes_that_do_not_fit_each_other_are_refused(path, value, says, tmp_path):
-    with pytest.raises(BadModel, match=says):
+def test_sizes_that_do_not_fit_each_other_are_refused(path, value, message, tmp_path):
+    with pytest.raises(BadModel, match=message):
         read(changed(path, value), tmp_path)

@@ -1,4 +1,4 @@
-"""Checkpoints: every spelling of the names gives the same weights, and one that does not fit is refused in full."""
+"""PaliGemma's checkpoints: every spelling of the names loads, and an error names all tensors that do not fit."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ def load(folder):
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    """The weights of a folder as transformers saves it today: float32, one file."""
+    """The weights of a folder as transformers 5 saves it: float32, one file."""
     return arrays(load(tiny.write_folder(tmp_path_factory.mktemp("reference"))))
 
 
@@ -47,10 +47,10 @@ def test_every_spelling_dtype_and_number_of_shards_loads_equal_weights(spelling,
 
 
 def test_a_tensor_of_each_kind_fills_its_field(tmp_path):
-    """Two matrices of one shape, k and v or gate and up, could change places without any other test here noticing."""
+    """No other test of this file fails if two matrices of one shape, such as k and v or gate and up, are swapped."""
     tensors = tiny.random_tensors()
     p = load(tiny.write_folder(tmp_path))
-    seen, said = p.vision.blocks[1], p.text.blocks[2]
+    encoder, decoder = p.vision.blocks[1], p.text.blocks[2]
     vision, text = "vision_tower.encoder.layers.1.", "language_model.model.layers.2."
     expected = {
         "vision_tower.embeddings.patch_embedding.weight": p.vision.embedding.weight,
@@ -58,34 +58,34 @@ def test_a_tensor_of_each_kind_fills_its_field(tmp_path):
         "vision_tower.embeddings.position_embedding.weight": p.vision.embedding.position,
         "vision_tower.post_layernorm.weight": p.vision.norm.weight,
         "vision_tower.post_layernorm.bias": p.vision.norm.bias,
-        vision + "layer_norm1.weight": seen.attn_norm.weight,
-        vision + "layer_norm1.bias": seen.attn_norm.bias,
-        vision + "self_attn.q_proj.weight": seen.attn.q,
-        vision + "self_attn.q_proj.bias": seen.attn.q_bias,
-        vision + "self_attn.k_proj.weight": seen.attn.k,
-        vision + "self_attn.k_proj.bias": seen.attn.k_bias,
-        vision + "self_attn.v_proj.weight": seen.attn.v,
-        vision + "self_attn.v_proj.bias": seen.attn.v_bias,
-        vision + "self_attn.out_proj.weight": seen.attn.o,
-        vision + "self_attn.out_proj.bias": seen.attn.o_bias,
-        vision + "layer_norm2.weight": seen.mlp_norm.weight,
-        vision + "layer_norm2.bias": seen.mlp_norm.bias,
-        vision + "mlp.fc1.weight": seen.mlp.fc1,
-        vision + "mlp.fc1.bias": seen.mlp.fc1_bias,
-        vision + "mlp.fc2.weight": seen.mlp.fc2,
-        vision + "mlp.fc2.bias": seen.mlp.fc2_bias,
+        vision + "layer_norm1.weight": encoder.attn_norm.weight,
+        vision + "layer_norm1.bias": encoder.attn_norm.bias,
+        vision + "self_attn.q_proj.weight": encoder.attn.q,
+        vision + "self_attn.q_proj.bias": encoder.attn.q_bias,
+        vision + "self_attn.k_proj.weight": encoder.attn.k,
+        vision + "self_attn.k_proj.bias": encoder.attn.k_bias,
+        vision + "self_attn.v_proj.weight": encoder.attn.v,
+        vision + "self_attn.v_proj.bias": encoder.attn.v_bias,
+        vision + "self_attn.out_proj.weight": encoder.attn.o,
+        vision + "self_attn.out_proj.bias": encoder.attn.o_bias,
+        vision + "layer_norm2.weight": encoder.mlp_norm.weight,
+        vision + "layer_norm2.bias": encoder.mlp_norm.bias,
+        vision + "mlp.fc1.weight": encoder.mlp.fc1,
+        vision + "mlp.fc1.bias": encoder.mlp.fc1_bias,
+        vision + "mlp.fc2.weight": encoder.mlp.fc2,
+        vision + "mlp.fc2.bias": encoder.mlp.fc2_bias,
         "multi_modal_projector.linear.weight": p.projector.weight,
         "multi_modal_projector.linear.bias": p.projector.bias,
         "language_model.model.embed_tokens.weight": p.text.embedding,
-        text + "input_layernorm.weight": said.attn_norm.weight,
-        text + "self_attn.q_proj.weight": said.attn.q,
-        text + "self_attn.k_proj.weight": said.attn.k,
-        text + "self_attn.v_proj.weight": said.attn.v,
-        text + "self_attn.o_proj.weight": said.attn.o,
-        text + "post_attention_layernorm.weight": said.mlp_norm.weight,
-        text + "mlp.gate_proj.weight": said.mlp.gate,
-        text + "mlp.up_proj.weight": said.mlp.up,
-        text + "mlp.down_proj.weight": said.mlp.down,
+        text + "input_layernorm.weight": decoder.attn_norm.weight,
+        text + "self_attn.q_proj.weight": decoder.attn.q,
+        text + "self_attn.k_proj.weight": decoder.attn.k,
+        text + "self_attn.v_proj.weight": decoder.attn.v,
+        text + "self_attn.o_proj.weight": decoder.attn.o,
+        text + "post_attention_layernorm.weight": decoder.mlp_norm.weight,
+        text + "mlp.gate_proj.weight": decoder.mlp.gate,
+        text + "mlp.up_proj.weight": decoder.mlp.up,
+        text + "mlp.down_proj.weight": decoder.mlp.down,
         "language_model.model.norm.weight": p.text.norm.weight,
     }
     kinds = {name.replace("layers.0.", "layers.*.") for name in tensors if ".layers." not in name or ".0." in name}
@@ -113,10 +113,10 @@ def test_numbers_of_the_config_reach_the_layers_that_use_them(tmp_path):
         text=dataclasses.replace(tiny.CONFIG.text, rms_norm_eps=7e-4, rope_theta=123.0),
     )
     p = load(tiny.write_folder(tmp_path, config))
-    seen = [p.vision.norm, *(norm for block in p.vision.blocks for norm in (block.attn_norm, block.mlp_norm))]
-    said = [p.text.norm, *(norm for block in p.text.blocks for norm in (block.attn_norm, block.mlp_norm))]
-    assert {norm.eps for norm in seen} == {3e-5}
-    assert {norm.eps for norm in said} == {7e-4}
+    vision = [p.vision.norm, *(norm for block in p.vision.blocks for norm in (block.attn_norm, block.mlp_norm))]
+    text = [p.text.norm, *(norm for block in p.text.blocks for norm in (block.attn_norm, block.mlp_norm))]
+    assert {norm.eps for norm in vision} == {3e-5}
+    assert {norm.eps for norm in text} == {7e-4}
     assert {block.attn.theta for block in p.text.blocks} == {123.0}
     assert p.image_token == config.image_token_index
     assert (len(p.vision.blocks), len(p.text.blocks)) == (2, 3)
@@ -124,7 +124,7 @@ def test_numbers_of_the_config_reach_the_layers_that_use_them(tmp_path):
 
 @pytest.mark.parametrize(("dtype", "stored"), [("float32", "f4"), ("float16", "f2"), ("bfloat16", "u2")])
 def test_matrices_stay_mapped_in_their_dtype_and_vectors_become_float32(dtype, stored, tmp_path):
-    """A 6 GB checkpoint is never copied; what is copied are biases and norms."""
+    """A 6 GB checkpoint is never copied, except its biases, norms and positions."""
     p = load(tiny.write_folder(tmp_path, dtype=dtype))
     large = [p.vision.embedding.weight, p.projector.weight, p.text.embedding]
     large += [getattr(block.attn, name) for block in (*p.vision.blocks, *p.text.blocks) for name in "qkvo"]
@@ -134,7 +134,7 @@ def test_matrices_stay_mapped_in_their_dtype_and_vectors_become_float32(dtype, s
         assert x.dtype == np.dtype(f"<{stored}")
         mapped = x
         while not isinstance(mapped, np.memmap):
-            assert mapped.base is not None, "a copy: nothing that it is a view of is a memory map"
+            assert mapped.base is not None, "the array is a copy, not a view of a memory map"
             mapped = mapped.base
     large = {id(x) for x in large}
     small = [x for x in arrays(p).values() if id(x) not in large]
@@ -151,7 +151,7 @@ def is_mapped(x: np.ndarray) -> bool:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16"])
 def test_resident_weights_are_the_same_numbers_in_their_own_memory(stored, dtype, reference, tmp_path):
-    """Every one of them, also those that need no widening."""
+    """All of them, also those that are stored in the dtype of the run."""
     folder = tiny.write_folder(tmp_path, dtype=stored)
     mapped = arrays(load(folder))
     found = arrays(tiny.weights(folder, tiny.CONFIG, dtype))
@@ -175,9 +175,9 @@ def test_an_untied_head_is_used_if_resident(tmp_path):
     np.testing.assert_array_equal(text.embedding, tensors["language_model.model.embed_tokens.weight"], strict=True)
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux says what is mapped")
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of mapped files")
 def test_resident_weights_leave_no_map_of_the_file(tmp_path):
-    """Else its pages would be counted, and a drive could not be taken out."""
+    """A mapped file counts as memory, and its drive cannot be unmounted."""
 
     def is_in_use() -> bool:
         return str(tmp_path) in Path("/proc/self/maps").read_text()
@@ -196,7 +196,7 @@ def test_resident_weights_leave_no_map_of_the_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("stored", "plain"),
+    ("stored", "saved"),
     [
         ("language_model.model.layers.7.mlp.up_proj.weight", "language_model.model.layers.7.mlp.up_proj.weight"),
         ("model.language_model.layers.7.mlp.up_proj.weight", "language_model.model.layers.7.mlp.up_proj.weight"),
@@ -216,8 +216,8 @@ def test_resident_weights_leave_no_map_of_the_file(tmp_path):
         ("model.lm_head.weight", "lm_head.weight"),
     ],
 )
-def test_saved_name_of_every_spelling(stored, plain):
-    assert saved_name(stored) == plain
+def test_saved_name_of_every_spelling(stored, saved):
+    assert saved_name(stored) == saved
 
 
 @pytest.mark.parametrize("spelling", tiny.SPELLINGS)
@@ -227,7 +227,7 @@ def test_no_spelling_gives_two_tensors_one_name(spelling):
 
 
 def test_a_tensor_in_two_spellings_is_refused_with_both(tmp_path):
-    """Which of the two is the model would be a guess."""
+    """npgemma would have to guess which of the two belongs to the model."""
     tensors = {tiny.spell(name, "saved 5.x"): x for name, x in tiny.random_tensors().items()}
     tensors["model.vision_tower.vision_model.post_layernorm.bias"] = tensors["vision_tower.post_layernorm.bias"]
     tiny.write_folder(tmp_path)
@@ -251,7 +251,7 @@ def test_a_tensor_in_two_spellings_is_refused_with_both(tmp_path):
     ],
 )
 def test_unused_tensors_are_left_out(name, reference, tmp_path):
-    """Pooling heads and buffers come along in some conversions; they change nothing."""
+    """Some conversions include a pooling head or buffers, which PaliGemma does not use."""
     tensors = {tiny.spell(each, "hub"): x for each, x in tiny.random_tensors().items()}
     tiny.write_folder(tmp_path)
     tiny.save(tensors | {name: np.ones((3, 5), np.float32)}, tmp_path / "model.safetensors")
@@ -289,7 +289,7 @@ def test_a_head_of_another_shape_is_refused():
 
 
 def test_one_error_names_every_tensor_that_does_not_fit(tmp_path):
-    """Someone who mends a conversion sees all of it at once: kind, name and both shapes."""
+    """With the kind of mismatch, the name and both shapes, so that a conversion can be corrected in one go."""
     tensors = tiny.random_tensors()
     missing = ["vision_tower.post_layernorm.bias", "language_model.model.layers.1.mlp.up_proj.weight"]
     wrong = ["multi_modal_projector.linear.weight", "language_model.model.layers.2.self_attn.q_proj.weight"]
@@ -310,28 +310,27 @@ def test_one_error_names_every_tensor_that_does_not_fit(tmp_path):
     first, *lines = str(error.value).splitlines()
     assert first.startswith(f"{tmp_path}: the tensors do not fit config.json")
     assert "2 missing, 2 unexpected, 2 mis-shaped" in first
-    said = sorted(
+    expected = sorted(
         [f"  missing     {name} {shapes[name]}" for name in missing]
         + [f"  unexpected  {name} (2, 9)" for name in extra]
         + [f"  mis-shaped  {n}: stored {shapes[n][::-1]}, expected {shapes[n]}" for n in wrong]
     )
-    assert sorted(lines) == said
+    assert sorted(lines) == expected
 
 
 @pytest.mark.parametrize("name", tiny.random_tensors())
 def test_a_missing_renamed_or_misshaped_tensor_is_named(name):
     """No tensor of the model is optional: each is required by name and shape."""
-    tensors = tiny.random_tensors()
+    layout, tensors, where = hf_layout(tiny.CONFIG), tiny.random_tensors(), Path("model")
     x = tensors.pop(name)
-    where = EMBEDDED
     with pytest.raises(BadModel, match=rf"1 missing, 0 unexpected, 0 mis-shaped\)\n  missing     {name} "):
-        hf_layout(tiny.CONFIG).check(tensors, where)
+        layout.check(tensors, where)
     with pytest.raises(BadModel, match=rf"1 missing, 1 unexpected, 0 mis-shaped(.|\n)*unexpected  {name}x "):
-        hf_layout(tiny.CONFIG).check(tensors | {name + "x": x}, where)
+        layout.check(tensors | {name + "x": x}, where)
     for other in (x[:-1], x[None], x.reshape(-1, 1), x.ravel()[: x.size - 1]):
         with pytest.raises(BadModel, match=rf"0 missing, 0 unexpected, 1 mis-shaped(.|\n)*mis-shaped  {name}: "):
-            hf_layout(tiny.CONFIG).check(tensors | {name: other}, where)
-    hf_layout(tiny.CONFIG).check(tensors | {name: x}, where)
+            layout.check(tensors | {name: other}, where)
+    layout.check(tensors | {name: x}, where)
 
 
 @pytest.mark.parametrize(
@@ -350,7 +349,7 @@ def test_a_missing_renamed_or_misshaped_tensor_is_named(name):
     ],
 )
 def test_a_config_of_another_model_is_refused(section, key, value, tmp_path):
-    """A checkpoint that almost fits its config would run and answer nonsense."""
+    """A checkpoint that almost fits its config would run and give wrong answers."""
     tiny.write_folder(tmp_path)
     config = tiny.config_json()
     config[section][key] = value
@@ -359,8 +358,8 @@ def test_a_config_of_another_model_is_refused(section, key, value, tmp_path):
         load(tmp_path)
 
 
-def test_the_hubs_model_has_603_tensors_and_its_2_923_466_480_parameters():
-    """The count that transformers prints for paligemma-3b-pt-224."""
+def test_paligemma_3b_has_603_tensors_and_2_923_466_480_parameters():
+    """As transformers counts them for paligemma-3b-pt-224."""
     shapes = hf_layout(HUB).shapes
     assert len(shapes) == 603
     assert sum(int(np.prod(shape)) for shape in shapes.values()) == 2_923_466_480
@@ -392,7 +391,7 @@ def test_the_embedded_checkpoint_fits_its_config():
 
 
 def test_an_untied_head_must_be_present(tmp_path):
-    """With the embedding table in its place, every answer would be nonsense."""
+    """With the embedding table in its place, every answer would be wrong."""
     folder = tiny.write_folder(tmp_path)
     config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": False}
     (folder / "config.json").write_text(json.dumps(config))
