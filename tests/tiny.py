@@ -1,6 +1,4 @@
-"""Small PaliGemmas with random weights, in memory and as folders: sizes pairwise distinct, so a swapped axis cannot
-fit.
-"""
+"""Small PaliGemmas with random weights, in memory and as folders; distinct sizes, so that a swapped axis cannot fit."""
 
 import json
 from pathlib import Path
@@ -37,7 +35,7 @@ CONFIG = PaliGemmaConfig(
     image_token_index=57,
 )
 
-# How each release of transformers spells the parts of a name; {} is where the tail goes.
+# How each release of transformers spells the names of decoder, vision tower and projector; {} is the rest of the name.
 SPELLINGS = {
     "hub": ("language_model.model.{}", "vision_tower.vision_model.{}", "{}"),
     "memory 4.52": ("model.language_model.{}", "model.vision_tower.vision_model.{}", "model.{}"),
@@ -47,12 +45,12 @@ SPELLINGS = {
 
 
 def random_tensors(config: PaliGemmaConfig = CONFIG, seed: int = 0) -> dict[str, np.ndarray]:
-    """npgemma.testing's, of the config above."""
+    """The random tensors of npgemma.testing, by default of the config above."""
     return testing.random_tensors(config, seed)
 
 
 def config_json(config: PaliGemmaConfig = CONFIG) -> dict:
-    """npgemma.testing's, of the config above."""
+    """The config.json of npgemma.testing, by default of the config above."""
     return testing.config_json(config)
 
 

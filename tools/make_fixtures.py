@@ -3,7 +3,8 @@
     python tools/make_fixtures.py tests/data
 
 Each case becomes one safetensors file: the weights as transformers saves them, the inputs, and the results in float64
-and in float32. Running it again writes the same bytes.
+and in float32. Running it again on the same machine, with the same versions of torch and transformers, writes the same
+bytes.
 
 transformers does not compute everything in float64, even with float64 weights: RMS norms, softmax, rotary angles and
 the embedding scale are float32. `truth` makes all of them float64, so that the float64 results here are exact up to

@@ -2,7 +2,7 @@
 
     blocks[i].attn.q      layers.{i}.self_attn.q_proj.weight      (N H) D
 
-A line says the field of the weights, the name on disk, and the axes as they are stored; `(N H)` is one axis that holds
+A line has the field of the weights, the name on disk, and the axes as they are stored; `(N H)` is one axis that holds
 two, `1` an axis to drop. The field's annotation says which axes it wants, so the line implies reshape and transpose,
 and the sizes of the letters give the expected shape. `[i, 0]` after a name selects a part of a tensor that holds
 several: layers stacked on the first axis, keys and values fused on the second.

@@ -67,7 +67,7 @@ def read_mask_codec(path: str | Path) -> MaskVQVAE:
     Raises
     ------
     BadModel
-        If the file is missing, damaged, or holds another architecture.
+        If the file is missing, damaged, or contains another architecture.
 
     Examples
     --------
@@ -100,7 +100,7 @@ def mask_codec(tensors: Mapping[str, Array], path: Path) -> MaskVQVAE:
         if found != list(shape):
             raise BadModel(f"{path}: {name} has shape {found}; the other layers need {list(shape)}")
         if not np.isfinite(tensors[name]).all():
-            raise BadModel(f"{path}: {name} holds NaN or infinity")
+            raise BadModel(f"{path}: {name} contains NaN or infinity")
     return layout.fill(tensors)
 
 

@@ -199,7 +199,7 @@ def test_a_tied_head_keeps_its_values_when_the_table_changes(kind, tmp_path):
 def test_a_tied_head_that_changes_leaves_the_table(kind, tmp_path):
     module, new = HEAD.removesuffix(".weight"), tiny.random_tensors(seed=9)[TABLE]
     a, b = halves(TABLE.removesuffix(".weight"), 2)
-    # tiny.spell knows no head
+    # tiny.spell does not spell the head
     names = {"added": {"lm_head.lora_A.weight": a, "lm_head.lora_B.weight": b}, "replaced": {"lm_head.weight": new}}
     for prefix in ("base_model.model.", "base_model.model.language_model."):
         tensors = {prefix + name: x for name, x in names[kind].items()}

@@ -1,4 +1,4 @@
-"""Adapters that PEFT itself made and saved, against PEFT's own un-merged model in float64; or refused."""
+"""Adapters that PEFT makes and saves, compared with PEFT's unmerged model in float64, or refused."""
 
 import contextlib
 from contextlib import ExitStack
@@ -27,15 +27,15 @@ pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore"), pytest.mar
 
 SAMPLE = EMBEDDED.parent / "sample.png"
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-# What an adapter must move a logit by for a test to say anything about it.
+# An adapter must change a logit by this much; otherwise the test would pass without it.
 MOVED = 0.1
-# A float32 run of either is off by some 1e-5; a formula that is not PEFT's is off by 1 or more.
+# The error of a float32 run is about 1e-5; that of a wrong formula is 1 or more.
 FLOAT32 = 1e-3
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained: the arguments of a LoraConfig, and the dtype that the adapter is saved in."""
+    """The arguments of a LoraConfig, and the dtype in which the adapter is saved."""
 
     config: dict
     saved: str
@@ -60,7 +60,7 @@ EXPRESSIONS = {
 }
 CASES = {
     "the decoder": case(LINEAR),
-    "the queries alone": case(["language_model.layers.0.self_attn.q_proj"]),
+    "only the queries": case(["language_model.layers.0.self_attn.q_proj"]),
     "the tower": case(["fc1", "fc2", "out_proj", "vision_tower.encoder.layers.2.self_attn.k_proj"], lora_alpha=1),
     "the projector": case(["multi_modal_projector.linear"]),
     "all linear layers": case("all-linear"),
@@ -70,8 +70,8 @@ CASES = {
     "rank and alpha patterns": case(LINEAR, **PATTERNS),
     "patterns, rank-stabilised": case(LINEAR, use_rslora=True, **PATTERNS),
     "patterns that are expressions": case(LINEAR, **EXPRESSIONS),
-    "gaussian to begin with": case(["q_proj"], init_lora_weights="gaussian"),
-    "orthogonal to begin with": case(["q_proj"], init_lora_weights="orthogonal"),
+    "gaussian initialisation": case(["q_proj"], init_lora_weights="gaussian"),
+    "orthogonal initialisation": case(["q_proj"], init_lora_weights="orthogonal"),
     "parameters by name": case([], target_parameters=["q_proj.weight"]),
     "the table saved": case(["q_proj"], modules_to_save=["embed_tokens"]),
     "the head saved": case(["q_proj"], modules_to_save=["lm_head"]),
@@ -86,18 +86,18 @@ CASES = {
     "the head": case(["lm_head", "v_proj"]),
     "table and head": case(["embed_tokens", "lm_head"]),
     "all biases": case(["q_proj", "fc1"], bias="all"),
-    "biases of what is adapted": case(["q_proj", "fc1"], bias="lora_only"),
+    "biases of adapted layers": case(["q_proj", "fc1"], bias="lora_only"),
     "saved in bfloat16": case([*LINEAR, "fc1"], "bfloat16"),
     "saved in float16": case([*LINEAR, "fc1"], "float16"),
 }
-# Other formulas, and what npgemma may not have: refused, or right.
+# Other formulas: npgemma refuses them or computes them correctly.
 OTHERS = {
     "DoRA": case(["q_proj"], use_dora=True),
     "biases of B": case(["fc1"], lora_bias=True),
     "certain tokens": case(["q_proj"], trainable_token_indices=[3, 5]),
-    "tied on purpose": case(["q_proj"], modules_to_save=["embed_tokens"], ensure_weight_tying=True),
+    "tied explicitly": case(["q_proj"], modules_to_save=["embed_tokens"], ensure_weight_tying=True),
     "the patches": case(["patch_embedding"]),
-    "after certain tokens alone": case(LINEAR, alora_invocation_tokens=[108]),
+    "only after certain tokens": case(LINEAR, alora_invocation_tokens=[108]),
     "QALoRA": case(["q_proj"], use_qalora=True),
     "PiSSA": case(LINEAR, init_lora_weights="pissa"),
     "OLoRA": case(LINEAR, init_lora_weights="olora"),
@@ -124,7 +124,7 @@ def inputs() -> dict[str, torch.Tensor]:
 
 
 def adapted(config: "peft.PeftConfig", wide: bool, saved: str = "float32") -> "peft.PeftModel":
-    """The embedded model under PEFT, whatever it would train moved at random, B too, to numbers that `saved` has."""
+    """The embedded model in PEFT, with random trained parameters, including B, that `saved` represents exactly."""
     torch.manual_seed(0)  # PEFT draws A
     base = load_model(EMBEDDED, torch.float32, "eager")
     model = peft.get_peft_model(in_float64(base) if wide else base, config).eval()
@@ -151,11 +151,11 @@ def logits(model: npgemma.VisionLanguageModel, inputs: dict[str, torch.Tensor]) 
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_logits_are_those_of_peft(case: Case, inputs: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    """To float64's own rounding: `tolerance` is 100 units in the last place of the largest logit.
+def test_logits_equal_peft(case: Case, inputs: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    """Up to the rounding of float64: `tolerance` is 100 units in the last place of the largest logit.
 
-    That is ten roundings a layer. Merging adds one, of each element of W + scale B A; keeping B and A apart, as PEFT
-    does here, adds one of each of two products. They are such units too, of the same sums.
+    That allows ten roundings per layer. Merging adds one for each element of W + scale B A, and PEFT, which keeps B and
+    A apart here, adds one for each of two products.
     """
     model = adapted(peft.LoraConfig(**case.config), wide=True, saved=case.saved)
     expected = logits_of(model, inputs, wide=True)
@@ -165,8 +165,8 @@ def test_logits_are_those_of_peft(case: Case, inputs: dict[str, torch.Tensor], t
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance(expected), strict=True)
 
 
-def test_an_update_of_the_positions_is_right_to_float32(inputs: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    """`load` makes float32 of the position table, whatever is computed in."""
+def test_an_update_of_the_positions_is_correct_in_float32(inputs: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    """`load` converts the position table to float32 for every dtype of a run."""
     model = adapted(peft.LoraConfig(target_modules=["position_embedding"]), wide=True)
     expected = logits_of(model, inputs, wide=True)
     model.to(torch.float32).save_pretrained(tmp_path)
@@ -176,8 +176,8 @@ def test_an_update_of_the_positions_is_right_to_float32(inputs: dict[str, torch.
 
 
 @pytest.mark.parametrize("resident", [False, True])
-def test_float32_is_as_near_as_float32_is(resident: bool, inputs: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    """The bfloat16 model with an adapter, in float32, mapped and not: what people run."""
+def test_float32_logits_equal_peft(resident: bool, inputs: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    """The bfloat16 model with an adapter, mapped or resident: the usual way to run one."""
     model = adapted(peft.LoraConfig(**CASES["all linear layers"].config), wide=False)
     expected = logits_of(model, inputs, wide=False)
     model.save_pretrained(tmp_path)
@@ -185,13 +185,15 @@ def test_float32_is_as_near_as_float32_is(resident: bool, inputs: dict[str, torc
     np.testing.assert_allclose(found, expected, rtol=0, atol=FLOAT32, strict=True)
 
 
-def test_matrices_are_those_that_peft_merges(tmp_path: Path) -> None:
-    """merge_and_unload in float64, tensor by tensor: the same sum of two numbers, the product of four or two in it."""
+def test_merged_matrices_equal_peft(tmp_path: Path) -> None:
+    """merge_and_unload in float64, tensor by tensor: W plus a product of matrices of a rank of up to 7."""
     model = adapted(peft.LoraConfig(**CASES["patterns, rank-stabilised"].config), wide=True)
     names = [
         name.removesuffix(".lora_A.default") for name, _ in model.named_modules() if name.endswith("lora_A.default")
     ]
-    assert len(names) == 4 * (7 + 3)  # the tower has projections of the same names
+    assert len(names) == 4 * (
+        7 + 3
+    )  # four layers of the decoder, and of the tower, which also has q_proj, k_proj, v_proj
     with torch.no_grad():
         whole = {saved_name(name): x.numpy().copy() for name, x in model.merge_and_unload().state_dict().items()}
     adapter = adapted(peft.LoraConfig(**CASES["patterns, rank-stabilised"].config), wide=True)
@@ -205,8 +207,8 @@ def test_matrices_are_those_that_peft_merges(tmp_path: Path) -> None:
     assert {name for name in tensors if found[name] is not tensors[name]} == set(changed)
 
 
-def test_the_answer_is_that_of_peft(inputs: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    """Greedy ids, with a cache, one token after another."""
+def test_the_answer_equals_peft(inputs: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    """Greedy ids, decoded with a cache."""
     model = adapted(peft.LoraConfig(**CASES["the decoder"].config | {"lora_alpha": 30}), wide=False)
     model.save_pretrained(tmp_path)
     ones = torch.ones_like(inputs["input_ids"])
@@ -216,16 +218,16 @@ def test_the_answer_is_that_of_peft(inputs: dict[str, torch.Tensor], tmp_path: P
     assert found.token_ids != npgemma.load().generate(SAMPLE, "caption en", max_new_tokens=8).token_ids
 
 
-def test_a_head_is_left_tied_where_peft_leaves_it(inputs: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    """Where the table alone is trained, PEFT's head is the matrix from before; where neither is, they are one."""
+def test_the_head_stays_tied_as_in_peft(inputs: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    """If only the table is trained, PEFT's head keeps the original matrix; if neither is, they stay one matrix."""
     for name, untied in (("the table saved", True), ("the decoder", False)):
         adapted(peft.LoraConfig(**CASES[name].config), wide=False).save_pretrained(tmp_path / name)
         assert (npgemma.load(adapter=tmp_path / name).weights.text.head is not None) == untied
 
 
 @pytest.mark.parametrize("case", OTHERS.values(), ids=OTHERS)
-def test_another_formula_is_refused_or_right(case: Case, inputs: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    """What PEFT computes once it has read the files again: some initialisations change the base model as they do."""
+def test_other_formulas_are_refused_or_correct(case: Case, inputs: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    """Compared with what PEFT computes after reading the files, since some initialisations change the base model."""
     adapted(peft.LoraConfig(**case.config), wide=False).save_pretrained(tmp_path)
     again = peft.PeftModel.from_pretrained(load_model(EMBEDDED, torch.float32, "eager"), tmp_path).eval()
     expected = logits_of(again, inputs, wide=False)
@@ -235,7 +237,7 @@ def test_another_formula_is_refused_or_right(case: Case, inputs: dict[str, torch
 
 
 @pytest.mark.parametrize("config", METHODS.values(), ids=METHODS)
-def test_another_method_is_refused(config, tmp_path: Path) -> None:
+def test_other_methods_are_refused(config, tmp_path: Path) -> None:
     adapted(config(), wide=False).save_pretrained(tmp_path)
     with pytest.raises(BadModel, match=r"adapter_config\.json: peft_type is '\w+', which npgemma does not support"):
         npgemma.load(adapter=tmp_path)

@@ -20,16 +20,17 @@ SEEDS = range(18)
 STORED = ("float32", "bfloat16", "float16")
 MAX_NEW_TOKENS = 8
 
-# Both float32 runs are off by the rounding of the same sums in another order; twice says that nothing else is wrong.
-# Held of the median row of several prompts: how far one row is off is luck, and a badly conditioned one hides the rest.
+# Both float32 runs round the same sums in another order; an error of up to twice transformers' is rounding alone.
+# The test compares the median row of several prompts: the error of one row is random, and that of a badly conditioned
+# row hides the others.
 FLOAT32_RATIO = 2.0
 PROMPTS = 8
-# A float64 run has the sums of a float32 run with roundings 2^29 times finer; 8 for another order of the sums.
+# The roundings of a float64 run are 2^29 times smaller than those of a float32 run; 8 for another order of the sums.
 FLOAT64_SHARE = 8 * 2.0**-29
 
 
 def random_case(seed: int) -> Case:
-    """A PaliGemma of random small sizes, one to three pictures in its prompt, now and then between the text."""
+    """A PaliGemma of random small sizes; its prompt has one to three pictures, sometimes between parts of the text."""
     rng = Random(seed)
     key_heads = rng.randint(1, 3)
     vision_heads = rng.randint(1, 3)
@@ -71,7 +72,7 @@ def random_case(seed: int) -> Case:
 
 
 def read(folder: Path) -> "transformers.PaliGemmaForConditionalGeneration":
-    """transformers' model of a folder, computing in float32, every tensor of it found."""
+    """transformers' model of a folder in float32; AssertionError if it misses a tensor or finds an unexpected one."""
     model, report = transformers.PaliGemmaForConditionalGeneration.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
@@ -80,7 +81,7 @@ def read(folder: Path) -> "transformers.PaliGemmaForConditionalGeneration":
 
 
 def compare_logits(folder: Path, prompts: list[dict]) -> float:
-    """float64 must be exact but for rounding; returns npgemma's float32 error divided by transformers'."""
+    """Compare float64 logits up to rounding; returns npgemma's float32 error divided by transformers'."""
     hugging_face = read(folder)
     with truth():
         wide = in_float64(hugging_face)
@@ -108,8 +109,8 @@ def prompt_of(inputs: dict) -> dict:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_random_model_that_transformers_saved(seed: int, tmp_path: Path, ratios: dict[str, float]) -> None:
-    """Logits in float64 and float32, and greedy ids; weights of three dtypes, in one file or in many."""
+def test_random_models_saved_by_transformers(seed: int, tmp_path: Path, ratios: dict[str, float]) -> None:
+    """Logits in float64 and float32, and greedy ids; weights in three dtypes, in one file or in several."""
     case = random_case(seed)
     generator = torch.Generator().manual_seed(case.seed)
     model, prompts = build(case, generator), [make_inputs(case, generator) for _ in range(PROMPTS)]
@@ -126,8 +127,8 @@ def test_a_random_model_that_transformers_saved(seed: int, tmp_path: Path, ratio
 
 
 @pytest.mark.parametrize("spelling", tiny.SPELLINGS)
-def test_both_read_the_names_of_every_release(spelling: str, tmp_path: Path, ratios: dict[str, float]) -> None:
-    """Each way to spell the tensor names is one that transformers reads, and means the same tensors to both."""
+def test_names_of_every_release_mean_the_same_tensors(spelling: str, tmp_path: Path, ratios: dict[str, float]) -> None:
+    """transformers reads every spelling of the names, too, and both compute the same logits."""
     config = tiny.CONFIG
     folder = tiny.write_folder(tmp_path / "model", config, spelling=spelling, dtype="bfloat16", shards=3)
     picture, side = np.full(config.vision.num_patches, config.image_token_index), config.vision.image_size
