@@ -3,7 +3,8 @@
     python tools/evaluate_tiny.py                       # the embedded model, 500 pictures
     python tools/evaluate_tiny.py --transformers        # and the share of answers with the same tokens in transformers
 
-It asks for a caption of each picture, boxes and masks of all its objects, the word in it, and one question of each kind.
+It asks for a caption of each picture, boxes and masks of all its objects, the word in it, and one question of each
+kind.
 """
 
 from __future__ import annotations
