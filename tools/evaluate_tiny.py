@@ -1,10 +1,10 @@
-"""Score a model of the shape world on pictures it has not seen, and hold transformers' tokens against npgemma's.
+"""Score a model of the shape world on new pictures, and compare npgemma's tokens with transformers'.
 
     python tools/evaluate_tiny.py                       # the embedded model, 500 pictures
-    python tools/evaluate_tiny.py --transformers        # and the same tokens from transformers?
+    python tools/evaluate_tiny.py --transformers        # and the share of answers with the same tokens in transformers
 
-Of each picture it asks the caption, boxes and masks of everything on it, one question of each kind, and the word
-where there is one.
+It asks for a caption of each picture, boxes and masks of all its objects, the word in it, and one question of each
+kind.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from shape_world import (
 )
 
 import npgemma
-from npgemma.checkpoints.mask_vqvae import CODEC, read_mask_codec
 from npgemma.io.model_folder import EMBEDDED
 from npgemma.models.mask_vqvae import MaskVQVAE
 from npgemma.tasks.masks import encode_object, object_masks
@@ -50,7 +49,7 @@ def unseen(count: int) -> Iterator[tuple[Scene, list[Question]]]:
 
 
 def iou(a: npgemma.Box, b: npgemma.Box) -> float:
-    """Area shared by two boxes over the area they cover together."""
+    """Intersection over union: the area that two boxes share, divided by the area that they cover together."""
     wide = max(0.0, min(a.x1, b.x1) - max(a.x0, b.x0))
     high = max(0.0, min(a.y1, b.y1) - max(a.y0, b.y0))
     total = (a.x1 - a.x0) * (a.y1 - a.y0) + (b.x1 - b.x0) * (b.y1 - b.y0) - wide * high
@@ -58,7 +57,7 @@ def iou(a: npgemma.Box, b: npgemma.Box) -> float:
 
 
 def box_ious(scene: Scene, answer: str) -> list[float]:
-    """For each thing, how well the box of its label fits, 0 if there is none; and 0 for each box too many."""
+    """The IoU of each object's box, 0 if the answer has no box with its label; and 0 for each extra box."""
     side = scene.image.width
     found = npgemma.parse_boxes(answer, side, side)
     scores = []
@@ -70,7 +69,7 @@ def box_ious(scene: Scene, answer: str) -> list[float]:
 
 
 def mask_ious(scene: Scene, codec: MaskVQVAE, objects: list[npgemma.DetectedObject]) -> list[float]:
-    """For each thing, how well the mask of its label fits, 0 if there is none; and 0 for each mask too many."""
+    """The IoU of each object's mask, 0 if the answer has no mask with its label; and 0 for each extra mask."""
     side = scene.image.width
     coded = [each for each in objects if each.codes]
     masks = object_masks(codec, coded, side, side)
@@ -87,7 +86,7 @@ def mask_ious(scene: Scene, codec: MaskVQVAE, objects: list[npgemma.DetectedObje
 
 
 def encoded(scene: Scene, codec: MaskVQVAE) -> list[npgemma.DetectedObject]:
-    """The things as the encoder tells them: how well codes can do at best."""
+    """The objects as the encoder encodes them, which limits how well any codes can fit."""
     side = scene.image.width
     return [encode_object(codec, thing.label, np.asarray(draw_mask(thing, side)) > 0) for thing in scene.things]
 
@@ -106,7 +105,7 @@ class Transformers:
         self.model = PaliGemmaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
 
     def generate(self, scene: Scene, prompts: list[str]) -> list[list[int]]:
-        """Token ids of each answer, without the pads that a batch ends with."""
+        """The token ids of each answer, without padding."""
         text = [f"<image>{prompt}" for prompt in prompts]
         inputs = self.processor(images=[scene.image] * len(text), text=text, return_tensors="pt", padding=True)
         inputs.pop("labels")
@@ -125,7 +124,7 @@ def main() -> None:
     model = npgemma.load(a.folder)
     oracle = Transformers(a.folder) if a.transformers else None
     right: dict[str, list[bool]] = {"caption": [], "answer": [], "ocr": []}
-    codec = read_mask_codec(a.folder / CODEC)
+    codec = model.mask_codec
     ious: list[float] = []
     masks: list[float] = []
     round_trip: list[float] = []

@@ -1,36 +1,35 @@
-"""tools/batch_dask.py: jobs dealt out to processes have the results of `npgemma batch`, and go on where they ended."""
+"""tools/batch_dask.py: jobs on several processes have the results of `npgemma batch`, and continue after a restart."""
 
 import json
 import sys
-from collections import Counter
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import pytest
+from answers import LOGPROBS
+from job_files import by_id
 from shape_world import draw_scene
 
 from npgemma.commands.cli import main
 from npgemma.errors import BadJobs
 
-pytest.importorskip("distributed", reason="the jobs are dealt out with Dask")
+pytest.importorskip("distributed", reason="the jobs are distributed with Dask")
 
 import batch_dask
 
 pytestmark = [
     pytest.mark.live,
-    pytest.mark.filterwarnings("ignore"),  # Dask's own, of ports and of event loops
+    pytest.mark.filterwarnings("ignore"),  # Dask's own, about ports and event loops
     pytest.mark.skipif(sys.platform == "win32", reason="a cluster of processes must be started from a file there"),
 ]
 
 PROMPTS = ["caption en", "ocr", "answer en how many shapes are there?", "detect star ; circle"]
-# The same sums in another order, for other jobs run beside: float32, through all layers.
-LOGPROB = {"rtol": 1e-3, "atol": 1e-4}
 
 
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory) -> Path:
-    """A file of 24 jobs, two of them wrong."""
+    """A file of 24 jobs, two of them invalid."""
     folder = tmp_path_factory.mktemp("jobs")
     lines = []
     for i in range(24):
@@ -50,23 +49,17 @@ def expected(jobs) -> dict[str | int, dict]:
     return by_id(out)
 
 
-def by_id(path: Path) -> dict[str | int, dict]:
-    results = [json.loads(line) for line in path.read_text().splitlines()]
-    assert set(Counter(result["id"] for result in results).values()) == {1}
-    return {result["id"]: result for result in results}
-
-
 def assert_same(found: dict[str | int, dict], expected: dict[str | int, dict]) -> None:
     assert found.keys() == expected.keys()
     for name, result in found.items():
         logprobs = result.pop("logprobs", [])
         plain = {key: value for key, value in expected[name].items() if key != "logprobs"}
         assert result == plain
-        np.testing.assert_allclose(logprobs, expected[name].get("logprobs", []), **LOGPROB)
+        np.testing.assert_allclose(logprobs, expected[name].get("logprobs", []), rtol=0, atol=LOGPROBS, strict=True)
 
 
-def test_two_processes_write_what_npgemma_batch_writes_and_go_on(jobs, expected, tmp_path, monkeypatch, capsys):
-    """From a part of the results and half a line, as a process that was killed leaves them; then with nothing left."""
+def test_two_processes_write_what_npgemma_batch_writes_and_continue(jobs, expected, tmp_path, monkeypatch, capsys):
+    """From some results and half a line, as a killed process leaves them; then with no jobs left."""
     assert len(expected) == 24
     assert sum("error" in result for result in expected.values()) == 2
     out = tmp_path / "out.jsonl"
@@ -79,7 +72,7 @@ def test_two_processes_write_what_npgemma_batch_writes_and_go_on(jobs, expected,
     assert_same(by_id(out), expected)
     was = out.read_bytes().splitlines()
     batch_dask.main(["jobs.jsonl", "-o", str(out), "--workers", "1"])
-    assert sorted(out.read_bytes().splitlines()) == sorted(was)  # errors were tried again
+    assert sorted(out.read_bytes().splitlines()) == sorted(was)  # errors were retried
 
 
 def test_a_running_cluster_is_used_and_flags_reach_the_workers(jobs, tmp_path):
@@ -94,8 +87,8 @@ def test_a_running_cluster_is_used_and_flags_reach_the_workers(jobs, tmp_path):
     assert all(len(result.get("token_ids", [])) <= 2 for result in by_id(out).values())
 
 
-def test_what_is_no_file_of_results_is_left_as_it_is(jobs, tmp_path):
+def test_a_file_that_does_not_hold_results_is_left_unchanged(jobs, tmp_path):
     (tmp_path / "notes.txt").write_text("my notes\n")
-    with pytest.raises(BadJobs, match="no result of a job"):
+    with pytest.raises(BadJobs, match="is not the result of a job"):
         batch_dask.main([str(jobs), "-o", str(tmp_path / "notes.txt"), "--workers", "1"])
     assert (tmp_path / "notes.txt").read_text() == "my notes\n"

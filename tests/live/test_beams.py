@@ -1,6 +1,6 @@
 """npgemma's beams against transformers' beam search: the same answers in the same order, with the same totals.
 
-Both sides compute in float64 throughout (see `truth`), so that no order hangs on the rounding of float32.
+Both sides compute in float64 throughout (see `truth`), so no order depends on the rounding of float32.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from make_fixtures import IMAGE, in_float64, truth  # noqa: E402
 
 pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("one_torch_thread")]
 
-SAMPLE = EMBEDDED.parent / "sample.png"
+SAMPLE = npgemma.sample_picture()
 PROMPTS = ("caption en", "detect blue star", "answer en what color is the star?", "ocr")
 NUM_BEAMS = (1, 2, 3, 4, 8)
 # Sums of float64 in another order: totals of a few tens are off by 5e-14, on either kind of model.
@@ -38,7 +38,7 @@ FLOAT32 = 1e-4
 SEEDS = range(6)
 NEW = (1, 2, 7)
 V = 57  # more than the 6 * 8 continuations that 8 beams and 5 end tokens keep
-NEVER = (V,)  # an end token that there is not
+NEVER = (V,)  # an end token that does not exist
 TEXTS = ((IMAGE, 7), (9,), (IMAGE, 3, IMAGE, 4))
 
 
@@ -96,7 +96,12 @@ def compare(ours: Sequence[Answer], theirs: Sequence[Answer], rounding: float = 
         assert our.total == pytest.approx(their.total, rel=0, abs=rounding)
 
 
-def read(answers: Sequence[npgemma.Generation]) -> list[Answer]:
+def beams(model: npgemma.VisionLanguageModel, prompt: str, num_beams: int, new: int) -> list[npgemma.Generation]:
+    """All of the best beams; with one beam, the greedy answer."""
+    return model.generate([SAMPLE], [prompt], num_beams=num_beams, num_return_sequences=num_beams, max_new_tokens=new)
+
+
+def as_answers(answers: Sequence[npgemma.Generation]) -> list[Answer]:
     return [Answer(tuple(answer.token_ids), tuple(answer.logprobs), sum(answer.logprobs)) for answer in answers]
 
 
@@ -105,7 +110,7 @@ def read(answers: Sequence[npgemma.Generation]) -> list[Answer]:
 
 @pytest.fixture(scope="module")
 def limits_of() -> dict[int, Limits]:
-    """By max_new_tokens: what an answer of the embedded model may hold."""
+    """By max_new_tokens: where an answer of the embedded model ends."""
     model = npgemma.load()
     image_id = model.tokenizer.image_id
     return {new: Limits(new, model.config.eos_token_ids, image_id) for new in (1, 2, 3, 20)}
@@ -119,7 +124,7 @@ def wide() -> "transformers.PaliGemmaForConditionalGeneration":
 @pytest.mark.parametrize("num_beams", NUM_BEAMS)
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_answers_of_the_embedded_model(prompt: str, num_beams: int, wide, limits_of: dict[int, Limits]) -> None:
-    """Those that end by themselves, and those that the length limit ends, in one list or in several."""
+    """Some end with an end token and some at the length limit."""
     model = npgemma.load(dtype="float64")
     inputs = make_inputs(EMBEDDED, SAMPLE, prompt)
     inputs["pixel_values"] = inputs["pixel_values"].double()
@@ -127,8 +132,8 @@ def test_answers_of_the_embedded_model(prompt: str, num_beams: int, wide, limits
     for new, limits in limits_of.items():
         with truth():
             theirs = transformers_beams(wide, inputs, num_beams, limits)
-        ours = model.beams(SAMPLE, prompt, num_beams, new)
-        compare(read(ours), theirs)
+        ours = beams(model, prompt, num_beams, new)
+        compare(as_answers(ours), theirs)
         expected = ["stop" if answer.ids[-1] in limits.eos_ids else "length" for answer in theirs]
         assert [answer.finish_reason for answer in ours] == expected
         reasons |= set(expected)
@@ -137,21 +142,13 @@ def test_answers_of_the_embedded_model(prompt: str, num_beams: int, wide, limits
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_answers_in_float32(prompt: str, limits_of: dict[int, Limits]) -> None:
-    """As both come: at four beams, where totals lie further apart than the rounding of float32."""
+    """With four beams, whose totals differ by more than the rounding of float32."""
     theirs = transformers_beams(
         load_model(EMBEDDED, torch.float32, "eager"), make_inputs(EMBEDDED, SAMPLE, prompt), 4, limits_of[20]
     )
     totals = [answer.total for answer in theirs]
     assert (-np.diff(totals)).min() > 10 * FLOAT32
-    compare(read(npgemma.load().beams(SAMPLE, prompt, 4, 20)), theirs, FLOAT32)
-
-
-@pytest.mark.parametrize("prompt", PROMPTS)
-def test_one_beam_is_greedy(prompt: str) -> None:
-    model = npgemma.load(dtype="float64")
-    (beam,), greedy = model.beams(SAMPLE, prompt, 1, 20), model.generate(SAMPLE, prompt, 20)
-    assert (beam.text, beam.token_ids, beam.finish_reason) == (greedy.text, greedy.token_ids, greedy.finish_reason)
-    np.testing.assert_allclose(beam.logprobs, greedy.logprobs, rtol=0, atol=ROUNDINGS, strict=True)
+    compare(as_answers(beams(npgemma.load(), prompt, 4, 20)), theirs, FLOAT32)
 
 
 # ------------------------------------------------------------------------------------------------------- random models
@@ -159,7 +156,7 @@ def test_one_beam_is_greedy(prompt: str) -> None:
 
 @dataclass(frozen=True)
 class RandomModel:
-    """A small model as both sides read it, a prompt for it, and end tokens that its answers meet."""
+    """A small model as both sides read it, a prompt for it, and tuples of end tokens that its answers contain."""
 
     weights: PaliGemma
     prompt: Prompt
@@ -177,9 +174,9 @@ class RandomModel:
 
 
 def random_model(seed: int, folder: Path) -> RandomModel:
-    """With a small embedding, and a large head of its own: it has its mind about the next token, from all before it.
+    """With a small embedding and a large untied head, so that each token depends on all before it.
 
-    Its end tokens: none; one, two and three of those that it likes to write; and five of its six likeliest first ones.
+    Its end tokens: none; one, two and three of those in its best answers; and five of its six likeliest first tokens.
     """
     grouped = make_fixtures.CASES["grouped"]
     case = replace(grouped, text=grouped.text | {"vocab_size": V}, seed=seed, prompt=TEXTS[seed % 3], suffix=0)
@@ -196,8 +193,8 @@ def random_model(seed: int, folder: Path) -> RandomModel:
     ids, features = inputs["input_ids"][0].numpy(), image_features(weights, pixels.numpy())
     prompt = Prompt(ids, np.zeros_like(ids), features.reshape(-1, features.shape[-1]))
     free = RandomModel(weights, prompt, in_float64(model), inputs, (NEVER,))
-    liked = sorted({token for answer in free.theirs(4, Limits(max(NEW), NEVER, V)) for token in answer.ids})
-    some = [tuple(Random(seed).sample(liked, count)) for count in (1, 2, 3)]
+    frequent = sorted({token for answer in free.theirs(4, Limits(max(NEW), NEVER, V)) for token in answer.ids})
+    some = [tuple(Random(seed).sample(frequent, count)) for count in (1, 2, 3)]
     first = [answer.ids[0] for answer in free.theirs(6, Limits(1, NEVER, V))]
     return replace(free, ends=(NEVER, *some, tuple(first[:2] + first[3:])))
 
@@ -210,7 +207,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[RandomModel]:
 @pytest.mark.parametrize("num_beams", NUM_BEAMS)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_answers_of_a_random_model(seed: int, num_beams: int, models: list[RandomModel]) -> None:
-    """With a picture, two, and none; no end token, and up to five; no token refused, and some."""
+    """With no, one and two pictures; with up to five end tokens; with all tokens allowed, or all but eight."""
     model = models[seed]
     for eos in model.ends:
         for new in NEW:
@@ -220,7 +217,7 @@ def test_answers_of_a_random_model(seed: int, num_beams: int, models: list[Rando
 
 
 def test_the_random_answers_are_of_every_kind(models: list[RandomModel]) -> None:
-    """Else the comparison above would be of less than it says: answers end in both ways, and searches end early."""
+    """Otherwise the comparison above would hold less than it says: answers end both ways, and searches end early."""
     mixed = early = 0
     for model in models:
         for eos in model.ends:
@@ -232,7 +229,7 @@ def test_the_random_answers_are_of_every_kind(models: list[RandomModel]) -> None
 
 
 def test_beams_find_what_greedy_misses(models: list[RandomModel]) -> None:
-    """In both, and by a factor of two in probability for most models: these are no greedy searches in disguise."""
+    """In both, and by a factor of two in probability for most models."""
     gains = []
     for model in models:
         limits = Limits(7, NEVER, V)
@@ -242,7 +239,7 @@ def test_beams_find_what_greedy_misses(models: list[RandomModel]) -> None:
 
 @pytest.mark.parametrize("options", [{"length_penalty": 1.0}, {"early_stopping": True}], ids=str)
 def test_the_comparison_notices_another_rule(options: dict, models: list[RandomModel]) -> None:
-    """Totals divided by lengths, or an end as soon as there are enough answers: some model answers otherwise."""
+    """Totals divided by lengths, or a search that ends once it has enough answers, change an answer of some model."""
     noticed = 0
     for model in models:
         for eos in model.ends:

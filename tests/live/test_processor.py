@@ -1,6 +1,6 @@
 """npgemma's processor and its answers against transformers' PaliGemmaProcessor and generate, on the embedded model.
 
-Nothing here depends on what the embedded model says, only on both saying the same.
+No test here depends on what the model answers, only on equal answers.
 """
 
 from collections.abc import Sequence
@@ -27,8 +27,18 @@ I = "<image>"  # noqa: E741
 
 PROMPTS = ("caption en", "caption en ", "  caption en", "caption en\n", "ocr\n\n", "", " ", "\n", "a\nb", "<bos>a")
 PROMPTS += ("detect red star ; blue ring", "<loc0012><seg003> é😗\t", "<eos>", "<imag", "what is <pad>?")
-# Prompts that say where the pictures stand, once a picture; {} is all of them in a row
-SAYING = ("{}caption en", "{} caption en", "{}", "a{}b", " {}", "{}\n\n", "{}<bos>a", "a\n{}\nb ", "<loc0001>{}<eos>")
+# Prompts with <image> for each picture; {} stands for all of them in a row
+WITH_IMAGE = (
+    "{}caption en",
+    "{} caption en",
+    "{}",
+    "a{}b",
+    " {}",
+    "{}\n\n",
+    "{}<bos>a",
+    "a\n{}\nb ",
+    "<loc0001>{}<eos>",
+)
 
 
 @pytest.fixture(scope="module")
@@ -74,18 +84,18 @@ def compare(
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_a_prompt_behind_its_pictures(
+def test_a_prompt_after_its_pictures(
     ours: npgemma.VisionLanguageModel, theirs: "transformers.PaliGemmaProcessor", prompt: str, count: int
 ) -> None:
     compare(ours, theirs, pictures(count), prompt)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-@pytest.mark.parametrize("pattern", SAYING)
-def test_a_prompt_that_says_where_its_pictures_stand(
+@pytest.mark.parametrize("pattern", WITH_IMAGE)
+def test_a_prompt_that_contains_image(
     ours: npgemma.VisionLanguageModel, theirs: "transformers.PaliGemmaProcessor", pattern: str, count: int
 ) -> None:
-    """In a row and with a word between them; bos stands behind the last."""
+    """In a row and with a word between them; bos comes after the last."""
     compare(ours, theirs, pictures(count), pattern.format(I * count))
     compare(ours, theirs, pictures(count), pattern.format(" and ".join([I] * count)))
 
@@ -95,12 +105,12 @@ def test_greedy_answers_are_the_same_tokens(
     theirs: "transformers.PaliGemmaProcessor",
     their_model: "transformers.PaliGemmaForConditionalGeneration",
 ) -> None:
-    """All prompts together in npgemma, one by one in transformers, both without the rows that only fill the table."""
+    """All prompts together in npgemma, one by one in transformers, both without the unused rows of the table."""
     rng = Random(5)
     scenes = [draw_scene(rng) for _ in range(SCENES)]
     asked = [(scene.image, question.prompt) for scene in scenes for question in ask(scene, rng, QUESTIONS)]
     images, prompts = zip(*asked, strict=True)
-    answers = ours.generate(list(images), list(prompts), MAX_NEW_TOKENS)
+    answers = ours.generate(list(images), list(prompts), max_new_tokens=MAX_NEW_TOKENS)
     never = list(range(ours.tokenizer.image_id, ours.config.text.vocab_size))
     for (image, prompt), answer in zip(asked, answers, strict=True):
         inputs = theirs(images=[[image]], text=[prompt], return_tensors="pt")

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 import npgemma
-from npgemma.decoding.sampling import Sampling, penalize, probabilities
+from npgemma.decoding.options import Sampling
+from npgemma.decoding.sampling import penalize, probabilities
+from npgemma.io.model_folder import EMBEDDED
 
 torch = pytest.importorskip("torch", reason="the live tests compare with torch")
 transformers = pytest.importorskip("transformers", reason="the live tests compare with transformers")
@@ -15,6 +17,8 @@ pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore")]
 
 # exp and the sum of up to a thousand numbers, each off by a rounding or two of float64, in another order
 ROUNDINGS = 1e-13
+# Both runs are in float32, and their logits are off by about 1e-5.
+FLOAT32 = 1e-4
 
 
 def warped(scores: np.ndarray, sampling: Sampling) -> np.ndarray:
@@ -42,8 +46,8 @@ def compare(ours: np.ndarray, theirs: np.ndarray) -> None:
 @pytest.mark.parametrize("top_k", [None, 1, 2, 7, 10_000])
 @pytest.mark.parametrize("top_p", [0.01, 0.5, 0.9, 0.999, 1.0])
 @pytest.mark.parametrize("size", [1, 2, 9, 257])
-def test_the_same_distribution(size: int, temperature: float, top_k: int | None, top_p: float) -> None:
-    """Random scores. Where many are equal, as many of them stay: which ones, torch's sort leaves open."""
+def test_distributions_are_equal(size: int, temperature: float, top_k: int | None, top_p: float) -> None:
+    """Of equal scores, equally many are kept; which of them, torch's sort does not define."""
     rng = np.random.default_rng(0)
     sampling = Sampling(temperature, top_k, top_p)
     distinct = rng.standard_normal(size).astype(np.float32) * 4
@@ -53,16 +57,16 @@ def test_the_same_distribution(size: int, temperature: float, top_k: int | None,
 
 
 @pytest.mark.parametrize("top_p", [0.125, 0.25, 0.5, 0.75])
-def test_the_edge_itself(top_p: float) -> None:
-    """Eight equal scores: exact probabilities reach top_p exactly, so how many stay is a matter of <= alone."""
+def test_probabilities_that_reach_top_p_exactly(top_p: float) -> None:
+    """Eight equal scores have exact probabilities, so how many are kept depends only on < or <=."""
     scores, sampling = np.zeros(8, np.float32), Sampling(1.0, None, top_p)
     ours = probabilities(scores, sampling)
     assert (ours > 0).sum() == 8 * top_p
     compare(np.sort(ours), np.sort(warped(scores, sampling)))
 
 
-def test_top_k_ties_all_stay() -> None:
-    """What equals the k-th largest stays, in both: the very same tokens, for nothing is sorted there."""
+def test_top_k_keeps_all_ties() -> None:
+    """Both keep every score that equals the k-th largest, and so the same tokens."""
     scores = np.array([1, 3, 2, 3, 2, 0, 2], np.float32)
     sampling = Sampling(temperature=0.7, top_k=3)
     assert np.flatnonzero(probabilities(scores, sampling)).tolist() == [1, 2, 3, 4, 6]
@@ -70,7 +74,7 @@ def test_top_k_ties_all_stay() -> None:
 
 
 def test_the_comparison_notices_another_order() -> None:
-    """Temperature after top-p keeps other tokens: the chain is held, not its links alone."""
+    """Temperature after top-p keeps other tokens."""
     scores = np.linspace(0, 5, 30, dtype=np.float32)
     late = Sampling(temperature=3.0, top_p=0.5)
     compare(probabilities(scores, late), warped(scores, late))
@@ -93,7 +97,7 @@ def test_the_repetition_penalty(penalty: float) -> None:
     scores, seen = rng.standard_normal(50), rng.integers(0, 50, 30)
     processor = transformers.RepetitionPenaltyLogitsProcessor(penalty)
     theirs = processor(torch.from_numpy(seen)[None], torch.from_numpy(scores)[None])[0].numpy()
-    np.testing.assert_array_equal(penalize(scores, seen, penalty), theirs)
+    np.testing.assert_array_equal(penalize(scores, seen, penalty), theirs, strict=True)
 
 
 PROMPTS = ("caption en", "answer en how many shapes are there?", "detect blue star")
@@ -101,12 +105,12 @@ PROMPTS = ("caption en", "answer en how many shapes are there?", "detect blue st
 
 @pytest.mark.parametrize("penalty", [1.0, 1.2, 3.0])
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_tokens_and_log_probabilities_are_generate_s(prompt: str, penalty: float) -> None:
-    """Greedy on the embedded model, penalty and all; the log-probabilities are those of the logits as they are."""
-    sample = npgemma.io.model_folder.EMBEDDED.parent / "sample.png"
+def test_greedy_tokens_and_log_probabilities_equal_those_of_transformers(prompt: str, penalty: float) -> None:
+    """The log-probabilities are those of the logits before the penalty."""
+    sample = npgemma.sample_picture()
     ours = npgemma.load().generate(sample, prompt, max_new_tokens=20, repetition_penalty=penalty)
-    inputs = make_inputs(npgemma.io.model_folder.EMBEDDED, sample, prompt)
-    out = load_model(npgemma.io.model_folder.EMBEDDED, torch.float32, "eager").generate(
+    inputs = make_inputs(EMBEDDED, sample, prompt)
+    out = load_model(EMBEDDED, torch.float32, "eager").generate(
         **inputs,
         max_new_tokens=20,
         do_sample=False,
@@ -117,4 +121,4 @@ def test_tokens_and_log_probabilities_are_generate_s(prompt: str, penalty: float
     assert ours.token_ids == out.sequences[0, inputs["input_ids"].shape[1] :].tolist()
     logprobs = torch.cat(out.logits).double().log_softmax(-1).numpy()
     chosen = logprobs[np.arange(len(ours.token_ids)), ours.token_ids]
-    np.testing.assert_allclose(ours.logprobs, chosen, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(ours.logprobs, chosen, rtol=0, atol=FLOAT32, strict=True)

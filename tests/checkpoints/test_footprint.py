@@ -1,0 +1,93 @@
+"""The memory of a run, computed from the config: by hand, and larger for everything that needs more."""
+
+import dataclasses
+
+import pytest
+
+from npgemma.checkpoints.footprint import BASE, Footprint, Run
+from npgemma.checkpoints.gemma import GemmaConfig
+from npgemma.checkpoints.paligemma import PaliGemmaConfig, footprint
+from npgemma.checkpoints.siglip import SiglipConfig
+from npgemma.io.system_memory import size
+
+MB, GB = 10**6, 10**9
+# vision: D 5, F 7, a picture of 6 x 6 pixels in 9 patches; text: D 4, F 10, 3 layers, 2 key heads of width 6, V 50
+SMALL = PaliGemmaConfig(
+    SiglipConfig(hidden_size=5, intermediate_size=7, num_attention_heads=1, image_size=6, patch_size=2),
+    GemmaConfig(
+        hidden_size=4,
+        intermediate_size=10,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=6,
+        vocab_size=50,
+    ),
+)
+VISION = (
+    3 * 5 + 2 * 7 + 4
+)  # numbers of a patch: the stream, what is added to it, its norm; both sides of gelu; features
+TEXT = 4 * 4 + 3 * 10  # numbers of a row of the decoder
+CACHE = 2 * 3 * 2 * 6  # keys and values of a token in every layer
+
+
+def test_a_footprint_by_hand():
+    """Two prompts of 11 and 20 tokens with 3 pictures between them, in float32, 5 new tokens."""
+    found = footprint(SMALL, Run(1000, 4, 3, [11, 20], 5))
+    assert (3 * 3 * 6 * 6 + 3 * 9 * VISION, 31 * TEXT) == (1215, 1426)  # so the decoder needs more than the tower
+    logits = 2 * 2 * 50 * 4 + 4 * 8 * 50  # of each prompt, now and a step before; of one row in float64, and its logs
+    assert found == Footprint(weights=1000, caches=(31 + 2 * 5) * CACHE * 4, activations=1426 * 4 + logits)
+    assert found.total == BASE + 1000 + 11_808 + 8104
+
+
+def test_a_footprint_by_hand_where_pictures_need_most():
+    """8 pictures, a prompt that is short without them, in float64; 3 samples share the prompt, and not its caches."""
+    found = footprint(SMALL, Run(0, 8, 8, [5], 2, samples=3))
+    logits = 8 * 2 * 3 * 50 + 4 * 8 * 50
+    assert found.activations == 8 * (8 * 3 * 36 + 8 * 9 * VISION) + logits
+    assert found.caches == 8 * 3 * (5 + 2) * CACHE
+    for run in (Run(0, 8, 0, [5], 2, samples=3), Run(0, 8, 0, [5], 2, logit_rows=3)):
+        assert footprint(SMALL, run).activations == 8 * 5 * TEXT + logits
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"weights": 1001},
+        {"itemsize": 8},
+        {"pictures": 21},
+        {"new_tokens": 6},
+        {"samples": 3},
+        {"logit_rows": 50},
+        {"prompts": [12, 20]},
+        {"prompts": [11, 20, 1]},
+        {"prompts": [11, 21]},
+    ],
+    ids=str,
+)
+def test_everything_that_a_run_does_needs_memory(more):
+    run = Run(weights=1000, itemsize=4, pictures=20, prompts=[11, 20], new_tokens=5, samples=2)
+    assert footprint(SMALL, run._replace(**more)).total > footprint(SMALL, run).total
+    assert footprint(SMALL, run._replace(prompts=[20, 11])) == footprint(SMALL, run)
+
+
+@pytest.mark.parametrize(
+    ("part", "pictures", "name"),
+    [
+        *(("vision", 50, name) for name in ("hidden_size", "intermediate_size", "image_size")),
+        *(("text", 0, name) for name in ("hidden_size", "intermediate_size", "vocab_size", "num_hidden_layers")),
+        *(("text", 0, name) for name in ("num_key_value_heads", "head_dim")),
+    ],
+)
+def test_a_larger_model_needs_more_memory(part, pictures, name):
+    """The tower with many pictures, the decoder with a long prompt."""
+    sizes = getattr(SMALL, part)
+    doubled = dataclasses.replace(sizes, **{name: 2 * getattr(sizes, name)})
+    run = Run(0, 4, pictures, [40])
+    assert footprint(dataclasses.replace(SMALL, **{part: doubled}), run).total > footprint(SMALL, run).total
+
+
+def test_a_footprint_is_shown_with_its_parts():
+    found = Footprint(5 * GB, 250 * MB, 40 * MB)
+    assert found.total == BASE + 5290 * MB
+    assert str(found) == f"{size(found.total)} (5.00 GB of weights, 0.25 GB of caches, 0.04 GB of activations)"
