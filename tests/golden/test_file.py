@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from npgemma import BadGolden, sample_picture
 from npgemma.golden import Golden, read_golden, record
 from npgemma.golden.file import EMBEDDED_GOLDEN, KEY, Spool, digest, write_golden
-from npgemma.golden.judge import limits_of
+from npgemma.golden.judge import limits_of, rms
 
 X = np.arange(24.0).reshape(2, 3, 4)
 VIEWS = {
@@ -26,10 +26,6 @@ VIEWS = {
     "empty": X[:0],
     "fortran": np.asfortranarray(X[0]),
 }
-
-
-def rms(x: np.ndarray) -> float:
-    return float(np.sqrt(np.square(x, dtype=np.float64).mean()))
 
 
 def test_views_are_written_as_their_numbers(tmp_path: Path) -> None:
