@@ -1,13 +1,14 @@
 """Measure how much of the float64 truth is the same on other processors after rounding to float32.
 
-    python tools/kernel_study.py                  # the embedded model, all taps
-    python tools/kernel_study.py /tmp/3b blocks   # another model, another level
+    python tools/kernel_study.py                                        # the embedded model, all taps
+    python tools/kernel_study.py -m paligemma-3b-mix-224 --level blocks # another model, another level
 
 On each kind of processor OpenBLAS multiplies with different instructions, and so sums in a different order. Here
 OPENBLAS_CORETYPE selects them, with one thread and with two. Each run is a separate process; kernels that this
 processor cannot run are skipped.
 """
 
+import argparse
 import os
 import signal
 import subprocess
@@ -20,18 +21,22 @@ import numpy as np
 
 import npgemma
 from npgemma.golden.file import read_golden
+from npgemma.golden.names import LEVELS
 from npgemma.golden.record import record
 
 KERNELS = ("Haswell", "SkylakeX", "Nehalem")
 
 
 def main() -> None:
-    model, level = [*sys.argv[1:], "", "ops"][:2] if len(sys.argv) < 3 else sys.argv[1:3]
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("-m", "--model", default="", metavar="FOLDER", help="default: the embedded model")
+    parser.add_argument("--level", choices=LEVELS, default="ops", help="which taps to compare (default: ops)")
+    a = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         runs = [(kernel, threads) for kernel in KERNELS for threads in (1, 2)]
         first: Mapping[str, np.ndarray] = {}
         for kernel, threads in runs:
-            file = record_with(Path(folder), kernel, threads, model, level)
+            file = record_with(Path(folder), kernel, threads, a.model, a.level)
             if file is None:
                 print(f"{kernel:<9} {threads} threads: this processor cannot run it")
                 continue

@@ -2,6 +2,14 @@
 
 Tensors are paired by name, never by position. Nothing passes by being left out: a tap that the port lacks, or a name of
 the port that no rule knows, makes the comparison incomplete.
+
+    >>> from npgemma.golden import read_golden
+    >>> from npgemma.golden.file import EMBEDDED_GOLDEN
+    >>> golden = read_golden(EMBEDDED_GOLDEN)
+    >>> dump = Dump({"logits": 2 * golden.truth["logits"].astype("float32")})
+    >>> report = compare(golden, dump, allow_missing=["*"])
+    >>> report.status, report.first_divergence.block, report.first_divergence.diagnosis
+    (1, 'logits', ('it is the truth times 2, which is 2',))
 """
 
 from collections.abc import Mapping, Sequence
@@ -58,6 +66,10 @@ def compare(
 
     Parameters
     ----------
+    golden : Golden
+        The truth and the envelopes.
+    dump : Dump
+        The tensors of the port.
     names : NameMap
         Gives the port's names those of taps.
     dtype : str, optional
@@ -65,6 +77,11 @@ def compare(
         in which most of the dump is stored.
     allow_missing : sequence of str
         Globs of taps that the dump may lack.
+
+    Returns
+    -------
+    Report
+        A verdict for each tap that the dump has, and what is missing.
 
     Raises
     ------

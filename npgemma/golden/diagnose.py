@@ -10,6 +10,7 @@ from itertools import permutations
 
 import numpy as np
 
+from npgemma.golden.judge import rms
 from npgemma.golden.names import row_axes
 from npgemma.layers.shapes import Array, Float
 
@@ -102,8 +103,3 @@ def heads(axes: str, x: Array, truth: Float[Array, "*R"]) -> Iterator[str]:
     own = np.diagonal(distance)
     if moved.size and sorted(order) == list(range(len(order))) and (distance.min(-1) < LEFT**2 * own)[moved].all():
         yield f"its heads are in the order {order.tolist()}"
-
-
-def rms(x: Array) -> float:
-    """sqrt(mean(x^2))."""
-    return float(np.sqrt(np.square(x, dtype=np.float64).mean()))

@@ -66,11 +66,10 @@ def judge(
         where = np.unravel_index(different[0] if different.size else 0, x.shape)
         return failed(name, theirs, found + str([int(i) for i in where]))
     limits = limits_of(x.size, envelope.shape[1])
-    rms = float(np.sqrt(np.square(truth, dtype=np.float64).mean()))
-    least = ROUNDOFF[dtype] * rms
+    size = rms(truth)
+    least = ROUNDOFF[dtype] * size
     rows, largest = row_errors(axes, x, truth)
-    error = float(np.sqrt(np.square(rows).mean()))
-    honest = max(float(np.sqrt(np.square(envelope[0], dtype=np.float64).mean())), least)
+    error, honest = rms(rows), max(rms(envelope[0]), least)
     row_ratios = ratio(rows, np.maximum(envelope[0], honest))
     ratios = {
         "rms": float(ratio(error, honest)),
@@ -78,7 +77,7 @@ def judge(
         "max": float(ratio(largest.max(), max(float(envelope[1].max()), least))),
     }
     over = [f"{kind} error {ratios[kind]:.3g} x the envelope" for kind in limits if ratios[kind] > limits[kind]]
-    floor = limits["rms"] * honest / rms if rms else 0.0
+    floor = limits["rms"] * honest / size if size else 0.0
     bad_rows = tuple(np.flatnonzero(row_ratios > limits["row"]).tolist())
     return Verdict(name, theirs, block_of(name), not over, "; ".join(over), ratios, limits, error, floor, bad_rows)
 
@@ -102,12 +101,12 @@ def judge_relative(verdict: Verdict, x: Array, truth: Array, honest: Array) -> V
     truth's rms count as that. It needs a replay, where `x` and `truth` come from the same tensors: the erf form of gelu
     differs from the tanh form by a tenth at -3, where gelu is nearly 0.
     """
-    rms = float(np.sqrt(np.square(truth, dtype=np.float64).mean()))
-    if not verdict.ratios or not rms:
+    size = rms(truth)
+    if not verdict.ratios or not size:
         return verdict
-    size = np.maximum(np.abs(truth), rms / 256)
-    errors = [float(np.sqrt(np.square((tensor - truth) / size).mean())) for tensor in (x, honest)]
-    found = errors[0] / max(errors[1], ROUNDOFF["bfloat16"] / 2)
+    sizes = np.maximum(np.abs(truth), size / 256)
+    theirs, ours = (rms((tensor - truth) / sizes) for tensor in (x, honest))
+    found = theirs / max(ours, ROUNDOFF["bfloat16"] / 2)
     limit = RELATIVE_LIMIT * (verdict.limits["rms"] / LIMITS["rms"])
     reason = "; ".join(filter(None, [verdict.reason, f"relative error {found:.3g} x the envelope" * (found > limit)]))
     return replace(
@@ -128,6 +127,11 @@ def limits_of(values: int, rows: int) -> dict[str, float]:
     """The limits for a tap of so many values and rows."""
     factor = FEW_FACTOR if values < FEW_VALUES or rows == 1 else 1.0
     return {kind: limit * factor for kind, limit in LIMITS.items()}
+
+
+def rms(x: Array) -> float:
+    """sqrt(mean(x^2))."""
+    return float(np.sqrt(np.square(x, dtype=np.float64).mean()))
 
 
 def ratio(error: Any, honest: Any) -> Any:

@@ -83,7 +83,7 @@ class Pairing:
 
 def pair(mapping: NameMap, theirs: Iterable[str], taps: Iterable[str]) -> Pairing:
     """Pair the port's names with taps. BadGolden if two names claim the same tap."""
-    taps = list(taps)
+    taps = dict.fromkeys(taps)
     pairs: dict[str, tuple[str, Rule]] = {}
     unmapped, unrecorded = [], []
     for name in sorted(theirs):

@@ -8,6 +8,12 @@
 The other two runs decode the tokens that the float64 run chose, so that all three compute the same tensors. A port is
 then judged by the error of an honest run in its own precision instead of by a fixed tolerance, as in the tests of
 FlashAttention and FlexAttention and in `same` of torch._dynamo.
+
+    >>> import npgemma
+    >>> from npgemma.golden import read_golden
+    >>> record(npgemma.load(), [npgemma.sample_picture()], "caption en", "g.safetensors", level="io", steps=0)
+    >>> [name for name in read_golden("g.safetensors").taps][:3]
+    ['pictures.0.resized', 'pixel_values', 'projector']
 """
 
 from collections.abc import Sequence
@@ -57,12 +63,16 @@ def record(
     steps: int = 3,
     schedule: str = "hf_eager",
 ) -> None:
-    """Write the golden file `path` of `model` on one prompt and its pictures.
-
-    Tensors go to disk as they are made: memory holds the model and one of them.
+    """Write a golden file. Tensors go to disk as they are made: memory holds the model and one of them.
 
     Parameters
     ----------
+    model : VisionLanguageModel
+        The model to run, in float64 whatever its own dtype is.
+    images, prompt : sequence of pictures, str
+        What the model is asked: pictures (paths, Pillow images or arrays), and the text after them.
+    path : str or Path
+        The .safetensors file to write. An old file is replaced as a whole or not at all.
     level : str
         'io' holds ids, pixels, image features and logits; 'blocks' also the result of each layer; 'ops' everything.
     patterns : sequence of str

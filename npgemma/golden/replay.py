@@ -8,6 +8,20 @@ between those and it, however far its effects reach:
                        port's y -> next block -> z'      z' against the port's z judges the next one
 
 The replay runs in float64 for the truth, and in the port's precision for the envelope.
+
+A port whose last norm is wrong, and therefore its logits:
+
+    >>> import npgemma
+    >>> from npgemma.golden import compare, read_golden
+    >>> from npgemma.golden.file import EMBEDDED_GOLDEN
+    >>> model, golden = npgemma.load(), read_golden(EMBEDDED_GOLDEN)
+    >>> wrong = {name: -golden.truth[name] for name in ("text.norm", "logits")}
+    >>> dump = Dump(dict(golden.truth) | wrong)
+    >>> report = replay(model, golden, dump, compare(golden, dump, dtype="float32"))
+    >>> [verdict.name for verdict in report.verdicts if not verdict.explained]
+    ['text.norm', 'logits']
+    >>> [verdict.name for verdict in report.culprits]
+    ['text.norm']
 """
 
 import tempfile
@@ -35,10 +49,26 @@ Given = Callable[[str], Array | None]
 
 
 def replay(model: VisionLanguageModel, golden: Golden, dump: Dump, report: Report) -> Report:
-    """`report`, with a verdict on each tap as computed from the port's tensors before it.
+    """Judge each tap as computed from the port's tensors before it. Memory holds the model and one tap.
 
-    Intermediate results go to a temporary file: memory holds the model and one tap. Raises BadGolden if the golden file
-    was recorded from another model.
+    Parameters
+    ----------
+    model : VisionLanguageModel
+        The model that `golden` was recorded from.
+    golden, dump : Golden, Dump
+        What `report` compares.
+    report : Report
+        The result of `compare`.
+
+    Returns
+    -------
+    Report
+        `report` with the verdicts as `replayed`; its `culprits` are the taps that are wrong.
+
+    Raises
+    ------
+    BadGolden
+        If the golden file was recorded from another model.
     """
     hashes = model_hashes(model.folder)
     if any(golden.metadata["model"][key] != hashes[key] for key in hashes):

@@ -53,14 +53,14 @@ def as_text(report: Report, golden: Golden) -> str:
         f"judged   as {report.dtype}: errors in multiples of an honest run's; limits {limits}, "
         f"{FEW_FACTOR:g} times that for taps with one row or fewer than {FEW_VALUES} values",
         "",
-        f"{'block':<32} taps    rms    row    max   a bug hides below",
+        f"{'block':<32} taps    rms    row    max   finds errors above",
     ]
     blocks = [block_line(block, list(each)) for block, each in groupby(report.verdicts, lambda v: v.block)]
     return "\n".join([*head, *blocks, "", *findings(report), *tokens(report), *leftovers(report), summary(report)])
 
 
 def block_line(block: str, verdicts: Sequence[Verdict]) -> str:
-    """The worst ratios of a block's taps, and the relative error below which none of them shows a mistake."""
+    """The worst ratios of a block's taps, and the relative error above which a mistake in any of them is found."""
     measured = [verdict for verdict in verdicts if verdict.ratios]
     numbers = "  exact" if all(verdict.explained for verdict in verdicts) else "  WRONG"
     if measured:
@@ -110,13 +110,13 @@ def leftovers(report: Report) -> Iterator[str]:
     """Taps and names without a partner."""
     pairing = report.pairing
     for names, what in (
-        (pairing.missing, "taps missing from the dump (allow it with --allow-missing GLOB)"),
-        (pairing.unmapped, "names of the dump without a rule"),
+        (pairing.missing, "taps missing from the dump, which --allow-missing GLOB would allow"),
+        (pairing.unmapped, "names in the dump that no mapping rule gives the name of a tap"),
         (pairing.absent, "taps missing from the dump, as allowed"),
-        (pairing.unrecorded, "names of the dump that are taps, but not recorded in this golden file"),
+        (pairing.unrecorded, "names in the dump whose taps this golden file does not hold"),
     ):
         if names:
-            yield f"{len(names)} {what}: {', '.join(names[:4])}" + (", ..." if len(names) > 4 else "")
+            yield f"{what} ({len(names)}): {', '.join(names[:4])}" + (", ..." if len(names) > 4 else "")
 
 
 def summary(report: Report) -> str:

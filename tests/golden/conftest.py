@@ -1,5 +1,6 @@
 """A golden file of the embedded model with every tap, and the dumps of ports that compute as npgemma does."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,12 @@ def golden_path(model: VisionLanguageModel, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="session")
 def golden(golden_path: Path) -> Golden:
     return read_golden(golden_path)
+
+
+@pytest.fixture(scope="session")
+def one_layer(golden: Golden) -> Golden:
+    """The golden file with the taps of layer 1 alone, for tests that compare often."""
+    return replace(golden, taps={tap: axes for tap, axes in golden.taps.items() if ".layers.1." in tap})
 
 
 @pytest.fixture(scope="session")

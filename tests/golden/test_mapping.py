@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npgemma import BadGolden
@@ -138,6 +138,7 @@ JSON = st.recursive(
 )
 
 
+@settings(max_examples=40)
 @given(JSON, st.sampled_from(["slice", "reshape", "transpose", "scale", "interleaved", "theirs", "ours"]))
 def test_any_json_is_a_rule_or_raises_bad_golden(value: object, key: str) -> None:
     try:
