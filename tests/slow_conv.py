@@ -1,4 +1,4 @@
-"""A convolution in loops: the second spelling of `npgemma.layers.conv.conv`."""
+"""Convolutions in loops: the second spelling of `npgemma.layers.conv`."""
 
 import numpy as np
 
@@ -12,3 +12,12 @@ def slow_conv(weight: np.ndarray, bias: np.ndarray, x: np.ndarray, padding: int,
         patch = x[b, :, v * stride : v * stride + height, u * stride : u * stride + width]
         y[b, o, v, u] = bias[o] + (weight[o] * patch).sum()
     return y
+
+
+def slow_upsample(weight: np.ndarray, bias: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Each pixel adds its 4 x 4 kernel at its place: neighbours are two apart, and a rim of one is cut off."""
+    batch, _, height, width = x.shape
+    y = np.zeros((batch, len(bias), 2 * height + 2, 2 * width + 2))
+    for b, i, v, u in np.ndindex(x.shape):
+        y[b, :, 2 * v : 2 * v + 4, 2 * u : 2 * u + 4] += x[b, i, v, u] * weight[i]
+    return y[:, :, 1:-1, 1:-1] + bias[:, None, None]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from agreement import FLOAT64, normal
-from slow_conv import slow_conv
+from slow_conv import slow_conv, slow_upsample
 
 from npgemma.layers.conv import Conv, ConvTranspose, conv, upsample
 
@@ -31,12 +31,8 @@ def test_upsample_of_a_literal() -> None:
 
 
 def test_upsample_adds_the_kernel_of_each_pixel_at_its_place() -> None:
-    """The transpose of a convolution: the kernels of neighbours are two apart, and a rim of one is cut off."""
     weight, bias, x = normal(3, 5, 4, 4), normal(5, seed=1), normal(2, 3, 4, 6, seed=2)
-    wide = np.zeros((2, 5, 2 * 4 + 2, 2 * 6 + 2))
-    for b, i, v, u in np.ndindex(x.shape):
-        wide[b, :, 2 * v : 2 * v + 4, 2 * u : 2 * u + 4] += x[b, i, v, u] * weight[i]
-    expected = wide[:, :, 1:-1, 1:-1] + bias[:, None, None]
+    expected = slow_upsample(weight, bias, x)
     np.testing.assert_allclose(upsample(ConvTranspose(weight, bias), x), expected, **FLOAT64)
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from agreement import FLOAT64
+from agreement import FLOAT64, assert_agrees
 from mask_codecs import random_codec, random_tensors
-from slow_conv import slow_conv
+from slow_conv import slow_conv, slow_upsample
 
 from npgemma.checkpoints.mask_vqvae import mask_codec
 from npgemma.models.mask_vqvae import MaskVQVAE, ResidualBlock, decode_mask, encode_mask, residual_block
@@ -22,6 +22,18 @@ def slow_residual_block(block: ResidualBlock, x: np.ndarray) -> np.ndarray:
     y = np.maximum(slow_conv(first.weight, first.bias, x, 1, 1), 0)
     y = np.maximum(slow_conv(second.weight, second.bias, y, 1, 1), 0)
     return x + slow_conv(third.weight, third.bias, y, 0, 1)
+
+
+def slow_decode(p: MaskVQVAE, codes: np.ndarray) -> np.ndarray:
+    """The mask [64 64] of 16 codes, in float64."""
+    first, last = p.decoder.ends
+    x = np.array([[[p.codebook[codes[4 * v + u]] for u in range(4)] for v in range(4)]], np.float64)
+    x = np.maximum(slow_conv(first.weight, first.bias, x.transpose(0, 3, 1, 2), 0, 1), 0)
+    for block in p.decoder.blocks:
+        x = slow_residual_block(block, x)
+    for up in p.decoder.up:
+        x = np.maximum(slow_upsample(up.weight, up.bias, x), 0)
+    return slow_conv(last.weight, last.bias, x, 0, 1)[0, 0]
 
 
 def slow_encode(p: MaskVQVAE, mask: np.ndarray) -> list[int]:
@@ -48,6 +60,11 @@ def test_masks_are_encoded_as_by_the_second_spelling() -> None:
     codes = encode_mask(p, masks)
     assert codes.tolist() == [slow_encode(p, mask) for mask in masks]
     assert len(np.unique(codes)) > 3
+
+
+def test_codes_are_decoded_as_by_the_second_spelling() -> None:
+    p, codes = random_codec(), RNG.integers(0, 128, (2, 16))
+    assert_agrees(decode_mask(p, codes), np.array([slow_decode(p, row) for row in codes]))
 
 
 def test_codes_are_laid_out_along_rows() -> None:
