@@ -21,8 +21,9 @@ from typing import Any
 from dask.distributed import Client, LocalCluster, as_completed, get_worker
 
 import npgemma
-from npgemma.api.batch import answer_jobs
+from npgemma.api.batch import IN_FLIGHT, answer_jobs
 from npgemma.commands.batch import as_line
+from npgemma.decoding.options import GenerationOptions
 from npgemma.io.jobs import InvalidJob, Job, open_results, read_jobs
 
 
@@ -69,8 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
         help="processes of a cluster of this machine (default: its cores)",
     )
     parser.add_argument("--chunk", type=int, default=16, help="jobs that a worker takes at a time (default: 16)")
-    parser.add_argument("--in-flight", type=int, default=8)
-    parser.add_argument("--max-new-tokens", type=int, default=256)
+    parser.add_argument("--in-flight", type=int, default=IN_FLIGHT)
+    parser.add_argument("--max-new-tokens", type=int, default=GenerationOptions.max_new_tokens)
     a = parser.parse_args(arguments)
     if a.scheduler:
         with Client(a.scheduler) as client:

@@ -19,7 +19,7 @@ from npgemma.errors import BadPicture, BadPrompt, TooLittleMemory
 from npgemma.io.jobs import Job
 from npgemma.io.picture import read_picture
 
-IN_FLIGHT = 8  # jobs that run at a time, unless told otherwise
+IN_FLIGHT = 8  # how many jobs run at a time by default
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def answer_jobs(
     model : VisionLanguageModel
         The model that answers.
     jobs : iterable of Job
-        Read when there is room for the next one.
+        Each is read only when it can start.
     in_flight : int
         How many jobs run at a time.
     **options
@@ -133,7 +133,7 @@ class Batch:
         self.deferred: list[ReadJob] = []
 
     def run(self, jobs: Iterator[Job]) -> Iterator[JobResult]:
-        """Start as many jobs as there is room for, run a step, and so on until none is left."""
+        """Start up to `in_flight` jobs, run one step of all, and repeat until no job is left."""
         while True:
             read, self.deferred = self.deferred, []
             while len(self.running) + len(read) < self.in_flight and (job := next(jobs, None)) is not None:

@@ -96,7 +96,7 @@ def limits(model: LoadedModel, options: GenerationOptions) -> Limits:
 def read_prompts(
     model: LoadedModel, images: Sequence[Pictures], prompts: Sequence[str], options: GenerationOptions
 ) -> list[Prompt]:
-    """Pictures and texts as the decoder starts from them, once it is clear that there is room for the answers."""
+    """Pictures and texts as the decoder starts from them, once the memory for the answers is known to suffice."""
     inputs = model.processor(images, prompts)
     model.guard.check_length(inputs.input_ids, options.max_new_tokens)
     lengths, sequences = [len(ids) for ids in inputs.input_ids], max(options.num_beams, options.num_return_sequences)

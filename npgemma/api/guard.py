@@ -1,7 +1,7 @@
 """What a run is checked against before it starts: the model's inputs, its files, and the memory there is."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +30,7 @@ class Budget:
     allowed: int | None = None
     mapped: int = 0
 
-    def require(self, needed: Footprint) -> None:
+    def require(self, needed: Footprint, available_memory: Callable[[int], int | None] = available_memory) -> None:
         """TooLittleMemory if a run, these weights included, needs more than is allowed or available."""
         if self.allowed is not None:
             if needed.total > self.allowed:

@@ -87,7 +87,7 @@ def sample_picture() -> Path:
 def map_model(
     model: Path, dtype: np.dtype, resident: bool, adapter: str | Path | None, max_memory: int | None
 ) -> VisionLanguageModel:
-    """Map, check and merge the weights of a model, once it is clear that there is room for them and for one picture."""
+    """Map, check and merge the weights of a model, once the memory for them and for one picture is known to suffice."""
     folder = folder_of(model)
     config = paligemma.read_config(folder)
 

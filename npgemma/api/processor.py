@@ -55,8 +55,8 @@ class Processor:
     def encode(self, prompt: str, images: int) -> Array:
         """The ids of one prompt: image tokens, bos, prompt and newline, the last two tokenised as one string.
 
-        Where the prompt says `<image>` itself, once a picture, the image tokens stand there and bos follows the last of
-        them.
+        If the prompt contains `<image>` itself, once for each picture, image tokens take its place, and bos follows the
+        last of them.
         """
         said = prompt.count(IMAGE)
         if said not in (0, images):

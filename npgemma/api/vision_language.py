@@ -162,7 +162,7 @@ class VisionLanguageModel:
         -------
         Generation or list of Generation
             One Generation for a single prompt; a list for several prompts or several sequences, in which the answers
-            to one prompt stand next to each other.
+            to one prompt are next to each other.
 
         Raises
         ------

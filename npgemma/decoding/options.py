@@ -1,4 +1,4 @@
-"""What may be said about decoding: every option, its default and its range, once."""
+"""The options of decoding: each with its default and its range, once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

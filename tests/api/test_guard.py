@@ -39,23 +39,35 @@ def test_a_run_may_take_what_is_allowed_to_the_byte():
             Budget(GB, held, needed.total - 1).require(needed)
 
 
-@KNOWN
-def test_a_run_may_not_take_more_than_is_available():
-    Budget().require(Footprint(0, 0, 0))
-    with pytest.raises(TooLittleMemory, match="available"):
-        Budget().require(Footprint(0, ENDLESS, 0))
-
-
-@KNOWN
-def test_weights_in_memory_are_not_needed_again():
-    Budget(ENDLESS, ENDLESS).require(Footprint(ENDLESS, 0, 0))
-    with pytest.raises(TooLittleMemory, match="available"):
-        Budget(ENDLESS, 0).require(Footprint(ENDLESS, 0, 0))
+@pytest.mark.parametrize("held", [0, GB])
+def test_a_run_may_take_what_is_available_to_the_byte(held):
+    """Weights in memory are not needed again; those that are mapped count as available."""
+    needed, mapped = Footprint(GB, 2 * MB, 3 * MB), GB - held
+    for missing in (0, 1):
+        budget, available = Budget(GB, held, mapped=mapped), needed.total - held - mapped - missing
+        if missing:
+            with pytest.raises(TooLittleMemory, match="available"):
+                budget.require(needed, lambda mapped, available=available: available + mapped)
+        else:
+            budget.require(needed, lambda mapped, available=available: available + mapped)
 
 
 def test_a_limit_of_ones_own_replaces_what_is_available():
     """The kernel may have more than it says, such as swap."""
-    Budget(0, 0, 2 * ENDLESS).require(Footprint(ENDLESS, 0, 0))
+    Budget(0, 0, 2 * ENDLESS).require(Footprint(ENDLESS, 0, 0), lambda _: 0)
+    with pytest.raises(TooLittleMemory, match="allowed"):
+        Budget(0, 0, GB).require(Footprint(GB, 0, 0), lambda _: ENDLESS)
+
+
+def test_nothing_is_refused_where_the_available_memory_is_not_known():
+    Budget().require(Footprint(ENDLESS, 0, 0), lambda _: None)
+
+
+@KNOWN
+def test_the_available_memory_is_that_of_this_machine():
+    Budget().require(Footprint(0, 0, 0))
+    with pytest.raises(TooLittleMemory, match="available"):
+        Budget().require(Footprint(0, ENDLESS, 0))
 
 
 def test_the_message_has_the_numbers_and_what_to_do():

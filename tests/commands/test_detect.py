@@ -83,7 +83,7 @@ def test_an_output_that_cannot_be_written_is_one_sentence(name, answering, tmp_p
 
 @pytest.mark.parametrize("things", [[""], [" "], ["cat", ""], ["cat;dog"]])
 def test_an_invalid_object_name_is_one_sentence(things, refused):
-    assert "things to detect are words" in refused("detect", PICTURE, *things)
+    assert "give one or more labels" in refused("detect", PICTURE, *things)
 
 
 def test_boxes_may_be_1023rds(answering, tmp_path, run):

@@ -29,7 +29,7 @@ def test_a_file_that_is_not_a_picture_is_one_sentence(tmp_path, refused):
 
 def test_a_folder_that_is_not_a_model_is_one_sentence(tmp_path, refused):
     for command in (["ocr", PICTURE, "-m"], ["detect", PICTURE, "cat", "-m"], ["inspect"]):
-        assert "is no model here: there is no such folder" in refused(*command, tmp_path / "nowhere")
+        assert "nowhere was not found: there is no such folder" in refused(*command, tmp_path / "nowhere")
         assert "is neither a folder nor" in refused(*command, PICTURE)
         assert "config.json is missing" in refused(*command, tmp_path)
 
@@ -71,7 +71,7 @@ def test_weights_that_are_not_finite_are_one_sentence(folder, tmp_path):
 
 def test_an_invalid_prompt_is_one_sentence(refused):
     assert "<image> 2 times" in refused("generate", PICTURE, "<image><image>")
-    assert "no valid text" in refused("generate", PICTURE, "\udcff")
+    assert "the prompt is not valid text" in refused("generate", PICTURE, "\udcff")
 
 
 @pytest.mark.parametrize("count", [10**15, 10**30])

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npgemma.errors import BadJobs
-from npgemma.io.jobs import MAX_LINE, SUFFIXES, Job, InvalidJob, folder_jobs, open_results, read_jobs
+from npgemma.io.jobs import MAX_LINE, SUFFIXES, InvalidJob, Job, folder_jobs, open_results, read_jobs
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = {"image": "a.png", "prompt": "caption en"}

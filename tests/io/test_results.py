@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npgemma.errors import BadJobs
-from npgemma.io.jobs import Job, InvalidJob, open_results
+from npgemma.io.jobs import InvalidJob, Job, open_results
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = {"image": "a.png", "prompt": "caption en"}
