@@ -30,20 +30,75 @@ class BadModel(NpgemmaError):
 
 
 class BadPicture(NpgemmaError):
-    """A picture cannot be read or written, or an array does not have the dtype and shape of a picture."""
+    """A picture cannot be read or written, or an array does not have the dtype and shape of a picture.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import npgemma
+    >>> try:
+    ...     npgemma.load().generate(np.zeros((8, 8, 3)), "caption en")
+    ... except npgemma.BadPicture as error:
+    ...     print(error)
+    a picture array must be uint8 [H W], [H W 1], [H W 3] or [H W 4], not float64 [8, 8, 3]
+    """
 
 
 class BadPrompt(NpgemmaError):
-    """A prompt, its token ids or its number of pictures is invalid."""
+    """A prompt, its token ids or its number of pictures is invalid.
+
+    Examples
+    --------
+    >>> import npgemma
+    >>> from npgemma.tasks.prompts import detect_prompt
+    >>> try:
+    ...     detect_prompt(["cat;dog"])
+    ... except npgemma.BadPrompt as error:
+    ...     print(error)
+    give one or more labels; a label must not be empty or contain ';': ['cat;dog']
+    """
 
 
 class BadJobs(NpgemmaError):
-    """A file of jobs cannot be read, or a file of results cannot be continued."""
+    """A file of jobs cannot be read, or a file of results cannot be continued.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> import npgemma
+    >>> from npgemma.io.jobs import read_jobs
+    >>> try:
+    ...     read_jobs(Path("missing.jsonl"))
+    ... except npgemma.BadJobs as error:
+    ...     print(error)
+    missing.jsonl cannot be read: No such file or directory
+    """
 
 
 class TooLittleMemory(NpgemmaError):
-    """A run needs more memory than is available or allowed."""
+    """A run needs more memory than is available or allowed.
+
+    Examples
+    --------
+    >>> import npgemma
+    >>> try:
+    ...     npgemma.load(max_memory=100_000_000)
+    ... except npgemma.TooLittleMemory as error:
+    ...     print(str(error).partition(" (")[0])
+    this needs 0.15 GB
+    """
 
 
 class BadGolden(NpgemmaError):
-    """A golden file, a dump to compare with it, or a name mapping is invalid."""
+    """A golden file, a dump to compare with it, or a name mapping is invalid.
+
+    Examples
+    --------
+    >>> import npgemma
+    >>> from npgemma.golden import read_golden
+    >>> try:
+    ...     read_golden("missing.safetensors")
+    ... except npgemma.BadGolden as error:
+    ...     print(error)
+    missing.safetensors is missing
+    """

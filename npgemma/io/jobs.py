@@ -116,7 +116,7 @@ def read_job(line: bytes, where: str, folder: Path) -> Job | InvalidJob:
             raise ValueError(f"it is longer than {MAX_LINE} bytes")
         values = parse_json(line)
         if not isinstance(values, dict):
-            raise ValueError(f"it is a JSON {type(values).__name__}")
+            raise ValueError(f"it is {json.dumps(values)[:60]}")
     except (ValueError, RecursionError) as error:
         return InvalidJob(where, f"{where} is not a JSON object: {error}")
     name, image, prompt = values.get("id", where), values.get("image"), values.get("prompt")

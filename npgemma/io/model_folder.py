@@ -38,7 +38,7 @@ def find_adapter(name: str | Path) -> Path:
     """The folder of a LoRA adapter: an existing one, or org/name[@revision] in the cache. BadModel if there is none."""
     folder = find_folder(name, ADAPTER_CONFIG)
     if folder is None:
-        raise not_found(f"adapter {name}", "no such folder")
+        raise not_found(name, "no such folder", "adapter ")
     return folder
 
 
@@ -53,12 +53,12 @@ def find_folder(name: str | Path, *needed: str) -> Path | None:
     return snapshot(repo, revision or "main", *needed) if is_repo_id(repo) else None
 
 
-def not_found(name: str | Path, tried: str) -> BadModel:
+def not_found(name: str | Path, tried: str, kind: str = "") -> BadModel:
     """The error for a name that matches nothing: what was tried, and what would help."""
     repo, _, _ = str(name).partition("@")
     hint = f"; npgemma does not download models: run 'hf download {repo}' first" if is_repo_id(repo) else ""
     cache = f"no such repository in the Hugging Face cache {cache_folder()}"
-    return BadModel(f"{name} was not found: there is {tried}, and {cache}{hint}")
+    return BadModel(f"{kind}{name} was not found: there is {tried}, and {cache}{hint}")
 
 
 def folder_of(model: Path) -> Path:

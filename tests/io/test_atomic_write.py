@@ -63,7 +63,7 @@ def test_what_is_no_file_is_never_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     for name in ("pipe", "folder"):
-        with pytest.raises(OSError, match="it is no file"), replace_file(tmp_path / name):
+        with pytest.raises(OSError, match="it is not a regular file"), replace_file(tmp_path / name):
             pytest.fail("it began")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]
     assert not (tmp_path / "pipe").is_file()

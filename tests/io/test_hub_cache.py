@@ -151,43 +151,43 @@ def test_a_commit_needs_no_ref(cache, small):
 def test_without_a_ref_the_commits_are_named(cache, small):
     """Nobody knows which of them main is, though it be the only one; the error says what to pass."""
     download(cache, REPO, small, COMMIT, refs=())
-    with pytest.raises(BadModel, match=f"org/name is cached, but not at 'main'; there are: {COMMIT}$"):
+    with pytest.raises(BadModel, match=f"org/name is cached, but not at revision 'main'; cached revisions: {COMMIT}$"):
         snapshot(REPO, "main", "config.json")
     download(cache, REPO, small, OTHER, refs=("refs/pr/3",))
-    with pytest.raises(BadModel, match=f"there are: refs/pr/3, {COMMIT}, {OTHER}$"):
+    with pytest.raises(BadModel, match=f"cached revisions: refs/pr/3, {COMMIT}, {OTHER}$"):
         snapshot(REPO, "main", "config.json")
 
 
 def test_a_ref_that_is_not_there_names_those_that_are(cache, small):
     download(cache, REPO, small, COMMIT, ["main", "bfloat16"])
-    with pytest.raises(BadModel, match=f"not at 'float16'; there are: bfloat16, main, {COMMIT}$"):
+    with pytest.raises(BadModel, match=f"not at revision 'float16'; cached revisions: bfloat16, main, {COMMIT}$"):
         snapshot(REPO, "float16", "config.json")
 
 
 def test_the_beginning_of_a_commit_is_no_revision(cache, small):
     download(cache, REPO, small)
     for revision in (COMMIT[:7], COMMIT[:39], COMMIT + "0", COMMIT.upper()):
-        with pytest.raises(BadModel, match=f"org/name is cached, but not at '{revision}'; there are: main"):
+        with pytest.raises(BadModel, match=f"not at revision '{revision}'; cached revisions: main"):
             snapshot(REPO, revision, "config.json")
 
 
 def test_a_ref_whose_snapshot_is_gone(cache, small):
     """As after deleting a revision by hand."""
     shutil.rmtree(download(cache, REPO, small))
-    with pytest.raises(BadModel, match=f"{COMMIT} is missing: org/name is cached, but not at main; there are: main"):
+    with pytest.raises(BadModel, match=f"not at revision 'main': .*{COMMIT} is missing; cached revisions: main"):
         snapshot(REPO, "main", "config.json")
 
 
 def test_a_commit_that_was_never_downloaded(cache, small):
     download(cache, REPO, small)
-    with pytest.raises(BadModel, match=f"{OTHER} is missing: .* there are: main, {COMMIT}"):
+    with pytest.raises(BadModel, match=f"{OTHER} is missing; cached revisions: main, {COMMIT}"):
         snapshot(REPO, OTHER, "config.json")
 
 
 def test_a_repository_with_nothing_in_it(cache):
     """What is left when a download was refused: the folder alone."""
     repository(cache, REPO).mkdir()
-    with pytest.raises(BadModel, match="not at 'main'; it holds no snapshot"):
+    with pytest.raises(BadModel, match="not at revision 'main'; no revision of it is cached"):
         snapshot(REPO, "main", "config.json")
 
 
@@ -199,21 +199,21 @@ def test_an_unfinished_download_says_so(cache, small):
     blob.rename(f"{blob}.incomplete")
     with pytest.raises(BadModel) as error:
         snapshot(REPO, "main", "config.json")
-    said = f"{folder} has no config.json: its download is not finished"
-    assert str(error.value) == f"{said}; 'hf download org/name --revision main' completes it"
+    said = f"{folder}/config.json is missing: the download is incomplete"
+    assert str(error.value) == f"{said}; run 'hf download org/name --revision main'"
 
 
 def test_a_download_of_some_files_says_so(cache, small):
     folder = download(cache, REPO, small)
     assert snapshot(REPO, "main", "config.json") == folder
-    with pytest.raises(BadModel, match=r"has no other\.json: only parts of it were downloaded; 'hf download"):
+    with pytest.raises(BadModel, match=r"other\.json is missing: only some of the files were downloaded; run"):
         snapshot(REPO, "main", "other.json")
 
 
 def test_a_link_to_a_blob_that_is_gone_is_no_file(cache, small):
     folder = download(cache, REPO, small)
     (folder / "config.json").resolve().unlink()
-    with pytest.raises(BadModel, match=r"has no config\.json"):
+    with pytest.raises(BadModel, match=r"config\.json is missing"):
         snapshot(REPO, "main", "config.json")
 
 
@@ -234,7 +234,7 @@ def test_a_revision_that_is_no_name_is_refused(revision, cache, small, monkeypat
         path.write_text(COMMIT)
     monkeypatch.setenv("HOME", str(cache))
     monkeypatch.setattr(Path, "read_text", lambda path, *_: pytest.fail(f"{path} was read"))
-    with pytest.raises(BadModel, match="is no name of a branch, a tag or a commit"):
+    with pytest.raises(BadModel, match="is not the name of a branch, a tag or a commit"):
         snapshot(REPO, revision, "config.json")
 
 
@@ -282,7 +282,7 @@ def test_a_ref_that_holds_no_commit_is_refused(content, cache, small):
     download(cache, REPO, small)
     (cache.parent / "config.json").write_text("{}")  # where ../../.. leads
     point(cache, REPO, "main", content)
-    said = "holds no commit" if content.isascii() else "is cached, but not at 'main'"
+    said = "does not contain a commit" if content.isascii() else "is cached, but not at revision 'main'"
     with pytest.raises(BadModel, match=said) as error:
         snapshot(REPO, "main", "config.json")
     assert str(error.value).isprintable()
@@ -395,7 +395,7 @@ def test_nothing_is_ever_downloaded(cache, folders, monkeypatch):
     monkeypatch.setattr(socket, "socket", no_network)
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    with pytest.raises(BadModel, match="npgemma downloads nothing, 'hf download org/name' would put it there"):
+    with pytest.raises(BadModel, match="npgemma does not download models: run 'hf download org/name' first"):
         npgemma.load(REPO)
     download(cache, REPO, folders["first"])
     npgemma.load(REPO)

@@ -77,31 +77,31 @@ def test_a_file_of_nothing_has_no_jobs(tmp_path):
 
 
 WRONG = {
-    "not JSON": (b"caption en", "is no JSON object"),
-    "half an object": (b'{"image": "a.png", ', "is no JSON object"),
-    "a list": (b'["a.png", "caption en"]', "it is a JSON list, not an object"),
-    "text": (b'"a.png"', "it is a JSON str, not an object"),
-    "null": (b"null", "it is a JSON NoneType, not an object"),
+    "not JSON": (b"caption en", "is not a JSON object"),
+    "half an object": (b'{"image": "a.png", ', "is not a JSON object"),
+    "a list": (b'["a.png", "caption en"]', 'it is ["a.png", "caption en"]'),
+    "text": (b'"a.png"', 'it is "a.png"'),
+    "null": (b"null", "it is null"),
     "no prompt": ({"image": "a.png"}, "prompt is None, not text"),
     "a prompt of two": ({"image": "a.png", "prompt": ["a", "b"]}, "prompt is ['a', 'b'], not text"),
-    "no picture": ({"prompt": "ocr"}, "image is None, neither a path nor a list of paths"),
+    "no picture": ({"prompt": "ocr"}, "image is None, not a path or a list of paths"),
     "a picture that is a number": ({"image": 7, "prompt": "ocr"}, "image is 7,"),
     "a picture that is an object": ({"image": {"path": "a.png"}, "prompt": "ocr"}, "image is {'path': 'a.png'},"),
     "a number among pictures": ({"image": ["a.png", 7], "prompt": "ocr"}, "image is ['a.png', 7],"),
     "no picture in a list": ({"image": [], "prompt": "ocr"}, "image is [],"),
     "a list in a list": ({"image": [["a.png"]], "prompt": "ocr"}, "image is [['a.png']],"),
-    "an id that is a float": ({"id": 1.0, **GOOD}, "id is 1.0, neither text nor a whole number"),
-    "an id that is true": ({"id": True, **GOOD}, "id is True, neither"),
-    "an id that is null": ({"id": None, **GOOD}, "id is None, neither"),
-    "an id that is a list": ({"id": ["a"], **GOOD}, "id is ['a'], neither"),
-    "an id of too many digits": (b'{"id": %s, "image": "a.png", "prompt": "ocr"}' % (b"9" * 9999), "is no JSON object"),
+    "an id that is a float": ({"id": 1.0, **GOOD}, "id is 1.0, not text or a whole number"),
+    "an id that is true": ({"id": True, **GOOD}, "id is True, not text"),
+    "an id that is null": ({"id": None, **GOOD}, "id is None, not text"),
+    "an id that is a list": ({"id": ["a"], **GOOD}, "id is ['a'], not text"),
+    "an id of too many digits": (b'{"id": %s, "image": "a.png", "prompt": "ocr"}' % (b"9" * 9999), "not a JSON object"),
     "a key twice": (b'{"image": "a.png", "image": "b.png", "prompt": "ocr"}', "a key appears twice"),
-    "NaN": (b'{"image": "a.png", "prompt": "ocr", "more": NaN}', "nan is no finite number"),
-    "infinity": (b'{"image": "a.png", "prompt": "ocr", "more": 1e999}', "1e999 is no finite number"),
-    "invalid UTF-8": (b'{"image": "\xff.png", "prompt": "ocr"}', "is no JSON object"),
-    "100,000 lists in lists": (b'{"image": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "is no JSON object"),
-    "100,000 objects in objects": (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "is no JSON object"),
-    "bytes that are none": (b"\x00\x01\x02", "is no JSON object"),
+    "NaN": (b'{"image": "a.png", "prompt": "ocr", "more": NaN}', "nan is not a finite number"),
+    "infinity": (b'{"image": "a.png", "prompt": "ocr", "more": 1e999}', "1e999 is not a finite number"),
+    "invalid UTF-8": (b'{"image": "\xff.png", "prompt": "ocr"}', "is not a JSON object"),
+    "100,000 lists in lists": (b'{"image": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "is not a JSON object"),
+    "100,000 objects in objects": (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "is not a JSON object"),
+    "bytes that are none": (b"\x00\x01\x02", "is not a JSON object"),
 }
 
 
@@ -118,7 +118,7 @@ def test_a_wrong_line_is_told_by_its_number_and_harms_no_other(line, says, tmp_p
 def test_a_wrong_line_with_a_name_keeps_it(tmp_path):
     wrong = read_jobs(write_jobs(tmp_path, {"id": "a", "prompt": "ocr"}, {"id": 17, "image": "a.png"}))
     assert wrong == [
-        InvalidJob("a", "line 1: image is None, neither a path nor a list of paths"),
+        InvalidJob("a", "line 1: image is None, not a path or a list of paths"),
         InvalidJob(17, "line 2: prompt is None, not text"),
     ]
 
@@ -135,7 +135,7 @@ def test_a_line_may_have_max_line_bytes_and_no_more(tmp_path):
     assert [type(job) for job in jobs] == [Job, InvalidJob, InvalidJob, InvalidJob, InvalidJob, Job]
     assert [job.id for job in jobs] == [f"line {n}" for n in (1, 2, 3, 4, 5, 6)]
     said = [job.error for job in jobs if isinstance(job, InvalidJob)]
-    assert said == [f"line {n} is no JSON object: it is longer than {MAX_LINE} bytes" for n in (2, 3, 4, 5)]
+    assert said == [f"line {n} is not a JSON object: it is longer than {MAX_LINE} bytes" for n in (2, 3, 4, 5)]
 
 
 @pytest.mark.parametrize("length", [MAX_LINE + 1, MAX_LINE + 2, 2 * MAX_LINE + 2, 2 * MAX_LINE + 3])
@@ -143,19 +143,19 @@ def test_a_long_last_line_without_a_newline_is_one_line(length, tmp_path):
     path = tmp_path / "jobs.jsonl"
     path.write_bytes(padded(length + 1))
     (job,) = read_jobs(path)
-    assert job == InvalidJob("line 1", f"line 1 is no JSON object: it is longer than {MAX_LINE} bytes")
+    assert job == InvalidJob("line 1", f"line 1 is not a JSON object: it is longer than {MAX_LINE} bytes")
 
 
 def test_an_id_may_be_there_once(tmp_path):
     jobs = read_jobs(write_jobs(tmp_path, {"id": "a", **GOOD}, {"id": "b", **GOOD}, {"id": "a", **GOOD}))
     assert [type(job) for job in jobs] == [Job, Job, InvalidJob]
-    assert jobs[2] == InvalidJob("line 3", "line 3: the id 'a' is that of line 1 already")
+    assert jobs[2] == InvalidJob("line 3", "line 3: the id 'a' is already used in line 1")
 
 
 def test_the_id_of_a_line_that_is_no_job_may_not_be_there_again(tmp_path):
     jobs = read_jobs(write_jobs(tmp_path, {"id": "a", "prompt": "ocr"}, {"id": "a", **GOOD}))
     assert [(type(job), job.id) for job in jobs] == [(InvalidJob, "a"), (InvalidJob, "line 2")]
-    assert jobs[1].error == "line 2: the id 'a' is that of line 1 already"
+    assert jobs[1].error == "line 2: the id 'a' is already used in line 1"
 
 
 def test_a_number_as_id_is_never_that_of_a_line(tmp_path):
@@ -167,7 +167,7 @@ def test_a_number_as_id_is_never_that_of_a_line(tmp_path):
 @pytest.mark.parametrize("name", ["line 1", "line 3", "line 0", "line 02", "line 20", "line 99999999999999999999"])
 def test_an_id_as_another_line_is_called_is_refused(name, tmp_path):
     first, second, third = read_jobs(write_jobs(tmp_path, GOOD, {"id": name, **GOOD}, GOOD))
-    says = f"line 2: id is {name!r}, as lines without one are called; call it otherwise"
+    says = f"line 2: the id {name!r} is reserved for a line without an id; choose another"
     assert second == InvalidJob("line 2", says)
     assert [first, third] == [Job(f"line {n}", ("a.png",), "caption en", tmp_path) for n in (1, 3)]
 
@@ -273,7 +273,7 @@ def test_every_kind_of_picture_is_found(suffix, tmp_path):
 
 def test_a_folder_without_pictures_is_said(tmp_path):
     (tmp_path / "notes.txt").write_bytes(b"")
-    with pytest.raises(BadJobs, match=r"holds no picture: no file that ends in \.bmp, \.gif"):
+    with pytest.raises(BadJobs, match=r"contains no pictures: no file name ends in \.bmp, \.gif"):
         folder_jobs(tmp_path, "ocr")
     with pytest.raises(BadJobs, match=r"nowhere cannot be read"):
         folder_jobs(tmp_path / "nowhere", "ocr")

@@ -123,23 +123,23 @@ def test_a_file_is_a_model_only_as_safetensors(here):
 
 
 def test_what_is_nowhere_lists_what_was_tried(here, tmp_path):
-    said = "there is no such folder, no such .safetensors file, and no such name in the Hugging Face cache"
+    said = "there is no such folder, no such .safetensors file, and no such repository in the Hugging Face cache"
     said = f"{said} {tmp_path}/cache"
     with pytest.raises(BadModel) as error:
         find_model("org/name")
-    hint = "; npgemma downloads nothing, 'hf download org/name' would put it there"
-    assert str(error.value) == f"org/name is no model here: {said}{hint}"
+    hint = "; npgemma does not download models: run 'hf download org/name' first"
+    assert str(error.value) == f"org/name was not found: {said}{hint}"
     with pytest.raises(BadModel) as error:
         find_model("org/name@bfloat16")
-    assert str(error.value) == f"org/name@bfloat16 is no model here: {said}{hint}"
+    assert str(error.value) == f"org/name@bfloat16 was not found: {said}{hint}"
     for path in ("./org/name", "/nowhere/at/all", "../name", "a/b/c", "gone.git", "a\0b", "x" * 5000):
         with pytest.raises(BadModel) as error:
             find_model(path)
-        assert str(error.value) == f"{path} is no model here: {said}"
+        assert str(error.value) == f"{path} was not found: {said}"
 
 
 def test_a_file_that_is_not_there_is_no_model(here):
-    with pytest.raises(BadModel, match=r"gone/model\.safetensors is no model here"):
+    with pytest.raises(BadModel, match=r"gone/model\.safetensors was not found"):
         find_model("gone/model.safetensors")
 
 
@@ -149,7 +149,7 @@ def test_an_adapter_is_a_folder_or_a_name_of_the_cache(here, tmp_path):
     cached = download(tmp_path / "cache", "org/adapter", tmp_path / "made")
     assert find_adapter("org/adapter") == find_adapter("org/adapter@main") == cached
     assert find_adapter(str(tmp_path / "made")) == tmp_path / "made"
-    with pytest.raises(BadModel, match="org/name is no adapter here: there is no such folder, and no such name in the"):
+    with pytest.raises(BadModel, match=r"^adapter org/name was not found: .*: run 'hf download org/name' first$"):
         find_adapter("org/name")
     (here / ADAPTER).write_bytes(b"")
     with pytest.raises(BadModel, match="is neither a folder"):
@@ -165,7 +165,7 @@ def test_an_adapter_is_no_model(has_config, here):
         (here / "both" / "config.json").write_text("{}")
         assert find_model("both") == Path("both")
     else:
-        with pytest.raises(BadModel, match="both is a LoRA adapter; give the model it was trained on"):
+        with pytest.raises(BadModel, match="both is a LoRA adapter, not a model; give the model"):
             find_model("both")
 
 

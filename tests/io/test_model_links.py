@@ -15,7 +15,7 @@ import npgemma
 from npgemma.checkpoints.adapter import read_adapter
 from npgemma.checkpoints.mask_vqvae import CODEC
 from npgemma.checkpoints.paligemma import read_config
-from npgemma.commands.cli import main
+from npgemma.commands.cli import build_parser, main
 from npgemma.errors import BadModel
 from npgemma.io.model_folder import EMBEDDED, find_model, member
 from npgemma.io.safetensors import open_folder
@@ -78,7 +78,8 @@ OPENED = {
 def segment(folder: Path) -> None:
     """The one command that opens the mask decoder of a folder."""
     arguments = ["segment", str(PICTURE), "cat", "-m", str(folder), "--max-new-tokens", "1"]
-    a = npgemma.cli.build_parser().parse_args(arguments)
+    a = build_parser().parse_args(arguments)
+    a.load = npgemma.load
     a.run(a)
 
 

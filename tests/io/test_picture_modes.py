@@ -181,14 +181,14 @@ def test_float_grays_outside_both_are_refused(values, tmp_path):
     image = Image.fromarray(grays(values, np.float32))
     image.save(tmp_path / "picture.tif")
     for picture in (image, tmp_path / "picture.tif"):
-        with pytest.raises(BadPicture, match="gray values run from"):
+        with pytest.raises(BadPicture, match="gray values range from"):
             read_picture(picture)
 
 
 @pytest.mark.parametrize("values", [[-1, 4], [0, 65536], [0, 2**31 - 1]], ids=repr)
 def test_integer_grays_outside_16_bits_are_refused(values):
     image = Image.frombytes("I", (2, 1), np.array(values, "i4").tobytes())
-    with pytest.raises(BadPicture, match=f"gray values run from {values[0]} to {values[1]}"):
+    with pytest.raises(BadPicture, match=f"gray values range from {values[0]} to {values[1]}"):
         read_picture(image)
 
 
@@ -252,7 +252,7 @@ def test_an_array_may_lie_in_memory_as_it_likes():
 @pytest.mark.parametrize("dtype", [bool, np.int8, np.int64, np.uint16, ">u2", np.float32, np.float64, object, "U1"])
 def test_an_array_of_another_dtype_is_refused(dtype):
     """Floats in 0 .. 1 or in 0 .. 255? Guessing would be silently wrong."""
-    with pytest.raises(BadPicture, match=r"a picture array is uint8 .* not .* \[2, 2, 3\]"):
+    with pytest.raises(BadPicture, match=r"a picture array must be uint8 .* not .* \[2, 2, 3\]"):
         read_picture(np.zeros((2, 2, 3), dtype))
 
 
@@ -260,7 +260,7 @@ def test_an_array_of_another_dtype_is_refused(dtype):
     "shape", [(), (5,), (0, 0), (0, 5, 3), (5, 0, 3), (5, 5, 0), (5, 5, 2), (3, 5, 5), (1, 5, 5, 3)]
 )
 def test_an_array_of_another_shape_is_refused(shape):
-    with pytest.raises(BadPicture, match="a picture array is uint8"):
+    with pytest.raises(BadPicture, match="a picture array must be uint8"):
         read_picture(np.zeros(shape, np.uint8))
 
 

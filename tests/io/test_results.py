@@ -93,10 +93,10 @@ def test_what_has_a_result_is_not_left(tmp_path):
     path = tmp_path / "out.jsonl"
     write_results(path, *THREE)
     with open_results(path) as results:
-        assert results.left(jobs, path) == jobs[1:]
-        assert results.left(jobs[:1], path) == []
+        assert results.remaining(jobs, path) == jobs[1:]
+        assert results.remaining(jobs[:1], path) == []
     with open_results(tmp_path / "none.jsonl") as results:
-        assert results.left(jobs, path) == jobs
+        assert results.remaining(jobs, path) == jobs
 
 
 def test_a_wrong_line_adds_no_second_line_to_a_result(tmp_path):
@@ -105,7 +105,7 @@ def test_a_wrong_line_adds_no_second_line_to_a_result(tmp_path):
     path = tmp_path / "out.jsonl"
     write_results(path, THREE[1], {"id": "line 2", "image": "a.png", "prompt": "ocr", "text": ""})
     with open_results(path) as results:
-        assert results.left(wrong, path) == []
+        assert results.remaining(wrong, path) == []
 
 
 @pytest.mark.parametrize("missing", [("prompt",), ("image",), ("prompt", "image")])
@@ -113,16 +113,16 @@ def test_what_a_result_does_not_say_is_as_asked(missing, tmp_path):
     path = tmp_path / "out.jsonl"
     write_results(path, {key: value for key, value in THREE[1].items() if key not in missing})
     with open_results(path) as results:
-        assert results.left([Job(2, ("b.png",), "ocr", tmp_path)], path) == []
+        assert results.remaining([Job(2, ("b.png",), "ocr", tmp_path)], path) == []
         for key, other in (
             ("prompt", Job(2, ("b.png",), "caption en", tmp_path)),
             ("image", Job(2, ("x.png",), "ocr", tmp_path)),
         ):
             if key in missing:
-                assert results.left([other], path) == []
+                assert results.remaining([other], path) == []
             else:
-                with pytest.raises(BadJobs, match=f"the result of 2 is for {key} "):
-                    results.left([other], path)
+                with pytest.raises(BadJobs, match=f"the result of 2 has {key} "):
+                    results.remaining([other], path)
 
 
 # the errors, among what stays: at the beginning, between, at the end, alone, two with one id
@@ -165,9 +165,9 @@ def test_the_job_of_an_error_is_left_whatever_it_was_asked(tmp_path):
     jobs = [Job("g", ("g.png",), "ocr", tmp_path), Job("a", ("a.png",), "caption en", tmp_path)]
     write_results(path, *THREE, GONE)
     with open_results(path) as results:
-        assert results.left(jobs, path) == jobs[:1]
+        assert results.remaining(jobs, path) == jobs[:1]
         other = Job("g", ("other.png",), "caption en", tmp_path)
-        assert results.left([other], path) == [other]
+        assert results.remaining([other], path) == [other]
 
 
 @POSIX
@@ -210,7 +210,7 @@ def test_a_number_and_its_digits_are_two_results(tmp_path):
     path = tmp_path / "out.jsonl"
     write_results(path, THREE[1])
     with open_results(path) as results:
-        (left,) = results.left([Job(2, ("b.png",), "ocr", tmp_path), Job("2", ("b.png",), "ocr", tmp_path)], path)
+        (left,) = results.remaining([Job(2, ("b.png",), "ocr", tmp_path), Job("2", ("b.png",), "ocr", tmp_path)], path)
     assert left.id == "2"
 
 
@@ -220,21 +220,21 @@ def test_the_result_of_another_prompt_is_refused(tmp_path):
     with (
         pytest.raises(
             BadJobs,
-            match=r"out\.jsonl: the result of 2 is for prompt 'ocr', where 'caption en' is asked now; write to another",
+            match=r"out\.jsonl: the result of 2 has prompt 'ocr', but the job has 'caption en'; write to another",
         ),
         open_results(path) as results,
     ):
-        results.left([Job(2, ("b.png",), "caption en", tmp_path)], path)
+        results.remaining([Job(2, ("b.png",), "caption en", tmp_path)], path)
     assert path.read_bytes() == was
 
 
 @pytest.mark.parametrize(
     ("name", "images", "says"),
     [
-        (2, ("x.png",), "the result of 2 is for image 'b.png', where 'x.png' is asked now; write to another file"),
-        (2, ("b.png", "x.png"), "is for image 'b.png', where ['b.png', 'x.png'] is asked now"),
-        ("c", ("c.png",), "the result of 'c' is for image ['c.png', 'd.png'], where 'c.png' is asked now"),
-        ("c", ("d.png", "c.png"), "is for image ['c.png', 'd.png'], where ['d.png', 'c.png'] is asked now"),
+        (2, ("x.png",), "the result of 2 has image 'b.png', but the job has 'x.png'; write to another file"),
+        (2, ("b.png", "x.png"), "has image 'b.png', but the job has ['b.png', 'x.png']"),
+        ("c", ("c.png",), "the result of 'c' has image ['c.png', 'd.png'], but the job has 'c.png'"),
+        ("c", ("d.png", "c.png"), "has image ['c.png', 'd.png'], but the job has ['d.png', 'c.png']"),
     ],
 )
 def test_the_result_of_another_picture_is_refused(name, images, says, tmp_path):
@@ -242,7 +242,7 @@ def test_the_result_of_another_picture_is_refused(name, images, says, tmp_path):
     path = tmp_path / "out.jsonl"
     was = write_results(path, *THREE)
     with pytest.raises(BadJobs, match=re.escape(says)), open_results(path) as results:
-        results.left([Job(name, images, "ocr", tmp_path)], path)
+        results.remaining([Job(name, images, "ocr", tmp_path)], path)
     assert path.read_bytes() == was
 
 
@@ -250,7 +250,7 @@ def test_the_result_of_the_same_pictures_is_taken(tmp_path):
     path = tmp_path / "out.jsonl"
     write_results(path, *THREE)
     with open_results(path) as results:
-        assert results.left([Job("c", ("c.png", "d.png"), "ocr", tmp_path)], path) == []
+        assert results.remaining([Job("c", ("c.png", "d.png"), "ocr", tmp_path)], path) == []
 
 
 def test_a_result_is_on_the_disk_when_write_returns(tmp_path, monkeypatch):
@@ -355,7 +355,7 @@ def test_a_file_that_is_no_results_is_refused_and_left_as_it_was(content, tmp_pa
     path = tmp_path / "out.jsonl"
     path.write_bytes(content)
     before = path.stat().st_mtime_ns
-    with pytest.raises(BadJobs, match=r"out\.jsonl: line \d is no result of a job"), open_results(path):
+    with pytest.raises(BadJobs, match=r"out\.jsonl: line \d is not the result of a job"), open_results(path):
         pass
     assert path.read_bytes() == content
     assert path.stat().st_mtime_ns == before
@@ -365,7 +365,7 @@ def test_a_file_that_is_no_results_is_refused_and_left_as_it_was(content, tmp_pa
 def test_where_no_results_can_be_written_is_said(tmp_path):
     with pytest.raises(BadJobs) as refusal:
         write_results(tmp_path)
-    assert str(refusal.value) == f"{tmp_path} is no file; results are written to one"
+    assert str(refusal.value) == f"{tmp_path} is not a regular file; write results to a regular file"
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(BadJobs, match=r"out\.jsonl cannot be written: No such file"):
         write_results(tmp_path / "no" / "out.jsonl")
@@ -378,12 +378,12 @@ def test_what_is_no_file_is_refused_with_a_reason(tmp_path):
     os.mkfifo(pipe)
     with pytest.raises(BadJobs) as refusal, open_results(pipe) as results:
         results.write(THREE[0])
-    assert str(refusal.value) == f"{pipe} is no file; results are written to one"
+    assert str(refusal.value) == f"{pipe} is not a regular file; write results to a regular file"
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     try:
         with pytest.raises(BadJobs) as refusal, open_results(pipe) as results:
             results.write(THREE[0])
-        assert str(refusal.value) == f"{pipe} is no file; results are written to one"
+        assert str(refusal.value) == f"{pipe} is not a regular file; write results to a regular file"
         assert os.read(reader, 1) == b""
     finally:
         os.close(reader)
@@ -408,7 +408,7 @@ except BadJobs as error:
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "/dev/full is no file; results are written to one\n"
+    assert done.stdout == "/dev/full is not a regular file; write results to a regular file\n"
 
 
 # ------------------------------------------------------------------------------------------------------ two at the same

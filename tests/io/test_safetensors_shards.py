@@ -1,8 +1,6 @@
 """Sharded models: the index decides, and can only name files in the model's folder."""
 
 import json
-import random
-import struct
 import sys
 from pathlib import Path
 
@@ -11,210 +9,9 @@ import pytest
 import tiny
 
 from npgemma.errors import BadModel
-from npgemma.io.safetensors import open_file, open_folder
+from npgemma.io.safetensors import open_folder
 
 INDEX = "model.safetensors.index.json"
-
-
-def entry(shape: list, start: int, end: int, dtype: str = "F32") -> dict:
-    return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
-
-
-def file(header: object, data: bytes = b"", length: int | None = None) -> bytes:
-    """A safetensors file by hand: 8 bytes of header length, the header (as JSON unless it is bytes), the data."""
-    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(raw) if length is None else length) + raw + data
-
-
-GOOD_HEADER = {"a": entry([2, 3], 0, 24), "b": entry([4], 24, 40)}
-GOOD = file(GOOD_HEADER, bytes(40))
-DEEP = b'{"a":{"dtype":"F32","shape":' + b"[" * 100_000 + b"]" * 100_000 + b',"data_offsets":[0,0]}}'
-
-MALFORMED = {
-    "empty file": b"",
-    "one byte": b"\0",
-    "seven bytes": GOOD[:7],
-    "length alone": GOOD[:8],
-    "header of length 0": bytes(8),
-    "header longer than the file": file(GOOD_HEADER, length=10_000),
-    "header one byte longer than the file": file({}, length=3),
-    "header of 2**63 bytes": file(GOOD_HEADER, bytes(40), 1 << 63),
-    "header of 2**64 - 1 bytes": file(GOOD_HEADER, bytes(40), (1 << 64) - 1),
-    "header above 100 MB": file(GOOD_HEADER, bytes(40), 100_000_001),
-    "header length too small": file(GOOD_HEADER, bytes(40), 20),
-    "a web page": b"<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>\n",
-    "a git-lfs pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12\n",
-    "a zip archive": b"PK\x03\x04" + bytes(100),
-    "header no UTF-8": file(b'{"\xff":' + json.dumps(entry([0], 0, 0)).encode() + b"}"),
-    "header no JSON": file(b"hello world"),
-    "header cut off": file(b'{"a":{"dtype":"F32"'),
-    "header a list": file([]),
-    "header a string": file("a"),
-    "header null": file(None),
-    "header a number": file(7),
-    "NUL after the header": file(json.dumps(GOOD_HEADER).encode() + bytes(8), bytes(40)),
-    "words after the header": file(json.dumps(GOOD_HEADER).encode() + b" x", bytes(40)),
-    "NaN in the header": file(b'{"a":{"dtype":"F32","shape":[NaN],"data_offsets":[0,4]}}', bytes(4)),
-    "integer of 5,000 digits": file(b'{"a":{"dtype":"F32","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,4]}}'),
-    "nested 100,000 deep": file(DEEP),
-    "one name twice": file(
-        json.dumps({"a": entry([1], 0, 4)})[:-1].encode() + b"," + json.dumps({"a": entry([1], 4, 8)})[1:].encode(),
-        bytes(8),
-    ),
-    "one name twice, the same place": file(
-        json.dumps({"a": entry([1], 0, 4)})[:-1].encode() + b"," + json.dumps({"a": entry([1], 0, 4)})[1:].encode(),
-        bytes(4),
-    ),
-    "dtype twice": file(b'{"a":{"dtype":"F32","dtype":"F16","shape":[1],"data_offsets":[0,4]}}', bytes(4)),
-    "entry a list": file({"a": [1]}),
-    "entry null": file({"a": None}),
-    "no dtype": file({"a": {"shape": [1], "data_offsets": [0, 4]}}, bytes(4)),
-    "no shape": file({"a": {"dtype": "F32", "data_offsets": [0, 4]}}, bytes(4)),
-    "no offsets": file({"a": {"dtype": "F32", "shape": [1]}}, bytes(4)),
-    "metadata not text": file({"__metadata__": {"step": 3}} | GOOD_HEADER, bytes(40)),
-    "unknown dtype": file({"a": entry([1], 0, 4, "F31")}, bytes(4)),
-    "lower-case dtype": file({"a": entry([1], 0, 4, "f32")}, bytes(4)),
-    "dtype null": file({"a": entry([1], 0, 4, None)}, bytes(4)),
-    "two tensors overlap": file({"a": entry([2], 0, 8), "b": entry([2], 4, 12)}, bytes(12)),
-    "two tensors in one place": file({"a": entry([2], 0, 8), "b": entry([2], 0, 8)}, bytes(8)),
-    "a hole between tensors": file({"a": entry([1], 0, 4), "b": entry([1], 8, 12)}, bytes(12)),
-    "a hole at the front": file({"a": entry([1], 4, 8)}, bytes(8)),
-    "bytes after the last tensor": file(GOOD_HEADER, bytes(41)),
-    "last byte missing": file(GOOD_HEADER, bytes(39)),
-    "no data": file(GOOD_HEADER),
-    "offsets reversed": file({"a": entry([1], 4, 0)}, bytes(4)),
-    "offset negative": file({"a": entry([1], -4, 0)}, bytes(4)),
-    "offset beyond the file": file({"a": entry([1 << 40], 0, 1 << 42)}, bytes(4)),
-    "offset above 64 bits": file({"a": entry([1], 0, 1 << 65)}, bytes(4)),
-    "offset a float": file({"a": entry([1], 0, 4.0)}, bytes(4)),
-    "offset a string": file({"a": entry([1], 0, "4")}, bytes(4)),
-    "three offsets": file({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4, 4]}}, bytes(4)),
-    "one offset": file({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}, bytes(4)),
-    "shape too small for the data": file({"a": entry([1], 0, 8)}, bytes(8)),
-    "shape too large for the data": file({"a": entry([3], 0, 8)}, bytes(8)),
-    "shape negative": file({"a": entry([-1], 0, 4)}, bytes(4)),
-    "shape a float": file({"a": entry([1.0], 0, 4)}, bytes(4)),
-    "shape a bool": file({"a": entry([True], 0, 4)}, bytes(4)),
-    "shape a string": file({"a": entry(["1"], 0, 4)}, bytes(4)),
-    "shape a number": file({"a": entry(1, 0, 4)}, bytes(4)),
-    "shape whose product overflows": file({"a": entry([1 << 40, 1 << 40], 0, 4)}, bytes(4)),
-    "shape whose product wraps to its size": file({"a": entry([1 << 63, 2, 1], 0, 0)}),
-    "nothing of 2**63 rows": file({"a": entry([0, 1 << 63], 0, 0)}),
-    "nothing of 2**63 - 1 rows": file({"a": entry([0, (1 << 63) - 1], 0, 0)}),
-    "65 axes": file({"a": entry([1] * 65, 0, 4)}, bytes(4)),
-}
-
-
-@pytest.mark.parametrize("content", MALFORMED.values(), ids=MALFORMED)
-def test_a_malformed_file_is_bad_model_and_is_named(content, tmp_path):
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(content)
-    with pytest.raises(BadModel) as error:
-        open_file(path)
-    assert str(path) in str(error.value)
-
-
-@pytest.mark.parametrize("dtype", ["F64", "I64", "I32", "U32", "U16", "I8", "U8", "BOOL", "F8_E4M3"])
-def test_a_dtype_that_no_paligemma_has_is_refused_with_the_tensors_name(dtype, tmp_path):
-    """Quantised weights read as if they were numbers would answer nonsense."""
-    size = {"F64": 8, "I64": 8, "I32": 4, "U32": 4, "U16": 2}.get(dtype, 1)
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(file({"text.q": entry([1], 0, size, dtype)}, bytes(size)))
-    with pytest.raises(
-        BadModel, match=rf"model\.safetensors: tensor 'text\.q' is stored as {dtype}; npgemma reads F32"
-    ):
-        open_file(path)
-
-
-def test_a_tensor_name_cannot_steer_a_terminal_from_an_error(tmp_path):
-    """The format allows any text as a name, escape sequences too; a message says them written out."""
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(file({"\x1b[2J\n": entry([1], 0, 1, "U8")}, bytes(1)))
-    with pytest.raises(BadModel) as error:
-        open_file(path)
-    assert "'\\x1b[2J\\n'" in str(error.value)
-    assert str(error.value).isprintable()
-
-
-def test_a_file_cut_off_anywhere_is_refused(tmp_path):
-    """A download that stopped: at no length do the tensors that are whole come back, nor zeros for the rest."""
-    path = tmp_path / "model.safetensors"
-    for length in range(len(GOOD)):
-        path.write_bytes(GOOD[:length])
-        with pytest.raises(BadModel) as error:
-            open_file(path)
-        assert str(path) in str(error.value)
-    path.write_bytes(GOOD)
-    assert open_file(path).keys() == {"a", "b"}
-
-
-def test_a_checkpoint_cut_off_at_the_end_of_any_tensor_is_refused(tmp_path):
-    folder = tiny.write_folder(tmp_path)
-    path = folder / "model.safetensors"
-    whole = path.read_bytes()
-    start = 8 + int.from_bytes(whole[:8], "little")
-    ends = sorted(each["data_offsets"][1] for each in json.loads(whole[8:start]).values())
-    assert len(ends) == len(tiny.random_tensors())
-    for end in ends[:-1]:
-        path.write_bytes(whole[: start + end])
-        with pytest.raises(BadModel, match=r"model\.safetensors.*still downloading"):
-            open_folder(folder)
-
-
-def test_a_missing_file_is_said_to_be_missing(tmp_path):
-    with pytest.raises(BadModel, match=r"model\.safetensors is missing"):
-        open_folder(tmp_path)
-
-
-def test_a_folder_in_a_files_place_is_refused(tmp_path):
-    (tmp_path / "model.safetensors").mkdir()
-    with pytest.raises(BadModel, match=r"model\.safetensors is not a usable safetensors file"):
-        open_folder(tmp_path)
-
-
-def mutated(rng: random.Random, content: bytes, header: int) -> bytes:
-    """`content` with one to three bits flipped, bytes replaced, cut, repeated or left out, mostly in its header."""
-    raw = bytearray(content)
-    for _ in range(rng.choice((1, 1, 2, 3))):
-        at = rng.randrange(header if rng.random() < 0.7 else len(content)) % max(1, len(raw))
-        kind = rng.random()
-        if not raw:
-            break
-        if kind < 0.35:
-            raw[at] ^= 1 << rng.randrange(8)
-        elif kind < 0.6:
-            raw[at] = rng.choice(b'0123456789[]{}",:-.eFBU \x00\xff')
-        elif kind < 0.7:
-            del raw[at:]
-        elif kind < 0.85:
-            other = rng.randrange(len(raw))
-            raw[at:at] = raw[other : other + rng.randrange(60)]
-        else:
-            del raw[at : at + rng.randrange(1, 20)]
-    if rng.random() < 0.7 and len(raw) >= 8:  # a length that fits lets the damage through to the header's own checks
-        raw[:8] = max(0, header - 8 + len(raw) - len(content)).to_bytes(8, "little")
-    return bytes(raw)
-
-
-def test_1500_damaged_files_give_bad_model_or_tensors_that_can_be_read(tmp_path):
-    """Seeded, so a failure comes again. Both outcomes occur: damage to a number or a name leaves a usable file."""
-    source, path = tmp_path / "source.safetensors", tmp_path / "damaged.safetensors"
-    tensors = {"a.weight": np.arange(6.0).reshape(2, 3), "b": np.ones(5), "c": np.zeros((0, 4)), "d": np.array(3.0)}
-    tiny.save({name: x.astype(np.float32) for name, x in tensors.items()}, source)
-    content = source.read_bytes()
-    header = 8 + int.from_bytes(content[:8], "little")
-    rng = random.Random(0)
-    usable = 0
-    for _ in range(1500):
-        damaged = mutated(rng, content, header)
-        path.write_bytes(damaged)
-        try:
-            found = open_file(path)
-        except BadModel:
-            continue
-        usable += 1
-        assert sum(np.array(x).nbytes for x in found.values()) <= len(damaged)
-    assert 20 < usable < 1000
 
 
 def shards(folder: Path, weight_map: object, **files: list[str]) -> Path:
@@ -329,19 +126,19 @@ def test_a_shard_that_is_not_there_is_named(tmp_path):
 
 def test_a_tensor_that_is_listed_but_not_stored_is_named(tmp_path):
     shards(tmp_path, {"x": "a.safetensors", "y": "a.safetensors"}, a=["x"])
-    with pytest.raises(BadModel, match=r"a\.safetensors disagree: only listed \['y'\], only stored \[\]"):
+    with pytest.raises(BadModel, match=r"a\.safetensors list .*; only in the index: \['y'\], only in the file: \[\]"):
         open_folder(tmp_path)
 
 
 def test_a_tensor_that_is_stored_but_not_listed_is_named(tmp_path):
     shards(tmp_path, {"x": "a.safetensors"}, a=["x", "y"])
-    with pytest.raises(BadModel, match=r"a\.safetensors disagree: only listed \[\], only stored \['y'\]"):
+    with pytest.raises(BadModel, match=r"a\.safetensors list .*; only in the index: \[\], only in the file: \['y'\]"):
         open_folder(tmp_path)
 
 
 def test_a_tensor_in_two_shards_is_refused(tmp_path):
     shards(tmp_path, {"x": "a.safetensors", "y": "b.safetensors"}, a=["x"], b=["x", "y"])
-    with pytest.raises(BadModel, match=r"b\.safetensors disagree: only listed \[\], only stored \['x'\]"):
+    with pytest.raises(BadModel, match=r"b\.safetensors list .*; only in the index: \[\], only in the file: \['x'\]"):
         open_folder(tmp_path)
 
 

@@ -189,7 +189,7 @@ def test_special_pieces_cut_a_text_into_parts_that_are_read_alone(tokenizer, spe
 @pytest.mark.parametrize("text", ["\ud800", "caption \udcff", "a<bos>\udfff"])
 def test_text_that_is_no_unicode_is_a_bad_prompt(text, tokenizer):
     """Such text comes from a shell argument whose bytes are no UTF-8."""
-    with pytest.raises(BadPrompt, match="no valid text"):
+    with pytest.raises(BadPrompt, match="not valid text"):
         tokenizer.encode(text)
 
 
@@ -209,8 +209,8 @@ def test_a_folders_tokenizer_is_read(tokenizer, tmp_path):
 def test_a_tokenizer_of_another_model_is_refused_with_both_ids(off, tokenizer, tmp_path):
     with pytest.raises(BadModel) as error:
         read_tokenizer(folder(tmp_path, MODEL), tokenizer.image_id + off)
-    assert f"<image> is token {tokenizer.image_id} by {tmp_path / 'tokenizer.model'}" in str(error.value)
-    assert f"{tokenizer.image_id + off} by config.json" in str(error.value)
+    assert f"<image> is token {tokenizer.image_id} in {tmp_path / 'tokenizer.model'}" in str(error.value)
+    assert f"{tokenizer.image_id + off} in config.json" in str(error.value)
 
 
 def test_a_missing_tokenizer_says_what_works_without(tmp_path):
@@ -220,7 +220,7 @@ def test_a_missing_tokenizer_says_what_works_without(tmp_path):
 
 def test_a_folder_in_the_tokenizers_place_is_refused(tmp_path):
     (tmp_path / "tokenizer.model").mkdir()
-    with pytest.raises(BadModel, match=r"tokenizer\.model is not a usable SentencePiece model"):
+    with pytest.raises(BadModel, match=r"tokenizer\.model is not a valid SentencePiece model"):
         read_tokenizer(tmp_path, 0)
 
 
@@ -277,7 +277,7 @@ FUZZ = """
 import random, sys
 from pathlib import Path
 from npgemma.errors import NpgemmaError
-from npgemma.io.tokenizer import read_tokenizer
+from npgemma.io.tokenizers import read_tokenizer
 
 model, image_id, folder = Path(sys.argv[1]).read_bytes(), int(sys.argv[2]), Path(sys.argv[3])
 rng = random.Random(0)

@@ -82,14 +82,14 @@ def test_a_save_that_fails_leaves_the_old_picture_and_no_litter(error, monkeypat
 
 @pytest.mark.parametrize("name", ["picture", "picture.xyz", "picture.", ".png", "picture.txt", ".."])
 def test_an_ending_that_names_no_format_is_refused(name, tmp_path):
-    with pytest.raises(BadPicture, match=r"cannot be written: end its name in \.png or \.jpg"):
+    with pytest.raises(BadPicture, match=r"cannot be written: its name must end in \.png, \.jpg"):
         write_picture(NOISE, tmp_path / name)
     assert files(tmp_path) == {}
 
 
 @pytest.mark.parametrize("ending", [".psd", ".fli", ".mpg"])
 def test_an_ending_of_a_format_that_is_only_read_is_refused(ending, tmp_path):
-    with pytest.raises(BadPicture, match=r"cannot be written: end its name in \.png or \.jpg"):
+    with pytest.raises(BadPicture, match=r"cannot be written: its name must end in \.png, \.jpg"):
         write_picture(NOISE, tmp_path / f"picture{ending}")
 
 

@@ -19,5 +19,5 @@ def test_prompts_are_those_that_paligemma_was_trained_with():
 
 @pytest.mark.parametrize("labels", [[], [""], [" "], ["cat", "\t\n"], ["cat;dog"], ["cat ; dog"], [";"]])
 def test_things_to_detect_that_the_prompt_cannot_say_are_refused(labels):
-    with pytest.raises(BadPrompt, match="things to detect are words"):
+    with pytest.raises(BadPrompt, match="give one or more labels"):
         detect_prompt(labels)
