@@ -11,7 +11,7 @@ class NpgemmaError(Exception):
     ...     npgemma.load().generate("missing.png", "caption en")
     ... except npgemma.NpgemmaError as error:
     ...     print(f"{type(error).__name__}: {error}")
-    BadPicture: missing.png is missing: there is no such picture
+    BadPicture: missing.png was not found
     """
 
 

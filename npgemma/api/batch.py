@@ -24,18 +24,18 @@ IN_FLIGHT = 8  # how many jobs run at a time by default
 
 @dataclass(frozen=True)
 class JobResult:
-    """The result of a job: an answer, or the reason why there is none.
+    """The result of a job: an answer, or an error.
 
     Attributes
     ----------
     job : Job
         The job.
     generation : Generation or None
-        The answer; None if there is an error.
+        The answer; None after an error.
     size : tuple of int
         Width and height of the job's first picture, in pixels.
     error : str or None
-        Why there is no answer.
+        What prevented an answer, in one sentence; None if there is an answer.
 
     Examples
     --------

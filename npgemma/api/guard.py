@@ -73,7 +73,7 @@ class Guard:
         return ids, pixels
 
     def check_types(self, token_type_ids: Any, input_ids: Int[Array, "T"]) -> Int[Array, "T"]:
-        """A type for each id, all prefix if there are none. BadPrompt for anything else."""
+        """A type for each id, all prefix by default. BadPrompt for anything else."""
         types = np.zeros_like(input_ids) if token_type_ids is None else as_array(token_type_ids, "token_type_ids")
         if types.shape != input_ids.shape or not np.isin(types, (0, 1)).all():
             raise BadPrompt(f"token_type_ids must be 0 (prefix) or 1 (suffix) for each of {len(input_ids)} input_ids")

@@ -38,4 +38,4 @@ def run_convert(a: argparse.Namespace) -> None:
     print(f"wrote {a.folder}", file=sys.stderr)
     if tokenizer is None:
         hint = f"copy PaliGemma's {TOKENIZER} into {a.folder} before you ask it anything"
-        print(f"npgemma: there is no {TOKENIZER} beside {a.npz}; {hint}", file=sys.stderr)
+        print(f"npgemma: {a.folder} has no {TOKENIZER}, since none was beside {a.npz}; {hint}", file=sys.stderr)

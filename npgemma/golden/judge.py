@@ -135,7 +135,7 @@ def rms(x: Array) -> float:
 
 
 def ratio(error: Any, honest: Any) -> Any:
-    """error / honest; 0 where there is no error, else infinite where the honest run has none."""
+    """error / honest; 0 without an error; otherwise infinite where the honest run is exact."""
     found = np.where(np.asarray(error) > 0, np.inf, 0.0)
     return np.divide(error, honest, out=found, where=np.asarray(honest) > 0)
 

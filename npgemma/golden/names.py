@@ -122,7 +122,7 @@ def _find(name: str) -> Entry | None:
 
 
 def entry_of(name: str) -> Entry:
-    """The entry of the table that describes the tap `name`. KeyError if there is none."""
+    """The entry of the table that describes the tap `name`. KeyError for an unknown name."""
     entry = _find(name)
     if entry is None:
         raise KeyError(name)

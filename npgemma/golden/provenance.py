@@ -1,5 +1,5 @@
 """What determines a run, as golden files state it: hashes of everything read, versions, and npgemma's choices where
-implementations differ. There is no time, host name or path, so that two recordings have the same bytes.
+implementations differ. Times, host names and paths are left out, so that two recordings have the same bytes.
 """
 
 import hashlib

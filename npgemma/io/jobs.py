@@ -90,7 +90,7 @@ def read_jobs(path: Path) -> list[Job | InvalidJob]:
 
 
 def folder_jobs(folder: Path, prompt: str) -> list[Job | InvalidJob]:
-    """One job per picture in a folder, sorted by file name, which is the id. BadJobs if there are no pictures."""
+    """One job per picture in a folder, sorted by file name, which is the id. BadJobs without pictures."""
     try:
         names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
     except OSError as error:

@@ -15,7 +15,7 @@ def find_model(name: str | Path | None) -> Path:
     """The path of a model: a folder, or a .safetensors file.
 
     In this order: None is the embedded model; an existing folder; an existing .safetensors file; org/name or
-    org/name@revision in the Hugging Face cache; `tiny`, the embedded model. BadModel if `name` is none of these.
+    org/name@revision in the Hugging Face cache; `tiny`, the embedded model. BadModel for any other name.
     """
     if name is None:
         return EMBEDDED
@@ -35,7 +35,7 @@ def find_model(name: str | Path | None) -> Path:
 
 
 def find_adapter(name: str | Path) -> Path:
-    """The folder of a LoRA adapter: an existing one, or org/name[@revision] in the cache. BadModel if there is none."""
+    """The folder of a LoRA adapter: an existing one, or org/name[@revision] in the cache. BadModel if it is not found."""
     folder = find_folder(name, ADAPTER_CONFIG)
     if folder is None:
         raise not_found(name, "no such folder", "adapter ")

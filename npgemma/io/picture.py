@@ -62,7 +62,7 @@ def read_picture(picture: Picture, max_pixels: int = MAX_PIXELS) -> Image.Image:
     try:
         return to_rgb(picture) if isinstance(picture, Image.Image) else read_file(Path(picture), max_pixels)
     except FileNotFoundError:
-        raise BadPicture(f"{picture} is missing: there is no such picture") from None
+        raise BadPicture(f"{picture} was not found") from None
     except UnidentifiedImageError:
         raise BadPicture(f"{picture} is not a picture in a format that npgemma reads ({', '.join(FORMATS)})") from None
     except DAMAGE as error:

@@ -108,7 +108,7 @@ def open_folder(folder: Path) -> dict[str, Array]:
 
 
 def weight_map(folder: Path) -> dict[str, str]:
-    """The file name of the shard of each tensor, from the index; empty if there is no index.
+    """The file name of the shard of each tensor, from the index; empty without an index.
 
     BadModel for a shard that is not a plain file name: a path such as ../x could lead out of the model's folder.
     """

@@ -53,7 +53,7 @@ def address_space(mapped: int = 0, root: Path = ROOT) -> int | None:
 
 
 def kernel_value(path: Path, name: str, unit: int) -> int | None:
-    """The number that follows `name` in a file of the kernel, in bytes; None if there is none."""
+    """The number that follows `name` in a file of the kernel, in bytes, or None."""
     try:
         lines = path.read_text().splitlines()
     except OSError:

@@ -172,7 +172,7 @@ def test_errors_have_lines_of_their_own_and_the_status_is_1(jobs, alone, tmp_pat
     assert len(results) == 7
     for job in jobs[:2]:
         assert_right(results.pop(job.id), job, alone[job.id])
-    assert results["gone"].pop("error").endswith("gone.png is missing: there is no such picture")
+    assert results["gone"].pop("error").endswith("gone.png was not found")
     assert results.pop("line 2")["error"].startswith("line 2 is not a JSON object: ")
     assert results.pop("gone") == {"id": "gone", "image": "gone.png", "prompt": "ocr"}
     assert all(result.keys() == {"id", "error"} for result in results.values())

@@ -13,7 +13,9 @@ def test_it_converts_and_says_that_the_tokenizer_is_missing(tmp_path, capsys) ->
     assert main(["convert", str(path), str(tmp_path / "folder")]) == 0
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith(f"wrote {tmp_path / 'folder'}\nnpgemma: there is no tokenizer.model beside {path}; copy")
+    assert err.startswith(
+        f"wrote {tmp_path / 'folder'}\nnpgemma: {tmp_path / 'folder'} has no tokenizer.model, since none was beside {path}; copy"
+    )
     assert main(["inspect", str(tmp_path / "folder")]) == 0
 
 

@@ -90,7 +90,7 @@ def test_it_runs_as_a_module(model, tmp_path):
 def test_an_error_is_the_exit_status_of_the_process(tmp_path):
     done = process("ocr", "nowhere.png", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "npgemma: nowhere.png is missing: there is no such picture\n"
+    assert done.stderr == "npgemma: nowhere.png was not found\n"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a closed pipe is told otherwise on Windows")

@@ -165,7 +165,7 @@ def test_odd_metadata_beside_the_orientation_does_no_harm(tmp_path):
 
 
 def test_a_missing_picture_is_said_to_be_missing(tmp_path):
-    with pytest.raises(BadPicture, match=r"nowhere\.png is missing"):
+    with pytest.raises(BadPicture, match=r"nowhere\.png was not found"):
         read_picture(tmp_path / "nowhere.png")
 
 
