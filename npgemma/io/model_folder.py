@@ -35,7 +35,7 @@ def find_model(name: str | Path | None) -> Path:
 
 
 def find_adapter(name: str | Path) -> Path:
-    """The folder of a LoRA adapter: an existing one, or org/name[@revision] in the cache. BadModel if it is not found."""
+    """The folder of a LoRA adapter: an existing one, or org/name[@revision] in the cache. BadModel if not found."""
     folder = find_folder(name, ADAPTER_CONFIG)
     if folder is None:
         raise not_found(name, "no such folder", "adapter ")

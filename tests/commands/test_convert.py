@@ -13,9 +13,9 @@ def test_it_converts_and_says_that_the_tokenizer_is_missing(tmp_path, capsys) ->
     assert main(["convert", str(path), str(tmp_path / "folder")]) == 0
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith(
-        f"wrote {tmp_path / 'folder'}\nnpgemma: {tmp_path / 'folder'} has no tokenizer.model, since none was beside {path}; copy"
-    )
+    folder = tmp_path / "folder"
+    said = f"npgemma: {folder} has no tokenizer.model, since none was beside {path}; copy"
+    assert err.startswith(f"wrote {folder}\n{said}")
     assert main(["inspect", str(tmp_path / "folder")]) == 0
 
 
