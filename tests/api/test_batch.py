@@ -90,7 +90,7 @@ def budget_for(model: npgemma.VisionLanguageModel, jobs: Sequence[Job], count: i
 def test_every_job_is_answered_as_it_is_alone(run, jobs, alone):
     results = {result.job.id: result for result in run[0]}
     assert Counter(result.job.id for result in run[0]) == Counter(job.id for job in jobs)
-    assert "is missing" in results.pop("bad").error
+    assert "was not found" in results.pop("bad").error
     for result in results.values():
         assert (result.error, result.size) == (None, (96, 96))
         assert_same([result.generation], [alone[result.job.id]])
@@ -169,14 +169,14 @@ def test_an_invalid_job_is_an_error_and_the_others_are_answered(model, good, alo
     (tmp_path / "torn.png").write_bytes(whole[: len(whole) // 2])
     picture = str(pictures / "0.png")
     wrong = {
-        ("nowhere.png",): ("ocr", "is missing"),
+        ("nowhere.png",): ("ocr", "was not found"),
         ("text.png",): ("ocr", "text.png"),
         ("torn.png",): ("ocr", "cannot be read"),
         (".",): ("ocr", "cannot be read"),
         ("\0.png",): ("ocr", "cannot be read"),
         ("\ud800.png",): ("ocr", "cannot be read"),
         ("a" * 5000,): ("ocr", "cannot be read"),
-        (picture, "gone.png"): ("ocr", "gone.png is missing"),
+        (picture, "gone.png"): ("ocr", "gone.png was not found"),
         (picture,): ("<image><image> ocr", "<image> 2 times"),
         (picture, picture): ("\udcff", "valid text"),
         (picture, picture, picture): ("word " * 5000, "positions of this model"),

@@ -123,7 +123,7 @@ def test_a_misspelt_option_is_a_type_error(small):
 
 
 def test_pictures_and_prompts_that_cannot_be_used_are_refused(small, tmp_path):
-    with pytest.raises(BadPicture, match=r"nowhere\.png is missing"):
+    with pytest.raises(BadPicture, match=r"nowhere\.png was not found"):
         small.generate(tmp_path / "nowhere.png", "ocr")
     with pytest.raises(BadPicture):
         small.generate(None, "ocr")

@@ -18,7 +18,7 @@ PICTURE = str(npgemma.sample_picture())
 def test_a_missing_picture_is_one_sentence(tmp_path, refused):
     for command in (["ocr"], ["caption"], ["answer"], ["detect"], ["generate", PICTURE]):
         rest = ["why?"] if command[0] not in ("ocr", "caption") else []
-        assert "nowhere.png is missing" in refused(*command, tmp_path / "nowhere.png", *rest)
+        assert "nowhere.png was not found" in refused(*command, tmp_path / "nowhere.png", *rest)
 
 
 def test_a_file_that_is_not_a_picture_is_one_sentence(tmp_path, refused):
