@@ -138,7 +138,7 @@ def test_a_missing_blob_is_damaged_and_the_other_files_are_still_checked(snapsho
 
 
 def test_a_link_out_of_the_folder_is_refused_before_it_is_read(snapshot, tmp_path):
-    """Its digest would confirm a guess of its content. The file is sparse and so large that reading it takes minutes."""
+    """Its digest would confirm a guess of its content. Reading the sparse file would take minutes."""
     with (tmp_path / "secret").open("wb") as secret:
         secret.truncate(1 << 38)
     (snapshot / "notes.txt").symlink_to(tmp_path / "secret")
