@@ -67,7 +67,7 @@ def test_a_path_that_cannot_be_written_is_refused(tmp_path):
 
 @POSIX
 def test_a_pipe_is_refused(tmp_path):
-    """Results in a pipe cannot be read again. Without a reader, the refusal must not block."""
+    """A pipe cannot be read back to continue it, and opening one without a reader must not block."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with pytest.raises(BadJobs) as refusal, open_results(pipe) as results:
