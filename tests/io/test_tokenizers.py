@@ -41,7 +41,7 @@ def paligemma():
     return Tokenizer((PALIGEMMA / "paligemma.model").read_bytes())
 
 
-def test_300_prompts_have_the_ids_of_transformers_and_big_vision(paligemma):
+def test_300_prompts_have_paligemmas_ids(paligemma):
     cases = json.loads((PALIGEMMA / "cases.json").read_text("utf-8"))
     assert len(cases) == 300
     wrong = [(text, ids, found) for text, ids in cases if (found := paligemma.encode(text)) != ids]
