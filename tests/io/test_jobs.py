@@ -91,7 +91,7 @@ INVALID = {
 
 
 @pytest.mark.parametrize(("line", "message"), INVALID.values(), ids=INVALID)
-def test_an_invalid_line_is_reported_with_its_number_and_does_not_affect_other_lines(line, message, tmp_path):
+def test_an_invalid_line_is_reported_by_number_and_affects_no_other(line, message, tmp_path):
     first, invalid, last = read_jobs(write_jobs(tmp_path, {"id": "a", **GOOD}, line, {"id": "b", **GOOD}))
     assert isinstance(invalid, InvalidJob)
     assert invalid.id == "line 2"

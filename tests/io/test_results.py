@@ -178,7 +178,7 @@ def test_a_number_and_its_text_are_different_ids(tmp_path):
 
 def test_the_result_of_another_prompt_is_refused(tmp_path):
     path = tmp_path / "out.jsonl"
-    was = write_results(path, *ANSWERS)
+    before = write_results(path, *ANSWERS)
     with (
         pytest.raises(
             BadJobs,
@@ -187,7 +187,7 @@ def test_the_result_of_another_prompt_is_refused(tmp_path):
         open_results(path) as results,
     ):
         results.remaining([Job(2, ("b.png",), "caption en", tmp_path)], path)
-    assert path.read_bytes() == was
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -201,10 +201,10 @@ def test_the_result_of_another_prompt_is_refused(tmp_path):
 )
 def test_the_result_of_another_picture_is_refused(name, images, message, tmp_path):
     path = tmp_path / "out.jsonl"
-    was = write_results(path, *ANSWERS)
+    before = write_results(path, *ANSWERS)
     with pytest.raises(BadJobs, match=re.escape(message)), open_results(path) as results:
         results.remaining([Job(name, images, "ocr", tmp_path)], path)
-    assert path.read_bytes() == was
+    assert path.read_bytes() == before
 
 
 def test_the_result_of_the_same_pictures_is_accepted(tmp_path):

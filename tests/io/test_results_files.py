@@ -113,11 +113,11 @@ def test_a_file_that_is_being_written_cannot_be_opened(tmp_path):
     path = tmp_path / "out.jsonl"
     with open_results(path) as results:
         results.write(ANSWERS[0])
-        was = path.read_bytes()
+        before = path.read_bytes()
         with pytest.raises(BadJobs, match=r"out\.jsonl is being written by another process"), open_results(path):
             pass
         results.write(ANSWERS[1])
-    assert path.read_bytes() == was + as_lines(ANSWERS[1])
+    assert path.read_bytes() == before + as_lines(ANSWERS[1])
     assert read_results(path) == ANSWERS[:2]
 
 
@@ -128,11 +128,11 @@ def test_a_file_that_is_being_written_keeps_its_errors(tmp_path):
     write_results(path, JOB_ERROR, ANSWERS[0])
     with open_results(path) as results:
         results.write(LINE_ERROR)
-        for was in (as_lines(ANSWERS[0], LINE_ERROR), as_lines(ANSWERS[0], LINE_ERROR, ANSWERS[1])):
-            assert path.read_bytes() == was
+        for before in (as_lines(ANSWERS[0], LINE_ERROR), as_lines(ANSWERS[0], LINE_ERROR, ANSWERS[1])):
+            assert path.read_bytes() == before
             with pytest.raises(BadJobs, match=r"out\.jsonl is being written by another process"), open_results(path):
                 pass
-            assert path.read_bytes() == was
+            assert path.read_bytes() == before
             results.write(ANSWERS[1])
     assert path.read_bytes() == as_lines(ANSWERS[0], LINE_ERROR, ANSWERS[1], ANSWERS[1])
 
