@@ -1,4 +1,4 @@
-"""A Hugging Face cache made by hand, file by file as huggingface_hub leaves it; and a model to put into it."""
+"""Write a Hugging Face cache as huggingface_hub writes it, and a model to put into it."""
 
 import dataclasses
 import hashlib
@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 import tiny
 
 from npgemma.io.model_folder import EMBEDDED
@@ -15,11 +16,11 @@ from npgemma.io.tokenizers import Tokenizer
 VARIABLES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OTHER = "fedcba9876543210fedcba9876543210fedcba98"
-LARGE = (".safetensors", ".model", ".npz")  # what a repository keeps in LFS, where files are named by their sha256
+LARGE = (".safetensors", ".model", ".npz")  # files in LFS, whose blobs are named by their sha256
 
 
 def write_model(folder: Path, seed: int = 0, dtype: str = "bfloat16", shards: int = 1) -> Path:
-    """A model with random weights and the embedded tokenizer, which answers prompts; returns its folder."""
+    """Write a model with random weights and the embedded tokenizer; returns its folder."""
     image = Tokenizer((EMBEDDED / "tokenizer.model").read_bytes()).image_id
     text = dataclasses.replace(tiny.CONFIG.text, vocab_size=image + 8)
     config = dataclasses.replace(tiny.CONFIG, text=text, image_token_index=image)
@@ -28,13 +29,22 @@ def write_model(folder: Path, seed: int = 0, dtype: str = "bfloat16", shards: in
     return folder
 
 
+def empty_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make `folder` the cache, whatever the environment says; returns it."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HUB_CACHE", str(folder))
+    folder.mkdir()
+    return folder
+
+
 def repository(cache: Path, repo: str) -> Path:
-    """The folder of a repository."""
+    """The folder of a repository in the cache."""
     return cache / f"models--{repo.replace('/', '--')}"
 
 
 def blob_name(content: bytes, large: bool) -> str:
-    """The sha256 of a large file; of a small one the sha1 that git gives it."""
+    """The sha256 of a large file, or git's sha1 of a small one."""
     if large:
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob " + str(len(content)).encode() + b"\0" + content).hexdigest()
@@ -45,7 +55,7 @@ def download(
 ) -> Path:
     """Put the files of a folder into a cache as one commit of a repository; returns the snapshot.
 
-    Without `links`, as where there are none (Windows): each file stands in the snapshot itself.
+    Without `links`, the snapshot contains the files themselves, as on Windows.
     """
     home = repository(cache, repo)
     snapshot, blobs = home / "snapshots" / commit, home / "blobs"
@@ -65,7 +75,7 @@ def download(
 
 
 def point(cache: Path, repo: str, ref: str, content: str | bytes) -> Path:
-    """Write what a branch or tag is; a name with slashes is a file in folders."""
+    """Write the ref of a branch or tag; a name with slashes is a file in nested folders."""
     path = repository(cache, repo) / "refs" / ref
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content.encode() if isinstance(content, str) else content)

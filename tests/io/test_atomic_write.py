@@ -1,4 +1,4 @@
-"""A file is what it was or all of what was written."""
+"""replace_file replaces a file completely or not at all."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from npgemma.io.atomic_write import replace_file
 
 
-def test_it_is_renamed_when_the_block_ends_well(tmp_path: Path) -> None:
+def test_a_successful_block_replaces_the_file(tmp_path: Path) -> None:
     target = tmp_path / "file.txt"
     target.write_text("old")
     with replace_file(target) as temporary:
@@ -21,7 +21,7 @@ def test_it_is_renamed_when_the_block_ends_well(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_it_is_removed_when_it_does_not(error: type[BaseException], tmp_path: Path) -> None:
+def test_a_failed_block_keeps_the_old_file(error: type[BaseException], tmp_path: Path) -> None:
     target = tmp_path / "file.txt"
     target.write_text("old")
 
@@ -36,20 +36,20 @@ def test_it_is_removed_when_it_does_not(error: type[BaseException], tmp_path: Pa
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_whoever_may_read_a_new_file_may_read_it(tmp_path: Path) -> None:
-    """Some writers make theirs readable by nobody else."""
+def test_a_new_file_gets_the_default_permissions(tmp_path: Path) -> None:
+    """Some writers, such as safetensors, create files that only their owner can read."""
     (tmp_path / "plain").touch()
     with replace_file(tmp_path / "file") as temporary:
         temporary.chmod(0o600)
     assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), replace_file(tmp_path / "none" / "file"):
         pass
 
 
-def test_what_a_link_leads_to_is_written_and_the_link_stays(tmp_path):
+def test_a_link_stays_and_its_target_is_replaced(tmp_path):
     (tmp_path / "link").symlink_to("target")
     with replace_file(tmp_path / "link") as temporary:
         temporary.write_text("new")
@@ -57,13 +57,13 @@ def test_what_a_link_leads_to_is_written_and_the_link_stays(tmp_path):
     assert (tmp_path / "target").read_text() == "new"
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
-def test_what_is_no_file_is_never_replaced(tmp_path):
-    """A device, above all: /dev/null would be a file from then on."""
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this platform has no named pipes")
+def test_a_path_that_is_not_a_regular_file_is_refused(tmp_path):
+    """Replacing a device such as /dev/null would turn it into a regular file."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     for name in ("pipe", "folder"):
         with pytest.raises(OSError, match="it is not a regular file"), replace_file(tmp_path / name):
-            pytest.fail("it began")
+            pytest.fail("the block ran")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]
     assert not (tmp_path / "pipe").is_file()

@@ -1,4 +1,4 @@
-"""Digests of the files of a model: a blob of the cache is undamaged if its name is its hash."""
+"""Digests of a model's files: a blob of the cache is undamaged if its name is the hash of its content."""
 
 import hashlib
 from pathlib import Path
@@ -10,7 +10,7 @@ from hub import download
 from npgemma.errors import BadModel
 from npgemma.io.digests import digests, verify_files
 
-# Of `printf '' | sha256sum`, `printf 'hello\n' | sha256sum` and, as git prints them, `git hash-object`.
+# By content: what `sha256sum` and `git hash-object` print.
 KNOWN = {
     b"": (
         "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
@@ -32,7 +32,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def snapshot(folder, tmp_path) -> Path:
-    """The model as a cache holds it: in blobs, of which some are named by git's sha1 and some by sha256."""
+    """The model in a cache: git's sha1 names the small blobs, sha256 the large ones."""
     return download(tmp_path, "org/name", folder)
 
 
@@ -41,49 +41,43 @@ def sha256(path: Path) -> str:
 
 
 def flip(path: Path, bit: int) -> None:
-    """Change one bit of a file, counted from its end if negative."""
+    """Invert one bit of a file; a negative number counts from the end."""
     content = bytearray(path.read_bytes())
     content[bit // 8] ^= 1 << bit % 8
     path.write_bytes(content)
 
 
-# -------------------------------------------------------------------------------------------------------------- digests
-
-
-@pytest.mark.parametrize("content", KNOWN, ids=["nothing", "hello"])
-def test_digests_are_what_sha256sum_and_git_print(content, tmp_path):
+@pytest.mark.parametrize("content", KNOWN, ids=["empty", "hello"])
+def test_digests_equal_those_of_sha256sum_and_git(content, tmp_path):
     (tmp_path / "file").write_bytes(content)
     assert digests(tmp_path / "file") == KNOWN[content]
 
 
 @pytest.mark.parametrize("size", [6, 7, 8, 14, 15, 100])
-def test_digests_do_not_depend_on_how_a_file_is_read(size, tmp_path):
+def test_digests_do_not_depend_on_the_chunk_size(size, tmp_path):
     content = bytes(range(size))
     (tmp_path / "file").write_bytes(content)
     assert digests(tmp_path / "file", chunk=7) == (hub.blob_name(content, True), hub.blob_name(content, False))
 
 
-# ---------------------------------------------------------------------------------------------------------------- files
-
-
-def test_a_whole_snapshot_is_genuine(snapshot):
+def test_every_file_of_an_undamaged_snapshot_is_genuine(snapshot):
     found = list(verify_files(snapshot))
     assert [file.name for file in found] == FILES
     assert [file.genuine for file in found] == [True] * 5
     assert [file.sha256 for file in found] == [sha256(snapshot / name) for name in FILES]
     lengths = [len((snapshot / name).resolve().name) for name in FILES]
-    assert lengths == [40, 64, 64, 40, 64]  # or else only one kind was looked at
+    assert lengths == [40, 64, 64, 40, 64]  # both kinds of hash are checked
 
 
 @pytest.mark.parametrize("bit", [0, 8 * 50 + 3, -1])
 @pytest.mark.parametrize("name", FILES)
-def test_one_bit_is_seen(name, bit, snapshot):
+def test_one_inverted_bit_is_detected(name, bit, snapshot):
     flip((snapshot / name).resolve(), bit)
     assert {file.name: file.genuine for file in verify_files(snapshot)} == dict.fromkeys(FILES, True) | {name: False}
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_byte_too_few_or_too_many_is_seen(name, snapshot):
+def test_a_missing_or_extra_byte_is_detected(name, snapshot):
     blob = (snapshot / name).resolve()
     content = blob.read_bytes()
     for damaged in (content[:-1], content + b"\0", b""):
@@ -94,7 +88,7 @@ def test_a_byte_too_few_or_too_many_is_seen(name, snapshot):
         ]
 
 
-def test_two_blobs_that_changed_places_are_both_damaged(snapshot):
+def test_two_swapped_blobs_are_both_damaged(snapshot):
     one, two = ((snapshot / name).resolve() for name in FILES[1:3])
     contents = one.read_bytes(), two.read_bytes()
     two.write_bytes(contents[0])
@@ -102,20 +96,20 @@ def test_two_blobs_that_changed_places_are_both_damaged(snapshot):
     assert [file.name for file in verify_files(snapshot) if file.genuine is False] == FILES[1:3]
 
 
-def test_of_a_plain_folder_nothing_is_known_but_the_sha256(folder):
+def test_files_of_a_plain_folder_are_neither_genuine_nor_damaged(folder):
     found = list(verify_files(folder))
     assert [file.name for file in found] == FILES
     assert {file.genuine for file in found} == {None}
     assert [file.sha256 for file in found] == [sha256(folder / name) for name in FILES]
 
 
-def test_of_a_snapshot_of_plain_files_nothing_is_known(folder, tmp_path):
-    """Where there are no links, nothing says what a file should be."""
+def test_plain_files_of_a_snapshot_are_neither_genuine_nor_damaged(folder, tmp_path):
+    """Without links to blobs, no name gives the expected hash."""
     assert {file.genuine for file in verify_files(download(tmp_path, "org/name", folder, links=False))} == {None}
 
 
 @pytest.mark.parametrize("name", ["0" * 39, "0" * 41, "0" * 63, "F" * 40, "g" * 64, "config.json", "0" * 64 + ".old"])
-def test_a_blob_that_is_not_named_by_a_hash_is_unknown(name, snapshot):
+def test_a_blob_whose_name_is_not_a_hash_is_neither_genuine_nor_damaged(name, snapshot):
     blob = (snapshot / "config.json").resolve()
     blob = blob.rename(blob.parent / name)
     (snapshot / "config.json").unlink()
@@ -123,20 +117,20 @@ def test_a_blob_that_is_not_named_by_a_hash_is_unknown(name, snapshot):
     assert [file.genuine for file in verify_files(snapshot)] == [None, True, True, True, True]
 
 
-def test_a_file_that_is_named_like_a_hash_is_no_blob(tmp_path):
+def test_a_file_that_is_not_in_blobs_is_not_compared_with_its_name(tmp_path):
     (tmp_path / ("0" * 64)).write_bytes(b"")
     (file,) = verify_files(tmp_path)
     assert file == ("0" * 64, KNOWN[b""][0], None)
 
 
-def test_folders_are_passed_over(folder, tmp_path):
+def test_folders_are_skipped(folder, tmp_path):
     snapshot = download(tmp_path, "org/name", folder)
     (snapshot / ".cache").mkdir()
     (snapshot / "linked").symlink_to(tmp_path, target_is_directory=True)
     assert [file.name for file in verify_files(snapshot)] == FILES
 
 
-def test_a_missing_blob_is_damage_and_the_other_files_are_checked(snapshot):
+def test_a_missing_blob_is_damaged_and_the_other_files_are_still_checked(snapshot):
     (snapshot / FILES[2]).resolve().unlink()
     (snapshot / "loop.txt").symlink_to("loop.txt")
     found = {file.name: (file.sha256 != "", file.genuine) for file in verify_files(snapshot)}
@@ -144,7 +138,7 @@ def test_a_missing_blob_is_damage_and_the_other_files_are_checked(snapshot):
 
 
 def test_a_link_out_of_the_folder_is_refused_before_it_is_read(snapshot, tmp_path):
-    """A digest would confirm a guess of the content. The file is sparse and so large that reading it takes minutes."""
+    """Its digest would confirm a guess of its content. Reading the sparse file would take minutes."""
     with (tmp_path / "secret").open("wb") as secret:
         secret.truncate(1 << 38)
     (snapshot / "notes.txt").symlink_to(tmp_path / "secret")

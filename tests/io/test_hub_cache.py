@@ -1,13 +1,10 @@
-"""The Hugging Face cache: where it is, what a name and a revision mean in it, and nothing read outside of it."""
+"""The Hugging Face cache: its folder, the names and revisions of repositories, and refs that lead out of it."""
 
-import dataclasses
-import json
+import os
 import shutil
-import socket
 from pathlib import Path
 
 import hub
-import numpy as np
 import pytest
 from hub import COMMIT, OTHER, download, point, repository
 
@@ -15,68 +12,54 @@ import npgemma
 from npgemma.commands.cli import main
 from npgemma.errors import BadModel
 from npgemma.io.hub_cache import cache_folder, is_repo_id, snapshot
-from npgemma.io.model_folder import EMBEDDED
 
 REPO = "org/name"
-PICTURE = EMBEDDED.parent / "sample.png"
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> dict[str, Path]:
-    """Two models that differ in every number, so that the wrong revision shows."""
-    made = tmp_path_factory.mktemp("models")
-    return {"first": hub.write_model(made / "first"), "second": hub.write_model(made / "second", seed=1, shards=2)}
 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
-    """An empty cache, and no variable of the environment that leads elsewhere."""
-    for name in hub.VARIABLES:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "cache").mkdir()
-    return tmp_path / "cache"
+    return hub.empty_cache(tmp_path / "cache", monkeypatch)
 
 
 @pytest.fixture
 def small(tmp_path) -> Path:
-    """What stands for a model where only its folder is looked for."""
+    """A folder that contains only an empty config.json: enough to be found, not to be loaded."""
     (tmp_path / "small").mkdir()
     (tmp_path / "small" / "config.json").write_text("{}")
     return tmp_path / "small"
 
 
-# --------------------------------------------------------------------------------------------------- where the cache is
+# ---------------------------------------------------------------------------------------------------- the cache folder
 
 ENVIRONMENTS = {
-    "nothing": ({}, "/home/me/.cache/huggingface/hub"),
+    "no variables": ({}, "/home/me/.cache/huggingface/hub"),
     "XDG_CACHE_HOME": ({"XDG_CACHE_HOME": "/x"}, "/x/huggingface/hub"),
     "HF_HOME": ({"HF_HOME": "/h"}, "/h/hub"),
-    "HF_HOME before XDG_CACHE_HOME": ({"HF_HOME": "/h", "XDG_CACHE_HOME": "/x"}, "/h/hub"),
-    "the old name": ({"HUGGINGFACE_HUB_CACHE": "/old"}, "/old"),
-    "the old name before HF_HOME": ({"HUGGINGFACE_HUB_CACHE": "/old", "HF_HOME": "/h"}, "/old"),
+    "HF_HOME and XDG_CACHE_HOME": ({"HF_HOME": "/h", "XDG_CACHE_HOME": "/x"}, "/h/hub"),
+    "HUGGINGFACE_HUB_CACHE": ({"HUGGINGFACE_HUB_CACHE": "/old"}, "/old"),
+    "HUGGINGFACE_HUB_CACHE and HF_HOME": ({"HUGGINGFACE_HUB_CACHE": "/old", "HF_HOME": "/h"}, "/old"),
     "HF_HUB_CACHE": ({"HF_HUB_CACHE": "/c"}, "/c"),
-    "HF_HUB_CACHE before all": ({name: f"/{name}" for name in hub.VARIABLES}, "/HF_HUB_CACHE"),
-    "HF_HUB_CACHE empty": ({"HF_HUB_CACHE": "", "HUGGINGFACE_HUB_CACHE": "/old"}, "/old"),
-    "the old name empty": ({"HUGGINGFACE_HUB_CACHE": "", "HF_HOME": "/h"}, "/h/hub"),
-    "HF_HOME empty": ({"HF_HOME": "", "XDG_CACHE_HOME": "/x"}, "/x/huggingface/hub"),
-    "all empty": (dict.fromkeys(hub.VARIABLES, ""), "/home/me/.cache/huggingface/hub"),
+    "all variables": ({name: f"/{name}" for name in hub.VARIABLES}, "/HF_HUB_CACHE"),
+    "an empty HF_HUB_CACHE": ({"HF_HUB_CACHE": "", "HUGGINGFACE_HUB_CACHE": "/old"}, "/old"),
+    "an empty HUGGINGFACE_HUB_CACHE": ({"HUGGINGFACE_HUB_CACHE": "", "HF_HOME": "/h"}, "/h/hub"),
+    "an empty HF_HOME": ({"HF_HOME": "", "XDG_CACHE_HOME": "/x"}, "/x/huggingface/hub"),
+    "all variables empty": (dict.fromkeys(hub.VARIABLES, ""), "/home/me/.cache/huggingface/hub"),
     "~ in XDG_CACHE_HOME": ({"XDG_CACHE_HOME": "~/x"}, "/home/me/x/huggingface/hub"),
     "~ in HF_HOME": ({"HF_HOME": "~/h"}, "/home/me/h/hub"),
-    "~ in the old name": ({"HUGGINGFACE_HUB_CACHE": "~/old"}, "/home/me/old"),
+    "~ in HUGGINGFACE_HUB_CACHE": ({"HUGGINGFACE_HUB_CACHE": "~/old"}, "/home/me/old"),
     "~ in HF_HUB_CACHE": ({"HF_HUB_CACHE": "~/c"}, "/home/me/c"),
-    "~ that is no home": ({"HF_HUB_CACHE": "/a/~/c"}, "/a/~/c"),
+    "~ inside a path": ({"HF_HUB_CACHE": "/a/~/c"}, "/a/~/c"),
     "$ in XDG_CACHE_HOME": ({"XDG_CACHE_HOME": "$DISK/x"}, "/disk/x/huggingface/hub"),
     "$ in HF_HOME": ({"HF_HOME": "${DISK}/h"}, "/disk/h/hub"),
-    "$ in the old name": ({"HUGGINGFACE_HUB_CACHE": "$DISK/old"}, "/disk/old"),
+    "$ in HUGGINGFACE_HUB_CACHE": ({"HUGGINGFACE_HUB_CACHE": "$DISK/old"}, "/disk/old"),
     "$ in HF_HUB_CACHE": ({"HF_HUB_CACHE": "/a$DISK"}, "/a/disk"),
-    "$ of nothing": ({"HF_HUB_CACHE": "/a/$NO_SUCH_VARIABLE/c"}, "/a/$NO_SUCH_VARIABLE/c"),
+    "an unset variable": ({"HF_HUB_CACHE": "/a/$NO_SUCH_VARIABLE/c"}, "/a/$NO_SUCH_VARIABLE/c"),
     "a relative path": ({"HF_HOME": "here"}, "here/hub"),
 }
 
 
 @pytest.mark.parametrize(("environment", "expected"), ENVIRONMENTS.values(), ids=ENVIRONMENTS)
-def test_the_environment_says_where_the_cache_is(environment, expected, monkeypatch):
+def test_environment_variables_set_the_cache_folder(environment, expected, monkeypatch):
     for name in hub.VARIABLES:
         monkeypatch.delenv(name, raising=False)
     for name, value in ({"HOME": "/home/me", "DISK": "/disk"} | environment).items():
@@ -84,7 +67,7 @@ def test_the_environment_says_where_the_cache_is(environment, expected, monkeypa
     assert cache_folder() == Path(expected)
 
 
-# ------------------------------------------------------------------------------------------------------------ names
+# ----------------------------------------------------------------------------------------------------- repository names
 
 GOOD_NAMES = [
     *("name", "org/name", "google/paligemma-3b-mix-224", "A.b_c-d/E.f_g-h", "0", "0/1", "_a_/_b_", "a.git.b", "x.gi"),
@@ -98,35 +81,38 @@ BAD_NAMES = [
 
 
 @pytest.mark.parametrize("name", GOOD_NAMES)
-def test_what_a_repository_may_be_called(name):
+def test_a_valid_repository_name_is_accepted(name):
     assert is_repo_id(name)
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
-def test_what_no_repository_is_called_is_not_looked_for(name, cache, monkeypatch):
-    """It is not even looked for: none of these may become a path."""
+def test_an_invalid_repository_name_is_not_looked_up(name, cache, monkeypatch):
+    """An invalid name must never become part of a path in the cache."""
     assert not is_repo_id(name)
-    monkeypatch.chdir(cache.parent)  # where neither "" nor "." is a model
-    monkeypatch.setattr(npgemma.io.model_folder, "snapshot", lambda *_: pytest.fail("it was looked for"))
+    monkeypatch.chdir(cache.parent)  # a folder that is not a model, since "." names it
+    checked, isdir = [], os.path.isdir
+    monkeypatch.setattr(os.path, "isdir", lambda path: checked.append(Path(path)) or isdir(path))
     with pytest.raises(BadModel):
         npgemma.load(name)
+    assert Path(name) in checked
+    assert not any(path.is_relative_to(cache) for path in checked)
 
 
-# -------------------------------------------------------------------------------------------------------- revisions
+# ------------------------------------------------------------------------------------------------------------ revisions
 
 
-def test_a_repository_that_was_never_cached_is_none(cache):
+def test_a_repository_that_is_not_cached_is_none(cache):
     assert snapshot(REPO, "main", "config.json") is None
     assert snapshot(REPO, COMMIT, "config.json") is None
 
 
-def test_a_cache_that_is_not_there_is_none(cache):
+def test_without_a_cache_folder_no_repository_is_found(cache):
     cache.rmdir()
     assert snapshot(REPO, "main", "config.json") is None
 
 
-def test_a_branch_a_tag_a_pull_request_and_a_commit(cache, small):
-    """refs/pr/3 is the ref of that name: a file in folders, as huggingface_hub writes it."""
+def test_a_revision_is_a_branch_a_tag_a_pull_request_or_a_commit(cache, small):
+    """huggingface_hub stores a ref with slashes, such as refs/pr/3, as a file in nested folders."""
     first = download(cache, REPO, small, COMMIT, ["main", "v1.0"])
     second = download(cache, REPO, small, OTHER, ["bfloat16", "refs/pr/3", "feature/new_words-2"])
     for revision in ("main", "v1.0", COMMIT):
@@ -136,20 +122,20 @@ def test_a_branch_a_tag_a_pull_request_and_a_commit(cache, small):
     assert first == cache / "models--org--name" / "snapshots" / COMMIT
 
 
-def test_a_name_without_an_organisation(cache, small):
+def test_a_repository_name_may_have_no_organisation(cache, small):
     assert snapshot("name", "main", "config.json") is None
     assert download(cache, "name", small) == snapshot("name", "main", "config.json")
 
 
 def test_a_commit_needs_no_ref(cache, small):
-    """What was downloaded by its commit has none: only the snapshot is there."""
+    """A download by commit writes a snapshot, but no ref."""
     folder = download(cache, REPO, small, refs=())
     (repository(cache, REPO) / "refs").rmdir()
     assert snapshot(REPO, COMMIT, "config.json") == folder
 
 
-def test_without_a_ref_the_commits_are_named(cache, small):
-    """Nobody knows which of them main is, though it be the only one; the error says what to pass."""
+def test_without_the_ref_of_main_the_error_lists_the_cached_revisions(cache, small):
+    """Even the only cached commit need not be that of main."""
     download(cache, REPO, small, COMMIT, refs=())
     with pytest.raises(BadModel, match=f"org/name is cached, but not at revision 'main'; cached revisions: {COMMIT}$"):
         snapshot(REPO, "main", "config.json")
@@ -158,66 +144,65 @@ def test_without_a_ref_the_commits_are_named(cache, small):
         snapshot(REPO, "main", "config.json")
 
 
-def test_a_ref_that_is_not_there_names_those_that_are(cache, small):
+def test_a_missing_ref_is_refused_with_the_cached_revisions(cache, small):
     download(cache, REPO, small, COMMIT, ["main", "bfloat16"])
     with pytest.raises(BadModel, match=f"not at revision 'float16'; cached revisions: bfloat16, main, {COMMIT}$"):
         snapshot(REPO, "float16", "config.json")
 
 
-def test_the_beginning_of_a_commit_is_no_revision(cache, small):
+def test_a_commit_must_be_given_as_40_lower_case_digits(cache, small):
     download(cache, REPO, small)
     for revision in (COMMIT[:7], COMMIT[:39], COMMIT + "0", COMMIT.upper()):
         with pytest.raises(BadModel, match=f"not at revision '{revision}'; cached revisions: main"):
             snapshot(REPO, revision, "config.json")
 
 
-def test_a_ref_whose_snapshot_is_gone(cache, small):
-    """As after deleting a revision by hand."""
+def test_a_ref_to_a_deleted_snapshot_is_refused(cache, small):
     shutil.rmtree(download(cache, REPO, small))
     with pytest.raises(BadModel, match=f"not at revision 'main': .*{COMMIT} is missing; cached revisions: main"):
         snapshot(REPO, "main", "config.json")
 
 
-def test_a_commit_that_was_never_downloaded(cache, small):
+def test_a_commit_that_is_not_cached_is_refused(cache, small):
     download(cache, REPO, small)
     with pytest.raises(BadModel, match=f"{OTHER} is missing; cached revisions: main, {COMMIT}"):
         snapshot(REPO, OTHER, "config.json")
 
 
-def test_a_repository_with_nothing_in_it(cache):
-    """What is left when a download was refused: the folder alone."""
+def test_an_empty_repository_has_no_revisions(cache):
+    """A failed download leaves an empty folder."""
     repository(cache, REPO).mkdir()
     with pytest.raises(BadModel, match="not at revision 'main'; no revision of it is cached"):
         snapshot(REPO, "main", "config.json")
 
 
-def test_an_unfinished_download_says_so(cache, small):
-    """huggingface_hub writes to blobs/<name>.incomplete, and links to the blob once it is whole."""
+def test_an_incomplete_download_is_reported(cache, small):
+    """huggingface_hub writes blobs/<name>.incomplete, renames it when it is complete, and then links to it."""
     folder = download(cache, REPO, small)
     (folder / "config.json").unlink()
     (blob,) = (repository(cache, REPO) / "blobs").iterdir()
     blob.rename(f"{blob}.incomplete")
     with pytest.raises(BadModel) as error:
         snapshot(REPO, "main", "config.json")
-    said = f"{folder}/config.json is missing: the download is incomplete"
-    assert str(error.value) == f"{said}; run 'hf download org/name --revision main'"
+    problem = f"{folder}/config.json is missing: the download is incomplete"
+    assert str(error.value) == f"{problem}; run 'hf download org/name --revision main'"
 
 
-def test_a_download_of_some_files_says_so(cache, small):
+def test_a_partial_download_is_reported(cache, small):
     folder = download(cache, REPO, small)
     assert snapshot(REPO, "main", "config.json") == folder
     with pytest.raises(BadModel, match=r"other\.json is missing: only some of the files were downloaded; run"):
         snapshot(REPO, "main", "other.json")
 
 
-def test_a_link_to_a_blob_that_is_gone_is_no_file(cache, small):
+def test_a_link_to_a_missing_blob_is_a_missing_file(cache, small):
     folder = download(cache, REPO, small)
     (folder / "config.json").resolve().unlink()
     with pytest.raises(BadModel, match=r"config\.json is missing"):
         snapshot(REPO, "main", "config.json")
 
 
-# --------------------------------------------------------------------------------------------------- hostile revisions
+# ------------------------------------------------------------------------------------------- invalid revisions and refs
 
 HOSTILE = [
     *("..", "../..", "../../x", "../main", "a/../../x", "refs/../../x", "../x", "main/..", "main/../../x", "a..b"),
@@ -227,8 +212,8 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("revision", HOSTILE)
-def test_a_revision_that_is_no_name_is_refused(revision, cache, small, monkeypatch):
-    """Though the file that it leads to is there, and holds a commit."""
+def test_an_invalid_revision_is_refused_before_a_file_is_read(revision, cache, small, monkeypatch):
+    """Even if the file at that path exists and contains a commit."""
     download(cache, REPO, small)
     for path in (cache / "x", repository(cache, REPO) / "x", repository(cache, REPO) / "refs" / "x"):
         path.write_text(COMMIT)
@@ -239,7 +224,7 @@ def test_a_revision_that_is_no_name_is_refused(revision, cache, small, monkeypat
 
 
 @pytest.mark.parametrize("revision", HOSTILE)
-def test_a_revision_that_is_no_name_is_one_sentence(revision, cache, small, capsys):
+def test_the_command_reports_an_invalid_revision_without_a_traceback(revision, cache, small, capsys):
     download(cache, REPO, small)
     assert main(["inspect", f"{REPO}@{revision}"]) == 1
     out, err = capsys.readouterr()
@@ -250,53 +235,54 @@ def test_a_revision_that_is_no_name_is_one_sentence(revision, cache, small, caps
 
 
 @pytest.mark.parametrize("revision", [".", "refs", "a" * 5000, "/".join("a" * 3000)])
-def test_a_revision_that_is_no_file_is_refused(revision, cache, small):
+def test_a_valid_revision_that_is_not_a_file_is_refused(revision, cache, small):
+    """Either a folder of refs, or a name that is too long for a file."""
     download(cache, REPO, small, refs=["main", "refs/pr/3"])
     with pytest.raises(BadModel, match="is cached, but not at"):
         snapshot(REPO, revision, "config.json")
 
 
-GARBAGE = {
-    "nothing": b"",
-    "a path out": b"../../..",
-    "a path out, and long enough": b"../../../../../../../../../../../../../x",
-    "a path down": b"snapshots/" + COMMIT.encode(),
+INVALID_REFS = {
+    "an empty file": b"",
+    "a path out of the cache": b"../../..",
+    "a path out of the cache with 40 characters": b"../../../../../../../../../../../../../x",
+    "a path in the repository": b"snapshots/" + COMMIT.encode(),
     "an absolute path": b"/etc",
     "another ref": b"main",
-    "what git writes": b"ref: refs/heads/main\n",
+    "a symbolic ref of git": b"ref: refs/heads/main\n",
     "39 digits": COMMIT[:39].encode(),
     "41 digits": COMMIT.encode() + b"0",
     "upper case": COMMIT.upper().encode(),
     "two commits": COMMIT.encode() + b"\n" + OTHER.encode(),
     "a commit and a path": COMMIT.encode() + b"/../../..",
-    "no text": b"\xff\xfe" + COMMIT.encode("utf-16-le"),
-    "digits of another script": "٠١٢٣٤٥٦٧٨٩".encode() * 4,
-    "a NUL": COMMIT.encode() + b"\0",
+    "binary data": b"\xff\xfe" + COMMIT.encode("utf-16-le"),
+    "Arabic digits": "٠١٢٣٤٥٦٧٨٩".encode() * 4,
+    "a commit and a NUL": COMMIT.encode() + b"\0",
     "an escape sequence": b"\x1b[2J",
 }
 
 
-@pytest.mark.parametrize("content", GARBAGE.values(), ids=GARBAGE)
-def test_a_ref_that_holds_no_commit_is_refused(content, cache, small):
-    """A ref that says ../../.. would make any folder of the machine a model."""
+@pytest.mark.parametrize("content", INVALID_REFS.values(), ids=INVALID_REFS)
+def test_a_ref_without_a_commit_is_refused(content, cache, small):
+    """A ref with the content ../../.. could make any folder of the machine a model."""
     download(cache, REPO, small)
     (cache.parent / "config.json").write_text("{}")  # where ../../.. leads
     point(cache, REPO, "main", content)
-    said = "does not contain a commit" if content.isascii() else "is cached, but not at revision 'main'"
-    with pytest.raises(BadModel, match=said) as error:
+    message = "does not contain a commit" if content.isascii() else "is cached, but not at revision 'main'"
+    with pytest.raises(BadModel, match=message) as error:
         snapshot(REPO, "main", "config.json")
     assert str(error.value).isprintable()
 
 
-def test_a_newline_after_the_commit_is_no_garbage(cache, small):
-    """huggingface_hub writes none; whoever makes a ref with an editor or echo does."""
+def test_a_newline_after_the_commit_is_allowed(cache, small):
+    """huggingface_hub does not write it, but an editor and echo do."""
     folder = download(cache, REPO, small)
     point(cache, REPO, "main", COMMIT + "\n")
     assert snapshot(REPO, "main", "config.json") == folder
 
 
-def test_a_ref_that_is_a_link_out_tells_nothing_of_what_is_there(cache, small, tmp_path):
-    """Refs are plain files; one that links to /etc/shadow would have its first line in the error."""
+def test_an_error_does_not_quote_the_target_of_a_ref_that_is_a_link(cache, small, tmp_path):
+    """The target could be /etc/shadow."""
     download(cache, REPO, small)
     (tmp_path / "secret").write_text("sesame:x:0:0")
     ref = repository(cache, REPO) / "refs" / "main"
@@ -305,97 +291,3 @@ def test_a_ref_that_is_a_link_out_tells_nothing_of_what_is_there(cache, small, t
     with pytest.raises(BadModel) as error:
         snapshot(REPO, "main", "config.json")
     assert "sesame" not in str(error.value)
-
-
-# ------------------------------------------------------------------------------------------------------ models by name
-
-
-def prompt_of(model) -> tuple[np.ndarray, np.ndarray]:
-    inputs = model.processor([[PICTURE]], ["caption en"])
-    return inputs.input_ids[0], inputs.pixel_values
-
-
-@pytest.mark.parametrize("links", [True, False], ids=["links to blobs", "plain files"])
-def test_a_model_by_name_is_the_model_of_the_folder(links, cache, folders):
-    download(cache, REPO, folders["first"], COMMIT, ["main", "refs/pr/3"], links)
-    download(cache, REPO, folders["second"], OTHER, ["bfloat16"], links)
-    expected = {name: npgemma.load(folder) for name, folder in folders.items()}
-    ids, pixels = prompt_of(expected["first"])
-    logits = {name: model.forward(ids, pixels) for name, model in expected.items()}
-    assert np.abs(logits["first"] - logits["second"]).max() > 0.1
-    for name, which in {
-        REPO: "first",
-        f"{REPO}@": "first",
-        f"{REPO}@main": "first",
-        f"{REPO}@refs/pr/3": "first",
-        f"{REPO}@{COMMIT}": "first",
-        f"{REPO}@bfloat16": "second",
-        f"{REPO}@{OTHER}": "second",
-    }.items():
-        model = npgemma.load(name)
-        np.testing.assert_array_equal(model.forward(ids, pixels), logits[which], strict=True)
-        assert model.folder == repository(cache, REPO) / "snapshots" / {"first": COMMIT, "second": OTHER}[which]
-        answer = model.generate(PICTURE, "caption en", max_new_tokens=3)
-        assert answer == expected[which].generate(PICTURE, "caption en", max_new_tokens=3)
-
-
-def test_the_command_line_takes_a_name(cache, folders, capsys):
-    download(cache, REPO, folders["first"])
-    download(cache, REPO, folders["second"], OTHER, ["bfloat16"])
-    for name, which in {REPO: "first", f"{REPO}@bfloat16": "second"}.items():
-        flags = ["-m", name, "--max-new-tokens", "4", "--format", "json"]
-        assert main(["ocr", str(PICTURE), *flags]) == 0
-        expected = npgemma.load(folders[which]).generate(PICTURE, "ocr", max_new_tokens=4)
-        assert json.loads(capsys.readouterr().out) == {"prompt": "ocr"} | dataclasses.asdict(expected)
-
-
-def test_a_cache_behind_a_link_is_a_cache(cache, folders, tmp_path, monkeypatch):
-    """~/.cache is often a link to a larger disk, and so may be the folder of a repository."""
-    download(cache, REPO, folders["first"])
-    repository(cache, REPO).rename(tmp_path / "moved")
-    repository(cache, REPO).symlink_to(tmp_path / "moved", target_is_directory=True)
-    (tmp_path / "link").symlink_to(cache, target_is_directory=True)
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "link"))
-    assert npgemma.load(REPO).generate(PICTURE, "ocr", max_new_tokens=1).finish_reason in ("length", "stop")
-
-
-def test_an_adapter_of_the_cache_is_found_by_name(cache, small):
-    """It has no config.json, and needs none."""
-    (small / "config.json").rename(small / "adapter_config.json")
-    folder = download(cache, "org/adapter", small)
-    assert npgemma.io.model_folder.find_adapter("org/adapter") == folder
-    assert npgemma.io.model_folder.find_adapter(f"org/adapter@{COMMIT}") == folder
-
-
-def test_an_adapter_of_the_cache_that_is_given_as_the_model_is_told_so(cache, small):
-    """As for a folder: nothing of it is missing, it is no model."""
-    (small / "config.json").rename(small / "adapter_config.json")
-    download(cache, "org/adapter", small)
-    with pytest.raises(BadModel, match="is a LoRA adapter"):
-        npgemma.load("org/adapter")
-
-
-def test_a_weight_file_that_is_not_downloaded_yet_is_named(cache, folders):
-    """The small files come first: config.json and the index are there, a shard is not."""
-    folder = download(cache, REPO, folders["second"])
-    shard = folder / "model-00002-of-00002.safetensors"
-    blob = shard.resolve()
-    shard.unlink()
-    blob.rename(f"{blob}.incomplete")
-    with pytest.raises(BadModel, match=r"model-00002-of-00002\.safetensors is missing"):
-        npgemma.load(REPO)
-
-
-def test_nothing_is_ever_downloaded(cache, folders, monkeypatch):
-    """Neither what is not there, nor anything about what is; and HF_HUB_OFFLINE need not say so."""
-
-    def no_network(*_, **__):
-        pytest.fail("a socket was asked for")
-
-    monkeypatch.setattr(socket, "socket", no_network)
-    monkeypatch.setattr(socket, "getaddrinfo", no_network)
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    with pytest.raises(BadModel, match="npgemma does not download models: run 'hf download org/name' first"):
-        npgemma.load(REPO)
-    download(cache, REPO, folders["first"])
-    npgemma.load(REPO)

@@ -1,7 +1,6 @@
 """Files of jobs: an invalid line is reported, and does not affect the others."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,39 +8,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npgemma.errors import BadJobs
-from npgemma.io.jobs import MAX_LINE, SUFFIXES, InvalidJob, Job, folder_jobs, open_results, read_jobs
+from npgemma.io.jobs import MAX_LINE, SUFFIXES, InvalidJob, Job, folder_jobs, read_jobs
 
-ROOT = Path(__file__).resolve().parents[2]
 GOOD = {"image": "a.png", "prompt": "caption en"}
-POSIX = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fcntl")
 
 
 def write_jobs(folder: Path, *lines: object) -> Path:
-    """A file of jobs: bytes as they are, anything else as JSON."""
+    """Write a file of jobs: bytes as they are, anything else as JSON."""
     path = folder / "jobs.jsonl"
     path.write_bytes(b"".join((x if isinstance(x, bytes) else json.dumps(x).encode()) + b"\n" for x in lines))
     return path
 
 
-def write_results(path: Path, *results: dict) -> bytes:
-    """Add results to a file; returns what is in it then."""
-    with open_results(path) as file:
-        for result in results:
-            file.write(result)
-    return path.read_bytes()
+# -------------------------------------------------------------------------------------------------------- files of jobs
 
 
-def read_results(path: Path) -> list[dict]:
-    with open_results(path) as results:
-        found = [json.loads(line) for line in path.read_bytes().splitlines()]
-        assert results.done.keys() == {result["id"] for result in found}
-        return found
-
-
-# ----------------------------------------------------------------------------------------------------------------- jobs
-
-
-def test_a_job_is_its_id_its_pictures_and_its_prompt(tmp_path):
+def test_a_job_has_an_id_pictures_and_a_prompt(tmp_path):
     path = write_jobs(
         tmp_path,
         {"id": "first", "image": "a.png", "prompt": "caption en"},
@@ -55,87 +37,90 @@ def test_a_job_is_its_id_its_pictures_and_its_prompt(tmp_path):
     ]
 
 
-def test_text_of_any_script_is_read_as_utf_8(tmp_path):
+def test_a_file_of_jobs_is_read_as_utf_8(tmp_path):
     path = write_jobs(tmp_path, json.dumps({"id": "猫", "image": "é.png", "prompt": "😀"}, ensure_ascii=False).encode())
     assert read_jobs(path) == [Job("猫", ("é.png",), "😀", tmp_path)]
 
 
-def test_empty_lines_are_passed_over_and_counted(tmp_path):
+def test_empty_lines_are_skipped_but_counted(tmp_path):
     path = write_jobs(tmp_path, b"", GOOD, b" \t\r", GOOD, b"")
     assert [job.id for job in read_jobs(path)] == ["line 2", "line 4"]
 
 
 @pytest.mark.parametrize("ending", [b"", b"\n", b"\r\n"])
-def test_the_last_line_may_end_in_any_way(ending, tmp_path):
+def test_the_last_line_may_end_with_or_without_a_newline(ending, tmp_path):
     path = tmp_path / "jobs.jsonl"
     path.write_bytes(json.dumps(GOOD).encode() + ending)
     assert read_jobs(path) == [Job("line 1", ("a.png",), "caption en", tmp_path)]
 
 
-def test_a_file_of_nothing_has_no_jobs(tmp_path):
+def test_an_empty_file_has_no_jobs(tmp_path):
     assert read_jobs(write_jobs(tmp_path)) == []
 
 
-WRONG = {
+INVALID = {
     "not JSON": (b"caption en", "is not a JSON object"),
-    "half an object": (b'{"image": "a.png", ', "is not a JSON object"),
+    "an incomplete object": (b'{"image": "a.png", ', "is not a JSON object"),
     "a list": (b'["a.png", "caption en"]', 'it is ["a.png", "caption en"]'),
-    "text": (b'"a.png"', 'it is "a.png"'),
+    "a string": (b'"a.png"', 'it is "a.png"'),
     "null": (b"null", "it is null"),
     "no prompt": ({"image": "a.png"}, "prompt is None, not text"),
-    "a prompt of two": ({"image": "a.png", "prompt": ["a", "b"]}, "prompt is ['a', 'b'], not text"),
+    "a list of prompts": ({"image": "a.png", "prompt": ["a", "b"]}, "prompt is ['a', 'b'], not text"),
     "no picture": ({"prompt": "ocr"}, "image is None, not a path or a list of paths"),
     "a picture that is a number": ({"image": 7, "prompt": "ocr"}, "image is 7,"),
     "a picture that is an object": ({"image": {"path": "a.png"}, "prompt": "ocr"}, "image is {'path': 'a.png'},"),
     "a number among pictures": ({"image": ["a.png", 7], "prompt": "ocr"}, "image is ['a.png', 7],"),
-    "no picture in a list": ({"image": [], "prompt": "ocr"}, "image is [],"),
-    "a list in a list": ({"image": [["a.png"]], "prompt": "ocr"}, "image is [['a.png']],"),
+    "an empty list of pictures": ({"image": [], "prompt": "ocr"}, "image is [],"),
+    "a nested list of pictures": ({"image": [["a.png"]], "prompt": "ocr"}, "image is [['a.png']],"),
     "an id that is a float": ({"id": 1.0, **GOOD}, "id is 1.0, not text or a whole number"),
     "an id that is true": ({"id": True, **GOOD}, "id is True, not text"),
     "an id that is null": ({"id": None, **GOOD}, "id is None, not text"),
     "an id that is a list": ({"id": ["a"], **GOOD}, "id is ['a'], not text"),
-    "an id of too many digits": (b'{"id": %s, "image": "a.png", "prompt": "ocr"}' % (b"9" * 9999), "not a JSON object"),
-    "a key twice": (b'{"image": "a.png", "image": "b.png", "prompt": "ocr"}', "a key appears twice"),
+    "an id with too many digits": (
+        b'{"id": %s, "image": "a.png", "prompt": "ocr"}' % (b"9" * 9999),
+        "not a JSON object",
+    ),
+    "a repeated key": (b'{"image": "a.png", "image": "b.png", "prompt": "ocr"}', "a key appears twice"),
     "NaN": (b'{"image": "a.png", "prompt": "ocr", "more": NaN}', "nan is not a finite number"),
     "infinity": (b'{"image": "a.png", "prompt": "ocr", "more": 1e999}', "1e999 is not a finite number"),
     "invalid UTF-8": (b'{"image": "\xff.png", "prompt": "ocr"}', "is not a JSON object"),
-    "100,000 lists in lists": (b'{"image": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "is not a JSON object"),
-    "100,000 objects in objects": (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "is not a JSON object"),
-    "bytes that are none": (b"\x00\x01\x02", "is not a JSON object"),
+    "100,000 nested lists": (b'{"image": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "is not a JSON object"),
+    "100,000 nested objects": (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "is not a JSON object"),
+    "binary data": (b"\x00\x01\x02", "is not a JSON object"),
 }
 
 
-@pytest.mark.parametrize(("line", "says"), WRONG.values(), ids=WRONG)
-def test_a_wrong_line_is_told_by_its_number_and_harms_no_other(line, says, tmp_path):
-    first, wrong, last = read_jobs(write_jobs(tmp_path, {"id": "a", **GOOD}, line, {"id": "b", **GOOD}))
-    assert isinstance(wrong, InvalidJob)
-    assert wrong.id == "line 2"
-    assert wrong.error.startswith("line 2")
-    assert says.lower() in wrong.error.lower()
+@pytest.mark.parametrize(("line", "message"), INVALID.values(), ids=INVALID)
+def test_an_invalid_line_is_reported_by_number_and_affects_no_other(line, message, tmp_path):
+    first, invalid, last = read_jobs(write_jobs(tmp_path, {"id": "a", **GOOD}, line, {"id": "b", **GOOD}))
+    assert isinstance(invalid, InvalidJob)
+    assert invalid.id == "line 2"
+    assert invalid.error.startswith("line 2")
+    assert message.lower() in invalid.error.lower()
     assert [first, last] == [Job(name, ("a.png",), "caption en", tmp_path) for name in "ab"]
 
 
-def test_a_wrong_line_with_a_name_keeps_it(tmp_path):
-    wrong = read_jobs(write_jobs(tmp_path, {"id": "a", "prompt": "ocr"}, {"id": 17, "image": "a.png"}))
-    assert wrong == [
+def test_an_invalid_line_keeps_a_valid_id(tmp_path):
+    jobs = read_jobs(write_jobs(tmp_path, {"id": "a", "prompt": "ocr"}, {"id": 17, "image": "a.png"}))
+    assert jobs == [
         InvalidJob("a", "line 1: image is None, not a path or a list of paths"),
         InvalidJob(17, "line 2: prompt is None, not text"),
     ]
 
 
 def padded(length: int) -> bytes:
-    """A good line of `length` bytes with its newline, less that newline."""
+    """A valid line that has `length` bytes with its newline; returned without the newline."""
     line = json.dumps(GOOD | {"more": ""}).encode()
     return line.replace(b'"more": ""', b'"more": "%s"' % (b"x" * (length - 1 - len(line))))
 
 
-def test_a_line_may_have_max_line_bytes_and_no_more(tmp_path):
+def test_a_line_has_at_most_max_line_bytes(tmp_path):
     lengths = [MAX_LINE, MAX_LINE + 1, 2 * MAX_LINE + 2, 2 * MAX_LINE + 3, 3 * MAX_LINE, 80]
     jobs = read_jobs(write_jobs(tmp_path, *map(padded, lengths)))
     assert [type(job) for job in jobs] == [Job, InvalidJob, InvalidJob, InvalidJob, InvalidJob, Job]
     assert [job.id for job in jobs] == [f"line {n}" for n in (1, 2, 3, 4, 5, 6)]
-    said = [job.error for job in jobs if isinstance(job, InvalidJob)]
-    assert said == [f"line {n} is not a JSON object: it is longer than {MAX_LINE} bytes" for n in (2, 3, 4, 5)]
+    errors = [job.error for job in jobs if isinstance(job, InvalidJob)]
+    assert errors == [f"line {n} is not a JSON object: it is longer than {MAX_LINE} bytes" for n in (2, 3, 4, 5)]
 
 
 @pytest.mark.parametrize("length", [MAX_LINE + 1, MAX_LINE + 2, 2 * MAX_LINE + 2, 2 * MAX_LINE + 3])
@@ -146,39 +131,39 @@ def test_a_long_last_line_without_a_newline_is_one_line(length, tmp_path):
     assert job == InvalidJob("line 1", f"line 1 is not a JSON object: it is longer than {MAX_LINE} bytes")
 
 
-def test_an_id_may_be_there_once(tmp_path):
+def test_a_repeated_id_is_invalid(tmp_path):
     jobs = read_jobs(write_jobs(tmp_path, {"id": "a", **GOOD}, {"id": "b", **GOOD}, {"id": "a", **GOOD}))
     assert [type(job) for job in jobs] == [Job, Job, InvalidJob]
     assert jobs[2] == InvalidJob("line 3", "line 3: the id 'a' is already used in line 1")
 
 
-def test_the_id_of_a_line_that_is_no_job_may_not_be_there_again(tmp_path):
+def test_the_id_of_an_invalid_line_cannot_be_used_again(tmp_path):
     jobs = read_jobs(write_jobs(tmp_path, {"id": "a", "prompt": "ocr"}, {"id": "a", **GOOD}))
     assert [(type(job), job.id) for job in jobs] == [(InvalidJob, "a"), (InvalidJob, "line 2")]
     assert jobs[1].error == "line 2: the id 'a' is already used in line 1"
 
 
-def test_a_number_as_id_is_never_that_of_a_line(tmp_path):
+def test_a_number_is_never_the_id_of_a_line_without_an_id(tmp_path):
     jobs = read_jobs(write_jobs(tmp_path, {"id": 2, **GOOD}, GOOD, {"id": 1, **GOOD}, b"broken", {"id": 4, **GOOD}))
     assert [job.id for job in jobs] == [2, "line 2", 1, "line 4", 4]
     assert [type(job) for job in jobs] == [Job, Job, Job, InvalidJob, Job]
 
 
 @pytest.mark.parametrize("name", ["line 1", "line 3", "line 0", "line 02", "line 20", "line 99999999999999999999"])
-def test_an_id_as_another_line_is_called_is_refused(name, tmp_path):
+def test_an_id_reserved_for_another_line_is_refused(name, tmp_path):
     first, second, third = read_jobs(write_jobs(tmp_path, GOOD, {"id": name, **GOOD}, GOOD))
-    says = f"line 2: the id {name!r} is reserved for a line without an id; choose another"
-    assert second == InvalidJob("line 2", says)
+    error = f"line 2: the id {name!r} is reserved for a line without an id; choose another"
+    assert second == InvalidJob("line 2", error)
     assert [first, third] == [Job(f"line {n}", ("a.png",), "caption en", tmp_path) for n in (1, 3)]
 
 
-def test_a_wrong_line_called_as_another_does_not_keep_that_name(tmp_path):
+def test_an_invalid_line_does_not_keep_an_id_reserved_for_another_line(tmp_path):
     first, second = read_jobs(write_jobs(tmp_path, {"id": "line 2", "image": 7}, {"id": "a", **GOOD}))
     assert (type(first), first.id) == (InvalidJob, "line 1")
     assert second == Job("a", ("a.png",), "caption en", tmp_path)
 
 
-NO_NAMES = [
+UNRESERVED = [
     "line",
     "line ",
     "line two",
@@ -193,20 +178,20 @@ NO_NAMES = [
 ]
 
 
-@pytest.mark.parametrize("name", ["line 2", *NO_NAMES])
-def test_an_id_as_its_own_line_is_called_or_no_line_at_all_is_one(name, tmp_path):
+@pytest.mark.parametrize("name", ["line 2", *UNRESERVED])
+def test_the_name_of_its_own_line_and_unreserved_text_are_valid_ids(name, tmp_path):
     jobs = read_jobs(write_jobs(tmp_path, GOOD, {"id": name, **GOOD}))
     assert jobs == [Job(each, ("a.png",), "caption en", tmp_path) for each in ("line 1", name)]
 
 
-def test_a_number_and_its_digits_are_two_ids(tmp_path):
+def test_a_number_and_its_text_are_different_ids(tmp_path):
     jobs = read_jobs(write_jobs(tmp_path, {"id": 7, **GOOD}, {"id": "7", **GOOD}))
     assert [job.id for job in jobs] == [7, "7"]
     assert all(isinstance(job, Job) for job in jobs)
 
 
 @pytest.mark.parametrize(
-    ("lines", "jobs", "others"),
+    ("lines", "valid", "invalid"),
     [
         ([{"id": 2, **GOOD}, b"broken"], [2], ["line 2"]),
         ([b"broken", {"id": 1, **GOOD}], [1], ["line 1"]),
@@ -219,46 +204,46 @@ def test_a_number_and_its_digits_are_two_ids(tmp_path):
         ([b"broken", {"id": "line 2", **GOOD}], ["line 2"], ["line 1"]),
     ],
 )
-def test_a_wrong_line_never_takes_the_id_of_a_job(lines, jobs, others, tmp_path):
-    """Else its result stands for that of the job: after an interruption the job would count as done."""
+def test_an_invalid_line_never_takes_the_id_of_a_job(lines, valid, invalid, tmp_path):
+    """After an interruption, the error of the line would count as the result of the job."""
     found = read_jobs(write_jobs(tmp_path, *lines))
-    assert [job.id for job in found if isinstance(job, Job)] == jobs
-    assert [job.id for job in found if isinstance(job, InvalidJob)] == others
+    assert [job.id for job in found if isinstance(job, Job)] == valid
+    assert [job.id for job in found if isinstance(job, InvalidJob)] == invalid
 
 
-NAMES = (1, 2, 3, 4, "1", "line 2", "line 4")
-MUTE = {"id": 3, "image": "a.png"}
-KINDS = st.sampled_from([b"broken", b"", *({"id": name, **GOOD} for name in NAMES), GOOD, MUTE])
+IDS = (1, 2, 3, 4, "1", "line 2", "line 4")
+WITHOUT_PROMPT = {"id": 3, "image": "a.png"}
+LINES = st.sampled_from([b"broken", b"", *({"id": name, **GOOD} for name in IDS), GOOD, WITHOUT_PROMPT])
 
 
 @settings(max_examples=300)
-@given(st.lists(KINDS, max_size=6))
-def test_every_line_has_an_id_of_its_own(tmp_path_factory, lines):
-    """The id that it is given, unless it is that of a line before or looks like another line's; else its own name."""
+@given(st.lists(LINES, max_size=6))
+def test_every_line_gets_a_unique_id(tmp_path_factory, lines):
+    """Its own id, unless an earlier line has it or it is reserved for another line; otherwise 'line N'."""
     jobs = read_jobs(write_jobs(tmp_path_factory.mktemp("jobs"), *lines))
-    there = [(f"line {number}", line) for number, line in enumerate(lines, 1) if line != b""]
-    assert len(jobs) == len(there)
+    expected = [(f"line {number}", line) for number, line in enumerate(lines, 1) if line != b""]
+    assert len(jobs) == len(expected)
     assert len({job.id for job in jobs}) == len(jobs)
-    free = {1, 2, 3, 4, "1"}
-    for job, (own, line) in zip(jobs, there, strict=True):
-        name = line.get("id", own) if isinstance(line, dict) else None
-        keeps = name == own or name in free
-        assert job.id == (name if keeps else own)
-        assert isinstance(job, Job) == (keeps and line != MUTE)
-        free -= {name}
+    unused = {1, 2, 3, 4, "1"}
+    for job, (default, line) in zip(jobs, expected, strict=True):
+        name = line.get("id", default) if isinstance(line, dict) else None
+        keeps = name == default or name in unused
+        assert job.id == (name if keeps else default)
+        assert isinstance(job, Job) == (keeps and line != WITHOUT_PROMPT)
+        unused -= {name}
 
 
-def test_jobs_that_cannot_be_read_are_said(tmp_path):
+def test_an_unreadable_file_is_an_error(tmp_path):
     with pytest.raises(BadJobs, match=r"nowhere.jsonl cannot be read: No such file"):
         read_jobs(tmp_path / "nowhere.jsonl")
     with pytest.raises(BadJobs, match="cannot be read"):
         read_jobs(tmp_path)
 
 
-# --------------------------------------------------------------------------------------------------------------- folder
+# -------------------------------------------------------------------------------------------------- folders of pictures
 
 
-def test_a_folder_is_a_job_for_every_picture_by_name(tmp_path):
+def test_a_folder_gives_one_job_per_picture_sorted_by_name(tmp_path):
     names = ["b.png", "a.JPG", "c.webp", "é猫.Tiff"]
     for name in [*names, "notes.txt", "png", "out.jsonl"]:
         (tmp_path / name).write_bytes(b"")
@@ -266,12 +251,12 @@ def test_a_folder_is_a_job_for_every_picture_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", sorted(SUFFIXES))
-def test_every_kind_of_picture_is_found(suffix, tmp_path):
+def test_pictures_with_every_suffix_are_found(suffix, tmp_path):
     (tmp_path / f"a{suffix}").write_bytes(b"")
     assert [job.id for job in folder_jobs(tmp_path, "ocr")] == [f"a{suffix}"]
 
 
-def test_a_folder_without_pictures_is_said(tmp_path):
+def test_a_folder_without_pictures_is_an_error(tmp_path):
     (tmp_path / "notes.txt").write_bytes(b"")
     with pytest.raises(BadJobs, match=r"contains no pictures: no file name ends in \.bmp, \.gif"):
         folder_jobs(tmp_path, "ocr")

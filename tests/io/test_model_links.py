@@ -29,7 +29,7 @@ SECRET = "sesame:x:0:0"
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
-    """A folder with every file that npgemma ever opens in one: two shards, a tokenizer, a mask decoder, an adapter."""
+    """A folder with every file that npgemma opens: two shards, a tokenizer, a mask codec and an adapter."""
     folder = hub.write_model(tmp_path_factory.mktemp("whole") / "model", shards=2)
     np.savez(folder / CODEC, **mask_codecs.random_tensors())
     (folder / ADAPTER_CONFIG).write_text('{"peft_type": "LORA", "lora_alpha": 1}')
@@ -41,30 +41,12 @@ def whole(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def folder(whole, tmp_path) -> Path:
-    """A copy of it, to be damaged."""
+    """A copy of `whole` that the test may change."""
     return Path(shutil.copytree(whole, tmp_path / "model"))
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
-    """An empty current folder, and an empty cache beside it."""
-    (tmp_path / "here").mkdir()
-    (tmp_path / "cache").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "here"
-
-
-def config_only(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
-    return folder
-
-
-# ---------------------------------------------------------------------------------------------------------------- links
-
-# How each file of a folder is opened, by the function that opens it and from the outside.
-OPENED = {
+# By file: a function that opens it.
+OPENERS = {
     "config.json": lambda folder: read_config(folder),
     "tokenizer.model": lambda folder: read_tokenizer(folder, read_config(folder).image_token_index),
     INDEX: open_folder,
@@ -76,7 +58,7 @@ OPENED = {
 
 
 def segment(folder: Path) -> None:
-    """The one command that opens the mask decoder of a folder."""
+    """Run `npgemma segment`, the command that opens the mask codec."""
     arguments = ["segment", str(PICTURE), "cat", "-m", str(folder), "--max-new-tokens", "1"]
     a = build_parser().parse_args(arguments)
     a.load = npgemma.load
@@ -84,47 +66,47 @@ def segment(folder: Path) -> None:
 
 
 def use(folder: Path) -> None:
-    """Everything in a folder, as one who uses the library would come to it."""
+    """Open every file of a folder with the public functions and commands."""
     model = npgemma.load(folder, adapter=folder if (folder / ADAPTER_CONFIG).exists() else None)
     model.generate(PICTURE, "ocr", max_new_tokens=1)
     segment(folder)
 
 
-def escape(folder: Path, name: str, target: Path | str | None = None) -> Path:
-    """Move a file out of the folder and put a link in its place, to `target` or the file; returns where it went."""
+def move_out(folder: Path, name: str, target: Path | str | None = None) -> Path:
+    """Move a file out of the folder and replace it by a link, to `target` or the file; returns the file's new path."""
     outside = folder.parent / f"outside-{name}"
     (folder / name).rename(outside)
     (folder / name).symlink_to(target or outside)
     return outside
 
 
-def test_every_file_is_opened(whole):
-    """Or else the tests below would say nothing."""
+def test_every_file_can_be_opened(whole):
+    """The tests below replace one file by a link and expect an error."""
     use(whole)
-    for opened in OPENED.values():
+    for opened in OPENERS.values():
         opened(whole)
 
 
-@pytest.mark.parametrize("name", OPENED)
+@pytest.mark.parametrize("name", OPENERS)
 def test_a_link_out_of_the_folder_is_refused(name, folder):
-    """Though it is the very file: a link that may lead anywhere would read what is not the model's."""
-    outside = escape(folder, name)
-    for reading in (OPENED[name], use):
+    """Even to the right file: a link in a model must not make npgemma read files that are not part of the model."""
+    outside = move_out(folder, name)
+    for reading in (OPENERS[name], use):
         with pytest.raises(BadModel) as error:
             reading(folder)
         assert f"{folder / name} is a link to {outside}, outside the model's folder" in str(error.value)
 
 
-def test_a_link_out_of_the_folder_is_refused_for_a_model_in_one_file(tmp_path):
+def test_a_link_out_of_the_folder_is_refused_for_an_unsharded_model(tmp_path):
     folder = hub.write_model(tmp_path / "model")
-    escape(folder, "model.safetensors")
+    move_out(folder, "model.safetensors")
     with pytest.raises(BadModel, match=r"model\.safetensors is a link to .*, outside the model's folder"):
         npgemma.load(folder)
 
 
-@pytest.mark.parametrize("name", OPENED)
-def test_a_link_out_of_the_folder_is_one_sentence(name, folder, capsys):
-    escape(folder, name)
+@pytest.mark.parametrize("name", OPENERS)
+def test_the_command_reports_a_link_out_of_the_folder_in_one_line(name, folder, capsys):
+    move_out(folder, name)
     assert main(["segment", str(PICTURE), "cat", "-m", str(folder), "--adapter", str(folder)]) == 1
     out, err = capsys.readouterr()
     assert out == ""
@@ -132,27 +114,27 @@ def test_a_link_out_of_the_folder_is_one_sentence(name, folder, capsys):
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", OPENED)
-def test_a_link_to_a_secret_tells_nothing_of_it(name, folder, tmp_path):
+@pytest.mark.parametrize("name", OPENERS)
+def test_the_error_does_not_quote_the_target_of_the_link(name, folder, tmp_path):
     (tmp_path / "secret").write_text(SECRET)
-    escape(folder, name, tmp_path / "secret")
+    move_out(folder, name, tmp_path / "secret")
     with pytest.raises(BadModel, match="outside the model's folder") as error:
-        OPENED[name](folder)
+        OPENERS[name](folder)
     assert SECRET not in str(error.value)
 
 
-@pytest.mark.skipif(not Path("/etc/passwd").exists(), reason="there is no such file here")
+@pytest.mark.skipif(not Path("/etc/passwd").exists(), reason="this machine has no /etc/passwd")
 @pytest.mark.parametrize("target", ["/etc/passwd", "../" * 40 + "etc/passwd", "sub/" + "../" * 40 + "etc/passwd"])
-def test_passwd_is_no_config(target, folder):
+def test_a_link_to_passwd_is_refused(target, folder):
     (folder / "sub").mkdir()
-    escape(folder, "config.json", target)
+    move_out(folder, "config.json", target)
     with pytest.raises(BadModel, match=r"is a link to /etc/passwd, outside the model's folder"):
         npgemma.load(folder)
 
 
-def test_a_link_by_way_of_another_is_refused(folder, tmp_path):
-    """config.json -> one -> ../outside: where it ends is what counts; and a folder on the way may be the link."""
-    outside = escape(folder, "config.json", "one")
+def test_a_chain_of_links_out_of_the_folder_is_refused(folder, tmp_path):
+    """config.json -> one -> ../outside, and config.json -> one/outside with one -> .."""
+    outside = move_out(folder, "config.json", "one")
     (folder / "one").symlink_to(outside)
     with pytest.raises(BadModel, match="outside the model's folder"):
         read_config(folder)
@@ -164,7 +146,7 @@ def test_a_link_by_way_of_another_is_refused(folder, tmp_path):
         read_config(folder)
 
 
-def test_a_folder_beside_with_a_name_that_begins_alike_is_outside(folder, tmp_path):
+def test_a_sibling_folder_whose_name_begins_with_that_of_the_model_is_outside(folder, tmp_path):
     """/tmp/model-secret is not in /tmp/model."""
     (tmp_path / "model-secret").mkdir()
     (folder / "config.json").rename(tmp_path / "model-secret" / "config.json")
@@ -176,14 +158,14 @@ def test_a_folder_beside_with_a_name_that_begins_alike_is_outside(folder, tmp_pa
 @pytest.mark.parametrize("absolute", [True, False])
 def test_a_link_within_the_folder_is_followed(absolute, folder):
     (folder / "kept").mkdir()
-    for name in OPENED:
+    for name in OPENERS:
         (folder / name).rename(folder / "kept" / name)
         (folder / name).symlink_to(folder / "kept" / name if absolute else Path("kept", name))
     use(folder)
 
 
-def test_a_folder_that_is_a_link_is_a_folder(whole, tmp_path):
-    """The user's own link, or one of a path above; and one to it again."""
+def test_the_model_folder_may_be_a_link(whole, tmp_path):
+    """A link to the folder, a link to that link, or a link to the folder that contains it."""
     (tmp_path / "one").symlink_to(whole, target_is_directory=True)
     (tmp_path / "two").symlink_to("one", target_is_directory=True)
     (tmp_path / "three").symlink_to(whole.parent, target_is_directory=True)
@@ -192,59 +174,57 @@ def test_a_folder_that_is_a_link_is_a_folder(whole, tmp_path):
         use(path)
 
 
-def test_a_folder_link_and_a_file_link_together(folder, tmp_path):
-    """A link out stays one, however the folder was reached."""
-    escape(folder, "config.json")
+def test_a_link_out_of_a_linked_folder_is_refused(folder, tmp_path):
+    move_out(folder, "config.json")
     (tmp_path / "link").symlink_to(folder, target_is_directory=True)
     with pytest.raises(BadModel, match="outside the model's folder"):
         read_config(tmp_path / "link")
 
 
-# An index is looked for and need not be there: what is missed then is the file that has all weights.
-MISSED = dict.fromkeys([name for name in OPENED if name != INDEX]) | {INDEX: "model.safetensors"}
+# The file that the error names. A model without an index needs model.safetensors.
+MISSING = {name: name for name in OPENERS} | {INDEX: "model.safetensors"}
 
 
-@pytest.mark.parametrize("name", OPENED)
-@pytest.mark.parametrize("target", ["gone", "../gone", "/gone/away", "round", "round and round"])
-def test_a_link_to_nothing_or_to_itself_is_a_missing_file(name, target, folder):
-    """round -> round, and a -> b -> a, lead nowhere either."""
+@pytest.mark.parametrize("name", OPENERS)
+@pytest.mark.parametrize("target", ["gone", "../gone", "/gone/away", "itself", "a loop of two links"])
+def test_a_broken_or_circular_link_is_a_missing_file(name, target, folder):
     (folder / name).unlink()
-    (folder / name).symlink_to({"round": name}.get(target, target))
-    (folder / "round and round").symlink_to(name)
+    (folder / name).symlink_to({"itself": name}.get(target, target))
+    (folder / "a loop of two links").symlink_to(name)
     if name == "config.json":
-        (folder / ADAPTER_CONFIG).unlink()  # or else it would be an adapter's folder
-    for reading in (OPENED[name], use):
+        (folder / ADAPTER_CONFIG).unlink()  # otherwise the folder would be an adapter
+    for reading in (OPENERS[name], use):
         if reading is use and name == ADAPTER_CONFIG:
-            continue  # what has no such file is not given as an adapter
+            continue  # without this file, `use` does not load the folder as an adapter
         with pytest.raises(BadModel) as error:
             reading(folder)
-        assert str(error.value).startswith(str(folder / (MISSED[name] or name)))
+        assert str(error.value).startswith(str(folder / MISSING[name]))
         assert "is missing" in str(error.value) or "symbolic links" in str(error.value)
 
 
 @pytest.mark.parametrize("target", ["gone", "loop.safetensors"])
-def test_a_weight_file_that_no_index_names_may_be_a_broken_link(target, folder):
-    """As a file of other weights is whose blob was deleted to save space: nothing asks for it."""
+def test_a_broken_link_that_the_index_does_not_name_is_ignored(target, folder):
+    """For example a copy in another format, whose blob was deleted to save space."""
     (folder / "loop.safetensors").symlink_to(target)
     use(folder)
 
 
-# --------------------------------------------------------------------------------------------------- links of the cache
+# --------------------------------------------------------------------------------------------------- links of snapshots
 
 
 def test_the_links_of_a_snapshot_are_followed(whole, tmp_path):
     use(download(tmp_path, "org/name", whole))
 
 
-def test_the_links_of_a_snapshot_are_followed_through_a_link_to_it(whole, tmp_path):
+def test_the_links_of_a_linked_snapshot_are_followed(whole, tmp_path):
     """ln -s ~/.cache/huggingface/hub/models--org--name/snapshots/<commit> model"""
     (tmp_path / "link").symlink_to(download(tmp_path, "org/name", whole), target_is_directory=True)
     use(tmp_path / "link")
 
 
-@pytest.mark.parametrize("name", OPENED)
-def test_a_snapshot_has_no_other_way_out(name, whole, tmp_path):
-    """Neither to what is beside the blobs, nor into another repository's, nor anywhere."""
+@pytest.mark.parametrize("name", OPENERS)
+def test_the_links_of_a_snapshot_may_lead_only_to_its_blobs(name, whole, tmp_path):
+    """Not to a file next to the blobs, to a blob of another repository, or anywhere else."""
     snapshot, other = download(tmp_path, "org/name", whole), download(tmp_path, "org/other", whole)
     blob = (snapshot / name).resolve()
     secret = repository(tmp_path, "org/name") / "secret"
@@ -256,11 +236,11 @@ def test_a_snapshot_has_no_other_way_out(name, whole, tmp_path):
             (snapshot / name).unlink()
             (snapshot / name).symlink_to(link)
             with pytest.raises(BadModel, match="outside the model's folder"):
-                OPENED[name](snapshot)
+                OPENERS[name](snapshot)
 
 
-def test_blobs_are_a_snapshots_alone(folder, tmp_path):
-    """A folder of one's own has no ../../blobs, whatever there is beside it."""
+def test_only_a_snapshot_may_link_to_blobs(folder, tmp_path):
+    """The parent of a snapshot is called `snapshots`."""
     (tmp_path / "blobs").mkdir()
     mine = tmp_path / "models" / "mine"
     shutil.copytree(folder, mine)
@@ -270,8 +250,8 @@ def test_blobs_are_a_snapshots_alone(folder, tmp_path):
         read_config(mine)
 
 
-def test_blobs_that_are_a_link_lead_to_blobs_alone(whole, tmp_path):
-    """An unpacked archive may hold snapshots/x/config.json -> ../../blobs/passwd and blobs -> /etc."""
+def test_blobs_must_not_be_a_link_to_another_folder(whole, tmp_path):
+    """An unpacked archive may contain snapshots/x/config.json -> ../../blobs/passwd and blobs -> /etc."""
     snapshot = download(tmp_path / "cache", "org/name", whole)
     etc = tmp_path / "etc"
     etc.mkdir()
@@ -285,8 +265,8 @@ def test_blobs_that_are_a_link_lead_to_blobs_alone(whole, tmp_path):
         read_config(snapshot)
 
 
-def test_member_is_the_path_itself(whole, tmp_path):
-    """Not what it links to: errors name what people see."""
+def test_member_returns_the_link_and_not_its_target(whole, tmp_path):
+    """Errors name the path that the user sees."""
     snapshot = download(tmp_path, "org/name", whole)
     assert member(snapshot, "config.json") == snapshot / "config.json"
     assert member(whole, "gone") == whole / "gone"

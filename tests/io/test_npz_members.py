@@ -1,4 +1,4 @@
-"""npz_members: arrays of an .npz file, mapped where they are stored."""
+"""Arrays of an .npz file: stored ones are mapped, compressed ones unpacked."""
 
 import zipfile
 from pathlib import Path
@@ -14,7 +14,7 @@ X = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("x", [X, np.asfortranarray(X), X.astype(np.float16), X[:0], X[0, 0, 0]], ids=str)
-def test_an_array_is_read_as_it_was_written(save, x: np.ndarray, tmp_path: Path) -> None:
+def test_a_written_array_is_read_back(save, x: np.ndarray, tmp_path: Path) -> None:
     save(tmp_path / "a.npz", first=np.ones(5, np.float32), **{"dir/x": x})
     members = read_members(tmp_path / "a.npz")
     assert members["dir/x"].shape == x.shape
@@ -23,15 +23,15 @@ def test_an_array_is_read_as_it_was_written(save, x: np.ndarray, tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
 
 
-def test_a_stored_array_is_mapped_and_a_bfloat16_one_is_bits(tmp_path: Path) -> None:
+def test_a_stored_bfloat16_array_is_mapped_as_uint16(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.arange(5, dtype=np.uint16).view("V2"))
     with read_members(tmp_path / "a.npz")["x"].open(tmp_path) as found:
         np.testing.assert_array_equal(found, np.arange(5, dtype=np.uint16), strict=True)
         assert not found.flags.owndata
 
 
-def test_any_length_of_the_local_extra_field_is_skipped(tmp_path: Path) -> None:
-    """The central directory may have another one."""
+def test_a_local_extra_field_of_any_length_is_skipped(tmp_path: Path) -> None:
+    """The field of the central directory may have another length."""
     np.save(tmp_path / "x.npy", X)
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         info = zipfile.ZipInfo("x.npy")
@@ -41,7 +41,7 @@ def test_any_length_of_the_local_extra_field_is_skipped(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found, X, strict=True)
 
 
-def test_a_name_twice_is_refused(tmp_path: Path) -> None:
+def test_a_repeated_name_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", X)
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.write(tmp_path / "x.npy", "x.npy")
@@ -61,8 +61,8 @@ def test_bytes_that_do_not_fit_the_shape_are_refused(change: int, tmp_path: Path
         read_members(tmp_path / "a.npz")
 
 
-def test_a_negative_size_is_refused(tmp_path: Path) -> None:
-    """Two of them have the product that the bytes fit."""
+def test_negative_sizes_are_refused(tmp_path: Path) -> None:
+    """The product of two negative sizes is positive, so the number of bytes fits."""
     np.save(tmp_path / "x.npy", X[0])
     content = (tmp_path / "x.npy").read_bytes().replace(b"(3, 4), }  ", b"(-3, -4), }")
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
@@ -71,7 +71,7 @@ def test_a_negative_size_is_refused(tmp_path: Path) -> None:
         read_members(tmp_path / "a.npz")
 
 
-def test_a_pickle_is_refused_unopened(tmp_path: Path) -> None:
+def test_a_pickled_array_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.array([{}], object))
     with pytest.raises(BadModel, match=r"'x' is object; weights are float32, float16, or bfloat16 \(\|V2\)"):
         read_members(tmp_path / "a.npz")
@@ -80,7 +80,7 @@ def test_a_pickle_is_refused_unopened(tmp_path: Path) -> None:
 def test_an_encrypted_member_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=X)
     content = bytearray((tmp_path / "a.npz").read_bytes())
-    content[6] |= 1  # the flags of the local header, and of the central directory
+    content[6] |= 1  # flag bit 0, encryption, in the local header and in the central directory
     content[content.index(b"PK\1\2") + 8] |= 1
     (tmp_path / "a.npz").write_bytes(content)
     with pytest.raises(BadModel, match="encrypted"):

@@ -1,4 +1,4 @@
-"""Reading picture files: formats, EXIF orientation, and BadPicture for anything damaged."""
+"""Reading picture files: formats, EXIF orientation, and BadPicture for damaged files."""
 
 import io
 import itertools
@@ -8,6 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
+from pictures import NOISE, encoded, noise, rgb
 from PIL import Image
 
 from npgemma.errors import BadPicture
@@ -16,66 +17,36 @@ from npgemma.io.picture import FORMATS, read_picture
 ORIENTATION = 0x0112  # the EXIF tag
 
 
-def grays(values: list, dtype: type) -> np.ndarray:
-    return np.array([values], dtype)
-
-
-def rgb(image: Image.Image) -> np.ndarray:
-    """The pixels of an image that must be RGB already."""
-    assert image.mode == "RGB"
-    return np.asarray(image)
-
-
-def gray(picture: object) -> list[int]:
-    """The first row of a picture that comes out gray: its three channels must be one."""
-    pixels = rgb(read_picture(picture))
-    assert (pixels == pixels[..., :1]).all()
-    return pixels[0, :, 0].tolist()
-
-
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def noise(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-
-
-NOISE = Image.fromarray(noise(5, 7, 3))
-
-
 # -------------------------------------------------------------------------------------------------------------- formats
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "WEBP"])
-def test_a_lossless_file_gives_its_pixels(kind, tmp_path):
+def test_a_lossless_file_is_read_exactly(kind, tmp_path):
     path = tmp_path / "picture"
     path.write_bytes(encoded(NOISE, kind, **({"lossless": True} if kind == "WEBP" else {})))
     np.testing.assert_array_equal(rgb(read_picture(path)), noise(5, 7, 3), strict=True)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "GIF", "WEBP"])
-def test_a_lossy_file_gives_what_pillow_decodes(kind, tmp_path):
+def test_a_lossy_file_is_read_as_pillow_decodes_it(kind, tmp_path):
     path = tmp_path / "picture"
     path.write_bytes(encoded(NOISE, kind))
     with Image.open(path) as image:
         np.testing.assert_array_equal(rgb(read_picture(path)), np.asarray(image.convert("RGB")), strict=True)
 
 
-def test_the_content_decides_and_not_the_ending(tmp_path):
+def test_the_content_determines_the_format_and_not_the_suffix(tmp_path):
     (tmp_path / "picture.jpg").write_bytes(encoded(NOISE, "PNG"))
     np.testing.assert_array_equal(rgb(read_picture(tmp_path / "picture.jpg")), noise(5, 7, 3), strict=True)
 
 
-def test_a_path_may_be_text(tmp_path):
+def test_a_path_may_be_a_string(tmp_path):
     NOISE.save(tmp_path / "picture.png")
     np.testing.assert_array_equal(rgb(read_picture(str(tmp_path / "picture.png"))), noise(5, 7, 3), strict=True)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP", "PNG"])
-def test_of_several_frames_the_first_is_taken(kind, tmp_path):
+def test_the_first_of_several_frames_is_read(kind, tmp_path):
     frames = [Image.new("RGB", (4, 3), color) for color in ("red", "lime", "blue")]
     options = {"lossless": True} if kind == "WEBP" else {}
     path = tmp_path / "picture"
@@ -88,7 +59,8 @@ def test_of_several_frames_the_first_is_taken(kind, tmp_path):
 # ----------------------------------------------------------------------------------------------------------------- EXIF
 
 
-# The EXIF standard says where the stored row 0 and column 0 belong; so, an upright picture as it would be stored.
+# By orientation: the stored form of an upright picture. The EXIF standard defines each orientation by the sides of the
+# upright picture where row 0 and column 0 of the stored one are.
 STORED = {
     1: lambda upright: upright,  # row 0 at the top, column 0 at the left
     2: lambda upright: upright[:, ::-1],  # top, right
@@ -111,7 +83,7 @@ def oriented(orientation: object, pixels: np.ndarray, kind: str) -> bytes:
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", STORED)
 def test_a_file_is_turned_upright(orientation, kind, tmp_path):
-    """As every viewer shows it: a telephone stores what its sensor saw and says in EXIF how it was held."""
+    """A phone stores the picture as its sensor sees it, and in EXIF how the phone was held."""
     upright = noise(5, 7, 3)
     path = tmp_path / "picture"
     path.write_bytes(oriented(orientation, STORED[orientation](upright), kind))
@@ -119,8 +91,8 @@ def test_a_file_is_turned_upright(orientation, kind, tmp_path):
 
 
 @pytest.mark.parametrize("orientation", STORED)
-def test_a_photograph_is_turned_upright(orientation, tmp_path):
-    """JPEG is lossy, so its own decoding, which ignores the tag, says what is stored."""
+def test_a_jpeg_is_turned_upright(orientation, tmp_path):
+    """JPEG is lossy, so the expected pixels are Pillow's, which ignores the tag."""
     path = tmp_path / "picture.jpg"
     path.write_bytes(oriented(orientation, STORED[orientation](noise(5, 7, 3)), "JPEG"))
     with Image.open(path) as image:
@@ -131,28 +103,28 @@ def test_a_photograph_is_turned_upright(orientation, tmp_path):
 
 
 @pytest.mark.parametrize("orientation", STORED)
-def test_an_image_that_is_handed_over_is_not_turned(orientation):
-    """Whoever opened it may have turned it already; turning twice would be silent."""
+def test_a_pil_image_is_not_turned(orientation):
+    """The caller may have turned it already."""
     stored = STORED[orientation](noise(5, 7, 3))
     with Image.open(io.BytesIO(oriented(orientation, stored, "PNG"))) as image:
         np.testing.assert_array_equal(rgb(read_picture(image)), stored, strict=True)
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
-def test_an_orientation_that_is_none_changes_nothing(orientation, tmp_path):
+def test_an_invalid_orientation_is_ignored(orientation, tmp_path):
     (tmp_path / "picture.png").write_bytes(oriented(orientation, noise(5, 7, 3), "PNG"))
     np.testing.assert_array_equal(rgb(read_picture(tmp_path / "picture.png")), noise(5, 7, 3), strict=True)
 
 
-def test_transparency_and_orientation_together(tmp_path):
+def test_a_transparent_picture_is_turned_upright(tmp_path):
     upright = noise(5, 7, 4)
     (tmp_path / "picture.png").write_bytes(oriented(6, STORED[6](upright), "PNG"))
     np.testing.assert_array_equal(rgb(read_picture(tmp_path / "picture.png")), rgb(read_picture(upright)), strict=True)
 
 
-def test_odd_metadata_beside_the_orientation_does_no_harm(tmp_path):
-    """The tag ImageWidth holding a word: every viewer shows this picture."""
-    tags = [(0x0100, 2, 6, 38), (ORIENTATION, 3, 1, 6 << 16)]  # tag, type, how many, value or where
+def test_invalid_metadata_is_ignored(tmp_path):
+    """The tag ImageWidth contains text. Viewers turn this picture upright."""
+    tags = [(0x0100, 2, 6, 38), (ORIENTATION, 3, 1, 6 << 16)]  # tag, type, count, value or offset
     exif = b"MM\0*" + struct.pack(">LH", 8, len(tags))
     exif += b"".join(struct.pack(">HHLL", *tag) for tag in tags) + bytes(4) + b"hello\0"
     stored = STORED[6](noise(5, 7, 3))
@@ -161,26 +133,26 @@ def test_odd_metadata_beside_the_orientation_does_no_harm(tmp_path):
     assert read_picture(path).size == (7, 5)
 
 
-# ------------------------------------------------------------------------------------------------------ what is damaged
+# ---------------------------------------------------------------------------------------------------- unreadable files
 
 
-def test_a_missing_picture_is_said_to_be_missing(tmp_path):
+def test_a_missing_file_is_reported_as_missing(tmp_path):
     with pytest.raises(BadPicture, match=r"nowhere\.png was not found"):
         read_picture(tmp_path / "nowhere.png")
 
 
-def test_a_folder_is_no_picture(tmp_path):
+def test_a_folder_is_refused(tmp_path):
     with pytest.raises(BadPicture, match="cannot be read"):
         read_picture(tmp_path)
 
 
-def test_a_path_that_cannot_be_one_is_refused():
+def test_an_invalid_path_is_refused():
     for path in ("", "a\0b.png"):
         with pytest.raises(BadPicture):
             read_picture(path)
 
 
-NO_PICTURES = {
+NOT_PICTURES = {
     "empty": b"",
     "text": b"hello world\n",
     "a web page": b"<!DOCTYPE html><html><body>Not Found</body></html>",
@@ -192,8 +164,8 @@ NO_PICTURES = {
 }
 
 
-@pytest.mark.parametrize("content", NO_PICTURES.values(), ids=NO_PICTURES)
-def test_a_file_that_is_no_picture_is_refused_and_named(content, tmp_path):
+@pytest.mark.parametrize("content", NOT_PICTURES.values(), ids=NOT_PICTURES)
+def test_a_file_that_is_not_a_picture_is_named_in_the_error(content, tmp_path):
     path = tmp_path / "picture.png"
     path.write_bytes(content)
     with pytest.raises(BadPicture) as error:
@@ -202,8 +174,8 @@ def test_a_file_that_is_no_picture_is_refused_and_named(content, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["EPS", "PDF", "ICO", "TGA", "PCX", "SGI", "ICNS", "DDS"])
-def test_a_format_off_the_list_is_refused_even_where_pillow_has_it(kind, tmp_path):
-    """EPS would start Ghostscript; of the rest each has been a door into a program before."""
+def test_other_formats_of_pillow_are_refused(kind, tmp_path):
+    """The decoder of EPS starts Ghostscript, and those of rare formats have had security holes."""
     path = tmp_path / "picture.png"
     path.write_bytes(encoded(Image.fromarray(noise(16, 16, 3)), kind))
     with pytest.raises(BadPicture, match=r"picture\.png is not a picture in a format that npgemma reads \(PNG, JPEG"):
@@ -211,8 +183,8 @@ def test_a_format_off_the_list_is_refused_even_where_pillow_has_it(kind, tmp_pat
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
-def test_a_picture_cut_off_is_refused_in_every_format(kind, tmp_path):
-    """Never a picture whose lower half is gray."""
+def test_a_truncated_file_is_refused_in_every_format(kind, tmp_path):
+    """Pillow can be set to fill the missing rows with gray; npgemma must not."""
     assert kind in FORMATS
     whole = encoded(Image.fromarray(noise(40, 30, 3)), kind)
     path = tmp_path / "picture"
@@ -223,15 +195,15 @@ def test_a_picture_cut_off_is_refused_in_every_format(kind, tmp_path):
         assert str(path) in str(error.value)
 
 
-def test_an_image_that_is_handed_over_and_turns_out_to_be_cut_off_is_refused():
-    """Pillow opens a file without reading its pixels; the damage shows when they are asked for."""
+def test_a_pil_image_of_a_truncated_file_is_refused():
+    """Pillow opens a file without reading its pixels, and fails when they are used."""
     whole = encoded(Image.fromarray(noise(40, 30, 3)), "PNG")
     with Image.open(io.BytesIO(whole[: len(whole) // 2])) as image, pytest.raises(BadPicture):
         read_picture(image)
 
 
-def claiming(width: int, height: int) -> bytes:
-    """A PNG that says it has so many pixels, and holds none."""
+def png_without_pixels(width: int, height: int) -> bytes:
+    """A PNG with this size in its header, and without pixels."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">L", len(data)) + name + data + struct.pack(">L", zlib.crc32(name + data))
@@ -241,16 +213,16 @@ def claiming(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("size", [(60_000, 60_000), (89_000_001, 1), (1, 2**31 - 1), (9_434, 9_434)])
-def test_a_picture_too_large_is_refused_before_it_is_unpacked(size, tmp_path):
-    """60,000 x 60,000 pixels are 10 GB from a file of 70 bytes."""
+def test_a_picture_that_is_too_large_is_refused_before_it_is_decompressed(size, tmp_path):
+    """A file of 70 bytes could otherwise allocate 10 GB, for 60,000 x 60,000 pixels."""
     path = tmp_path / "bomb.png"
-    path.write_bytes(claiming(*size))
+    path.write_bytes(png_without_pixels(*size))
     with pytest.raises(BadPicture, match=r"bomb\.png") as error:
         read_picture(path)
     assert "truncated" not in str(error.value)
 
 
-def test_a_picture_of_exactly_the_most_pixels_is_read(tmp_path):
+def test_a_picture_may_have_exactly_max_pixels(tmp_path):
     path = tmp_path / "picture.png"
     NOISE.save(path)
     assert read_picture(path, max_pixels=35).size == (7, 5)
@@ -258,8 +230,8 @@ def test_a_picture_of_exactly_the_most_pixels_is_read(tmp_path):
         read_picture(path, max_pixels=34)
 
 
-def test_a_tiff_whose_data_begins_at_a_fraction_is_refused(tmp_path):
-    """One bit of damage turns the type of StripOffsets, 4, into 5, a rational number."""
+def test_a_tiff_with_a_fractional_data_offset_is_refused(tmp_path):
+    """One inverted bit changes the type of StripOffsets from 4, an integer, to 5, a fraction."""
     raw = bytearray(encoded(Image.fromarray(noise(9, 11)), "TIFF"))
     tag = raw.index(struct.pack("<HH", 273, 4))
     raw[tag + 2] = 5
@@ -269,7 +241,7 @@ def test_a_tiff_whose_data_begins_at_a_fraction_is_refused(tmp_path):
 
 
 def samples() -> list[bytes]:
-    """A small picture in every format and several of their inner forms."""
+    """A small picture in every format, and in several variants of some formats."""
     image, exif = Image.fromarray(noise(9, 11, 3)), Image.Exif()
     exif[ORIENTATION] = 6
     exif[0x010E] = "hello"
@@ -293,6 +265,7 @@ def samples() -> list[bytes]:
 
 
 def damaged(rng: random.Random, content: bytes) -> bytes:
+    """`content` with one to eight random changes: bits or bytes changed, inserted or removed."""
     raw = bytearray(content)
     for _ in range(rng.choice((1, 1, 2, 4, 8))):
         at, kind = rng.randrange(len(raw)), rng.random()
@@ -311,7 +284,7 @@ def damaged(rng: random.Random, content: bytes) -> bytes:
 
 
 def test_400_damaged_pictures_are_refused_or_read(tmp_path):
-    """Seeded, so a failure comes again. Damage to a pixel leaves a picture, so both outcomes occur."""
+    """Seeded, so that a failure is reproducible. Damage to a pixel leaves a readable picture."""
     rng = random.Random(0)
     path = tmp_path / "picture"
     read = 0

@@ -1,50 +1,17 @@
-"""RGB pictures as pixel values: the range, the last bit and the resizing."""
-
-import io
+"""Pixel values of RGB pictures: range, rounding and resizing."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from pictures import noise
 from PIL import Image
 
-from npgemma.io.picture import pixel_values, read_picture
+from npgemma.io.picture import pixel_values
 
-ORIENTATION = 0x0112  # the EXIF tag
-
-
-def grays(values: list, dtype: type) -> np.ndarray:
-    return np.array([values], dtype)
-
-
-def rgb(image: Image.Image) -> np.ndarray:
-    """The pixels of an image that must be RGB already."""
-    assert image.mode == "RGB"
-    return np.asarray(image)
-
-
-def gray(picture: object) -> list[int]:
-    """The first row of a picture that comes out gray: its three channels must be one."""
-    pixels = rgb(read_picture(picture))
-    assert (pixels == pixels[..., :1]).all()
-    return pixels[0, :, 0].tolist()
-
-
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def noise(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-
-
-NOISE = Image.fromarray(noise(5, 7, 3))
-
-# Of a value v = 2 g/255 - 1: the quotient, below 1, is rounded to float32 once, off by up to 2^-25; taking off a half
-# rounds a result below 1/2, by up to 2^-26; dividing by a half doubles both and rounds nothing.
+# The largest error of 2 g/255 - 1: rounding g/255, below 1, to float32 errs by up to 2^-25; subtracting 1/2 gives a
+# result below 1/2 and errs by up to 2^-26; dividing by 1/2 is exact and doubles both errors.
 PIXEL_TOLERANCE = 2 * (2.0**-25 + 2.0**-26)
 
 
@@ -54,14 +21,14 @@ def test_black_is_minus_one_and_white_is_one():
     np.testing.assert_array_equal(values, expected, strict=True)
 
 
-def test_every_gray_is_as_near_to_its_value_as_float32_lets_it_be():
+def test_the_value_of_every_gray_is_exact_to_float32():
     image = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("RGB")
     values = pixel_values([image], 16)[0, 0].ravel().astype(np.float64)
     np.testing.assert_allclose(values, 2 * np.arange(256) / 255 - 1, rtol=0, atol=PIXEL_TOLERANCE, strict=True)
 
 
-def test_the_last_bit_is_that_of_a_float64_product_rounded_once():
-    """Multiplying by a float32 1/255, as one might, gives other last bits: 111 of the 256 grays tell."""
+def test_grays_are_multiplied_in_float64_and_rounded_once():
+    """Multiplying by 1/255 in float32 changes the last bit of 111 of the 256 grays."""
     image = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("RGB")
     unit = np.array([np.float32(g * (1 / 255)) for g in range(256)])
     expected = (unit - np.float32(0.5)) / np.float32(0.5)
@@ -80,8 +47,8 @@ def test_axes_are_picture_channel_row_column():
     np.testing.assert_array_equal(values, expected, strict=True)
 
 
-def test_a_picture_is_squashed_to_the_square_and_nothing_cropped():
-    """A wide picture, its left third red: a third of the square's columns are red, and every row is alike."""
+def test_a_picture_is_resized_to_a_square_without_cropping():
+    """The left third of a wide picture is red, and so is the left third of the square."""
     pixels = np.zeros((20, 90, 3), np.uint8)
     pixels[:, :30, 0] = 255
     red = pixel_values([Image.fromarray(pixels)], 30)[0, 0]
@@ -97,7 +64,7 @@ def cubic(x: float) -> float:
 
 
 def resized(rows: np.ndarray, side: int) -> np.ndarray:
-    """The rows of a picture brought to `side` of them, in 8 bits; the kernel is widened where the picture shrinks."""
+    """A picture resized to `side` rows, in 8 bits; if it shrinks, the kernel is widened."""
     scale = len(rows) / side
     out = np.empty((side, *rows.shape[1:]))
     for i in range(side):
@@ -108,9 +75,9 @@ def resized(rows: np.ndarray, side: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("size", "side"), [(23, 14), (90, 7), (4, 16), (15, 14), (100, 3)])
 def test_pictures_are_resized_by_the_antialiased_cubic_kernel(size, side):
-    """Along one axis at a time: which comes first differs between releases of Pillow, and shows in a few pixels.
+    """One axis at a time: releases of Pillow differ in the axis that they resize first, which changes a few pixels.
 
-    Pillow's weights are whole numbers of 2^-22, so a sum that lies next to a half may be rounded the other way.
+    Pillow's weights are multiples of 2^-22, so a sum close to a half may be rounded the other way.
     """
     tall = noise(size, side, 3)
     expected = resized(tall, side)
@@ -121,13 +88,13 @@ def test_pictures_are_resized_by_the_antialiased_cubic_kernel(size, side):
         assert (found == turned).mean() > 0.99
 
 
-def test_a_picture_of_the_right_size_is_not_touched():
+def test_a_picture_of_the_right_size_is_not_changed():
     values = pixel_values([Image.fromarray(noise(7, 7, 3))], 7)
     back = np.rint((values[0].astype(np.float64) + 1) / 2 * 255).astype(np.uint8).transpose(1, 2, 0)
     np.testing.assert_array_equal(back, noise(7, 7, 3), strict=True)
 
 
-def test_no_pictures_are_an_empty_stack():
+def test_no_pictures_give_an_empty_array():
     assert pixel_values([], 6).shape == (0, 3, 6, 6)
     assert pixel_values([], 6).dtype == np.float32
 
@@ -136,8 +103,8 @@ def test_no_pictures_are_an_empty_stack():
     pixels=hnp.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st.just(3))), side=st.integers(1, 12)
 )
 @settings(max_examples=100)
-def test_pixel_values_lie_in_their_range_and_a_picture_does_not_depend_on_its_neighbours(pixels, side):
-    """Bicubic interpolation overshoots; in 8 bits it is clipped, so nothing leaves -1 .. 1."""
+def test_pixel_values_are_in_range_and_do_not_depend_on_other_pictures(pixels, side):
+    """Bicubic interpolation overshoots, but 8-bit pixels are clipped, so that all values are in -1 .. 1."""
     image = Image.fromarray(pixels)
     values = pixel_values([image], side)
     assert values.shape == (1, 3, side, side)

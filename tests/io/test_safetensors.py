@@ -16,15 +16,13 @@ from npgemma.errors import BadModel
 from npgemma.io.safetensors import open_file, open_folder
 from npgemma.layers.bits import pack
 
-INDEX = "model.safetensors.index.json"
-
 
 def entry(shape: list, start: int, end: int, dtype: str = "F32") -> dict:
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
 
 
 def file(header: object, data: bytes = b"", length: int | None = None) -> bytes:
-    """A safetensors file by hand: 8 bytes of header length, the header (as JSON unless it is bytes), the data."""
+    """The content of a safetensors file: the length of the header in 8 bytes, the header (bytes, or JSON), the data."""
     raw = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(raw) if length is None else length) + raw + data
 
@@ -37,7 +35,7 @@ MALFORMED = {
     "empty file": b"",
     "one byte": b"\0",
     "seven bytes": GOOD[:7],
-    "length alone": GOOD[:8],
+    "only the header length": GOOD[:8],
     "header of length 0": bytes(8),
     "header longer than the file": file(GOOD_HEADER, length=10_000),
     "header one byte longer than the file": file({}, length=3),
@@ -48,8 +46,8 @@ MALFORMED = {
     "a web page": b"<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>\n",
     "a git-lfs pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12\n",
     "a zip archive": b"PK\x03\x04" + bytes(100),
-    "header no UTF-8": file(b'{"\xff":' + json.dumps(entry([0], 0, 0)).encode() + b"}"),
-    "header no JSON": file(b"hello world"),
+    "header not UTF-8": file(b'{"\xff":' + json.dumps(entry([0], 0, 0)).encode() + b"}"),
+    "header not JSON": file(b"hello world"),
     "header cut off": file(b'{"a":{"dtype":"F32"'),
     "header a list": file([]),
     "header a string": file("a"),
@@ -59,16 +57,16 @@ MALFORMED = {
     "words after the header": file(json.dumps(GOOD_HEADER).encode() + b" x", bytes(40)),
     "NaN in the header": file(b'{"a":{"dtype":"F32","shape":[NaN],"data_offsets":[0,4]}}', bytes(4)),
     "integer of 5,000 digits": file(b'{"a":{"dtype":"F32","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,4]}}'),
-    "nested 100,000 deep": file(DEEP),
-    "one name twice": file(
+    "100,000 nested lists": file(DEEP),
+    "a repeated name": file(
         json.dumps({"a": entry([1], 0, 4)})[:-1].encode() + b"," + json.dumps({"a": entry([1], 4, 8)})[1:].encode(),
         bytes(8),
     ),
-    "one name twice, the same place": file(
+    "a repeated name with the same offsets": file(
         json.dumps({"a": entry([1], 0, 4)})[:-1].encode() + b"," + json.dumps({"a": entry([1], 0, 4)})[1:].encode(),
         bytes(4),
     ),
-    "dtype twice": file(b'{"a":{"dtype":"F32","dtype":"F16","shape":[1],"data_offsets":[0,4]}}', bytes(4)),
+    "a repeated dtype": file(b'{"a":{"dtype":"F32","dtype":"F16","shape":[1],"data_offsets":[0,4]}}', bytes(4)),
     "entry a list": file({"a": [1]}),
     "entry null": file({"a": None}),
     "no dtype": file({"a": {"shape": [1], "data_offsets": [0, 4]}}, bytes(4)),
@@ -79,9 +77,9 @@ MALFORMED = {
     "lower-case dtype": file({"a": entry([1], 0, 4, "f32")}, bytes(4)),
     "dtype null": file({"a": entry([1], 0, 4, None)}, bytes(4)),
     "two tensors overlap": file({"a": entry([2], 0, 8), "b": entry([2], 4, 12)}, bytes(12)),
-    "two tensors in one place": file({"a": entry([2], 0, 8), "b": entry([2], 0, 8)}, bytes(8)),
-    "a hole between tensors": file({"a": entry([1], 0, 4), "b": entry([1], 8, 12)}, bytes(12)),
-    "a hole at the front": file({"a": entry([1], 4, 8)}, bytes(8)),
+    "two tensors with the same offsets": file({"a": entry([2], 0, 8), "b": entry([2], 0, 8)}, bytes(8)),
+    "a gap between tensors": file({"a": entry([1], 0, 4), "b": entry([1], 8, 12)}, bytes(12)),
+    "a gap before the first tensor": file({"a": entry([1], 4, 8)}, bytes(8)),
     "bytes after the last tensor": file(GOOD_HEADER, bytes(41)),
     "last byte missing": file(GOOD_HEADER, bytes(39)),
     "no data": file(GOOD_HEADER),
@@ -102,14 +100,14 @@ MALFORMED = {
     "shape a number": file({"a": entry(1, 0, 4)}, bytes(4)),
     "shape whose product overflows": file({"a": entry([1 << 40, 1 << 40], 0, 4)}, bytes(4)),
     "shape whose product wraps to its size": file({"a": entry([1 << 63, 2, 1], 0, 0)}),
-    "nothing of 2**63 rows": file({"a": entry([0, 1 << 63], 0, 0)}),
-    "nothing of 2**63 - 1 rows": file({"a": entry([0, (1 << 63) - 1], 0, 0)}),
+    "an empty tensor of 2**63 rows": file({"a": entry([0, 1 << 63], 0, 0)}),
+    "an empty tensor of 2**63 - 1 rows": file({"a": entry([0, (1 << 63) - 1], 0, 0)}),
     "65 axes": file({"a": entry([1] * 65, 0, 4)}, bytes(4)),
 }
 
 
 @pytest.mark.parametrize("content", MALFORMED.values(), ids=MALFORMED)
-def test_a_malformed_file_is_bad_model_and_is_named(content, tmp_path):
+def test_a_malformed_file_is_named_in_the_error(content, tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
     with pytest.raises(BadModel) as error:
@@ -118,8 +116,8 @@ def test_a_malformed_file_is_bad_model_and_is_named(content, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["F64", "I64", "I32", "U32", "U16", "I8", "U8", "BOOL", "F8_E4M3"])
-def test_a_dtype_that_no_paligemma_has_is_refused_with_the_tensors_name(dtype, tmp_path):
-    """Quantised weights read as if they were numbers would answer nonsense."""
+def test_an_unsupported_dtype_is_refused_with_the_name_of_the_tensor(dtype, tmp_path):
+    """Quantised weights, read as plain numbers, would give wrong answers."""
     size = {"F64": 8, "I64": 8, "I32": 4, "U32": 4, "U16": 2}.get(dtype, 1)
     path = tmp_path / "model.safetensors"
     path.write_bytes(file({"text.q": entry([1], 0, size, dtype)}, bytes(size)))
@@ -129,8 +127,8 @@ def test_a_dtype_that_no_paligemma_has_is_refused_with_the_tensors_name(dtype, t
         open_file(path)
 
 
-def test_a_tensor_name_cannot_steer_a_terminal_from_an_error(tmp_path):
-    """The format allows any text as a name, escape sequences too; a message says them written out."""
+def test_an_error_escapes_control_characters_in_a_tensor_name(tmp_path):
+    """The format allows any text as a name, even escape sequences of a terminal."""
     path = tmp_path / "model.safetensors"
     path.write_bytes(file({"\x1b[2J\n": entry([1], 0, 1, "U8")}, bytes(1)))
     with pytest.raises(BadModel) as error:
@@ -139,8 +137,8 @@ def test_a_tensor_name_cannot_steer_a_terminal_from_an_error(tmp_path):
     assert str(error.value).isprintable()
 
 
-def test_a_file_cut_off_anywhere_is_refused(tmp_path):
-    """A download that stopped: at no length do the tensors that are whole come back, nor zeros for the rest."""
+def test_a_file_truncated_at_any_byte_is_refused(tmp_path):
+    """An interrupted download must not give its complete tensors, nor zeros for the others."""
     path = tmp_path / "model.safetensors"
     for length in range(len(GOOD)):
         path.write_bytes(GOOD[:length])
@@ -151,7 +149,7 @@ def test_a_file_cut_off_anywhere_is_refused(tmp_path):
     assert open_file(path).keys() == {"a", "b"}
 
 
-def test_a_checkpoint_cut_off_at_the_end_of_any_tensor_is_refused(tmp_path):
+def test_a_checkpoint_truncated_after_any_tensor_is_refused(tmp_path):
     folder = tiny.write_folder(tmp_path)
     path = folder / "model.safetensors"
     whole = path.read_bytes()
@@ -164,19 +162,19 @@ def test_a_checkpoint_cut_off_at_the_end_of_any_tensor_is_refused(tmp_path):
             open_folder(folder)
 
 
-def test_a_missing_file_is_said_to_be_missing(tmp_path):
+def test_a_missing_file_is_reported_as_missing(tmp_path):
     with pytest.raises(BadModel, match=r"model\.safetensors is missing"):
         open_folder(tmp_path)
 
 
-def test_a_folder_in_a_files_place_is_refused(tmp_path):
+def test_a_folder_in_place_of_the_file_is_refused(tmp_path):
     (tmp_path / "model.safetensors").mkdir()
     with pytest.raises(BadModel, match=r"model\.safetensors is not a valid safetensors file"):
         open_folder(tmp_path)
 
 
 def mutated(rng: random.Random, content: bytes, header: int) -> bytes:
-    """`content` with one to three bits flipped, bytes replaced, cut, repeated or left out, mostly in its header."""
+    """`content` with one to three random changes, mostly in its header: bits or bytes changed, inserted or removed."""
     raw = bytearray(content)
     for _ in range(rng.choice((1, 1, 2, 3))):
         at = rng.randrange(header if rng.random() < 0.7 else len(content)) % max(1, len(raw))
@@ -194,13 +192,13 @@ def mutated(rng: random.Random, content: bytes, header: int) -> bytes:
             raw[at:at] = raw[other : other + rng.randrange(60)]
         else:
             del raw[at : at + rng.randrange(1, 20)]
-    if rng.random() < 0.7 and len(raw) >= 8:  # a length that fits lets the damage through to the header's own checks
+    if rng.random() < 0.7 and len(raw) >= 8:  # a correct header length, so that the header is parsed
         raw[:8] = max(0, header - 8 + len(raw) - len(content)).to_bytes(8, "little")
     return bytes(raw)
 
 
-def test_1500_damaged_files_give_bad_model_or_tensors_that_can_be_read(tmp_path):
-    """Seeded, so a failure comes again. Both outcomes occur: damage to a number or a name leaves a usable file."""
+def test_1500_damaged_files_are_refused_or_give_readable_tensors(tmp_path):
+    """Seeded, so that a failure is reproducible. Damage to a number or a name leaves a readable file."""
     source, path = tmp_path / "source.safetensors", tmp_path / "damaged.safetensors"
     tensors = {"a.weight": np.arange(6.0).reshape(2, 3), "b": np.ones(5), "c": np.zeros((0, 4)), "d": np.array(3.0)}
     tiny.save({name: x.astype(np.float32) for name, x in tensors.items()}, source)
@@ -223,23 +221,23 @@ def test_1500_damaged_files_give_bad_model_or_tensors_that_can_be_read(tmp_path)
 @pytest.mark.parametrize(
     ("dtype", "expected"), [("float32", np.float32), ("float16", np.float16), ("bfloat16", np.uint16)]
 )
-def test_tensors_come_back_as_they_were_stored(dtype, expected, tmp_path):
-    """bfloat16 comes as its bits; nothing is widened when a file is opened."""
+def test_tensors_are_returned_as_they_are_stored(dtype, expected, tmp_path):
+    """bfloat16 is returned as uint16 bits, and is not converted to float32."""
     x = np.array([[0.0, -0.0, 1.5], [-2.25, 2.0**-14, 384.0]], np.float32)
-    tiny.save({"x": x, "nothing": np.zeros((3, 0), np.float32)}, tmp_path / "f", dtype)
+    tiny.save({"x": x, "empty": np.zeros((3, 0), np.float32)}, tmp_path / "f", dtype)
     found = open_file(tmp_path / "f")
-    assert {name: y.shape for name, y in found.items()} == {"x": (2, 3), "nothing": (3, 0)}
+    assert {name: y.shape for name, y in found.items()} == {"x": (2, 3), "empty": (3, 0)}
     assert {y.dtype for y in found.values()} == {np.dtype(expected)}
     stored = pack(x) if dtype == "bfloat16" else x.astype(expected)
-    assert found["x"].tobytes() == stored.tobytes()  # to the sign of zero
+    assert found["x"].tobytes() == stored.tobytes()  # even the sign of zero
 
 
-def test_a_scalar_and_a_tensor_without_a_name_are_tensors(tmp_path):
+def test_a_tensor_may_be_a_scalar_and_have_an_empty_name(tmp_path):
     (tmp_path / "f").write_bytes(file({"": entry([], 0, 4)}, struct.pack("<f", 0.5)))
     np.testing.assert_array_equal(open_file(tmp_path / "f")[""], np.array(0.5, np.float32), strict=True)
 
 
-def test_metadata_is_no_tensor_and_padding_is_allowed(tmp_path):
+def test_metadata_is_not_a_tensor_and_padding_is_allowed(tmp_path):
     header = {"__metadata__": {"format": "pt"}, "x": entry([1], 0, 4)}
     (tmp_path / "f").write_bytes(file(json.dumps(header).encode() + b"     ", struct.pack("<f", 2.5)))
     found = open_file(tmp_path / "f")
@@ -249,18 +247,18 @@ def test_metadata_is_no_tensor_and_padding_is_allowed(tmp_path):
 
 @pytest.mark.parametrize("padding", range(4))
 def test_a_tensor_may_begin_at_any_byte(padding, tmp_path):
-    """The format aligns nothing: a header of odd length moves all that follows it."""
+    """The format does not align tensors: the length of the header can be any number."""
     header = json.dumps({"x": entry([2], 0, 8)}).encode() + b" " * padding
     (tmp_path / "f").write_bytes(file(header, struct.pack("<2f", 1.0, -3.0)))
     np.testing.assert_array_equal(open_file(tmp_path / "f")["x"], np.array([1.0, -3.0], np.float32), strict=True)
 
 
-def test_tensors_are_views_of_a_map_of_their_file(tmp_path):
+def test_tensors_are_views_of_a_memory_map_of_their_file(tmp_path):
     path = tiny.write_folder(tmp_path) / "model.safetensors"
     for x in open_folder(tmp_path).values():
         mapped = x
         while not isinstance(mapped, np.memmap):
-            assert mapped.base is not None, "a copy: nothing that it is a view of is a memory map"
+            assert mapped.base is not None, "a copy, not a view of a memory map"
             mapped = mapped.base
         assert mapped.filename == path
         assert np.shares_memory(x, mapped)
@@ -268,25 +266,25 @@ def test_tensors_are_views_of_a_map_of_their_file(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("shards", [1, 3])
-def test_a_file_that_cannot_be_mapped_is_read(shards, dtype, tmp_path, monkeypatch):
-    """Some network drives and FUSE file systems have no maps: the same tensors come, in memory."""
+def test_a_file_that_cannot_be_mapped_is_read_into_memory(shards, dtype, tmp_path, monkeypatch):
+    """Some network drives and FUSE file systems do not support memory maps."""
     tiny.write_folder(tmp_path, dtype=dtype, shards=shards)
-    mapped, asked = open_folder(tmp_path), []
+    mapped, attempts = open_folder(tmp_path), []
 
     def refuse(path, *_):
-        asked.append(path)
+        attempts.append(path)
         raise OSError(errno.ENODEV, "No such device")
 
     monkeypatch.setattr(np, "memmap", refuse)
     read = open_folder(tmp_path)
-    assert len(asked) == shards
+    assert len(attempts) == shards
     assert read.keys() == mapped.keys()
     for name, x in mapped.items():
         np.testing.assert_array_equal(read[name], x, strict=True)
         assert not np.shares_memory(read[name], x)
 
 
-def test_the_file_cannot_be_written_through_a_tensor(tmp_path):
+def test_tensors_are_read_only(tmp_path):
     before = tiny.write_folder(tmp_path).joinpath("model.safetensors").read_bytes()
     for x in open_folder(tmp_path).values():
         assert not x.flags.writeable
@@ -295,8 +293,8 @@ def test_the_file_cannot_be_written_through_a_tensor(tmp_path):
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
-def test_opening_reads_none_of_the_weights(tmp_path):
-    """A sparse file that claims 256 MB of zeros costs no memory to open."""
+def test_opening_a_file_does_not_read_the_weights(tmp_path):
+    """A sparse file of 256 MB is opened in less than 1 MB of memory."""
     size = 1 << 28
     with (tmp_path / "f").open("wb") as opened:
         opened.write(file({"x": entry([size // 4], 0, size)}))
@@ -311,9 +309,9 @@ def test_opening_reads_none_of_the_weights(tmp_path):
     assert peak < 1_000_000
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows refuses to replace a file that is mapped")
-def test_a_checkpoint_that_is_replaced_leaves_the_tensors_as_they_were(tmp_path):
-    """Downloaders and package managers put a new file in the old one's place; the map keeps the old one."""
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot replace a mapped file")
+def test_replacing_the_file_does_not_change_its_open_tensors(tmp_path):
+    """Downloaders replace files by new ones; the memory map keeps the old file."""
     path = tmp_path / "model.safetensors"
     tiny.save({"x": np.full(1000, 2.0, np.float32)}, path)
     x = open_file(path)["x"]

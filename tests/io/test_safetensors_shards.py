@@ -1,4 +1,4 @@
-"""Sharded models: the index decides, and can only name files in the model's folder."""
+"""Sharded models: an index names the shards, which must be files in the model's folder."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ INDEX = "model.safetensors.index.json"
 
 
 def shards(folder: Path, weight_map: object, **files: list[str]) -> Path:
-    """A folder with an index that says `weight_map`, and of each file the named tensors."""
+    """A folder with an index that contains `weight_map`, and with files of the named tensors."""
     folder.mkdir(exist_ok=True)
     for name, tensors in files.items():
         tiny.save({each: np.ones(2, np.float32) for each in tensors}, folder / f"{name}.safetensors")
@@ -23,7 +23,7 @@ def shards(folder: Path, weight_map: object, **files: list[str]) -> Path:
     return folder
 
 
-def test_shards_are_put_together(tmp_path):
+def test_the_tensors_of_all_shards_are_returned(tmp_path):
     tiny.write_folder(tmp_path / "one")
     tiny.write_folder(tmp_path / "three", shards=3)
     whole, parts = open_folder(tmp_path / "one"), open_folder(tmp_path / "three")
@@ -78,8 +78,8 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=repr)
-def test_a_shard_that_is_no_plain_file_name_is_refused_even_where_it_exists(name, tmp_path):
-    """An index comes with the model; whatever it names outside the folder is not the model's to read."""
+def test_a_shard_that_is_not_a_plain_file_name_is_refused_even_if_it_exists(name, tmp_path):
+    """An index must not make npgemma read files outside the model's folder."""
     folder = shards(tmp_path / "model", {"x": name}, inside=["x"])
     (folder / "sub").mkdir()
     for place in (tmp_path / "outside.safetensors", folder / "sub" / "inside.safetensors"):
@@ -91,14 +91,14 @@ def test_a_shard_that_is_no_plain_file_name_is_refused_even_where_it_exists(name
 
 
 @pytest.mark.parametrize("name", ["inside.safetensors", "model-00001-of-00002.safetensors", "a_b.c-1.safetensors"])
-def test_the_names_that_tools_write_are_accepted(name, tmp_path):
+def test_a_plain_file_name_is_accepted(name, tmp_path):
     folder = shards(tmp_path, {"x": name})
     tiny.save({"x": np.ones(2, np.float32)}, folder / name)
     assert open_folder(folder).keys() == {"x"}
 
 
 @pytest.mark.parametrize("weight_map", [None, {}, [], ["a.safetensors"], "a.safetensors", 0, 5, True], ids=repr)
-def test_a_weight_map_that_is_none_is_refused(weight_map, tmp_path):
+def test_an_invalid_weight_map_is_refused(weight_map, tmp_path):
     shards(tmp_path, weight_map, a=["x"])
     with pytest.raises(BadModel, match=r"model\.safetensors\.index\.json: weight_map is missing or empty"):
         open_folder(tmp_path)
@@ -111,14 +111,14 @@ def test_an_index_without_a_weight_map_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"weight_map": {"x": "a.safetensors", "x": "b.safetensors"}}', "\xff"])
-def test_a_damaged_index_is_refused_and_named(content, tmp_path):
-    """A name listed twice would be read from whichever shard came last."""
+def test_a_damaged_index_is_named_in_the_error(content, tmp_path):
+    """A repeated name is damage: a JSON parser would silently use the last shard."""
     (tmp_path / INDEX).write_text(content, "latin-1")
     with pytest.raises(BadModel, match=r"model\.safetensors\.index\.json"):
         open_folder(tmp_path)
 
 
-def test_a_shard_that_is_not_there_is_named(tmp_path):
+def test_a_missing_shard_is_named(tmp_path):
     shards(tmp_path, {"x": "a.safetensors", "y": "b.safetensors"}, a=["x"])
     with pytest.raises(BadModel, match=r"b\.safetensors is missing"):
         open_folder(tmp_path)
@@ -142,9 +142,9 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path):
         open_folder(tmp_path)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows asks for a privilege to make symbolic links")
-def test_a_folder_of_the_hugging_face_cache_opens(tmp_path):
-    """There, what is named model.safetensors is a link to ../../blobs/<hash>."""
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows requires a privilege for symbolic links")
+def test_a_snapshot_of_the_hugging_face_cache_can_be_opened(tmp_path):
+    """Its model.safetensors is a link to ../../blobs/<hash>."""
     snapshot = tmp_path / "snapshots" / "0123456789"
     snapshot.mkdir(parents=True)
     (tmp_path / "blobs").mkdir()
@@ -153,8 +153,8 @@ def test_a_folder_of_the_hugging_face_cache_opens(tmp_path):
     assert open_folder(snapshot).keys() == {"x"}
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows asks for a privilege to make symbolic links")
-def test_a_link_to_nothing_is_missing(tmp_path):
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows requires a privilege for symbolic links")
+def test_a_broken_link_is_a_missing_file(tmp_path):
     (tmp_path / "model.safetensors").symlink_to("../../blobs/gone")
     with pytest.raises(BadModel, match=r"model\.safetensors is missing"):
         open_folder(tmp_path)

@@ -17,7 +17,7 @@ from npgemma.io.system_memory import (
 )
 
 MB, GB = 10**6, 10**9
-LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's files, and limits of the address space")
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has these files and limits")
 
 # --------------------------------------------------------------------------------------------------------------- sizes
 
@@ -74,7 +74,7 @@ def test_sizes_are_shown_in_gigabytes():
     assert found == ["0.00 GB", "0.01 GB", "1.23 GB", "12.00 GB"]
 
 
-# -------------------------------------------------------------------------------------------------------- kernel files
+# ------------------------------------------------------------------------------------------------- memory of processes
 
 MEMINFO = "MemTotal:       16000000 kB\nMemFree:         1000000 kB\nMemAvailable:    9000000 kB\nBuffers:   1 kB\n"
 STAT = "anon 3000000000\nfile 4000000000\nkernel 5\nanon_thp 7\n"
@@ -84,7 +84,7 @@ GROUP = "sys/fs/cgroup"
 
 @pytest.fixture
 def kernel(tmp_path) -> Callable[..., Path]:
-    """kernel(path=content, ...): a root folder with these files of a kernel and no others."""
+    """kernel({path: content}) adds files of a kernel to a root folder, and returns the folder."""
 
     def write(files: dict[str, str]) -> Path:
         for path, content in files.items():
@@ -95,7 +95,7 @@ def kernel(tmp_path) -> Callable[..., Path]:
     return write
 
 
-def test_a_value_of_the_kernel_is_the_number_after_its_whole_name(kernel):
+def test_kernel_value_is_the_number_after_the_complete_name(kernel):
     path = kernel({"meminfo": MEMINFO}) / "meminfo"
     assert kernel_value(path, "MemAvailable:", 1024) == 9_000_000 * 1024
     assert kernel_value(path, "MemTotal:", 1) == 16_000_000
@@ -104,18 +104,18 @@ def test_a_value_of_the_kernel_is_the_number_after_its_whole_name(kernel):
 
 
 @LINUX
-def test_the_machine_has_its_available_memory_and_not_its_free_memory(kernel):
+def test_machine_memory_is_the_available_and_not_the_free_memory(kernel):
     assert machine_memory(kernel({"proc/meminfo": MEMINFO})) == 9_000_000 * 1024
     assert machine_memory(kernel({"proc/meminfo": MEMINFO.replace("MemAvailable", "MemOther")})) is None
 
 
-def test_a_container_has_its_limit_minus_its_anonymous_memory(kernel):
-    """Page cache is freed when memory is needed."""
+def test_container_memory_is_the_limit_minus_anonymous_memory(kernel):
+    """Page cache does not count, because it is freed when memory is needed."""
     assert container_memory(kernel({f"{GROUP}/memory.max": "8000000000\n", f"{GROUP}/memory.stat": STAT})) == 5 * GB
 
 
-def test_the_control_group_of_the_process_counts_in_either_version(kernel):
-    """As Slurm, systemd and older Docker make them; the smallest amount counts."""
+def test_container_memory_includes_control_groups_of_both_versions(kernel):
+    """Slurm, systemd and older Docker create such groups. The result is the smallest amount."""
     own = "4:memory:/jobs/7\n0::/user/app\n"
     second = {f"{GROUP}/user/app/memory.max": "6000000000\n", f"{GROUP}/user/app/memory.stat": STAT}
     assert container_memory(kernel({"proc/self/cgroup": own} | second)) == 3 * GB
@@ -137,13 +137,13 @@ def test_the_control_group_of_the_process_counts_in_either_version(kernel):
     ],
     ids=["no control group", "no limit", "no statistics", "no anonymous memory", "no limit file", "an empty limit"],
 )
-def test_a_container_without_a_limit_is_unknown(files, kernel):
+def test_container_memory_without_a_limit_is_unknown(files, kernel):
     assert container_memory(kernel({f"{GROUP}/{name}": content for name, content in files.items()})) is None
 
 
 @LINUX
-def test_a_process_has_its_limit_minus_its_address_space(kernel, monkeypatch):
-    """Mapped weights are part of the address space already."""
+def test_address_space_is_the_limit_minus_the_space_in_use(kernel, monkeypatch):
+    """Mapped weights are part of the space in use, and do not count."""
     import resource
 
     root = kernel({"proc/self/status": STATUS})
@@ -155,13 +155,13 @@ def test_a_process_has_its_limit_minus_its_address_space(kernel, monkeypatch):
     assert address_space(0, root) is None
 
 
-def test_without_the_resource_module_the_limit_is_unknown(monkeypatch):
+def test_address_space_without_the_resource_module_is_unknown(monkeypatch):
     monkeypatch.setitem(sys.modules, "resource", None)  # importing it fails, as on Windows
     assert address_space() is None
 
 
 @LINUX
-def test_the_smallest_known_amount_is_available(kernel, monkeypatch):
+def test_available_memory_is_the_smallest_known_amount(kernel, monkeypatch):
     import resource
 
     unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
@@ -184,5 +184,5 @@ def test_the_smallest_known_amount_is_available(kernel, monkeypatch):
 
 
 @LINUX
-def test_this_machine_has_some_memory_available():
+def test_this_machine_has_available_memory():
     assert 0 < available_memory() <= kernel_value(Path("/proc/meminfo"), "MemTotal:", 1024)

@@ -1,4 +1,4 @@
-"""Masks land on their boxes by the two rules, and what is encoded is the object that was there."""
+"""Masks: the two rules that paste a mask into its box, and encoding a mask as an object."""
 
 import numpy as np
 import pytest
@@ -11,8 +11,8 @@ from npgemma.tasks.objects import Box, DetectedObject
 INSIDE, OUTSIDE = np.ones((64, 64), np.float32), -np.ones((64, 64), np.float32)
 
 
-def test_a_mask_fills_its_box_and_nothing_else() -> None:
-    """Edges cut down by the one rule, rounded by the other."""
+def test_a_full_mask_fills_exactly_its_box() -> None:
+    """The hard rule rounds edges down, the soft rule to the nearest pixel."""
     box = Box("x", 2.7, 1.2, 6.6, 5.0)
     hard, soft = paste_hard(INSIDE, box, 10, 8), paste_soft(INSIDE, box, 10, 8)
     assert hard.shape == soft.shape == (8, 10)
@@ -24,19 +24,19 @@ def test_a_mask_fills_its_box_and_nothing_else() -> None:
     np.testing.assert_array_equal(soft, expected, strict=True)
 
 
-def test_a_mask_of_nothing_pastes_nothing() -> None:
+def test_an_empty_mask_pastes_nothing() -> None:
     box = Box("x", 0, 0, 10, 8)
     assert not paste_hard(OUTSIDE, box, 10, 8).any()
     assert not paste_soft(OUTSIDE, box, 10, 8).any()
 
 
 @pytest.mark.parametrize("box", [Box("x", 5, 5, 5, 9), Box("x", 9, 2, 3, 6), Box("x", 4, 7, 8, 7)])
-def test_a_box_without_an_inside_pastes_nothing(box: Box) -> None:
+def test_an_empty_box_pastes_nothing(box: Box) -> None:
     assert not paste_hard(INSIDE, box, 10, 10).any()
     assert not paste_soft(INSIDE, box, 10, 10).any()
 
 
-def test_halves_stay_halves() -> None:
+def test_half_a_mask_fills_half_of_its_box() -> None:
     left = np.where(np.arange(64) < 32, 1, -1).astype(np.float32) * np.ones((64, 1), np.float32)
     hard = paste_hard(left, Box("x", 0, 0, 20, 10), 20, 10)
     assert hard[:, :9].all()
@@ -47,7 +47,7 @@ def test_halves_stay_halves() -> None:
     assert ((soft > 0) & (soft < 1)).any()
 
 
-def test_values_beyond_the_range_are_clipped() -> None:
+def test_mask_values_out_of_range_are_clipped() -> None:
     assert paste_soft(INSIDE * 7, Box("x", 0, 0, 4, 4), 4, 4).max() == 1
     assert paste_soft(OUTSIDE * 7, Box("x", 0, 0, 4, 4), 4, 4).min() == 0
 
@@ -61,7 +61,7 @@ def test_objects_without_codes_have_no_mask() -> None:
     assert object_masks(p, objects[:1], 30, 20) == []
 
 
-def test_an_encoded_object_has_the_box_of_its_mask() -> None:
+def test_an_encoded_object_has_the_bounding_box_of_its_mask() -> None:
     mask = np.zeros((50, 100), bool)
     mask[10:25, 40:100] = True
     found = encode_object(random_codec(), "cat", mask)
@@ -70,7 +70,7 @@ def test_an_encoded_object_has_the_box_of_its_mask() -> None:
     assert len(found.codes) == 16
 
 
-def test_an_encoding_depends_on_the_shape_and_not_on_where_it_is() -> None:
+def test_codes_depend_on_the_shape_of_a_mask_and_not_on_its_position() -> None:
     p = random_codec()
     disc = (np.add.outer(np.arange(-10, 10) ** 2, np.arange(-10, 10) ** 2) < 90).astype(bool)
     codes = []
@@ -82,6 +82,6 @@ def test_an_encoding_depends_on_the_shape_and_not_on_where_it_is() -> None:
     assert codes[0] != codes[2]
 
 
-def test_a_mask_without_a_pixel_is_no_object() -> None:
+def test_a_mask_of_zeros_cannot_be_encoded() -> None:
     with pytest.raises(ValueError, match="0 everywhere"):
         encode_object(random_codec(), "cat", np.zeros((5, 5), bool))

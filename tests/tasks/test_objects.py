@@ -1,4 +1,4 @@
-"""Objects and boxes: written and parsed."""
+"""Objects and boxes: parsing and writing answers."""
 
 import string
 
@@ -23,7 +23,7 @@ def test_locations_are_1024ths_and_not_1023rds():
     assert parse_boxes(locations(0, 0, 1023, 512) + " x", 1000, 100) == [Box("x", 0.0, 0.0, 500.0, 99.90234375)]
 
 
-def test_several_boxes_come_in_the_order_they_were_written():
+def test_boxes_are_in_the_order_of_the_text():
     text = f"{locations(0, 0, 512, 512)} cat ; {locations(512, 0, 1023, 512)} big dog ; {locations(1, 2, 3, 4)} cat"
     assert [box.label for box in parse_boxes(text, 8, 8)] == ["cat", "big dog", "cat"]
     assert [box.y0 for box in parse_boxes(text, 1024, 1024)] == [0, 512, 1]
@@ -46,12 +46,12 @@ def test_several_boxes_come_in_the_order_they_were_written():
         (" ; ", ""),
     ],
 )
-def test_a_label_runs_to_the_next_separator_and_its_blanks_go(after, label):
+def test_a_label_ends_at_a_separator_and_is_stripped(after, label):
     (box,) = parse_boxes(locations(1, 2, 3, 4) + after, 1024, 1024)
     assert box == Box(label, 2.0, 1.0, 4.0, 3.0)
 
 
-def test_text_around_boxes_is_no_box():
+def test_text_around_boxes_is_ignored():
     text = f"I see: {locations(1, 2, 3, 4)} cat ; and that is all"
     assert [box.label for box in parse_boxes(text, 1024, 1024)] == ["cat"]
 
@@ -71,17 +71,17 @@ def test_text_around_boxes_is_no_box():
         "<seg001><seg002><seg003><seg004> cat",
     ],
 )
-def test_what_is_no_whole_box_is_none(text):
+def test_an_incomplete_or_malformed_box_is_ignored(text):
     assert parse_boxes(text, 1024, 1024) == []
 
 
 @pytest.mark.parametrize("last", ["1024", "9999", "\u0660\u0660\u0660\u0661"])
-def test_what_is_no_location_token_is_none(last):
-    """There are 1,024; a model can spell others out in letters, and they would lie outside of the picture."""
+def test_a_number_that_is_not_a_location_token_is_ignored(last):
+    """There are 1,024 tokens, but a model can generate other numbers character by character."""
     assert parse_boxes(f"<loc0001><loc0002><loc0003><loc{last}> cat", 1024, 1024) == []
 
 
-def test_an_answer_that_was_cut_off_gives_the_boxes_that_were_whole():
+def test_a_truncated_answer_gives_its_complete_boxes():
     first, second = f"{locations(1, 2, 3, 4)} cat", f" ; {locations(5, 6, 7, 8)}"
     text = first + second + " do"
     for length in range(len(text) + 1):
@@ -99,8 +99,8 @@ BINS = st.integers(0, 1023)
     width=st.integers(1, 5000),
     height=st.integers(1, 5000),
 )
-def test_boxes_that_are_written_out_are_read_back(boxes, width, height):
-    """Exactly: bin times side is a whole number, and dividing it by 1024 rounds nothing."""
+def test_boxes_in_a_text_are_parsed_exactly(boxes, width, height):
+    """bin * side is a whole number, and dividing it by 1024 is exact."""
     text = " ; ".join(f"{locations(*bins)} {label}" for *bins, label in boxes)
     expected = [
         Box(label, x0 * width / 1024, y0 * height / 1024, x1 * width / 1024, y1 * height / 1024)
@@ -110,7 +110,7 @@ def test_boxes_that_are_written_out_are_read_back(boxes, width, height):
 
 
 @given(text=st.text(st.sampled_from("<>loc0123456789; \nab"), max_size=80))
-def test_no_text_makes_it_fail_and_no_label_holds_a_separator(text):
+def test_parse_boxes_accepts_any_text_and_labels_contain_no_separator(text):
     for box in parse_boxes(text, 7, 9):
         assert not set(box.label) & set(";<")
         assert box.label == box.label.strip()
@@ -135,13 +135,13 @@ SIXTEEN = tuple(range(0, 128, 8))
     ],
 )
 def test_an_object_has_sixteen_codes_or_none(between: str, codes: tuple[int, ...], label: str) -> None:
-    """Before the label, and all there: fewer are an answer that was cut off."""
+    """The codes precede the label. Fewer than sixteen are the end of a truncated answer."""
     (found,) = parse_objects(locations(1, 2, 3, 4) + between)
     assert found == DetectedObject(label, (1, 2, 3, 4), codes)
 
 
-def test_the_bins_may_be_1023_to_a_side() -> None:
-    """As big_vision writes them; 1023 is then the far edge itself."""
+def test_a_side_may_be_divided_into_1023_bins() -> None:
+    """As in big_vision, where bin 1023 is the right or bottom edge."""
     text = locations(0, 0, 1023, 1023) + " x"
     assert parse_boxes(text, 640, 480, bins=1023) == [Box("x", 0, 0, 640, 480)]
     assert parse_boxes(text, 1024, 1024) == [Box("x", 0, 0, 1023, 1023)]
@@ -159,20 +159,19 @@ def test_the_bins_may_be_1023_to_a_side() -> None:
     ),
     around=st.sampled_from(["", "I see: ", "\n", "<eos>", "<seg001>"]),
 )
-def test_objects_that_are_written_are_read_back(objects, around) -> None:
-    """Also from ids: the tokenizer keeps locations and codes, and its words come back as they were."""
+def test_written_objects_are_parsed_back(objects, around) -> None:
     text = write_objects(objects)
     assert parse_objects(around + text) == objects
 
 
-def test_objects_are_read_from_ids_as_from_text() -> None:
+def test_objects_are_parsed_from_decoded_ids() -> None:
     tokenizer = npgemma.load().tokenizer
-    things = [DetectedObject("red circle", (1, 2, 3, 4), SIXTEEN), DetectedObject("blue star", (5, 6, 7, 8))]
-    assert parse_objects(tokenizer.decode(tokenizer.encode(write_objects(things)))) == things
+    objects = [DetectedObject("red circle", (1, 2, 3, 4), SIXTEEN), DetectedObject("blue star", (5, 6, 7, 8))]
+    assert parse_objects(tokenizer.decode(tokenizer.encode(write_objects(objects)))) == objects
 
 
 @given(text=st.text(st.sampled_from("<>locseg0123456789; \nab"), max_size=80))
-def test_no_text_makes_parsing_fail(text: str) -> None:
+def test_parse_objects_accepts_any_text(text: str) -> None:
     for found in parse_objects(text):
         assert all(0 <= each < 1024 for each in found.bins)
         assert len(found.codes) in (0, 16)

@@ -7,7 +7,7 @@ from npgemma.tasks.prompts import OCR_PROMPT, answer_prompt, caption_prompt, det
 
 
 def test_prompts_are_those_that_paligemma_was_trained_with():
-    """Without the newline, which the processor adds."""
+    """The processor adds the final newline."""
     assert caption_prompt() == "caption en"
     assert caption_prompt("de") == "caption de"
     assert answer_prompt("where is the cow?") == "answer en where is the cow?"
@@ -18,6 +18,6 @@ def test_prompts_are_those_that_paligemma_was_trained_with():
 
 
 @pytest.mark.parametrize("labels", [[], [""], [" "], ["cat", "\t\n"], ["cat;dog"], ["cat ; dog"], [";"]])
-def test_things_to_detect_that_the_prompt_cannot_say_are_refused(labels):
+def test_invalid_labels_are_refused(labels):
     with pytest.raises(BadPrompt, match="give one or more labels"):
         detect_prompt(labels)
