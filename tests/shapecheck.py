@@ -81,12 +81,12 @@ def array_checker(kind: str, axes: str) -> Checker:
     wanted = [(name, int(name) if name.isdigit() else None) for name in names]
 
     def check(value: Any, letters: Letters) -> None:
-        if type(value) is not np.ndarray and not isinstance(value, np.ndarray | np.generic | Slot):
-            raise ShapeError(f"is a {type(value).__name__}, not an array")
-        if isinstance(value, Slot):
-            if value.shape is None:
+        if type(value) is not np.ndarray:  # the usual case first: this runs for every array of every call
+            if not isinstance(value, np.ndarray | np.generic | Slot):
+                raise ShapeError(f"is a {type(value).__name__}, not an array")
+            if isinstance(value, Slot) and value.shape is None:
                 return
-        elif value.dtype.char not in dtypes:
+        if type(value) is not Slot and value.dtype.char not in dtypes:
             raise ShapeError(f"is {value.dtype}, annotated {kind}")
         shape = sizes = value.shape
         if leading and len(shape) >= len(names) - 1:
@@ -213,10 +213,13 @@ def checked(function: Callable) -> Callable:
     def checking(*args: Any, **kwargs: Any) -> Any:
         letters: Letters = {}
         for i, name, check_one, where in arguments:
-            if i < len(args):
-                located(check_one, args[i], letters, where)
-            elif name in kwargs:
-                located(check_one, kwargs[name], letters, where)
+            try:
+                if i < len(args):
+                    check_one(args[i], letters)
+                elif name in kwargs:
+                    check_one(kwargs[name], letters)
+            except ShapeError as error:
+                raise error.within(where) from None
         returned = function(*args, **kwargs)
         if of_result:
             located(of_result, returned, letters, f"{title}: the result")

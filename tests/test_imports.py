@@ -4,7 +4,7 @@ import ast
 import functools
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -66,23 +66,26 @@ def package() -> dict[str, str]:
     return {".".join(path.relative_to(ROOT).with_suffix("").parts): path.read_text("utf-8") for path in files}
 
 
-def imported(module: str, source: str) -> Iterator[str]:
+@functools.cache
+def imported(module: str, source: str) -> list[str]:
     """The dotted names that a module imports, anywhere in it; `from a import b` is `a.b`.
 
     Imports under `if TYPE_CHECKING` never run and are left out.
     """
+    names = []
     waiting: list[ast.AST] = [ast.parse(source)]
     while waiting:
         node = waiting.pop()
         if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
             waiting += node.orelse
         elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             home = [*module.split(".")[: -node.level]] if node.level else []
-            yield from (".".join([*home, *filter(None, [node.module]), alias.name]) for alias in node.names)
+            names += [".".join([*home, *filter(None, [node.module]), alias.name]) for alias in node.names]
         else:
             waiting += ast.iter_child_nodes(node)
+    return names
 
 
 def part_and_module(name: str, known: Mapping[str, str]) -> tuple[str, str]:

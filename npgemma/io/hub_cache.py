@@ -83,4 +83,4 @@ def known(home: Path) -> str:
     refs = home / "refs"
     names = [ref.relative_to(refs).as_posix() for ref in sorted(refs.rglob("*")) if ref.is_file()]
     names += [each.name for each in sorted((home / "snapshots").glob("*")) if each.is_dir()]
-    return f"cached revisions: {', '.join(names[:10])}" if names else "no revision of it is cached"
+    return f"cached revisions: {', '.join(names[:10])}" if names else "it has no cached revision"

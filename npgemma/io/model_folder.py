@@ -29,7 +29,7 @@ def find_model(name: str | Path | None) -> Path:
         raise not_found(name, f"no such folder, no such {SUFFIX} file")
     if not (folder / "config.json").exists() and (folder / ADAPTER_CONFIG).exists():
         raise BadModel(
-            f"{folder} is a LoRA adapter, not a model; give the model that it was trained on, and this as its adapter"
+            f"{folder} is a LoRA adapter, not a model; load the model that it was trained on, with this as its adapter"
         )
     return folder
 

@@ -29,7 +29,7 @@ PIECE = 1 << 20  # bytes that are read at once
 
 @dataclass(frozen=True)
 class Member:
-    """One array of an .npz file; nothing of it is read yet but its header."""
+    """One array of an .npz file; only its header has been read."""
 
     path: Path
     info: zipfile.ZipInfo
@@ -40,7 +40,7 @@ class Member:
     def open(self, folder: Path) -> Iterator[Array]:
         """The array, mapped: from the archive, or from a temporary file in `folder` if it is compressed.
 
-        BadModel if its bytes do not have the checksum that the archive says.
+        BadModel if its bytes do not match the checksum in the archive.
         """
         if self.info.compress_type == zipfile.ZIP_STORED:
             start = stored_at(self.path, self.info)
@@ -79,14 +79,14 @@ class Member:
 
 
 def read_members(path: Path) -> dict[str, Member]:
-    """The arrays of an .npz file, by name. BadModel if it is missing, damaged, or holds anything but floats."""
+    """The arrays of an .npz file, by name. BadModel if it is missing, damaged, or contains anything but floats."""
     try:
         with zipfile.ZipFile(path) as archive:
             return dict(described(path, archive))
     except FileNotFoundError:
         raise BadModel(f"{path} is missing; give the .npz file of a model") from None
     except DAMAGE as error:
-        raise BadModel(f"{path} is not a usable .npz file of weights: {str(error) or 'it is cut short'}") from None
+        raise BadModel(f"{path} is not a usable .npz file of weights: {str(error) or 'it is truncated'}") from None
 
 
 def described(path: Path, archive: zipfile.ZipFile) -> Iterator[tuple[str, Member]]:
@@ -95,7 +95,7 @@ def described(path: Path, archive: zipfile.ZipFile) -> Iterator[tuple[str, Membe
     for info in archive.infolist():
         name = info.filename.removesuffix(".npy")
         if name in seen:
-            raise ValueError(f"it holds {name!r} twice")
+            raise ValueError(f"it contains {name!r} twice")
         seen.add(name)
         with archive.open(info) as file:
             shape, _, dtype = read_header(file)
@@ -116,7 +116,7 @@ def read_header(file: IO[bytes]) -> tuple[Any, Any, Any]:
 
 
 def stored_at(path: Path, info: zipfile.ZipInfo) -> int:
-    """Where the bytes of a stored member begin: behind its local header, whose extra field may have any length."""
+    """Where the bytes of a stored member begin: after its local header, whose extra field may have any length."""
     with path.open("rb") as file:
         file.seek(info.header_offset)
         header = file.read(LOCAL_HEADER)

@@ -20,7 +20,7 @@ import npgemma
 from npgemma.commands.cli import main
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="Windows has other signals, terminals and limits")
-JOBS, ERRORS = 200, 6
+JOBS, ERRORS = 100, 6
 
 
 class Run:
@@ -39,8 +39,8 @@ class Run:
         lines[40]["prompt"] = "<image><image>"
         lines[59] = "broken"
         del lines[70]["prompt"]
-        lines[90]["image"] = 90
-        (folder / "101.png").write_bytes(b"not a picture")
+        lines[80]["image"] = 80
+        (folder / "91.png").write_bytes(b"not a picture")
         write_jobs(self.path, *lines)
         status, _ = self.run(folder / "whole.jsonl")
         assert status == 1
@@ -90,7 +90,7 @@ def test_a_batch_killed_five_times_has_one_correct_line_for_every_job(many, tmp_
     """By SIGKILL: once while the process starts, then after some results and a moment more."""
     rng, out = Random(1), tmp_path / "out.jsonl"
     kept = [[]]
-    for moment in (None, *(rng.randint(1, 40) for _ in range(4))):
+    for moment in (None, *(rng.randint(1, 20) for _ in range(4))):
         with many.start(out, "--in-flight", rng.choice((1, 3, 8))) as process:
             if moment is None:
                 time.sleep(rng.uniform(0.05, 0.4))

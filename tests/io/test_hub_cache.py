@@ -172,7 +172,7 @@ def test_a_commit_that_is_not_cached_is_refused(cache, small):
 def test_an_empty_repository_has_no_revisions(cache):
     """A failed download leaves an empty folder."""
     repository(cache, REPO).mkdir()
-    with pytest.raises(BadModel, match="not at revision 'main'; no revision of it is cached"):
+    with pytest.raises(BadModel, match="not at revision 'main'; it has no cached revision"):
         snapshot(REPO, "main", "config.json")
 
 

@@ -147,7 +147,7 @@ def test_an_adapter_is_not_a_model(has_config, here):
         (here / "both" / "config.json").write_text("{}")
         assert find_model("both") == Path("both")
     else:
-        with pytest.raises(BadModel, match="both is a LoRA adapter, not a model; give the model"):
+        with pytest.raises(BadModel, match="both is a LoRA adapter, not a model; load the model"):
             find_model("both")
 
 

@@ -47,7 +47,7 @@ def test_a_repeated_name_is_refused(tmp_path: Path) -> None:
         archive.write(tmp_path / "x.npy", "x.npy")
         with pytest.warns(UserWarning, match="Duplicate"):
             archive.write(tmp_path / "x.npy", "x.npy")
-    with pytest.raises(BadModel, match="holds 'x' twice"):
+    with pytest.raises(BadModel, match="contains 'x' twice"):
         read_members(tmp_path / "a.npz")
 
 
