@@ -218,7 +218,7 @@ def refused(capsys, *arguments: object) -> str:
 
 
 def test_refusals_are_one_sentence(loud, tmp_path, capsys):
-    assert "is a LoRA adapter, not a model; give the model that it was trained on" in refused(capsys, "-m", loud)
+    assert "is a LoRA adapter, not a model; load the model that it was trained on" in refused(capsys, "-m", loud)
     assert f"adapter {tmp_path / 'gone'} was not found: there is no such folder" in refused(
         capsys, "--adapter", tmp_path / "gone"
     )
