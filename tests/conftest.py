@@ -1,5 +1,7 @@
 """For every test: annotations are checked, floating-point errors raise, and hypothesis draws the same examples."""
 
+import signal
+
 import hypothesis
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ hypothesis.settings.register_profile("npgemma", derandomize=True, deadline=None)
 
 def pytest_configure() -> None:
     """Before any test module is imported, so that the functions it imports by name are the checked ones."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in a shell's background job; processes inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     hypothesis.settings.load_profile("npgemma")
     shapecheck.install()
 
