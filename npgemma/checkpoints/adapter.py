@@ -17,9 +17,10 @@ import numpy as np
 
 from npgemma.checkpoints.paligemma import saved_name
 from npgemma.errors import BadModel
-from npgemma.io.model_folder import ADAPTER_CONFIG, member
+from npgemma.io.model_folder import member
 from npgemma.io.safetensors import open_file
 from npgemma.io.strict_json import Section, read_json
+from npgemma.io.unusable import ADAPTER_CONFIG
 from npgemma.layers.bits import widened
 from npgemma.layers.packed import BLOCK, row_blocks
 from npgemma.layers.shapes import Array, Float

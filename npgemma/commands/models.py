@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,8 @@ from npgemma.commands.flags import AddParser
 from npgemma.commands.output import as_json, printable
 from npgemma.errors import BadModel
 from npgemma.io.digests import Verified, verify_files
-from npgemma.io.model_folder import find_model, folder_of
+from npgemma.io.model_folder import SUFFIX, find_model, folder_of
+from npgemma.io.safetensors import weight_files
 from npgemma.io.system_memory import available_memory, size
 from npgemma.io.tokenizers import TOKENIZER, read_tokenizer
 from npgemma.layers.tree import leaves
@@ -44,6 +45,7 @@ class Inspected(NamedTuple):
     """The facts about a model, by their names in JSON."""
 
     folder: str
+    weight_files: Sequence[str]
     parameters: int
     stored_as: Mapping[str, int]
     bytes: int
@@ -82,6 +84,7 @@ def inspect(model: Path, config: PaliGemmaConfig) -> Inspected:
 
     return Inspected(
         folder=str(folder),
+        weight_files=[file.name for file in weight_files(model)],
         parameters=parameters,
         stored_as=dict(stored),
         bytes=mapped,
@@ -107,6 +110,7 @@ def described(found: Inspected, config: PaliGemmaConfig) -> Iterator[str]:
     key_heads = f"{t.num_attention_heads} query and {t.num_key_value_heads} key heads of {t.head_dim}"
     yield printable(found.folder)
     yield f"weights    {found.parameters:,} parameters, {found.bytes:,} bytes in {', '.join(found.stored_as)}"
+    yield f"files      {', '.join(map(printable, found.weight_files))}"
     yield f"picture    {v.image_size} x {v.image_size} pixels, {v.num_patches} tokens"
     heads = f"{v.num_attention_heads} heads of {v.head_dim}"
     yield f"vision     {v.num_hidden_layers} layers, width {v.hidden_size}, {heads}"
@@ -128,12 +132,15 @@ def run_verify(a: argparse.Namespace) -> int:
         files.append(file)
         if a.format == "text":
             print(f"{STATUS[file.genuine]:<8}  {file.sha256}  {printable(file.name)}", flush=True)
-    infinite, error = verify_weights(model)
+    infinite, error, used = verify_weights(model)
+    unused = [file.name for file in files if file.name.endswith(SUFFIX) and file.name not in used] if used else []
     if a.format == "json":
         found = {"folder": str(folder_of(model)), "files": [file._asdict() for file in files]}
-        print(as_json(found | {"not_finite": infinite, "error": error}))
+        print(as_json(found | {"weight_files": used, "not_finite": infinite, "error": error}))
     elif error is None:
         print(f"weights   {'not finite: ' + ', '.join(map(printable, infinite)) if infinite else 'all finite'}")
+        if unused:
+            print(f"not used  {', '.join(map(printable, unused))}")
     if error is not None:
         print(f"npgemma: {printable(error)}", file=sys.stderr)
     damaged = [printable(file.name) for file in files if file.genuine is False]
@@ -143,9 +150,10 @@ def run_verify(a: argparse.Namespace) -> int:
     return 1 if damaged or infinite or error is not None else 0
 
 
-def verify_weights(model: Path) -> tuple[list[str], str | None]:
-    """The names of the tensors with NaN or infinity, and the error if the weights cannot be read."""
+def verify_weights(model: Path) -> tuple[list[str], str | None, list[str]]:
+    """The tensors with NaN or infinity, the error if the weights cannot be read, and the files that they are in."""
     try:
-        return not_finite(read_tensors(model, read_config(folder_of(model)))), None
+        used = [file.name for file in weight_files(model)]
+        return not_finite(read_tensors(model, read_config(folder_of(model)))), None, used
     except BadModel as error:
-        return [], str(error)
+        return [], str(error), []

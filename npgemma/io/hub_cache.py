@@ -45,11 +45,17 @@ def is_repo_id(name: str) -> bool:
 def snapshot(repo: str, revision: str, *needed: str) -> Path | None:
     """The folder of a cached repository at a revision (branch, tag or commit); None if the repository is not cached.
 
-    BadModel if the revision is not cached, or if its snapshot contains none of the files `needed`.
+    BadModel as for `snapshot_in`.
     """
     home = cache_folder() / f"models--{repo.replace('/', '--')}"
-    if not os.path.isdir(home):
-        return None
+    return snapshot_in(home, repo, revision, *needed) if os.path.isdir(home) else None
+
+
+def snapshot_in(home: Path, repo: str, revision: str, *needed: str) -> Path:
+    """The folder of a revision of the repository in `home`.
+
+    BadModel if the revision is not cached, or if its snapshot contains none of the files `needed`.
+    """
     commit = revision if COMMIT.fullmatch(revision) else read_ref(home, repo, revision)
     folder = home / "snapshots" / commit
     if not folder.is_dir():

@@ -1,14 +1,20 @@
 """Find a model by name, and the files that belong to it. Nothing is ever downloaded."""
 
 import os
+import re
 from pathlib import Path
 
 from npgemma.errors import BadModel
-from npgemma.io.hub_cache import cache_folder, is_repo_id, snapshot
+from npgemma.io.hub_cache import cache_folder, is_repo_id, snapshot, snapshot_in
+from npgemma.io.unusable import ADAPTER_CONFIG, file_report, repo_name
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "tiny"
 SUFFIX = ".safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
+SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+# org/name and a revision in the address of a model's page, or of a file of it.
+HUB_URL = re.compile(
+    r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([^/?#]+/[^/?#]+)(?:/(?:tree|blob|resolve)/([^/?#]+))?"
+)
 
 
 def find_model(name: str | Path | None) -> Path:
@@ -21,6 +27,8 @@ def find_model(name: str | Path | None) -> Path:
         return EMBEDDED
     path = Path(name)
     if path.suffix == SUFFIX and os.path.isfile(path):
+        if SHARD.search(path.stem):
+            raise BadModel(f"{path} is one of several files of a model; give their folder, {path.parent}")
         return path
     folder = find_folder(name, "config.json", ADAPTER_CONFIG)
     if folder is None and str(name) == "tiny":
@@ -46,15 +54,23 @@ def find_folder(name: str | Path, *needed: str) -> Path | None:
     """An existing folder, or a snapshot in the Hugging Face cache with one of the files `needed`; None if not found."""
     path = Path(name)
     if os.path.isdir(path):  # unlike Path.is_dir, False for a name that no folder can have
-        return path
+        in_cache = path.name.startswith("models--") and (path / "snapshots").is_dir()
+        return snapshot_in(path, repo_name(path.name), "main", *needed) if in_cache else path
     if os.path.exists(path):
-        raise BadModel(f"{path} is neither a folder nor a {SUFFIX} file; give the folder that contains {needed[0]}")
+        raise BadModel(file_report(path, needed[0]))
     repo, _, revision = str(name).partition("@")
     return snapshot(repo, revision or "main", *needed) if is_repo_id(repo) else None
 
 
 def not_found(name: str | Path, tried: str, kind: str = "") -> BadModel:
     """The error for a name that matches nothing: what was tried, and what would help."""
+    url = HUB_URL.match(str(name))
+    if url:
+        repo, revision = url.groups()
+        as_name = repo + (f"@{revision}" if revision and revision != "main" else "")
+        raise BadModel(
+            f"{name} is a URL; npgemma does not download models: run 'hf download {repo}', then give {as_name}"
+        )
     repo, _, _ = str(name).partition("@")
     hint = f"; npgemma does not download models: run 'hf download {repo}' first" if is_repo_id(repo) else ""
     cache = f"no such repository in the Hugging Face cache {cache_folder()}"

@@ -15,9 +15,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from npgemma.errors import BadModel
-from npgemma.io.hub_cache import is_unfinished
 from npgemma.io.model_folder import member
 from npgemma.io.strict_json import read_json
+from npgemma.io.unusable import WEIGHTS, folder_report, foreign_kind, listed
 from npgemma.layers.shapes import Array
 
 INDEX = "model.safetensors.index.json"
@@ -41,13 +41,33 @@ def open_with_metadata(
             header = json.loads(file.read(length), object_pairs_hook=unique_keys)
         data = mapped(path)[8 + length :]
     except FileNotFoundError:
-        unfinished = path.parent.parent.name == "snapshots" and is_unfinished(path.parents[2])
-        raise BadModel(f"{path} is missing{': the download is incomplete' if unfinished else ''}") from None
-    except (OSError, ValueError, SafetensorError) as error:
-        hint = "the download may be incomplete, or the file may be a git-lfs pointer"
-        raise BadModel(f"{path} is not a valid safetensors file ({error}); {hint}") from None
+        raise BadModel(folder_report(path.parent, path.name)) from None
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        kind = foreign_kind(path)
+        if kind:
+            raise BadModel(f"{path} is {kind}") from None
+        raise BadModel(f"{path} is not a valid safetensors file: {reason(error)}; download or save it again") from None
     metadata = header.pop("__metadata__", {})
     return {name: tensor(data, entry, dtypes, f"{path}: tensor {name!r}") for name, entry in header.items()}, metadata
+
+
+# What the library says of a damaged file, and what that means.
+REASONS = {
+    "header too small": "it has fewer than 8 bytes",
+    "header too large": "its first 8 bytes do not give the length of a header",
+    "invalid header length": "it ends before its header does",
+    "not fully covered": "its length is not that of its tensors, so it is cut short or has bytes too many",
+    "UTF-8": "its header is not text",
+    "invalid JSON": "its header is not a list of tensors",
+    "offset": "the places of its tensors do not fit their shapes, or each other",
+}
+
+
+def reason(error: Exception) -> str:
+    """Why a file cannot be read, without the words of the library."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return next((meaning for text, meaning in REASONS.items() if text in str(error)), str(error))
 
 
 def mapped(path: Path) -> Array:
@@ -78,11 +98,15 @@ def tensor(data: Array, entry: Mapping[str, Any], dtypes: Mapping[str, np.dtype[
 
 
 def weight_files(model: Path) -> list[Path]:
-    """The files that `open_model` maps, without the missing ones."""
+    """The files that `open_model` maps, without the missing ones.
+
+    As in transformers, a folder's weights are model.safetensors if it exists, else the shards that the index names.
+    """
     if not model.is_dir():
         return [model]
-    shards = set(weight_map(model).values()) or {"model.safetensors"}
-    return [path for shard in sorted(shards) if (path := member(model, shard)).exists()]
+    whole = member(model, WEIGHTS)
+    files = [whole] if whole.exists() else [member(model, shard) for shard in sorted(set(weight_map(model).values()))]
+    return [path for path in files if path.exists()]
 
 
 def open_model(model: Path) -> dict[str, Array]:
@@ -91,17 +115,24 @@ def open_model(model: Path) -> dict[str, Array]:
 
 
 def open_folder(folder: Path) -> dict[str, Array]:
-    """All tensors of a model folder: model.safetensors, or the shards that model.safetensors.index.json names."""
-    shard_of = weight_map(folder)
+    """All tensors of a model folder: those of `weight_files`. BadModel if one is missing or does not fit the index."""
+    whole = member(folder, WEIGHTS)
+    shard_of = {} if whole.exists() else weight_map(folder)
     if not shard_of:
-        return open_file(member(folder, "model.safetensors"))
-    shards = {shard: open_file(member(folder, shard)) for shard in sorted(set(shard_of.values()))}
+        return open_file(whole)
+    paths = {shard: member(folder, shard) for shard in sorted(set(shard_of.values()))}
+    gone = [shard for shard, path in paths.items() if not path.exists()]
+    if gone:
+        raise BadModel(folder_report(folder, listed(gone)))
     tensors: dict[str, Array] = {}
-    for shard, found in shards.items():
-        listed = {name for name, its_shard in shard_of.items() if its_shard == shard}
-        if listed != found.keys():
-            missing, extra = sorted(listed - found.keys()), sorted(found.keys() - listed)
-            differences = f"only in the index: {missing[:10]}, only in the file: {extra[:10]}"
+    for shard, path in paths.items():
+        found = open_file(path)
+        names = {name for name, its_shard in shard_of.items() if its_shard == shard}
+        if names != found.keys():
+            missing, extra = sorted(names - found.keys()), sorted(found.keys() - names)
+            differences = "; ".join(
+                f"only in the {where}: {listed(some)}" for where, some in (("index", missing), ("file", extra)) if some
+            )
             raise BadModel(f"{folder / INDEX} and {shard} list different tensors; {differences}")
         tensors |= found
     return tensors

@@ -7,23 +7,39 @@ from pathlib import Path
 from typing import Any
 
 from npgemma.errors import BadModel
+from npgemma.io.unusable import folder_report, foreign_kind
 
 MAX_JSON_BYTES = 10_000_000
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. BadModel for anything else, a large file, a repeated key or an infinite number."""
+    """The object in a JSON file. BadModel for anything else, a large file, a repeated key or an infinite number.
+
+    If the file is missing, the error says what its folder holds instead.
+    """
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ValueError(f"the file is larger than {MAX_JSON_BYTES // 1_000_000} MB")
         content = parse_json(path.read_bytes())
     except FileNotFoundError:
-        raise BadModel(f"{path} is missing: a model folder needs it") from None
+        raise BadModel(folder_report(path.parent, path.name)) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise BadModel(f"{path} cannot be read as JSON: {error}") from None
+        kind = foreign_kind(path)
+        raise BadModel(f"{path} is {kind}" if kind else f"{path} cannot be read as JSON: {reason(error)}") from None
     if not isinstance(content, dict):
         raise BadModel(f"{path} contains a JSON {type(content).__name__}, not an object")
     return content
+
+
+def reason(error: Exception) -> str:
+    """Why a JSON text cannot be read, without the words of the parser."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"line {error.lineno}, column {error.colno} is not valid JSON"
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start} is not UTF-8 text"
+    if isinstance(error, RecursionError):
+        return "its objects are nested too deeply"
+    return getattr(error, "strerror", None) or str(error)
 
 
 def parse_json(text: bytes) -> Any:

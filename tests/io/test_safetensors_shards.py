@@ -126,19 +126,19 @@ def test_a_missing_shard_is_named(tmp_path):
 
 def test_a_tensor_that_is_listed_but_not_stored_is_named(tmp_path):
     shards(tmp_path, {"x": "a.safetensors", "y": "a.safetensors"}, a=["x"])
-    with pytest.raises(BadModel, match=r"a\.safetensors list .*; only in the index: \['y'\], only in the file: \[\]"):
+    with pytest.raises(BadModel, match=r"a\.safetensors list .*; only in the index: y$"):
         open_folder(tmp_path)
 
 
 def test_a_tensor_that_is_stored_but_not_listed_is_named(tmp_path):
     shards(tmp_path, {"x": "a.safetensors"}, a=["x", "y"])
-    with pytest.raises(BadModel, match=r"a\.safetensors list .*; only in the index: \[\], only in the file: \['y'\]"):
+    with pytest.raises(BadModel, match=r"a\.safetensors list .*; only in the file: y$"):
         open_folder(tmp_path)
 
 
 def test_a_tensor_in_two_shards_is_refused(tmp_path):
     shards(tmp_path, {"x": "a.safetensors", "y": "b.safetensors"}, a=["x"], b=["x", "y"])
-    with pytest.raises(BadModel, match=r"b\.safetensors list .*; only in the index: \[\], only in the file: \['x'\]"):
+    with pytest.raises(BadModel, match=r"b\.safetensors list .*; only in the file: x$"):
         open_folder(tmp_path)
 
 
