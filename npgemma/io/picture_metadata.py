@@ -1,0 +1,173 @@
+"""Metadata that cannot be read must not cost a picture: container formats say which segments are not pixels.
+
+Each walk follows the rules of its format, and gives the segments of a file with what each is: PIXELS for everything
+that the pixels depend on, EXIF and XMP for what may say how the picture is turned, OTHER for the rest.
+"""
+
+import io
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from typing import IO
+
+PIXELS, EXIF, XMP, OTHER = "pixels", "exif", "xmp", "other"
+# What is kept besides the pixels, tried in this order where a whole file cannot be read.
+KEPT = ((EXIF, XMP), (EXIF,), (XMP,), ())
+
+Segments = Iterator[tuple[str, bytes]]
+
+PNG = b"\x89PNG\r\n\x1a\n"
+PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+WEBP_METADATA = {b"EXIF": (EXIF, 0x08), b"XMP ": (XMP, 0x04), b"ICCP": (OTHER, 0x20)}
+# The tags of a TIFF that say where its pixels are and what they mean, and the one that turns it upright.
+TIFF_PIXELS = {
+    *(254, 255, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325),
+    *(332, 333, 334, 336, 338, 339, 340, 341, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532),
+}
+ORIENTATION = 274
+TIFF_TYPES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
+
+
+def without_metadata(content: bytes) -> Iterator[bytes]:
+    """A file's content with less and less metadata; nothing for formats that have no walk here."""
+    last = content
+    for kept in KEPT:
+        found = strip(content, kept)
+        if found not in (None, last):
+            last = found
+            yield found
+
+
+def strip(content: bytes, kept: tuple[str, ...]) -> bytes | None:
+    """The pixels of a file and the `kept` kinds of metadata; None if its format has no walk."""
+    if content[:4] in (b"II*\0", b"MM\0*"):
+        return strip_tiff(content, EXIF in kept)
+    for magic, walk in WALKS.items():
+        if content.startswith(magic):
+            whole = b"".join(data for kind, data in walk(content) if kind == PIXELS or kind in kept)
+            return webp_header(whole, kept) if magic == b"RIFF" else whole
+    return None
+
+
+def png_segments(content: bytes) -> Segments:
+    """A PNG's chunks: length, name, data, CRC. A lower-case first letter means that a decoder may leave it out."""
+    yield PIXELS, PNG
+    at = len(PNG)
+    while at + 8 <= len(content):
+        length, name = struct.unpack_from(">L4s", content, at)
+        chunk = content[at : at + 12 + length]
+        at += 12 + length
+        if name in PNG_PIXELS or not name[0] & 0x20:
+            yield PIXELS, chunk
+        elif name == b"eXIf" or chunk[8:].startswith(b"Raw profile type exif\0"):
+            yield EXIF, chunk
+        else:
+            yield XMP if chunk[8:].startswith(b"XML:com.adobe.xmp\0") else OTHER, chunk
+        if name == b"IEND":
+            return
+
+
+def jpeg_segments(content: bytes) -> Segments:
+    """A JPEG's segments up to its first scan, and the rest as one."""
+    yield PIXELS, content[:2]
+    at = 2
+    while at + 4 <= len(content):
+        start, marker, length = struct.unpack_from(">BBH", content, at)
+        if start != 0xFF or marker in (0x00, 0xFF):  # bytes between segments, which decoders skip
+            at += 1
+            continue
+        if marker == 0xDA:
+            break
+        segment = content[at : at + 2 + length]
+        at += 2 + length
+        yield jpeg_kind(marker, segment[4:]), segment
+    yield PIXELS, content[at:]
+
+
+def jpeg_kind(marker: int, data: bytes) -> str:
+    """What a segment of a JPEG is. The decoder itself reads those of JFIF and Adobe, if they are long enough."""
+    decoded = (marker == 0xE0 and data[:5] == b"JFIF\0" and len(data) >= 14) or (
+        marker == 0xEE and data[:5] == b"Adobe" and len(data) >= 12
+    )
+    if decoded or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
+        return PIXELS
+    if marker == 0xE1:
+        return EXIF if data.startswith(b"Exif\0\0") else XMP
+    return OTHER
+
+
+def webp_segments(content: bytes) -> Segments:
+    """A WebP's chunks: name, length, data, and a zero byte after an odd length."""
+    yield PIXELS, content[:12]
+    at = 12
+    while at + 8 <= len(content):
+        name, length = struct.unpack_from("<4sL", content, at)
+        end = at + 8 + length + length % 2
+        yield WEBP_METADATA[name][0] if name in WEBP_METADATA else PIXELS, content[at:end]
+        at = end
+
+
+def webp_header(content: bytes, kept: tuple[str, ...]) -> bytes:
+    """A WebP whose header states its new length, and the flags of the metadata that it still has."""
+    raw = bytearray(content)
+    raw[4:8] = struct.pack("<L", len(raw) - 8)
+    if raw[12:16] == b"VP8X" and len(raw) > 20:
+        raw[20] &= ~sum(flag for kind, flag in WEBP_METADATA.values() if kind not in kept)
+    return bytes(raw)
+
+
+def gif_segments(content: bytes) -> Segments:
+    """A GIF's blocks. Comments, texts and extensions of applications are no pixels; a graphic control is."""
+    (flags,) = content[10:11] or b"\0"
+    at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+    yield PIXELS, content[:at]
+    while content[at : at + 1] == b"\x21":
+        end = at + 2
+        while end < len(content) and content[end]:
+            end += 1 + content[end]
+        yield PIXELS if content[at + 1 : at + 2] == b"\xf9" else OTHER, content[at : end + 1]
+        at = end + 1
+    yield PIXELS, content[at:]
+
+
+WALKS: dict[bytes, Callable[[bytes], Segments]] = {
+    PNG: png_segments,
+    b"\xff\xd8\xff": jpeg_segments,
+    b"RIFF": webp_segments,
+    b"GIF8": gif_segments,
+}
+
+
+def strip_tiff(content: bytes, orientation: bool) -> bytes | None:
+    """A TIFF whose first directory has the tags of its pixels alone, and is the last; None if it is cut short.
+
+    A directory is a count, entries of 12 bytes in the order of their tags, and the offset of the next directory.
+    """
+    order = "<" if content[:2] == b"II" else ">"
+    try:
+        (at,) = struct.unpack_from(order + "L", content, 4)
+        (count,) = struct.unpack_from(order + "H", content, at)
+    except struct.error:
+        return None
+    entries = [content[at + 2 + 12 * i : at + 14 + 12 * i] for i in range(count)]
+    wanted = TIFF_PIXELS | {ORIENTATION} if orientation else TIFF_PIXELS
+    kept = [entry for entry in entries if len(entry) == 12 and struct.unpack_from(order + "H", entry)[0] in wanted]
+    directory = struct.pack(order + "H", len(kept)) + b"".join(kept) + bytes(4)
+    return content[:at] + directory + content[at + len(directory) :]
+
+
+def check_png(file: IO[bytes]) -> None:
+    """ValueError if a chunk of pixels has a wrong CRC, which Pillow does not check; ancillary chunks may have one."""
+    file.seek(len(PNG))
+    while len(header := file.read(8)) == 8:
+        length, name = struct.unpack(">L4s", header)
+        if name == b"IEND":
+            return
+        if name not in PNG_PIXELS:
+            file.seek(length + 4, io.SEEK_CUR)
+            continue
+        data, crc = file.read(length), file.read(4)
+        if len(data) < length or len(crc) < 4:
+            raise ValueError("it is cut short")
+        if zlib.crc32(data, zlib.crc32(name)) != int.from_bytes(crc, "big"):
+            raise ValueError(f"the checksum of its {name.decode()} chunk is wrong")
