@@ -5,7 +5,6 @@ converted to RGB: transparency is composited over white, and 16 bits are scaled 
 """
 
 import io
-import re
 import stat
 import struct
 import warnings
@@ -19,7 +18,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from npgemma.errors import BadPicture, shortened
 from npgemma.io.atomic_write import replace_file
-from npgemma.io.picture_kinds import HEAD, RAW, check_kind, is_picture
+from npgemma.io.picture_kinds import HEAD, RAW, check_kind, is_picture, url_problem
 from npgemma.io.picture_metadata import check_png, without_metadata
 from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import Tap, silent
@@ -30,7 +29,6 @@ MAX_PIXELS = 89_000_000  # Pillow's limit, where it only warns; a larger file is
 HINT = "raise the limit with --max-pixels (in Python: model.processor.max_pixels), or make the picture smaller"
 MAX_BYTES = 1 << 30  # of a damaged file that is read into memory; a larger one counts as cut short there
 DNG_VERSION = 50706  # the TIFF tag of a RAW photo, whose first picture is a thumbnail
-URL = re.compile(r"(?:^|[\\/])((?:[a-z][a-z0-9+.-]+:[\\/]+|data:)[^\\/].*)", re.IGNORECASE | re.DOTALL)
 
 # What Pillow raises for a damaged file: the errors that its own fuzzers accept, and some found by the tests here.
 DAMAGE = (
@@ -82,16 +80,6 @@ def read_picture(picture: Picture, max_pixels: int = MAX_PIXELS) -> Image.Image:
             raise BadPicture(f"{name} was not found") from None
         reason = getattr(error, "strerror", None) or str(error) or "it is damaged"
         raise BadPicture(f"{name} cannot be read: {reason}") from None
-
-
-def url_problem(picture: str) -> str | None:
-    """What is wrong with a picture that is a URL, or with a path that was joined with one; None for other paths."""
-    found = URL.search(picture)
-    if found is None:
-        return None
-    kind = "holds its picture itself; save it as a file" if found[1].lower().startswith("data:") else "is a URL"
-    end = kind if ";" in kind else f"{kind}; npgemma does not download pictures: save it as a file"
-    return f"{shortened(found[1], 60)} {end}"
 
 
 def read_file(path: Path, max_pixels: int) -> Image.Image:

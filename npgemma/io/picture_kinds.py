@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-from npgemma.errors import BadPicture
+from npgemma.errors import BadPicture, shortened
 
 HEAD = 1024  # how many bytes of a file tell its kind
 
@@ -22,6 +22,9 @@ RAW_SUFFIXES = {  # of photos that begin like a TIFF
 }
 
 
+URL = re.compile(r"(?:^|[\\/])((?:[a-z][a-z0-9+.-]+:[\\/]+|data:)[^\\/].*)", re.IGNORECASE | re.DOTALL)
+
+
 class Kind(NamedTuple):
     """A kind of file that npgemma does not read; a `picture` can be converted."""
 
@@ -32,7 +35,7 @@ class Kind(NamedTuple):
         """The end of the sentence that begins with the file's name."""
         if self.picture:
             return f"is {self.name}, which npgemma does not read; convert it to PNG or JPEG"
-        return f"is {self.name}, not a picture"
+        return f"is not a picture: it is {self.name}"
 
 
 RAW = Kind("a RAW photo")
@@ -113,3 +116,13 @@ def check_kind(path: object, head: bytes, suffix: str) -> None:
     kind = kind_of(head, suffix)
     if kind is not None:
         raise BadPicture(f"{path} {kind.problem()}")
+
+
+def url_problem(picture: str) -> str | None:
+    """What is wrong with a picture that is a URL, or with a path that was joined with one; None for other paths."""
+    found = URL.search(picture)
+    if found is None:
+        return None
+    kind = "holds its picture itself; save it as a file" if found[1].lower().startswith("data:") else "is a URL"
+    end = kind if ";" in kind else f"{kind}; npgemma does not download pictures: save it as a file"
+    return f"{shortened(found[1], 60)} {end}"
