@@ -19,7 +19,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from npgemma.errors import BadPicture, shortened
 from npgemma.io.atomic_write import replace_file
 from npgemma.io.picture_kinds import HEAD, RAW, check_kind, is_picture, url_problem
-from npgemma.io.picture_metadata import check_png, without_metadata
+from npgemma.io.picture_metadata import check_png, exif_orientation, without_metadata
 from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import Tap, silent
 
@@ -123,10 +123,11 @@ def decode(file: IO[bytes], path: Path, max_pixels: int) -> Image.Image:
                 file.seek(position)
             rgb = to_rgb(image)
             # after reading the pixels: for some formats Pillow turns the picture itself then, and removes the tag
-            exif = image.getexif()
-            if not exif and image.info.get("exif"):
+            exif, raw = image.getexif(), image.info.get("exif", b"")
+            orientation = exif.get(ExifTags.Base.Orientation) or exif_orientation(raw)
+            if raw and not exif and orientation == 1:
                 raise ValueError("its EXIF data cannot be read")
-            turn = UPRIGHT.get(exif.get(ExifTags.Base.Orientation, 1))
+            turn = UPRIGHT.get(orientation)
             return rgb if turn is None else rgb.transpose(turn)
 
 

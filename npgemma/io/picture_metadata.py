@@ -19,13 +19,12 @@ Segments = Iterator[tuple[str, bytes]]
 PNG = b"\x89PNG\r\n\x1a\n"
 PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 WEBP_METADATA = {b"EXIF": (EXIF, 0x08), b"XMP ": (XMP, 0x04), b"ICCP": (OTHER, 0x20)}
-# The tags of a TIFF that say where its pixels are and what they mean, and the one that turns it upright.
+# The tags of a TIFF that say where its pixels are and what they mean.
 TIFF_PIXELS = {
     *(254, 255, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325),
     *(332, 333, 334, 336, 338, 339, 340, 341, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532),
 }
-ORIENTATION = 274
-TIFF_TYPES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
+TIFF_METADATA = {EXIF: 274, XMP: 700}  # what turns it upright
 
 
 def without_metadata(content: bytes) -> Iterator[bytes]:
@@ -41,7 +40,7 @@ def without_metadata(content: bytes) -> Iterator[bytes]:
 def strip(content: bytes, kept: tuple[str, ...]) -> bytes | None:
     """The pixels of a file and the `kept` kinds of metadata; None if its format has no walk."""
     if content[:4] in (b"II*\0", b"MM\0*"):
-        return strip_tiff(content, EXIF in kept)
+        return strip_tiff(content, kept)
     for magic, walk in WALKS.items():
         if content.startswith(magic):
             whole = b"".join(data for kind, data in walk(content) if kind == PIXELS or kind in kept)
@@ -85,9 +84,10 @@ def jpeg_segments(content: bytes) -> Segments:
 
 
 def jpeg_kind(marker: int, data: bytes) -> str:
-    """What a segment of a JPEG is. The decoder itself reads those of JFIF and Adobe, if they are long enough."""
+    """What a segment of a JPEG is. The decoder itself reads those of JFIF, if long enough, and Adobe: they say what
+    the channels mean."""
     decoded = (marker == 0xE0 and data[:5] == b"JFIF\0" and len(data) >= 14) or (
-        marker == 0xEE and data[:5] == b"Adobe" and len(data) >= 12
+        marker == 0xEE and data[:5] == b"Adobe"
     )
     if decoded or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
         return PIXELS
@@ -138,22 +138,46 @@ WALKS: dict[bytes, Callable[[bytes], Segments]] = {
 }
 
 
-def strip_tiff(content: bytes, orientation: bool) -> bytes | None:
+def tiff_entries(content: bytes) -> tuple[int, dict[int, bytes]]:
+    """Where the first directory of a TIFF is, and its entries of 12 bytes by tag. struct.error if it is cut short."""
+    order = tiff_order(content)
+    (at,) = struct.unpack_from(f"{order}L", content, 4)
+    (count,) = struct.unpack_from(f"{order}H", content, at)
+    entries = (content[start : start + 12] for start in range(at + 2, at + 2 + 12 * count, 12))
+    return at, {struct.unpack_from(f"{order}H", entry)[0]: entry for entry in entries if len(entry) == 12}
+
+
+def tiff_order(content: bytes) -> str:
+    return "<" if content[:2] == b"II" else ">"
+
+
+def strip_tiff(content: bytes, kept: tuple[str, ...]) -> bytes | None:
     """A TIFF whose first directory has the tags of its pixels alone, and is the last; None if it is cut short.
 
-    A directory is a count, entries of 12 bytes in the order of their tags, and the offset of the next directory.
+    A directory is a count, entries in the order of their tags, and the offset of the next directory.
     """
-    order = "<" if content[:2] == b"II" else ">"
     try:
-        (at,) = struct.unpack_from(order + "L", content, 4)
-        (count,) = struct.unpack_from(order + "H", content, at)
+        at, entries = tiff_entries(content)
     except struct.error:
         return None
-    entries = [content[at + 2 + 12 * i : at + 14 + 12 * i] for i in range(count)]
-    wanted = TIFF_PIXELS | {ORIENTATION} if orientation else TIFF_PIXELS
-    kept = [entry for entry in entries if len(entry) == 12 and struct.unpack_from(order + "H", entry)[0] in wanted]
-    directory = struct.pack(order + "H", len(kept)) + b"".join(kept) + bytes(4)
+    wanted = TIFF_PIXELS | {TIFF_METADATA[kind] for kind in kept}
+    left = [entry for tag, entry in entries.items() if tag in wanted]
+    directory = struct.pack(f"{tiff_order(content)}H", len(left)) + b"".join(left) + bytes(4)
     return content[:at] + directory + content[at + len(directory) :]
+
+
+def exif_orientation(exif: bytes) -> int:
+    """The orientation in EXIF data, a small TIFF; 1 without one.
+
+    Pillow stops reading where an entry is damaged, and then lacks those after it.
+    """
+    content = exif.removeprefix(b"Exif\0\0")
+    try:
+        entry = tiff_entries(content)[1][TIFF_METADATA[EXIF]]
+    except (struct.error, KeyError):
+        return 1
+    kind, count, value = struct.unpack(f"{tiff_order(content)}2xHLH2x", entry)
+    return value if (kind, count) == (3, 1) else 1
 
 
 def check_png(file: IO[bytes]) -> None:

@@ -85,6 +85,14 @@ def gif(*extensions: bytes) -> bytes:
     return plain[:at] + b"".join(extensions) + plain[at:]
 
 
+def broken_exif(*tags: tuple[int, int, int, int], order: str = "<") -> bytes:
+    """EXIF data of these tags and the orientation, all in one directory: number, type, count, value or offset."""
+    entries = sorted([*tags, (0x0112, 3, 1, 6 if order == "<" else 6 << 16)])
+    packed = b"".join(struct.pack(f"{order}HHLL", *entry) for entry in entries)
+    magic = b"II*\0" if order == "<" else b"MM\0*"
+    return magic + struct.pack(f"{order}LH", 8, len(entries)) + packed + bytes(4)
+
+
 TURNED = png_chunk(b"eXIf", exif())
 BOMB = zlib.compress(bytes(3 << 20))
 JPEG_TURNED = jpeg_segment(0xE1, exif())
@@ -166,7 +174,6 @@ damaged(
     a_profile_that_is_cut=jpeg(JPEG_TURNED, jpeg_segment(0xE2, b"ICC_PROFILE\0")),
     a_profile_of_noise=jpeg(JPEG_TURNED, jpeg_segment(0xE2, b"ICC_PROFILE\0\1\1" + noise(99).tobytes())),
     a_profile_of_missing_parts=jpeg(JPEG_TURNED, jpeg_segment(0xE2, b"ICC_PROFILE\0\2\7" + ICC)),
-    an_Adobe_segment_that_is_cut=jpeg(JPEG_TURNED, jpeg_segment(0xEE, b"Adobe")),
     an_index_of_pictures_that_is_empty=jpeg(JPEG_TURNED, jpeg_segment(0xE2, b"MPF\0")),
     an_index_of_pictures_of_zeros=jpeg(JPEG_TURNED, jpeg_segment(0xE2, b"MPF\0" + bytes(50))),
     an_index_of_pictures_without_entries=jpeg(JPEG_TURNED, jpeg_segment(0xE2, b"MPF\0II*\0\x08\0\0\0\0\0\0\0\0\0")),
@@ -215,6 +222,23 @@ damaged(
     a_text_that_is_cut=gif(b"\x21\x01\x01a\0"),
 )
 FAR = 0x7FFFFFF0
+BROKEN_TAGS = {
+    "a description outside the data": (0x010E, 2, 99, FAR),
+    "a maker outside the data": (0x010F, 2, 99, FAR),
+    "a description of a huge count": (0x010E, 2, 0xFFFFFFFF, 8),
+    "a density outside the data": (0x011A, 5, 1, FAR),
+    "a width of an unknown type": (0x0100, 99, 1, 1),
+    "further data outside the data": (0x8769, 4, 1, FAR),
+    "a location outside the data": (0x8825, 4, 1, FAR),
+}
+for order in "<>":
+    for name, tag in BROKEN_TAGS.items():
+        raw = broken_exif(tag, order=order)
+        DAMAGED |= {
+            f"png EXIF {order} of {name}": (png(png_chunk(b"eXIf", raw)), png(TURNED)),
+            f"jpeg EXIF {order} of {name}": (jpeg(jpeg_segment(0xE1, b"Exif\0\0" + raw)), jpeg(JPEG_TURNED)),
+            f"webp EXIF {order} of {name}": (webp(8, (b"EXIF", raw)), webp(8, (b"EXIF", exif()[6:]))),
+        }
 for order in "<>":
     DAMAGED |= {
         f"tiff {order} {name.replace('_', ' ')}": (tiff(tag, order=order), tiff(order=order))
