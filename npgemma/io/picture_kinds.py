@@ -123,6 +123,7 @@ def url_problem(picture: str) -> str | None:
     found = URL.search(picture)
     if found is None:
         return None
-    kind = "holds its picture itself; save it as a file" if found[1].lower().startswith("data:") else "is a URL"
-    end = kind if ";" in kind else f"{kind}; npgemma does not download pictures: save it as a file"
-    return f"{shortened(found[1], 60)} {end}"
+    data = found[1].lower().startswith("data:")
+    what = "holds its picture itself" if data else "is a URL; npgemma does not download pictures"
+    url = re.sub(r"(?<=\w):/(?!/)", "://", found[1], count=1)  # a Path has one slash less
+    return f"{shortened(url, 60)} {what}: save it as a file"

@@ -175,7 +175,7 @@ def test_an_invalid_job_is_an_error_and_the_others_are_answered(model, good, alo
         (".",): ("ocr", "cannot be read"),
         ("https://example.com/a.png",): (
             "ocr",
-            "https:/example.com/a.png is a URL; npgemma does not download pictures",
+            "https://example.com/a.png is a URL; npgemma does not download pictures",
         ),
         ("\0.png",): ("ocr", "cannot be read"),
         ("\ud800.png",): ("ocr", "cannot be read"),
@@ -272,7 +272,7 @@ def test_a_job_has_one_answer(options, model):
 def test_a_score_is_that_of_the_model(in_flight, model, good):
     """Beside other jobs, and for suffixes of any length, an empty one among them; the answers are as they were."""
     suffixes = ["", "a", "STAR", "a blue star and an orange ring"]
-    jobs = [dataclasses.replace(job, suffix=suffixes[i % 4]) for i, job in enumerate(good)]
+    jobs = [dataclasses.replace(job, suffix=suffixes[i % 4]) for i, job in enumerate(good[:6])]
     results = list(answer_jobs(model, jobs, in_flight, score=True, max_new_tokens=5))
     assert Counter(result.job for result in results) == Counter(jobs)
     for result in results:
@@ -292,11 +292,12 @@ def test_a_job_without_a_suffix_cannot_be_scored(model, good):
 
 
 def test_a_score_needs_memory_too(model, good):
-    """A job whose suffix does not fit is its own error."""
-    long = dataclasses.replace(good[1], suffix="word " * 3000)
+    """A job whose suffix does not fit is its own error, in memory or in the positions of the model."""
+    long = [dataclasses.replace(good[1], id=times, suffix="word " * times) for times in (250, 2000)]
     tight = npgemma.load(max_memory=budget_for(model, good, 1))
-    (result,) = answer_jobs(tight, [long], score=True)
-    assert "more than the" in result.error or "positions" in result.error
+    results = {result.job.id: result for result in answer_jobs(tight, long, score=True)}
+    assert "more than the" in results[250].error
+    assert "a prompt with its suffix has" in results[2000].error
 
 
 # ------------------------------------------------------------------------------------------------- a model, and memory

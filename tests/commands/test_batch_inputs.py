@@ -225,7 +225,7 @@ def test_a_picture_in_a_line_is_not_repeated_in_the_results(tmp_path, batch):
     assert (tmp_path / "out.jsonl").stat().st_size < 2000
     first, _ = read_lines(tmp_path / "out.jsonl")
     assert first["error"].startswith("line 1: image data:image/png;base64,AAAA")
-    assert first["error"].endswith("holds its picture itself; save it as a file")
+    assert first["error"].endswith("holds its picture itself: save it as a file")
 
 
 # -------------------------------------------------------------------------------------------------------------- limits
