@@ -28,7 +28,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 89_000_000  # Pillow's limit, where it only warns; a larger file is probably a decompression bomb
 HINT = "raise the limit with --max-pixels (in Python: model.processor.max_pixels), or make the picture smaller"
 MAX_BYTES = 1 << 30  # of a damaged file that is read into memory; a larger one counts as cut short there
-DNG_VERSION = 50706  # the TIFF tag of a RAW photo, whose first picture is a thumbnail
+# TIFF tags of RAW photos, whose first picture is a thumbnail: DNG says so by its version, others by the picture's kind.
+DNG_VERSION, SUBFILE_TYPE, SUB_DIRECTORIES = 50706, 254, 330
 
 # What Pillow raises for a damaged file: the errors that its own fuzzers accept, and some found by the tests here.
 DAMAGE = (
@@ -115,7 +116,8 @@ def decode(file: IO[bytes], path: Path, max_pixels: int) -> Image.Image:
             if image.width * image.height > max_pixels:
                 size = f"{image.width} x {image.height} pixels"
                 raise BadPicture(f"{shortened(path)} has {size}; the limit is {max_pixels:,}: {HINT}")
-            if DNG_VERSION in getattr(image, "tag_v2", ()):
+            tags = getattr(image, "tag_v2", {})
+            if DNG_VERSION in tags or (tags.get(SUBFILE_TYPE) == 1 and SUB_DIRECTORIES in tags):
                 raise BadPicture(f"{shortened(path)} {RAW.problem()}")
             if image.format == "PNG":
                 position = file.tell()

@@ -94,9 +94,10 @@ def test_a_raw_photo_is_not_mistaken_for_the_tiff_in_it(suffix, tmp_path):
         read_picture(path)
 
 
-def test_a_raw_photo_with_the_name_of_a_tiff_is_found_by_its_tag(tmp_path):
+@pytest.mark.parametrize("tags", [{50706: b"\1\4\0\0"}, {254: 1, 330: 8}], ids=["DNG", "others"])
+def test_a_raw_photo_with_the_name_of_a_tiff_is_found_by_its_tags(tags, tmp_path):
     path = tmp_path / "picture.tif"
-    NOISE.save(path, tiffinfo={50706: b"\1\4\0\0"})
+    NOISE.save(path, tiffinfo=tags)
     with pytest.raises(BadPicture, match=f"is a RAW photo{CONVERT}"):
         read_picture(path)
 
