@@ -15,15 +15,15 @@ MAX_LINE = 1_000_000  # bytes; a longer line is an invalid job
 BOM = b"\xef\xbb\xbf"
 EXAMPLE = '{"id": "a", "image": "a.png", "prompt": "caption en"}'
 ALONE = rb"(?!.*\n\{)"  # no line after the first begins an object
-COLUMNS = rb"image|file_?name|path|prompt|prefix|suffix|question|caption|text|label"
+COLUMNS = rb"(?i:image|file_?name|path|prompt|prefix|suffix|question|caption|text|label)"
 # Files that are not lines of JSON, by their first bytes: what they are, and what to do.
 OTHER_FILES = [
-    (re.compile(pattern, re.DOTALL | re.IGNORECASE), what)
+    (re.compile(pattern, re.DOTALL), what)
     for pattern, what in (
         (rb"\xff\xfe|\xfe\xff|\0?[{\[]\0", "is text in UTF-16 or UTF-32; save it as UTF-8"),
         (rb"\x1f\x8b|BZh\d|\xfd7zXZ|\x28\xb5\x2f\xfd", "is compressed; decompress it first"),
         (rb"PK\x03\x04|\xd0\xcf\x11\xe0", "is an Excel workbook or a zip archive"),
-        (rb"PAR1|ARROW1|Obj\x01|ORC|SQLite format 3|\x89HDF", "is a table in a binary format (Parquet, Arrow or such)"),
+        (rb"PAR1|ARROW1|Obj\x01|SQLite format 3|\x89HDF", "is a table in a binary format (Parquet, Arrow or such)"),
         (rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF", "is a picture; for one picture, use npgemma generate"),
         (rb"%PDF", "is a PDF"),
         (rb"[^\n]{0,999}\0", "is binary data"),

@@ -8,7 +8,7 @@ from npgemma.errors import BadPicture, shortened
 HEAD = 1024  # how many bytes of a file tell its kind
 
 READ = re.compile(
-    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP|GIF8[79]a|BM.{4}\0{4}|P[1-6fF][\s#]|Pf[\s#]"
+    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP|GIF8[79]a|BM.{4}\0{4}|P[1-6](?:\s|#[^\n]*\n)+\d|P[fF]\s+\d"
     rb"|II(?:\*\0|\0\*|\+\0)|MM(?:\0\*|\*\0|\0\+)",
     re.DOTALL,
 )
@@ -42,14 +42,16 @@ RAW = Kind("a RAW photo")
 EMPTY = Kind("an empty file", picture=False)
 TEXT = Kind("text", picture=False)
 HEVC = rb"hei[cxmsf]|hev[cmsx]|mif[12]|msf1|heix"
+# What may stand before the first tag of a file.
+MARKUP = rb"(?:\xef\xbb\xbf)?(?i:<\?xml[^>]*>|<!--(?:(?!-->).)*-->|<!doctype svg[^>]*>|\s)*"
 # In this order; a pattern matches at the first byte.
 UNREAD = [
-    (re.compile(pattern, re.DOTALL | re.IGNORECASE), Kind(name, picture))
+    (re.compile(pattern, re.DOTALL), Kind(name, picture))
     for pattern, name, picture in (
         (rb"....ftypavi[fs]|....ftyp(?:mif1|msf1|miaf).{4,}avif", "AVIF", True),
         (rb"....ftyp(?:" + HEVC + rb")", "HEIC", True),
         (rb"....ftypcrx |II\*\0....CR|IIR[OS]\x08|IIU\0|FUJIFILMCCD-RAW|FOVb|\0MRM", RAW.name, True),
-        (rb"....(?:ftyp|moov|mdat|wide|skip)|\x1aE\xdf\xa3|RIFF....AVI |\0\0\x01[\xb3\xba]|FLV\x01", "a video", False),
+        (rb"\0...(?:ftyp|moov|mdat|wide|skip)|\x1aE\xdf\xa3|RIFF....AVI |\0\0\x01[\xb3\xba]|FLV\x01", "a video", False),
         (rb"0&\xb2u\x8ef\xcf\x11", "a video", False),
         (rb"\xff\x0a|\0\0\0\x0cJXL \r\n", "JPEG XL", True),
         (rb"\0\0\0\x0cjP  \r\n|\xffO\xffQ", "JPEG 2000", True),
@@ -73,9 +75,9 @@ UNREAD = [
         (rb"\0\x05\x16[\0\x07]", "a macOS resource fork", False),
         (rb"version https://git-lfs", "a Git LFS pointer (run: git lfs pull)", False),
         (rb"PK\x03\x04|\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd", "an archive", False),
-        (rb"RIFF....WAVE|ID3|OggS|fLaC", "a sound", False),
-        (rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>|<!--.*?-->|<!doctype svg[^>]*>|\s)*<svg\b", "SVG", True),
-        (rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>|<!--.*?-->|\s)*<(?:!doctype html|html)\b", "a web page", False),
+        (rb"RIFF....WAVE|ID3[\2-\4]|OggS|fLaC", "a sound", False),
+        (MARKUP + rb"(?i:<svg\b)", "SVG", True),
+        (MARKUP + rb"(?i:<(?:!doctype html|html)\b)", "a web page", False),
         (rb"(?:\xef\xbb\xbf)?\s*[\[{]", "JSON", False),
     )
 ]

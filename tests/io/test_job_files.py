@@ -5,6 +5,8 @@ import json
 import os
 import sys
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -144,6 +146,15 @@ def test_a_file_of_another_kind_is_refused_in_one_sentence(content, says, tmp_pa
         read_jobs(path)
     assert str(error.value).startswith(f"{path} {says}")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("piece", [b"text ", b",text", b"{,", b"[ ", b"{ ", b" ", b"\n", b"image,", b"{, \n", b"a;"])
+def test_a_file_that_repeats_itself_is_classified_at_once(piece, tmp_path):
+    path = write(tmp_path, piece * 3000)
+    before = time.process_time()
+    with suppress(BadJobs):
+        read_jobs(path)
+    assert time.process_time() - before < 1
 
 
 FIRST_LINES = {

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from npgemma.errors import BadPicture
 from npgemma.io.picture import MAX_PIXELS, read_picture
-from npgemma.io.picture_kinds import kind_of
+from npgemma.io.picture_kinds import is_picture, kind_of
 
 
 def box(brand: bytes, *compatible: bytes) -> bytes:
@@ -85,6 +86,41 @@ def test_a_file_of_another_kind_is_named(content, says, name, tmp_path):
     assert str(error.value) == f"{tmp_path / name} {says}"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "P1 is the first page",
+        "P6 and P7",
+        "Id3 tags",
+        "flac files",
+        "BMW and others",
+        "worldwide",
+        "orchid",
+        "GIF or PNG?",
+    ],
+)
+def test_text_that_begins_like_another_kind_is_text(text, tmp_path):
+    (tmp_path / "notes.txt").write_text(text)
+    with pytest.raises(BadPicture, match=r"notes\.txt is not a picture: it is text"):
+        read_picture(tmp_path / "notes.txt")
+
+
+@pytest.mark.parametrize("piece", [b"<!---->", b" ", b"<?xml>", b"<!--", b"#\n", b"P6 ", b"[", b"<!-- ", b"\n\t"])
+def test_a_head_that_repeats_itself_is_classified_at_once(piece):
+    """No pattern tries the same bytes in many ways."""
+    before = time.process_time()
+    for first in (b"", b"P6", b"\xef\xbb\xbf"):
+        kind_of((first + piece * 1024)[:1024])
+    assert time.process_time() - before < 0.5
+
+
+@pytest.mark.parametrize("head", [b"P6\n# made by hand\n2 1\n255\n", b"P6 2 1 255 ", b"P6\n#\n\t2\n1\n255\n"])
+def test_comments_and_spaces_in_the_header_of_ppm(head, tmp_path):
+    (tmp_path / "picture").write_bytes(head + bytes(range(6)))
+    assert rgb(read_picture(tmp_path / "picture")).tolist() == [[[0, 1, 2], [3, 4, 5]]]
+    assert is_picture(head)
+
+
 @pytest.mark.parametrize("suffix", [".dng", ".NEF", ".arw", ".pef", ".srw"])
 def test_a_raw_photo_is_not_mistaken_for_the_tiff_in_it(suffix, tmp_path):
     """Its first picture is a thumbnail."""
@@ -111,6 +147,7 @@ def test_every_picture_that_npgemma_reads_is_known_by_its_first_bytes(kind, mode
     except OSError:
         pytest.skip(f"Pillow does not write {mode} as {kind}")
     assert kind_of(content[:1024]) is None
+    assert is_picture(content[:1024])
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".mpo", ""])
@@ -131,7 +168,7 @@ def test_a_picture_is_read_whatever_it_is_called(suffix, tmp_path):
     np.testing.assert_array_equal(rgb(read_picture(path)), noise(5, 7, 3), strict=True)
 
 
-DATA = "data:image/png;base64," + "iVBORw0KGgo" * 500_000
+DATA = "data:image/png;base64," + "iVBORw0KGgo" * 50_000
 URLS = {
     "https://example.com/a.jpg": "https://example.com/a.jpg is a URL",
     "HTTP://example.com/a.jpg?b=c": "HTTP://example.com/a.jpg?b=c is a URL",
