@@ -19,7 +19,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from npgemma.errors import BadPicture, shortened
 from npgemma.io.atomic_write import replace_file
 from npgemma.io.picture_kinds import HEAD, RAW, check_kind, is_picture, url_problem
-from npgemma.io.picture_metadata import check_png, exif_orientation, without_metadata
+from npgemma.io.picture_metadata import check_png, check_tiff, exif_orientation, without_metadata
 from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import Tap, silent
 
@@ -119,10 +119,12 @@ def decode(file: IO[bytes], path: Path, max_pixels: int) -> Image.Image:
             tags = getattr(image, "tag_v2", {})
             if DNG_VERSION in tags or (tags.get(SUBFILE_TYPE) == 1 and SUB_DIRECTORIES in tags):
                 raise BadPicture(f"{shortened(path)} {RAW.problem()}")
+            position = file.tell()
             if image.format == "PNG":
-                position = file.tell()
                 check_png(file)
-                file.seek(position)
+            elif image.format == "TIFF":
+                check_tiff(file, tags)
+            file.seek(position)
             rgb = to_rgb(image)
             # after reading the pixels: for some formats Pillow turns the picture itself then, and removes the tag
             exif, raw = image.getexif(), image.info.get("exif", b"")

@@ -7,7 +7,7 @@ that the pixels depend on, EXIF and XMP for what may say how the picture is turn
 import io
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import IO
 
 PIXELS, EXIF, XMP, OTHER = "pixels", "exif", "xmp", "other"
@@ -16,6 +16,7 @@ KEPT = ((EXIF, XMP), (EXIF,), (XMP,), ())
 
 Segments = Iterator[tuple[str, bytes]]
 
+TIFF = (b"II*\0", b"MM\0*")
 PNG = b"\x89PNG\r\n\x1a\n"
 PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 WEBP_METADATA = {b"EXIF": (EXIF, 0x08), b"XMP ": (XMP, 0x04), b"ICCP": (OTHER, 0x20)}
@@ -39,7 +40,7 @@ def without_metadata(content: bytes) -> Iterator[bytes]:
 
 def strip(content: bytes, kept: tuple[str, ...]) -> bytes | None:
     """The pixels of a file and the `kept` kinds of metadata; None if its format has no walk."""
-    if content[:4] in (b"II*\0", b"MM\0*"):
+    if content.startswith(TIFF):
         return strip_tiff(content, kept)
     for magic, walk in WALKS.items():
         if content.startswith(magic):
@@ -138,17 +139,20 @@ WALKS: dict[bytes, Callable[[bytes], Segments]] = {
 }
 
 
-def tiff_entries(content: bytes) -> tuple[int, dict[int, bytes]]:
-    """Where the first directory of a TIFF is, and its entries of 12 bytes by tag. struct.error if it is cut short."""
-    order = tiff_order(content)
-    (at,) = struct.unpack_from(f"{order}L", content, 4)
-    (count,) = struct.unpack_from(f"{order}H", content, at)
-    entries = (content[start : start + 12] for start in range(at + 2, at + 2 + 12 * count, 12))
-    return at, {struct.unpack_from(f"{order}H", entry)[0]: entry for entry in entries if len(entry) == 12}
+def tiff_entries(file: IO[bytes]) -> tuple[str, int, dict[int, bytes]]:
+    """The byte order of a TIFF, where its first directory is, and its entries of 12 bytes by tag.
 
-
-def tiff_order(content: bytes) -> str:
-    return "<" if content[:2] == b"II" else ">"
+    struct.error if it is cut short.
+    """
+    file.seek(0)
+    head = file.read(8)
+    order = "<" if head[:2] == b"II" else ">"
+    (at,) = struct.unpack_from(f"{order}L", head, 4)
+    file.seek(at)
+    (count,) = struct.unpack(f"{order}H", file.read(2))
+    directory = file.read(12 * count)
+    entries = (directory[start : start + 12] for start in range(0, len(directory) - 11, 12))
+    return order, at, {struct.unpack_from(f"{order}H", entry)[0]: entry for entry in entries}
 
 
 def strip_tiff(content: bytes, kept: tuple[str, ...]) -> bytes | None:
@@ -157,12 +161,12 @@ def strip_tiff(content: bytes, kept: tuple[str, ...]) -> bytes | None:
     A directory is a count, entries in the order of their tags, and the offset of the next directory.
     """
     try:
-        at, entries = tiff_entries(content)
+        order, at, entries = tiff_entries(io.BytesIO(content))
     except struct.error:
         return None
     wanted = TIFF_PIXELS | {TIFF_METADATA[kind] for kind in kept}
     left = [entry for tag, entry in entries.items() if tag in wanted]
-    directory = struct.pack(f"{tiff_order(content)}H", len(left)) + b"".join(left) + bytes(4)
+    directory = struct.pack(f"{order}H", len(left)) + b"".join(left) + bytes(4)
     return content[:at] + directory + content[at + len(directory) :]
 
 
@@ -171,13 +175,22 @@ def exif_orientation(exif: bytes) -> int:
 
     Pillow stops reading where an entry is damaged, and then lacks those after it.
     """
-    content = exif.removeprefix(b"Exif\0\0")
     try:
-        entry = tiff_entries(content)[1][TIFF_METADATA[EXIF]]
+        order, _, entries = tiff_entries(io.BytesIO(exif.removeprefix(b"Exif\0\0")))
+        kind, count, value = struct.unpack(f"{order}2xHLH2x", entries[TIFF_METADATA[EXIF]])
     except (struct.error, KeyError):
         return 1
-    kind, count, value = struct.unpack(f"{tiff_order(content)}2xHLH2x", entry)
     return value if (kind, count) == (3, 1) else 1
+
+
+def check_tiff(file: IO[bytes], read: Container[int]) -> None:
+    """ValueError if the first directory has a tag that matters and was not `read`: Pillow stops at a damaged one."""
+    file.seek(0)
+    if file.read(4) not in TIFF:  # such as BigTIFF
+        return
+    lost = [tag for tag in tiff_entries(file)[2] if tag in TIFF_PIXELS | {*TIFF_METADATA.values()} and tag not in read]
+    if lost:
+        raise ValueError(f"its tag {lost[0]} cannot be read")
 
 
 def check_png(file: IO[bytes]) -> None:

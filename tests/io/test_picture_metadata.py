@@ -61,7 +61,7 @@ def webp(flags: int, *chunks: tuple[bytes, bytes]) -> bytes:
 
 def tiff(*tags: tuple[int, int, int, int], order: str = "<", turned: bool = True) -> bytes:
     """A TIFF of one strip with further tags: number, type, count, value or offset."""
-    pixels = PICTURE.tobytes()
+    pixels = PICTURE.tobytes()[: -len(XMP)] + XMP  # which a tag may point at
     own = [(256, 4, 1, 23), (257, 4, 1, 17), (258, 3, 1, 8 if order == "<" else 8 << 16)]
     short = (lambda n: n) if order == "<" else (lambda n: n << 16)
     own += [(259, 3, 1, short(1)), (262, 3, 1, short(2)), (273, 4, 1, 8), (277, 3, 1, short(3)), (278, 4, 1, 17)]
@@ -94,6 +94,7 @@ def broken_exif(*tags: tuple[int, int, int, int], order: str = "<") -> bytes:
 
 
 TURNED = png_chunk(b"eXIf", exif())
+MEGABYTE = zlib.compress(bytes(1_000_000))
 BOMB = zlib.compress(bytes(3 << 20))
 JPEG_TURNED = jpeg_segment(0xE1, exif())
 JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0" + XMP
@@ -148,7 +149,7 @@ damaged(
     text_without_a_key=png(TURNED, png_chunk(b"tEXt", b"")),
     international_text_that_is_not_UTF_8=png(TURNED, png_chunk(b"iTXt", b"\xff\xfe\0\0\0\0\0\xff\xff")),
     international_text_without_fields=png(TURNED, png_chunk(b"iTXt", b"a\0")),
-    many_texts=png(TURNED, *(png_chunk(b"tEXt", b"a%d\0" % i + bytes(1 << 20)) for i in range(70))),
+    many_texts=png(TURNED, *(png_chunk(b"zTXt", b"a%d\0\0" % i + MEGABYTE) for i in range(70))),
     text_cut_at_the_end_of_the_file=png(TURNED)[:-12] + png_chunk(b"tEXt", b"a\0" + b"b" * 50)[:30],
     XMP_that_is_cut=png(TURNED, png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(XMP)[:20])),
 )
@@ -259,6 +260,18 @@ for order in "<>":
             "a page number of no values": (297, 3, 0, 0),
         }.items()
     }
+
+
+# Pillow reads no tag after a damaged one: it would take three planes for one, and not turn the picture by its XMP.
+for order, two in (("<", 2), (">", 2 << 16)):
+    planes, density = (284, 3, 1, two), (282, 5, 1, FAR)
+    DAMAGED[f"tiff {order} a density before the planes"] = (
+        tiff(density, planes, order=order, turned=False),
+        tiff(planes, order=order, turned=False),
+    )
+for name, tag in {"a density": (282, 5, 1, FAR), "a program": (305, 2, 99, FAR), "a date": (306, 2, 20, FAR)}.items():
+    turned_by_xmp = [(700, 1, len(XMP), 8 + len(PICTURE.tobytes()) - len(XMP))]
+    DAMAGED[f"tiff {name} before XMP"] = tiff(tag, *turned_by_xmp, turned=False), tiff(*turned_by_xmp, turned=False)
 
 
 @pytest.mark.parametrize(("content", "whole"), DAMAGED.values(), ids=DAMAGED)
