@@ -1,5 +1,13 @@
 """The errors that npgemma raises for bad input: each message says what is wrong, where, and what to do about it."""
 
+SHOWN = 200  # how many characters of a value that may be long, such as a path, a message repeats
+
+
+def shortened(value: object, limit: int = SHOWN) -> str:
+    """A value as a message repeats it: whole, or its beginning and how long it is."""
+    text = str(value)
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text):,} characters)"
+
 
 class NpgemmaError(Exception):
     """Base class of every error that npgemma raises for bad input; catch it to catch them all.

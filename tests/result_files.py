@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from npgemma.io.jobs import open_results
+from npgemma.io.results import open_results
 
 ANSWERS = [
     {"id": "a", "image": "a.png", "prompt": "caption en", "text": "a \x1b[31mé猫😀\u2028\udcff", "logprobs": [-0.125]},

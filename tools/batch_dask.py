@@ -24,7 +24,8 @@ import npgemma
 from npgemma.api.batch import IN_FLIGHT, answer_jobs
 from npgemma.commands.batch import as_line
 from npgemma.decoding.options import GenerationOptions
-from npgemma.io.jobs import InvalidJob, Job, open_results, read_jobs
+from npgemma.io.jobs import InvalidJob, Job, read_jobs
+from npgemma.io.results import open_results
 
 
 def answer_chunk(model: str | None, jobs: list[Job], in_flight: int, max_new_tokens: int) -> list[dict[str, Any]]:

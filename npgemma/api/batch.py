@@ -14,10 +14,12 @@ from npgemma.api.processor import Inputs
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.decoding.loop import RunningSequence, choose_next, prefill_sequences, step_sequences
 from npgemma.decoding.options import GenerationOptions, StreamKeywords, require_count
+from npgemma.decoding.scoring import Score, score_answers
 from npgemma.decoding.text import Generation
 from npgemma.errors import BadPicture, BadPrompt, TooLittleMemory
 from npgemma.io.jobs import Job
 from npgemma.io.picture import read_picture
+from npgemma.models.paligemma import Prompt
 
 IN_FLIGHT = 8  # how many jobs run at a time by default
 
@@ -36,6 +38,8 @@ class JobResult:
         Width and height of the job's first picture, in pixels.
     error : str or None
         What prevented an answer, in one sentence; None if there is an answer.
+    score : Score or None
+        How likely the model finds the job's suffix; None unless asked for.
 
     Examples
     --------
@@ -51,14 +55,16 @@ class JobResult:
     generation: Generation | None = None
     size: tuple[int, int] = (0, 0)
     error: str | None = None
+    score: Score | None = None
 
 
 class ReadJob(NamedTuple):
-    """A job whose pictures and prompt are read, and the size of its first picture."""
+    """A job whose pictures and prompt are read, the size of its first picture, and the suffix to score, if any."""
 
     job: Job
     size: tuple[int, int]
     inputs: Inputs
+    suffix: list[int]
 
 
 class RunningJob(NamedTuple):
@@ -67,12 +73,14 @@ class RunningJob(NamedTuple):
     job: Job
     size: tuple[int, int]
     sequence: RunningSequence
+    score: Score | None
 
 
 def answer_jobs(
     model: VisionLanguageModel,
     jobs: Iterable[Job],
     in_flight: int = IN_FLIGHT,
+    score: bool = False,
     **options: Unpack[StreamKeywords],
 ) -> Iterator[JobResult]:
     """Answer many jobs, several at a time; each result comes as soon as its answer ends.
@@ -89,7 +97,9 @@ def answer_jobs(
     jobs : iterable of Job
         Each is read only when it can start.
     in_flight : int
-        How many jobs run at a time.
+        How many run at a time.
+    score : bool
+        Also score each job's suffix, as `VisionLanguageModel.score` does; a job without one is an error.
     **options
         As for `VisionLanguageModel.stream`.
 
@@ -116,17 +126,17 @@ def answer_jobs(
     caption en -> a blue star, an orange ring and a green circle
     """
     require_count("in_flight", in_flight)
-    batch = Batch(model, GenerationOptions(**options).single(), in_flight)
-    return batch.run(iter(jobs))
+    return Batch(model, GenerationOptions(**options).single(), in_flight, score).run(iter(jobs))
 
 
 class Batch:
     """The jobs that run, and those that are read and wait for memory."""
 
-    def __init__(self, model: VisionLanguageModel, options: GenerationOptions, in_flight: int) -> None:
+    def __init__(self, model: VisionLanguageModel, options: GenerationOptions, in_flight: int, score: bool) -> None:
         self.model = model
         self.options = options
         self.in_flight = in_flight
+        self.score = score
         self.limits = generation.limits(model, options)
         self.detokenizer = generation.detokenizer(model, options)
         self.running: list[RunningJob] = []
@@ -150,10 +160,15 @@ class Batch:
 
     def read(self, job: Job) -> ReadJob:
         """Pictures and prompt of one job. BadPicture, BadPrompt."""
-        pictures = [read_picture(job.folder / image) for image in job.images]
+        if self.score and job.suffix is None:
+            raise BadPrompt("the job has no suffix to score")
+        max_pixels = self.model.processor.max_pixels
+        pictures = [read_picture(job.folder / image, max_pixels) for image in job.images]
         inputs = self.model.processor([pictures], [job.prompt])
         self.model.guard.check_length(inputs.input_ids, self.options.max_new_tokens)
-        return ReadJob(job, pictures[0].size if pictures else (0, 0), inputs)
+        suffix = generation.answer_ids(self.model, job.suffix) if self.score and job.suffix is not None else []
+        generation.scored_lengths(self.model, [(inputs.input_ids[0], suffix)])
+        return ReadJob(job, pictures[0].size if pictures else (0, 0), inputs, suffix)
 
     def start(self, read: list[ReadJob]) -> Iterator[JobResult]:
         """Prefill as many of these jobs as memory allows, all at once, and defer the others.
@@ -175,11 +190,22 @@ class Batch:
         """Run the prompts of jobs, beside those that run already. TooLittleMemory."""
         ids = [job.inputs.input_ids[0] for job in read]
         lengths = [len(job.sequence.input_ids) for job in self.running] + list(map(len, ids))
+        scored = [len(job.inputs.input_ids[0]) + len(job.suffix) for job in read if job.suffix]
         pixels = np.concatenate([job.inputs.pixel_values for job in read])
-        self.model.guard.check_memory(lengths, len(pixels), self.options.max_new_tokens)
+        most = max(len(job.suffix) for job in read)
+        self.model.guard.check_memory(lengths + scored, len(pixels), self.options.max_new_tokens, logit_rows=most)
         prompts = generation.embed_pictures(self.model, ids, pixels, [job.inputs.images[0] for job in read])
+        scores = [self.scored(job, prompt) for job, prompt in zip(read, prompts, strict=True)]
         sequences = prefill_sequences(self.model.weights, prompts, self.limits, self.options)
-        return [RunningJob(job.job, job.size, each) for job, each in zip(read, sequences, strict=True)]
+        together = zip(read, sequences, scores, strict=True)
+        return [RunningJob(job.job, job.size, sequence, score) for job, sequence, score in together]
+
+    def scored(self, job: ReadJob, prompt: Prompt) -> Score | None:
+        """The score of a job's suffix, if asked for: a pass of its own over prompt and suffix."""
+        if not job.suffix:
+            return None
+        (logprobs,) = score_answers(self.model.weights, [prompt], [job.suffix])
+        return Score(job.suffix, logprobs.tolist())
 
     def choose(self) -> Iterator[JobResult]:
         """Choose the next token of each running job; yields the results of those that end."""
@@ -190,4 +216,4 @@ class Batch:
                 self.running.append(job)
             else:
                 answer = self.detokenizer.generation(job.sequence.written, reason, job.sequence.logprobs)
-                yield JobResult(job.job, answer, job.size)
+                yield JobResult(job.job, answer, job.size, score=job.score)

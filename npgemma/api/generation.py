@@ -1,6 +1,6 @@
 """Pictures and prompts -> sequences of tokens -> Generations: what models, batches and commands share."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -128,13 +128,24 @@ def score(model: LoadedModel, images: Any, prompts: str | list[str], suffixes: S
     if not suffixes:
         return []
     inputs = model.processor(*([images], [prompts]) if isinstance(prompts, str) else (images, prompts))
-    answers = [[*model.tokenizer.encode(suffix), model.config.eos_token_ids[0]] for suffix in suffixes]
+    answers = [answer_ids(model, suffix) for suffix in suffixes]
     times = len(answers) // len(inputs.input_ids)  # all suffixes to one prompt, or one to each
     pairs = zip(inputs.input_ids * times, answers, strict=True)
-    lengths, limit = [len(ids) + len(answer) for ids, answer in pairs], model.config.text.max_position_embeddings
-    if max(lengths) > limit:
-        raise BadPrompt(f"a prompt with its suffix has {max(lengths)} tokens; this model has {limit} positions")
+    lengths = scored_lengths(model, pairs)
     model.guard.check_memory(lengths, len(inputs.pixel_values), 0, logit_rows=max(map(len, answers)))
     read = embed_pictures(model, inputs.input_ids, inputs.pixel_values, inputs.images)
     found = score_answers(model.weights, read * times, answers)
     return [Score(answer, row.tolist()) for answer, row in zip(answers, found, strict=True)]
+
+
+def answer_ids(model: LoadedModel, suffix: str) -> list[int]:
+    """The tokens of an answer that is scored: its own, and the end token."""
+    return [*model.tokenizer.encode(suffix), model.config.eos_token_ids[0]]
+
+
+def scored_lengths(model: LoadedModel, pairs: Iterable[tuple[Int[Array, "T"], Sequence[int]]]) -> list[int]:
+    """How many tokens each prompt has with its answer. BadPrompt if one has more than the model's positions."""
+    lengths, limit = [len(ids) + len(answer) for ids, answer in pairs], model.config.text.max_position_embeddings
+    if max(lengths, default=0) > limit:
+        raise BadPrompt(f"a prompt with its suffix has {max(lengths)} tokens; this model has {limit} positions")
+    return lengths

@@ -7,7 +7,7 @@ from typing import TypeAlias
 import numpy as np
 
 from npgemma.errors import BadPrompt
-from npgemma.io.picture import Picture, pixel_values, read_picture
+from npgemma.io.picture import MAX_PIXELS, Picture, pixel_values, read_picture
 from npgemma.io.tokenizers import IMAGE, Tokenizer
 from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import Tap, silent
@@ -26,13 +26,17 @@ class Inputs:
 
 
 class Processor:
-    """Knows a tokenizer, the side of the pictures in pixels, and how many tokens a picture stands for."""
+    """Knows a tokenizer, the side of the pictures in pixels, and how many tokens a picture stands for.
+
+    A file of more than `max_pixels` is refused, which may be changed.
+    """
 
     def __init__(self, tokenizer: Tokenizer, side: int, tokens_per_image: int, bos_id: int) -> None:
         self.tokenizer = tokenizer
         self.side = side
         self.tokens_per_image = tokens_per_image
         self.bos_id = bos_id
+        self.max_pixels = MAX_PIXELS
 
     def __call__(self, images: Sequence[Pictures], text: Sequence[str], tap: Tap = silent) -> Inputs:
         """`images` holds for each prompt of `text` a picture or a sequence of pictures (an empty one for text alone).
@@ -44,7 +48,7 @@ class Processor:
             list(each) if isinstance(each, Sequence) and not isinstance(each, str) else [each] for each in images
         ]
         ids = [self.encode(prompt, len(pictures)) for prompt, pictures in zip(text, per_prompt, strict=True)]
-        read = [read_picture(picture) for pictures in per_prompt for picture in pictures]
+        read = [read_picture(picture, self.max_pixels) for pictures in per_prompt for picture in pictures]
         return Inputs(
             ids,
             [np.zeros(len(row), np.int64) for row in ids],

@@ -2,12 +2,11 @@
 
 import argparse
 import sys
-from dataclasses import asdict
 
 from npgemma.api import generation
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.commands.flags import AddParser, generate, load_model, model_flags, options, positive, search_flags
-from npgemma.commands.output import INTERRUPTED, as_json, print_json, printable, working
+from npgemma.commands.output import INTERRUPTED, as_json, print_json, printable, score_fields, working
 from npgemma.decoding.options import GenerationOptions
 from npgemma.decoding.text import pieces
 from npgemma.tasks.prompts import OCR_PROMPT, answer_prompt, caption_prompt
@@ -97,8 +96,7 @@ def run_score(a: argparse.Namespace) -> None:
     ranked = sorted(zip(a.suffixes, scores, strict=True), key=lambda pair: -pair[1].total)
     for suffix, score in ranked:
         if a.format == "json":
-            facts = {"total": score.total, "loss": score.loss, "perplexity": score.perplexity}
-            print(as_json({"prompt": a.prompt, "suffix": suffix, **asdict(score), **facts}))
+            print(as_json({"prompt": a.prompt, "suffix": suffix, **score_fields(score)}))
         else:
             total, *each = (f"{round(number, 4) + 0.0:.4f}" for number in (score.total, *score.logprobs))
             words = printable(" ".join(suffix.split()))

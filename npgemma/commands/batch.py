@@ -1,6 +1,7 @@
 """batch: many pictures, several at a time, each result on the disk as soon as it is there."""
 
 import argparse
+import re
 import sys
 import time
 from dataclasses import asdict
@@ -9,9 +10,14 @@ from typing import Any
 
 from npgemma.api.batch import IN_FLIGHT, Batch, JobResult
 from npgemma.commands.flags import AddParser, WrongUsage, answer_flags, load_model, options, positive
-from npgemma.commands.output import INTERRUPTED, WIPE, printable
-from npgemma.io.jobs import InvalidJob, Job, folder_jobs, open_results, read_jobs
+from npgemma.commands.output import INTERRUPTED, WIPE, printable, score_fields
+from npgemma.errors import shortened
+from npgemma.io.jobs import InvalidJob, Job, read_jobs, require_jobs
+from npgemma.io.picture_folder import folder_jobs
+from npgemma.io.results import open_results
 from npgemma.tasks.objects import parse_objects
+
+FINDS = re.compile(r"(?:<image>|\s)*(?:detect|segment)\b", re.IGNORECASE)  # a prompt whose answer may hold no object
 
 
 def add_batch(add_parser: AddParser) -> None:
@@ -24,7 +30,8 @@ def add_batch(add_parser: AddParser) -> None:
         "jobs",
         type=Path,
         metavar="JOBS",
-        help='a file of lines {"id": ..., "image": ..., "prompt": ...}, or a folder of pictures (not of folders)',
+        help='a file of lines {"id": ..., "image": ..., "prompt": ...} (or "prefix", and a "suffix" to score), '
+        "or a folder of pictures (not of folders)",
     )
     batch.add_argument("prompt", nargs="?", metavar="PROMPT", help="for a folder: the prompt for every picture")
     batch.add_argument(
@@ -42,25 +49,28 @@ def add_batch(add_parser: AddParser) -> None:
         metavar="N",
         help=f"pictures answered at a time (default: {IN_FLIGHT})",
     )
+    batch.add_argument(
+        "--score",
+        action="store_true",
+        help="also score the suffix of each job, as `npgemma score` does: how likely the model finds that answer",
+    )
     batch.set_defaults(run=run_batch)
 
 
 def run_batch(a: argparse.Namespace) -> int:
     """Answer the jobs that have no result yet. Returns 1 if any result is an error."""
     chosen = options(a)
-    if a.jobs.is_dir() != (a.prompt is not None):
-        raise WrongUsage("batch takes a folder and a prompt, or a file of jobs, which hold their own prompts")
-    jobs = folder_jobs(a.jobs, a.prompt) if a.jobs.is_dir() else read_jobs(a.jobs)
+    jobs, others = asked(a)
     model = load_model(a)
     with open_results(a.output) as results:
-        left = results.remaining(jobs, a.output)
+        left = results.remaining(jobs, a.output, a.score)
         progress = Progress(len(jobs), len(jobs) - len(left))
         try:
             for job in left:
                 if isinstance(job, InvalidJob):
                     results.write({"id": job.id, "error": job.error})
                     progress.count(failed=True)
-            batch = Batch(model, chosen, a.in_flight)
+            batch = Batch(model, chosen, a.in_flight, a.score)
             for result in batch.run(job for job in left if isinstance(job, Job)):
                 results.write(as_line(result))
                 progress.count(failed=result.error is not None)
@@ -71,21 +81,50 @@ def run_batch(a: argparse.Namespace) -> int:
             progress.wipe()
             raise
     failed = f"{progress.failed} of them errors, which the same command retries; see {printable(str(a.output))}"
-    progress.end(failed if progress.failed else "")
+    progress.end("; ".join(note for note in (others, failed if progress.failed else "") if note))
     return 1 if progress.failed else 0
 
 
+def asked(a: argparse.Namespace) -> tuple[list[Job | InvalidJob], str]:
+    """The jobs of a file or a folder, and a sentence about files that are not pictures.
+
+    WrongUsage, or BadJobs if there is nothing to do.
+    """
+    if a.jobs.is_dir() != (a.prompt is not None):
+        raise WrongUsage("batch takes a folder and a prompt, or a file of jobs, which hold their own prompts")
+    if a.jobs.is_dir():
+        if a.score:
+            raise WrongUsage("--score needs a file of jobs with a suffix each; a folder has none")
+        found, others = folder_jobs(a.jobs, a.prompt, a.output)
+        return list(found), others
+    jobs = [without_suffix(job) if a.score else job for job in read_jobs(a.jobs)]
+    require_jobs(jobs, a.jobs)
+    return jobs, ""
+
+
+def without_suffix(job: Job | InvalidJob) -> Job | InvalidJob:
+    """The job, if it has a suffix to score."""
+    if isinstance(job, InvalidJob) or job.suffix is not None:
+        return job
+    problem = "has no suffix to score; add one, or leave out --score"
+    return InvalidJob(job.id, f"the job {shortened(repr(job.id))} {problem}", problem)
+
+
 def as_line(result: JobResult) -> dict[str, Any]:
-    """A line of the output file: the job, and its answer or error; for detect and segment, boxes in pixels, too."""
+    """A line of the output file: the job, its answer or error, boxes in pixels where the answer has any, the score."""
     job = result.job
     line: dict[str, Any] = {"id": job.id, "image": job.image, "prompt": job.prompt}
+    if job.suffix is not None:
+        line["suffix"] = job.suffix
     if result.generation is None:
         return line | {"error": result.error}
     line |= asdict(result.generation)
-    if job.prompt.startswith(("detect ", "segment ")):
-        objects = parse_objects(result.generation.text)
+    objects = parse_objects(result.generation.text)
+    if objects or FINDS.match(job.prompt):
         line["boxes"] = [asdict(each.box(*result.size)) for each in objects]
         line["objects"] = [asdict(each) for each in objects]
+    if result.score is not None:
+        line["score"] = score_fields(result.score)
     return line
 
 

@@ -12,6 +12,7 @@ from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.commands.output import INTERRUPTED, working
 from npgemma.decoding.options import GenerationOptions
 from npgemma.decoding.text import Generation, Transcript
+from npgemma.io.picture import MAX_PIXELS
 from npgemma.io.system_memory import parse_size
 
 AddParser = Callable[..., argparse.ArgumentParser]
@@ -41,6 +42,12 @@ def model_flags() -> argparse.ArgumentParser:
         type=memory,
         metavar="SIZE",
         help="the most memory to use, such as 8GB: runs that need more are refused (default: what is available)",
+    )
+    flags.add_argument(
+        "--max-pixels",
+        type=positive,
+        metavar="N",
+        help=f"the most pixels of a picture (default: {MAX_PIXELS:,}); a larger file may be made to fill memory",
     )
     return flags
 
@@ -139,6 +146,8 @@ class WrongUsage(Exception):
 def load_model(a: argparse.Namespace) -> VisionLanguageModel:
     """The model that `model_flags` ask for."""
     loaded: VisionLanguageModel = a.load(a.model, a.dtype, a.resident, a.adapter, a.max_memory)
+    if a.max_pixels:
+        loaded.processor.max_pixels = a.max_pixels
     return loaded
 
 

@@ -77,7 +77,8 @@ def run_detect(a: argparse.Namespace) -> int:
     """A line a box: label, x0, y0, x1, y1 in pixels, with tabs between."""
     check_outputs(a)
     chosen = options(a)
-    model, image, prompt = load_model(a), read_picture(a.image), detect_prompt(a.objects)
+    model, prompt = load_model(a), detect_prompt(a.objects)
+    image = read_picture(a.image, model.processor.max_pixels)
     (answer,), status = generate(model, image, prompt, chosen)
     objects = parse_objects(answer.text)
     boxes = [each.box(*image.size, bins=a.bins) for each in objects]
@@ -103,7 +104,8 @@ def run_segment(a: argparse.Namespace) -> int:
     """A line an object: label, x0, y0, x1, y1 in pixels, and how many pixels its mask has."""
     check_outputs(a, a.masks)
     chosen = options(a)
-    model, image, prompt = load_model(a), read_picture(a.image), segment_prompt(a.objects)
+    model, prompt = load_model(a), segment_prompt(a.objects)
+    image = read_picture(a.image, model.processor.max_pixels)
     codec = read_mask_codec(a.codec) if a.codec else model.mask_codec
     (answer,), status = generate(model, image, prompt, chosen)
     objects = [each for each in parse_objects(answer.text) if each.codes]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 
+from npgemma.decoding.scoring import Score
 from npgemma.decoding.text import Generation
 from npgemma.tasks.objects import Box, DetectedObject
 
@@ -27,6 +28,11 @@ def print_json(
 def as_json(result: object) -> str:
     """JSON in ASCII, which every encoding and terminal can show; json escapes everything but DEL."""
     return json.dumps(result).replace("\x7f", "\\u007f")
+
+
+def score_fields(score: Score) -> dict[str, object]:
+    """A score as JSON has it."""
+    return {**asdict(score), "total": score.total, "loss": score.loss, "perplexity": score.perplexity}
 
 
 def box_fields(box: Box) -> tuple[object, ...]:

@@ -1,24 +1,47 @@
-"""Files of jobs and files of results: one JSON object per line.
-
-Results are appended line by line, and each is on disk before the next begins. So if the process ends for any reason,
-the file contains every finished result and at most one incomplete line, which is removed when the work continues.
-"""
+"""Files of jobs: one JSON object per line."""
 
 import json
-import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from npgemma.errors import BadJobs
-from npgemma.io.atomic_write import replace_file
+from npgemma.errors import BadJobs, shortened
+from npgemma.io.picture_kinds import url_problem
 from npgemma.io.strict_json import parse_json
 
 MAX_LINE = 1_000_000  # bytes; a longer line is an invalid job
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
+BOM = b"\xef\xbb\xbf"
+EXAMPLE = '{"id": "a", "image": "a.png", "prompt": "caption en"}'
+ALONE = rb"(?!.*\n\{)"  # no line after the first begins an object
+COLUMNS = rb"(?i:image|file_?name|path|prompt|prefix|suffix|question|caption|text|label)"
+# Files that are not lines of JSON, by their first bytes: what they are, and what to do.
+OTHER_FILES = [
+    (re.compile(pattern, re.DOTALL), what)
+    for pattern, what in (
+        (rb"\xff\xfe|\xfe\xff|\0?[{\[]\0", "is text in UTF-16 or UTF-32; save it as UTF-8"),
+        (rb"\x1f\x8b|BZh\d|\xfd7zXZ|\x28\xb5\x2f\xfd", "is compressed; decompress it first"),
+        (rb"PK\x03\x04|\xd0\xcf\x11\xe0", "is an Excel workbook or a zip archive"),
+        (rb"PAR1|ARROW1|Obj\x01|SQLite format 3|\x89HDF", "is a table in a binary format (Parquet, Arrow or such)"),
+        (rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF", "is a picture; for one picture, use npgemma generate"),
+        (rb"%PDF", "is a PDF"),
+        (rb"[^\n]{0,999}\0", "is binary data"),
+        (rb"\s*\[\s*(?:\{|\[|$)", "is a JSON list"),
+        (rb"\s*\{\s*\n|" + ALONE + rb"\s*\{[^\n]*[\[{,]\s*\n", "is one JSON object over several lines"),
+        (rb"\s*<", "is XML or a web page"),
+        (ALONE + rb"[^{\[\n]*\b(?:" + COLUMNS + rb")\b[^{\[\n]*[,;\t]", "is a table (CSV)"),
+        (ALONE + rb"[^{\[\n]*[,;\t]\W?(?:" + COLUMNS + rb")\b[^{\[\n]*\n", "is a table (CSV)"),
+    )
+]
+# Keys of other programs' files, which are not read: their meaning there may be another one.
+OTHER_KEYS = {
+    "image": (
+        *("file_name", "filename", "file", "path", "image_path", "image_file", "img", "picture", "images"),
+        *("image_url", "url", "image_id"),
+    ),
+    "prompt": ("text", "question", "instruction", "query", "input", "caption", "conversations", "messages"),
+}
 
 
 @dataclass(frozen=True)
@@ -35,6 +58,8 @@ class Job:
         The prompt, without a newline at its end.
     folder : Path
         The folder that relative paths start from.
+    suffix : str, optional
+        The answer that is expected, which can be scored.
 
     Examples
     --------
@@ -49,6 +74,7 @@ class Job:
     images: tuple[str, ...]
     prompt: str
     folder: Path
+    suffix: str | None = None
 
     @property
     def image(self) -> str | list[str]:
@@ -58,30 +84,33 @@ class Job:
 
 @dataclass(frozen=True)
 class InvalidJob:
-    """A line that is not a valid job, and the reason."""
+    """A line that is not a valid job, and what is wrong with it; `fault` is equal where that is the same."""
 
     id: str | int
     error: str
+    fault: str = field(default="", compare=False)
 
 
 def read_jobs(path: Path) -> list[Job | InvalidJob]:
-    """The jobs in a file of lines {"id": ..., "image": ..., "prompt": ...}.
+    """The jobs in a file of lines {"id": ..., "image": ..., "prompt": ...}, or {"image", "prefix", "suffix"}.
 
     `id` is text or a whole number; a job without an id, or with an invalid one, is called 'line N'. `image` is a path
     or a list of paths, relative to the file's folder. Other keys and empty lines are ignored. BadJobs if the file
-    cannot be read.
+    cannot be read, or is of another kind.
     """
     jobs: list[Job | InvalidJob] = []
     seen: dict[str | int, str] = {}
     try:
         with path.open("rb") as file:
+            check_file(path, file.peek(1))  # a pipe is fine
             for number, line in enumerate(lines(file), 1):
-                if not line.strip() and len(line) <= MAX_LINE:
+                if not line.removeprefix(BOM).strip() and len(line) <= MAX_LINE:
                     continue
                 name = f"line {number}"
-                job = read_job(line, name, path.parent)
+                job = read_job(line.removeprefix(BOM) if number == 1 else line, name, path.parent)
                 if job.id in seen:
-                    job = InvalidJob(name, f"{name}: the id {job.id!r} is already used in {seen[job.id]}")
+                    problem = f"the id {shortened(repr(job.id))} is already used in {seen[job.id]}"
+                    job = InvalidJob(name, f"{name}: {problem}", "id")
                 seen[job.id] = name
                 jobs.append(job)
     except OSError as error:
@@ -89,15 +118,23 @@ def read_jobs(path: Path) -> list[Job | InvalidJob]:
     return jobs
 
 
-def folder_jobs(folder: Path, prompt: str) -> list[Job | InvalidJob]:
-    """One job per picture in a folder, sorted by file name, which is the id. BadJobs without pictures."""
-    try:
-        names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
-    except OSError as error:
-        raise BadJobs(f"{folder} cannot be read: {error.strerror}") from None
-    if not names:
-        raise BadJobs(f"{folder} contains no pictures: no file name ends in {', '.join(sorted(SUFFIXES))}")
-    return [Job(name, (name,), prompt, folder) for name in names]
+def check_file(path: Path, head: bytes) -> None:
+    """BadJobs if the first bytes of a file are not those of lines of JSON."""
+    head = head.removeprefix(BOM)
+    for pattern, what in OTHER_FILES:
+        if pattern.match(head):
+            advice = "" if ";" in what else f"; write one JSON object a line: {EXAMPLE}"
+            raise BadJobs(f"{path} {what}{advice}")
+
+
+def require_jobs(jobs: Sequence[Job | InvalidJob], path: Path) -> None:
+    """BadJobs if every line of a file has the same fault."""
+    faults = {job.fault if isinstance(job, InvalidJob) else None for job in jobs}
+    if len(faults) != 1 or None in faults:
+        return
+    (first, *rest) = (job.error for job in jobs if isinstance(job, InvalidJob))
+    others = f" (and so in all {len(jobs)} lines)" if rest else ""
+    raise BadJobs(f"{path} holds no job: {first}{others}; a job is a line such as {EXAMPLE}")
 
 
 def lines(file: IO[bytes]) -> Iterator[bytes]:
@@ -118,145 +155,50 @@ def read_job(line: bytes, where: str, folder: Path) -> Job | InvalidJob:
         if not isinstance(values, dict):
             raise ValueError(f"it is {json.dumps(values)[:60]}")
     except (ValueError, RecursionError) as error:
-        return InvalidJob(where, f"{where} is not a JSON object: {error}")
-    name, image, prompt = values.get("id", where), values.get("image"), values.get("prompt")
-    images = [each for each in (image if isinstance(image, list) else [image]) if isinstance(each, str)]
+        return InvalidJob(where, shortened(f"{where} is not a JSON object: {error}"), "JSON")
+    name, image = values.get("id", where), values.get("image")
     if type(name) not in (str, int):
-        return InvalidJob(where, f"{where}: id is {name!r}, not text or a whole number")
+        return InvalidJob(where, f"{where}: id is {shown(name)}, not text or a whole number", "id")
     if name != where and re.fullmatch(r"line \d+", str(name)):
-        return InvalidJob(where, f"{where}: the id {name!r} is reserved for a line without an id; choose another")
-    if not images or (isinstance(image, list) and len(images) < len(image)):
-        return InvalidJob(name, f"{where}: image is {image!r}, not a path or a list of paths")
-    if not isinstance(prompt, str):
-        return InvalidJob(name, f"{where}: prompt is {prompt!r}, not text")
-    return Job(name, tuple(images), prompt, folder)
+        problem = f"the id {name!r} is reserved for a line without an id; choose another"
+        return InvalidJob(where, shortened(f"{where}: {problem}"), "id")
+    if wrong := image_problem(values) or text_problem(values):
+        key, clause = wrong.split()[0], re.split("[,;] ", wrong)[-1]
+        return InvalidJob(name, f"{where}: {wrong}", f"{key}: {clause}")
+    images = tuple(image) if isinstance(image, list) else (image,)
+    return Job(name, images, values["prompt" if "prompt" in values else "prefix"], folder, values.get("suffix"))
 
 
-class Results:
-    """An open file of results. `done` holds the prompt and image of each finished job, by id."""
-
-    def __init__(self, file: IO[bytes], done: Mapping[str | int, Mapping[str, Any]]) -> None:
-        self.file = file
-        self.done = done
-
-    def write(self, result: Mapping[str, Any]) -> None:
-        """Append one result, and return when it is on disk. BadJobs if it cannot be written."""
-        try:
-            line = memoryview(json.dumps(result).encode("ascii") + b"\n")
-            while line:  # unbuffered, since a buffer would retry a failed write when the file is closed
-                line = line[os.write(self.file.fileno(), line) :]
-            os.fsync(self.file.fileno())
-        except OSError as error:
-            raise BadJobs(f"{self.file.name} cannot be written: {error.strerror or error}") from None
-
-    def remaining(self, jobs: Iterable[Job | InvalidJob], path: Path) -> list[Job | InvalidJob]:
-        """The jobs without a result. BadJobs if a result has the id of a job, but another prompt or picture."""
-        remaining = []
-        for job in jobs:
-            found = self.done.get(job.id)
-            if found is None:
-                remaining.append(job)
-            if found is None or isinstance(job, InvalidJob):
-                continue
-            for key, asked in (("prompt", job.prompt), ("image", job.image)):
-                if found.get(key, asked) != asked:
-                    difference = f"has {key} {found[key]!r}, but the job has {asked!r}"
-                    raise BadJobs(f"{path}: the result of {job.id!r} {difference}; write to another file")
-        return remaining
+def image_problem(values: Mapping[str, Any]) -> str | None:
+    """What is wrong with the pictures of a line."""
+    image = values.get("image")
+    given = image if isinstance(image, list) else [image]
+    images = [each for each in given if isinstance(each, str)]
+    if images and len(images) == len(given):
+        urls = map(url_problem, images)
+        return next((f"image {problem}" for problem in urls if problem), None)
+    return other_key("image", values) or f"image is {shown(image)}, not a path or a list of paths"
 
 
-@contextmanager
-def open_results(path: Path) -> Iterator[Results]:
-    """Open a file of results to continue it, or create it.
-
-    An incomplete last line, left by an interrupted process, is removed, and so are errors, whose jobs are tried again.
-    BadJobs if the file contains anything else, which is left unchanged, if it cannot be written, or if another process
-    is writing it.
-    """
-    path = path.resolve()  # if it is a link, write to its target
-    with ExitStack() as held:
-        try:
-            results = prepare(path, held)
-        except OSError as error:
-            raise BadJobs(f"{path} cannot be written: {error.strerror or error}") from None
-        yield results
+def text_problem(values: Mapping[str, Any]) -> str | None:
+    """What is wrong with the prompt or the suffix of a line."""
+    if "prompt" in values and "prefix" in values:
+        return "prompt and prefix are both there, and mean the same; keep one of them"
+    key = "prefix" if "prefix" in values else "prompt"
+    if not isinstance(values.get(key), str):
+        return other_key("prompt", values) or f"{key} is {shown(values.get(key))}, not text"
+    suffix = values.get("suffix")
+    return None if suffix is None or isinstance(suffix, str) else f"suffix is {shown(suffix)}, not text"
 
 
-def prepare(path: Path, held: ExitStack) -> Results:
-    """Open and lock the file until `held` closes, and remove errors and an incomplete last line from it."""
-    while True:
-        if path.exists() and not path.is_file():
-            raise BadJobs(f"{path} is not a regular file; write results to a regular file")
-        file = held.enter_context(path.open("a+b"))
-        lock(file, path)
-        file.seek(0)
-        done: dict[str | int, Mapping[str, Any]] = {}
-        end, errors = 0, False
-        for line, result in complete_results(file, path):
-            end += len(line)
-            if "error" in result:
-                errors = True
-            else:
-                done[result["id"]] = {key: result[key] for key in ("prompt", "image") if key in result}
-        if not errors:
-            if end < file.seek(0, os.SEEK_END):
-                file.truncate(end)
-            return Results(file, done)
-        file.seek(0)
-        with replace_file(path) as temporary:
-            with temporary.open("wb") as cleaned:
-                cleaned.writelines(line for line, result in complete_results(file, path) if "error" not in result)
-            # Keep the old file locked, so that a process that has already opened it does not write to it. Windows
-            # cannot replace an open file.
-            if os.name == "nt":
-                file.close()
+def other_key(key: str, values: Mapping[str, Any]) -> str | None:
+    """What to do about a key that is missing while another one seems to have its value."""
+    found = next((other for other in OTHER_KEYS[key] if other in values), None)
+    if found is None or values.get(key) is not None or (key == "prompt" and "prefix" in values):
+        return None
+    return f"{key} is missing, and {found!r} is not read; rename it to {key!r}"
 
 
-def complete_results(file: IO[bytes], path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Each line and its result, without an incomplete last line. BadJobs for a line that is not a result."""
-    for number, line in enumerate(file, 1):
-        if not line.endswith(b"\n") and is_incomplete(line):
-            return
-        result: Any = None
-        with suppress(ValueError, RecursionError):
-            result = parse_json(line)
-        if not is_result(result):
-            raise BadJobs(f"{path}: line {number} is not the result of a job; write to another file")
-        if line.endswith(b"\n"):
-            yield line, result
-
-
-def is_result(value: Any) -> bool:
-    """Whether a JSON value has a job's id, and either a text or an error."""
-    named = isinstance(value, dict) and type(value.get("id")) in (str, int)
-    return named and ("text" in value) != ("error" in value)
-
-
-def is_incomplete(line: bytes) -> bool:
-    """Whether a line is the beginning of a result, but not valid JSON."""
-    begin = b'{"id": '
-    try:
-        parse_json(line)
-    except (ValueError, RecursionError):
-        return line[: len(begin)] == begin[: len(line)]
-    return False
-
-
-def lock(file: IO[bytes], path: Path) -> None:
-    """Lock `file` until it is closed or the process ends. BadJobs if another process has locked or just replaced it.
-
-    Does nothing where such locks do not exist (Windows, some network drives).
-    """
-    try:
-        import fcntl
-    except ImportError:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        mine = os.path.samestat(os.fstat(file.fileno()), path.stat())  # no other process has replaced it meanwhile
-    except (BlockingIOError, FileNotFoundError):
-        mine = False
-    except OSError:  # some network drives do not support locks
-        return
-    if not mine:
-        raise BadJobs(f"{path} is being written by another process")
+def shown(value: object) -> str:
+    """A value as a message repeats it."""
+    return shortened(repr(value), 60)

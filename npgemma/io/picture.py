@@ -4,23 +4,32 @@ A file is turned upright by its EXIF tag, as viewers show it; a PIL image or an 
 converted to RGB: transparency is composited over white, and 16 bits are scaled to 8, not clipped.
 """
 
+import io
+import stat
 import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeAlias
+from typing import IO, TypeAlias
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from npgemma.errors import BadPicture
+from npgemma.errors import BadPicture, shortened
 from npgemma.io.atomic_write import replace_file
+from npgemma.io.picture_kinds import HEAD, RAW, check_kind, is_picture, url_problem
+from npgemma.io.picture_metadata import check_png, check_tiff, exif_orientation, without_metadata
 from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import Tap, silent
 
 # Pillow's other decoders can start programs, or have had many security holes.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 89_000_000  # Pillow's limit, where it only warns; a larger file is probably a decompression bomb
+HINT = "raise the limit with --max-pixels (in Python: model.processor.max_pixels), or make the picture smaller"
+MAX_BYTES = 1 << 30  # of a damaged file that is read into memory; a larger one counts as cut short there
+# TIFF tags of RAW photos, whose first picture is a thumbnail: DNG says so by its version, others by the picture's kind.
+DNG_VERSION, SUBFILE_TYPE, SUB_DIRECTORIES = 50706, 254, 330
 
 # What Pillow raises for a damaged file: the errors that its own fuzzers accept, and some found by the tests here.
 DAMAGE = (
@@ -33,6 +42,7 @@ DAMAGE = (
     OverflowError,
     EOFError,
     MemoryError,
+    AssertionError,
     struct.error,
     Image.DecompressionBombError,
 )
@@ -59,27 +69,90 @@ def read_picture(picture: Picture, max_pixels: int = MAX_PIXELS) -> Image.Image:
         return to_rgb(from_array(picture))
     if not isinstance(picture, (str, Path, Image.Image)):
         raise BadPicture(f"a picture must be a path, a PIL image or a uint8 array, not a {type(picture).__name__}")
+    name = shortened(picture)
     try:
         return to_rgb(picture) if isinstance(picture, Image.Image) else read_file(Path(picture), max_pixels)
-    except FileNotFoundError:
-        raise BadPicture(f"{picture} was not found") from None
     except UnidentifiedImageError:
-        raise BadPicture(f"{picture} is not a picture in a format that npgemma reads ({', '.join(FORMATS)})") from None
+        raise BadPicture(f"{name} is not a picture in a format that npgemma reads ({', '.join(FORMATS)})") from None
     except DAMAGE as error:
-        raise BadPicture(f"{picture} cannot be read: {error}") from None
+        if not isinstance(picture, Image.Image) and (problem := url_problem(str(picture))):
+            raise BadPicture(problem) from None
+        if isinstance(error, FileNotFoundError):
+            raise BadPicture(f"{name} was not found") from None
+        reason = getattr(error, "strerror", None) or str(error) or "it is damaged"
+        raise BadPicture(f"{name} cannot be read: {reason}") from None
 
 
 def read_file(path: Path, max_pixels: int) -> Image.Image:
-    """The upright RGB image in a file. BadPicture if it is too large; one of DAMAGE if it is damaged."""
-    with warnings.catch_warnings():
+    """The upright RGB image in a file. BadPicture if it is of another kind or too large; one of DAMAGE if damaged.
+
+    If the file cannot be read as it is, it is read without metadata, which does not affect pixels.
+    """
+    if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
+        raise BadPicture(f"{shortened(path)} is not a regular file")
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+        check_kind(shortened(path), head, path.suffix)
+        try:
+            return decode(file, path, max_pixels)
+        except DAMAGE as error:
+            file.seek(0)
+            for content in without_metadata(file.read(MAX_BYTES)):
+                try:
+                    return decode(io.BytesIO(content), path, max_pixels)
+                except DAMAGE:
+                    continue
+            if isinstance(error, UnidentifiedImageError) and is_picture(head):
+                raise ValueError("its header is damaged") from None
+            raise
+
+
+def decode(file: IO[bytes], path: Path, max_pixels: int) -> Image.Image:
+    """The upright RGB image in an open file. BadPicture if it is too large; one of DAMAGE if it is damaged."""
+    file.seek(0)
+    with warnings.catch_warnings(), bomb_limit(max_pixels):
         warnings.simplefilter("ignore")  # about metadata, and about sizes, which are checked here
-        with Image.open(path, formats=FORMATS) as image:
+        with open_image(file, path) as image:
             if image.width * image.height > max_pixels:
-                raise BadPicture(f"{path} has {image.width} x {image.height} pixels; the limit is {max_pixels:,}")
+                size = f"{image.width} x {image.height} pixels"
+                raise BadPicture(f"{shortened(path)} has {size}; the limit is {max_pixels:,}: {HINT}")
+            tags = getattr(image, "tag_v2", {})
+            if DNG_VERSION in tags or (tags.get(SUBFILE_TYPE) == 1 and SUB_DIRECTORIES in tags):
+                raise BadPicture(f"{shortened(path)} {RAW.problem()}")
+            position = file.tell()
+            if image.format == "PNG":
+                check_png(file)
+            elif image.format == "TIFF":
+                check_tiff(file, tags)
+            file.seek(position)
             rgb = to_rgb(image)
             # after reading the pixels: for some formats Pillow turns the picture itself then, and removes the tag
-            turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+            exif, raw = image.getexif(), image.info.get("exif", b"")
+            orientation = exif.get(ExifTags.Base.Orientation) or exif_orientation(raw)
+            if raw and not exif and orientation == 1:
+                raise ValueError("its EXIF data cannot be read")
+            turn = UPRIGHT.get(orientation)
             return rgb if turn is None else rgb.transpose(turn)
+
+
+def open_image(file: IO[bytes], path: Path) -> Image.Image:
+    """Pillow's image of an open file. BadPicture if Pillow finds it too large before it tells the size."""
+    try:
+        return Image.open(file, formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise BadPicture(f"{shortened(path)} has too many pixels: {HINT}") from None
+
+
+@contextmanager
+def bomb_limit(max_pixels: int) -> Iterator[None]:
+    """Raise Pillow's own limit, which is a global, while a larger `max_pixels` applies."""
+    before = Image.MAX_IMAGE_PIXELS
+    if before is not None and max_pixels > before:
+        Image.MAX_IMAGE_PIXELS = max_pixels
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def from_array(array: Array) -> Image.Image:

@@ -8,7 +8,7 @@ from random import Random
 
 import numpy as np
 import pytest
-from answers import assert_same, observed
+from answers import LOGPROBS, assert_same, observed
 from PIL import Image
 from shape_world import draw_scene
 
@@ -173,6 +173,10 @@ def test_an_invalid_job_is_an_error_and_the_others_are_answered(model, good, alo
         ("text.png",): ("ocr", "text.png"),
         ("torn.png",): ("ocr", "cannot be read"),
         (".",): ("ocr", "cannot be read"),
+        ("https://example.com/a.png",): (
+            "ocr",
+            "https://example.com/a.png is a URL; npgemma does not download pictures",
+        ),
         ("\0.png",): ("ocr", "cannot be read"),
         ("\ud800.png",): ("ocr", "cannot be read"),
         ("a" * 5000,): ("ocr", "cannot be read"),
@@ -259,6 +263,41 @@ def test_in_flight_must_be_a_positive_whole_number(in_flight, model):
 def test_a_job_has_one_answer(options, model):
     with pytest.raises(ValueError, match="only one answer is written at a time"):
         answer_jobs(model, [], **options)
+
+
+# -------------------------------------------------------------------------------------------------------------- scores
+
+
+@pytest.mark.parametrize("in_flight", [1, 5])
+def test_a_score_is_that_of_the_model(in_flight, model, good):
+    """Beside other jobs, and for suffixes of any length, an empty one among them; the answers are as they were."""
+    suffixes = ["", "a", "STAR", "a blue star and an orange ring"]
+    jobs = [dataclasses.replace(job, suffix=suffixes[i % 4]) for i, job in enumerate(good[:6])]
+    results = list(answer_jobs(model, jobs, in_flight, score=True, max_new_tokens=5))
+    assert Counter(result.job for result in results) == Counter(jobs)
+    for result in results:
+        picture = result.job.folder / result.job.images[0]
+        expected = model.score(picture, result.job.prompt, result.job.suffix)
+        assert result.score.token_ids == expected.token_ids
+        np.testing.assert_allclose(result.score.logprobs, expected.logprobs, rtol=0, atol=LOGPROBS)
+        assert_same([result.generation], [generate(model, result.job, max_new_tokens=5)])
+    assert not any(result.score for result in answer_jobs(model, jobs[:3], max_new_tokens=1))
+
+
+def test_a_job_without_a_suffix_cannot_be_scored(model, good):
+    jobs = [good[0], dataclasses.replace(good[1], suffix="a")]
+    results = {result.job.id: result for result in answer_jobs(model, jobs, score=True, max_new_tokens=1)}
+    assert results[jobs[0].id].error == "the job has no suffix to score"
+    assert results[jobs[1].id].score.total < 0
+
+
+def test_a_score_needs_memory_too(model, good):
+    """A job whose suffix does not fit is its own error, in memory or in the positions of the model."""
+    long = [dataclasses.replace(good[1], id=times, suffix="word " * times) for times in (250, 2000)]
+    tight = npgemma.load(max_memory=budget_for(model, good, 1))
+    results = {result.job.id: result for result in answer_jobs(tight, long, score=True)}
+    assert "more than the" in results[250].error
+    assert "a prompt with its suffix has" in results[2000].error
 
 
 # ------------------------------------------------------------------------------------------------- a model, and memory

@@ -303,11 +303,11 @@ def test_a_batch_that_cannot_start_is_one_sentence(jobs, tmp_path, refused):
 
 
 def test_control_characters_in_a_file_name_are_escaped(tmp_path, batch):
-    path = write_jobs(tmp_path / "jobs.jsonl", "broken")
+    path = write_jobs(tmp_path / "jobs.jsonl", "broken", {"image": "gone.png", "prompt": "ocr"})
     status, err = batch(path, "-o", tmp_path / "out\x1b[2J.jsonl")
     assert status == 1
     assert err.rstrip("\n").isprintable()
-    assert err.endswith(summary_of_errors(1, tmp_path / "out\\x1b[2J.jsonl") + "\n")
+    assert err.endswith(summary_of_errors(2, tmp_path / "out\\x1b[2J.jsonl") + "\n")
 
 
 def test_the_rate_of_no_time_is_not_a_division_by_zero(tmp_path, monkeypatch, batch):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npgemma.errors import BadJobs
-from npgemma.io.jobs import MAX_LINE, SUFFIXES, InvalidJob, Job, folder_jobs, read_jobs
+from npgemma.io.jobs import MAX_LINE, InvalidJob, Job, read_jobs
 
 GOOD = {"image": "a.png", "prompt": "caption en"}
 
@@ -238,27 +238,3 @@ def test_an_unreadable_file_is_an_error(tmp_path):
         read_jobs(tmp_path / "nowhere.jsonl")
     with pytest.raises(BadJobs, match="cannot be read"):
         read_jobs(tmp_path)
-
-
-# -------------------------------------------------------------------------------------------------- folders of pictures
-
-
-def test_a_folder_gives_one_job_per_picture_sorted_by_name(tmp_path):
-    names = ["b.png", "a.JPG", "c.webp", "é猫.Tiff"]
-    for name in [*names, "notes.txt", "png", "out.jsonl"]:
-        (tmp_path / name).write_bytes(b"")
-    assert folder_jobs(tmp_path, "ocr") == [Job(name, (name,), "ocr", tmp_path) for name in sorted(names)]
-
-
-@pytest.mark.parametrize("suffix", sorted(SUFFIXES))
-def test_pictures_with_every_suffix_are_found(suffix, tmp_path):
-    (tmp_path / f"a{suffix}").write_bytes(b"")
-    assert [job.id for job in folder_jobs(tmp_path, "ocr")] == [f"a{suffix}"]
-
-
-def test_a_folder_without_pictures_is_an_error(tmp_path):
-    (tmp_path / "notes.txt").write_bytes(b"")
-    with pytest.raises(BadJobs, match=r"contains no pictures: no file name ends in \.bmp, \.gif"):
-        folder_jobs(tmp_path, "ocr")
-    with pytest.raises(BadJobs, match=r"nowhere cannot be read"):
-        folder_jobs(tmp_path / "nowhere", "ocr")

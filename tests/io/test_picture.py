@@ -173,13 +173,26 @@ def test_a_file_that_is_not_a_picture_is_named_in_the_error(content, tmp_path):
     assert str(path) in str(error.value)
 
 
-@pytest.mark.parametrize("kind", ["EPS", "PDF", "ICO", "TGA", "PCX", "SGI", "ICNS", "DDS"])
-def test_other_formats_of_pillow_are_refused(kind, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("EPS", "is PostScript, which npgemma does not read; convert it to PNG or JPEG"),
+        ("PDF", "is PDF, which npgemma does not read; convert it to PNG or JPEG"),
+        ("ICO", "is an icon, which npgemma does not read; convert it to PNG or JPEG"),
+        ("PCX", "is PCX, which npgemma does not read; convert it to PNG or JPEG"),
+        ("SGI", "is SGI, which npgemma does not read; convert it to PNG or JPEG"),
+        ("ICNS", "is an icon, which npgemma does not read; convert it to PNG or JPEG"),
+        ("DDS", "is a texture (DDS, KTX or ASTC), which npgemma does not read; convert it to PNG or JPEG"),
+        ("TGA", "is not a picture in a format that npgemma reads (PNG, JPEG, WEBP, GIF, BMP, TIFF, PPM)"),
+    ],
+)
+def test_other_formats_of_pillow_are_refused_by_name(kind, says, tmp_path):
     """The decoder of EPS starts Ghostscript, and those of rare formats have had security holes."""
     path = tmp_path / "picture.png"
     path.write_bytes(encoded(Image.fromarray(noise(16, 16, 3)), kind))
-    with pytest.raises(BadPicture, match=r"picture\.png is not a picture in a format that npgemma reads \(PNG, JPEG"):
+    with pytest.raises(BadPicture) as error:
         read_picture(path)
+    assert str(error.value) == f"{path} {says}"
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
@@ -226,8 +239,19 @@ def test_a_picture_may_have_exactly_max_pixels(tmp_path):
     path = tmp_path / "picture.png"
     NOISE.save(path)
     assert read_picture(path, max_pixels=35).size == (7, 5)
-    with pytest.raises(BadPicture, match=r"picture\.png has 7 x 5 pixels"):
+    with pytest.raises(BadPicture, match=r"picture\.png has 7 x 5 pixels; the limit is 34: raise .* --max-pixels"):
         read_picture(path, max_pixels=34)
+
+
+def test_max_pixels_replaces_the_limit_of_pillow(tmp_path, monkeypatch):
+    """Pillow refuses twice its own limit, which stays as it was."""
+    path = tmp_path / "picture.png"
+    NOISE.save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(BadPicture, match=r"picture\.png has too many pixels: raise the limit with --max-pixels"):
+        read_picture(path, max_pixels=9)
+    assert read_picture(path, max_pixels=35).size == (7, 5)
+    assert Image.MAX_IMAGE_PIXELS == 10
 
 
 def test_a_tiff_with_a_fractional_data_offset_is_refused(tmp_path):

@@ -13,7 +13,8 @@ from processes import ROOT
 from result_files import ANSWERS, JOB_ERROR, LINE_ERROR, as_lines, read_results, write_results
 
 from npgemma.errors import BadJobs
-from npgemma.io.jobs import InvalidJob, Job, open_results
+from npgemma.io.jobs import InvalidJob, Job
+from npgemma.io.results import open_results
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fcntl")
 
@@ -149,7 +150,7 @@ def test_errors_are_kept_if_the_file_cannot_be_rewritten(tmp_path):
 import resource
 from pathlib import Path
 from npgemma.errors import BadJobs
-from npgemma.io.jobs import open_results
+from npgemma.io.results import open_results
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
     with open_results(Path({str(path)!r})):
@@ -234,7 +235,7 @@ def test_an_abrupt_exit_loses_no_written_result(tmp_path):
     program = f"""
 import os
 from pathlib import Path
-from npgemma.io.jobs import open_results
+from npgemma.io.results import open_results
 with open_results(Path({str(path)!r})) as results:
     for i in range(5):
         results.write({{"id": i, "text": "x"}})

@@ -11,7 +11,7 @@ from processes import ROOT
 from result_files import ANSWERS, JOB_ERROR, LINE_ERROR, as_lines, read_results, write_results
 
 from npgemma.errors import BadJobs
-from npgemma.io.jobs import open_results
+from npgemma.io.results import open_results
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fcntl")
 
@@ -90,7 +90,7 @@ def test_an_endless_device_is_refused():
 import resource
 from pathlib import Path
 from npgemma.errors import BadJobs
-from npgemma.io.jobs import open_results
+from npgemma.io.results import open_results
 resource.setrlimit(resource.RLIMIT_AS, (1 << 31, 1 << 31))
 try:
     with open_results(Path("/dev/full")) as results:
@@ -143,7 +143,7 @@ def test_a_killed_process_releases_the_file(tmp_path):
     program = f"""
 import sys, time
 from pathlib import Path
-from npgemma.io.jobs import open_results
+from npgemma.io.results import open_results
 with open_results(Path({str(path)!r})) as results:
     results.write({{"id": 0, "text": "x"}})
     print("open", flush=True)
