@@ -9,6 +9,7 @@ from typing import Any
 
 from npgemma.api.batch import IN_FLIGHT, Batch, JobResult
 from npgemma.commands.flags import AddParser, WrongUsage, answer_flags, load_model, options, positive
+from npgemma.commands.notes import note_embedded
 from npgemma.commands.output import INTERRUPTED, WIPE, printable
 from npgemma.io.jobs import InvalidJob, Job, folder_jobs, open_results, read_jobs
 from npgemma.tasks.objects import parse_objects
@@ -54,6 +55,7 @@ def run_batch(a: argparse.Namespace) -> int:
     model = load_model(a)
     with open_results(a.output) as results:
         left = results.remaining(jobs, a.output)
+        note_embedded(model, (job.folder / image for job in left if isinstance(job, Job) for image in job.images))
         progress = Progress(len(jobs), len(jobs) - len(left))
         try:
             for job in left:
