@@ -158,9 +158,8 @@ def score(model: LoadedModel, images: Any, prompts: str | list[str], suffixes: S
     answers = [[*model.tokenizer.encode(suffix), model.config.eos_token_ids[0]] for suffix in suffixes]
     times = len(answers) // len(inputs.input_ids)  # all suffixes to one prompt, or one to each
     pairs = zip(inputs.input_ids * times, answers, strict=True)
-    lengths, limit = [len(ids) + len(answer) for ids, answer in pairs], model.config.text.max_position_embeddings
-    if max(lengths) > limit:
-        raise BadPrompt(f"a prompt with its suffix has {max(lengths)} tokens; this model has {limit} positions")
+    lengths = [len(ids) + len(answer) for ids, answer in pairs]
+    model.guard.check_scored(lengths)
     model.guard.check_memory(lengths, len(inputs.pixel_values), 0, logit_rows=max(map(len, answers)))
     run = partial(run_scores, model, inputs, answers, times)
     with finite(model, run):

@@ -15,7 +15,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. BadModel for anything else, a large file, a repeated key or an infinite number."""
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise ValueError(f"the file is larger than {MAX_JSON_BYTES // 1_000_000} MB")
+            raise ValueError(f"the file is larger than {MAX_JSON_BYTES // 1_000_000} MB; a config has a few kilobytes")
         content = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise BadModel(f"{path} is missing: a model folder needs it") from None
