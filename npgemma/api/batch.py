@@ -11,7 +11,7 @@ from typing import NamedTuple, Unpack
 import numpy as np
 
 from npgemma.api import generation
-from npgemma.api.finite import watched
+from npgemma.api.finite import Overflows, watched
 from npgemma.api.processor import Inputs
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.decoding.loop import RunningSequence, choose_next, generate_tokens, prefill_sequences, step_sequences
@@ -134,10 +134,11 @@ class Batch:
         self.detokenizer = generation.detokenizer(model, options)
         self.running: list[RunningJob] = []
         self.deferred: list[ReadJob] = []
+        self.overflows = Overflows()
 
     def run(self, jobs: Iterator[Job]) -> Iterator[JobResult]:
         """The results of all jobs, in the order in which they end. BadModel if the logits are not finite."""
-        return watched(self.model, self.results(jobs), self.again)
+        return watched(self.model, self.results(jobs), self.again, self.overflows)
 
     def again(self, tap: Tap) -> None:
         """The jobs that were started last, from their pictures to the ends of their answers."""
@@ -189,6 +190,7 @@ class Batch:
         lengths = [len(job.sequence.input_ids) for job in self.running] + list(map(len, ids))
         pixels = np.concatenate([job.inputs.pixel_values for job in read])
         self.model.guard.check_memory(lengths, len(pixels), self.options.max_new_tokens)
+        self.overflows.harmless = False  # nothing is known of new jobs
         self.started = ids, pixels, [job.inputs.images[0] for job in read]
         prompts = generation.embed_pictures(self.model, *self.started)
         sequences = prefill_sequences(self.model.weights, prompts, self.limits, self.options)

@@ -44,7 +44,7 @@ class TooLarge(Exception):
 
 @dataclass
 class Overflows:
-    """Called by NumPy when a number overflows; `harmless` once the run is known to have no tensor out of range."""
+    """Called by NumPy when a number overflows. `harmless` says that the run is known to have no tensor out of range."""
 
     seen: bool = False
     harmless: bool = False
@@ -82,12 +82,12 @@ def finite(model: Running, rerun: Rerun, overflows: Overflows | None = None) -> 
         error = explained(model, rerun)
         if error:
             raise error
-        overflows.harmless = True
+        overflows.seen, overflows.harmless = False, True
 
 
-def watched(model: Running, items: Iterator[T], rerun: Rerun) -> Iterator[T]:
-    """The items of a run that goes on between them, each computed in `finite`."""
-    overflows = Overflows()
+def watched(model: Running, items: Iterator[T], rerun: Rerun, overflows: Overflows | None = None) -> Iterator[T]:
+    """The items of a run that goes on between them, each computed in `finite`; `rerun` repeats all of it."""
+    overflows = overflows or Overflows()
     while True:
         with finite(model, rerun, overflows):
             try:
@@ -113,7 +113,10 @@ def require_in_range(x: Array, message: str) -> None:
 
 def in_range(x: Array) -> bool:
     """Whether all numbers are finite and have finite squares."""
-    return x.dtype.kind != "f" or bool((np.abs(x) <= math.sqrt(np.finfo(x.dtype).max)).all())
+    if x.dtype.kind != "f":
+        return True
+    most = math.sqrt(np.finfo(x.dtype).max)
+    return bool(-most <= x.min(initial=0) and x.max(initial=0) <= most)  # a minimum is NaN if any number is
 
 
 def explained(model: Running, rerun: Rerun) -> BadModel | None:

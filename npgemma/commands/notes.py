@@ -29,7 +29,8 @@ def note_answers(
         said.append(f"{which} cut off after {cut[0]} tokens; --max-new-tokens {2 * cut[0]} gives more")
     elif found and not any(answer.text for answer in answers):
         hint = "; a -pt- checkpoint is made for fine-tuning and answers few prompts: use a -mix- checkpoint"
-        said.append("the answer is empty" + hint * bool(re.search(r"-pt(-|$)", f"{a.model or ''} {model.folder}")))
+        is_base = re.search(r"-pt\b", f"{Path(a.model or '').name} {model.folder.name}")
+        said.append("the answer is empty" + hint * bool(is_base))
     if said:
         print(f"npgemma: {': '.join(said)}", file=sys.stderr)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import npgemma
+from npgemma.api.finite import Overflows, watched
 from npgemma.checkpoints.paligemma import names_of, read_config, read_tensors
 from npgemma.golden.record import record
 from npgemma.io.model_folder import EMBEDDED
@@ -168,6 +169,28 @@ def test_a_harmless_overflow_gives_the_answer(model):
     assert (
         error < 1e-4 * np.abs(exact).max()
     )  # 1e3 times the roundoff of float32, for a sum of 1e2 products in 12 layers
+
+
+def test_a_run_is_repeated_once_for_its_harmless_overflows(model):
+    """And once more where something new begins, as jobs of a batch do."""
+    overflows, repeated = Overflows(), []
+    tensors = [np.ones(3, np.float32), np.ones(3, np.float32), np.full(3, 1e30, np.float32)]
+
+    def run():
+        for i, x in enumerate(tensors):
+            overflows.harmless &= i < 2
+            _ = np.square(x * np.float32(1e25))
+            yield i
+
+    def again(tap):
+        repeated.append(len(repeated))
+        tap("x", tensors[2 * (len(repeated) - 1)], "T")
+
+    found = watched(model, run(), again, overflows)
+    assert [next(found), next(found), repeated] == [0, 1, [0]]
+    with pytest.raises(npgemma.BadModel, match="overflow float32 at the tap x;"):
+        next(found)
+    assert repeated == [0, 1]
 
 
 # ------------------------------------------------------------------------------------------------------ taps and pixels

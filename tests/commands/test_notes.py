@@ -88,7 +88,7 @@ def test_samples_that_were_cut_off_are_counted(run):
         ("paligemma-3b-mix-224", ""),
         ("paligemma-3b-pt-224", "; a -pt- checkpoint is made for fine-tuning and answers few prompts: use a -mix-"),
         ("my-pt", "; a -pt- checkpoint"),
-        ("adaptation", ""),
+        ("adaptation-pth", ""),
     ],
 )
 def test_an_empty_answer_of_a_base_checkpoint_has_a_hint(name, hint, form, folder, tmp_path, answering, capsys):
