@@ -3,6 +3,7 @@
 Every step of the decoder reads all weights, for one row or for many, so N answers at once take hardly longer than one.
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Unpack
@@ -10,15 +11,17 @@ from typing import NamedTuple, Unpack
 import numpy as np
 
 from npgemma.api import generation
+from npgemma.api.finite import Overflows, watched
 from npgemma.api.processor import Inputs
 from npgemma.api.vision_language import VisionLanguageModel
-from npgemma.decoding.loop import RunningSequence, choose_next, prefill_sequences, step_sequences
+from npgemma.decoding.loop import RunningSequence, choose_next, generate_tokens, prefill_sequences, step_sequences
 from npgemma.decoding.options import GenerationOptions, StreamKeywords, require_count
 from npgemma.decoding.scoring import Score, score_answers
 from npgemma.decoding.text import Generation
 from npgemma.errors import BadPicture, BadPrompt, TooLittleMemory
 from npgemma.io.jobs import Job
 from npgemma.io.picture import read_picture
+from npgemma.layers.taps import Tap
 from npgemma.models.paligemma import Prompt
 
 IN_FLIGHT = 8  # how many jobs run at a time by default
@@ -141,8 +144,18 @@ class Batch:
         self.detokenizer = generation.detokenizer(model, options)
         self.running: list[RunningJob] = []
         self.deferred: list[ReadJob] = []
+        self.overflows = Overflows()
 
     def run(self, jobs: Iterator[Job]) -> Iterator[JobResult]:
+        """The results of all jobs, in the order in which they end. BadModel if the logits are not finite."""
+        return watched(self.model, self.results(jobs), self.again, self.overflows)
+
+    def again(self, tap: Tap) -> None:
+        """The jobs that were started last, from their pictures to the ends of their answers."""
+        prompts = generation.embed_pictures(self.model, *self.started, tap=tap)
+        deque(generate_tokens(self.model.weights, prompts, self.limits, self.options, tap=tap), maxlen=0)
+
+    def results(self, jobs: Iterator[Job]) -> Iterator[JobResult]:
         """Start up to `in_flight` jobs, run one step of all, and repeat until no job is left."""
         while True:
             read, self.deferred = self.deferred, []
@@ -167,7 +180,7 @@ class Batch:
         inputs = self.model.processor([pictures], [job.prompt])
         self.model.guard.check_length(inputs.input_ids, self.options.max_new_tokens)
         suffix = generation.answer_ids(self.model, job.suffix) if self.score and job.suffix is not None else []
-        generation.scored_lengths(self.model, [(inputs.input_ids[0], suffix)])
+        self.model.guard.check_scored([len(inputs.input_ids[0]) + len(suffix)])
         return ReadJob(job, pictures[0].size if pictures else (0, 0), inputs, suffix)
 
     def start(self, read: list[ReadJob]) -> Iterator[JobResult]:
@@ -194,7 +207,9 @@ class Batch:
         pixels = np.concatenate([job.inputs.pixel_values for job in read])
         most = max(len(job.suffix) for job in read)
         self.model.guard.check_memory(lengths + scored, len(pixels), self.options.max_new_tokens, logit_rows=most)
-        prompts = generation.embed_pictures(self.model, ids, pixels, [job.inputs.images[0] for job in read])
+        self.overflows.harmless = False  # nothing is known of new jobs
+        self.started = ids, pixels, [job.inputs.images[0] for job in read]
+        prompts = generation.embed_pictures(self.model, *self.started)
         scores = [self.scored(job, prompt) for job, prompt in zip(read, prompts, strict=True)]
         sequences = prefill_sequences(self.model.weights, prompts, self.limits, self.options)
         together = zip(read, sequences, scores, strict=True)

@@ -15,7 +15,12 @@ from npgemma.errors import BadModel, BadPrompt, TooLittleMemory
 from npgemma.io.system_memory import available_memory, size
 from npgemma.layers.shapes import Array, Int
 
-ADVICE = "use smaller pictures, fewer of them at once, or weights that stay mapped (not resident)"
+# What makes each part of a footprint smaller.
+REMEDIES = {
+    "weights": "use a smaller model, or weights that stay mapped (not resident)",
+    "caches": "use a smaller max_new_tokens, or fewer beams, samples or prompts at a time",
+    "activations": "use fewer pictures or prompts at a time, or a model that reads pictures at fewer pixels",
+}
 
 
 @dataclass(frozen=True)
@@ -32,14 +37,17 @@ class Budget:
 
     def require(self, needed: Footprint, available_memory: Callable[[int], int | None] = available_memory) -> None:
         """TooLittleMemory if a run, these weights included, needs more than is allowed or available."""
+        remedy = REMEDIES[max(REMEDIES, key=lambda part: int(getattr(needed, part)))]
         if self.allowed is not None:
             if needed.total > self.allowed:
-                raise TooLittleMemory(f"this needs {needed}, more than the {size(self.allowed)} allowed; {ADVICE}")
+                found = f"this needs {needed}, more than the {size(self.allowed)} allowed"
+                raise TooLittleMemory(f"{found}; {remedy}, or allow more (max_memory, --max-memory)")
             return
         available = available_memory(self.mapped)
         if available is not None and needed.total - self.held > available:
             found = f"this needs {needed}, and {size(available)} are available"
-            raise TooLittleMemory(f"{found}; {ADVICE}, or set a max_memory of your own, which replaces this limit")
+            own = "a limit of your own (max_memory, --max-memory), which replaces this one"
+            raise TooLittleMemory(f"{found}; {remedy}, or set {own}")
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,9 @@ class Guard:
         if pixels.shape[1:] != (3, side, side) or not np.issubdtype(pixels.dtype, np.floating):
             found = f"{pixels.dtype} {list(pixels.shape)}"
             raise BadPrompt(f"pixel_values must be floats of shape [pictures, 3, {side}, {side}], not {found}")
+        if not np.isfinite(pixels).all():
+            bad = next(i for i, picture in enumerate(pixels) if not np.isfinite(picture).all())
+            raise BadPrompt(f"pixel_values are not finite: picture {bad} has NaN or infinity; pass values in -1 .. 1")
         tokens, wanted = is_image.sum(), len(pixels) * self.config.vision.num_patches
         if tokens != wanted:
             raise BadPrompt(f"input_ids hold {tokens} image tokens; {len(pixels)} pictures need {wanted}")
@@ -84,8 +95,20 @@ class Guard:
         longest, limit = max(map(len, input_ids)), self.config.text.max_position_embeddings
         if longest + max_new_tokens > limit:
             both = f"a prompt of {longest} tokens and max_new_tokens {max_new_tokens}"
-            hint = "ask for fewer tokens" if longest < limit else "use fewer pictures or words"
+            hint = f"use max_new_tokens {limit - longest} or less" if longest < limit else self.shorten(longest)
             raise BadPrompt(f"{both} are more than the {limit} positions of this model; {hint}")
+
+    def check_scored(self, lengths: Sequence[int]) -> None:
+        """BadPrompt unless every prompt fits the model's positions with its suffix."""
+        longest, limit = max(lengths), self.config.text.max_position_embeddings
+        if longest > limit:
+            both = f"a prompt with its suffix has {longest} tokens"
+            raise BadPrompt(f"{both}, more than the {limit} positions of this model; {self.shorten(longest - 1)}")
+
+    def shorten(self, length: int) -> str:
+        """What to do about a prompt of this length, which leaves no position for a token after it."""
+        more = length - self.config.text.max_position_embeddings + 1
+        return f"use fewer pictures, of {self.config.vision.num_patches} tokens each, or words: {more} tokens less"
 
     def check_memory(
         self, lengths: Sequence[int], pictures: int, max_new_tokens: int, samples: int = 1, logit_rows: int = 0

@@ -6,9 +6,19 @@ import sys
 from npgemma.api import generation
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.commands.flags import AddParser, generate, load_model, model_flags, options, positive, search_flags
-from npgemma.commands.output import INTERRUPTED, as_json, print_json, printable, score_fields, working
+from npgemma.commands.notes import note_answers, note_embedded
+from npgemma.commands.output import (
+    INTERRUPTED,
+    as_json,
+    model_name,
+    print_json,
+    printable,
+    score_fields,
+    working,
+)
+from npgemma.commands.streams import ANSWERS, PICTURE, PROMPT
 from npgemma.decoding.options import GenerationOptions
-from npgemma.decoding.text import pieces
+from npgemma.decoding.text import Generation, Transcript, pieces
 from npgemma.tasks.prompts import OCR_PROMPT, answer_prompt, caption_prompt
 
 
@@ -24,22 +34,26 @@ def add_ask(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
     generate = add_parser("generate", parents=[common], help="answer any prompt about one or several pictures")
     generate.add_argument("images", nargs="+", metavar="IMAGE", help="one picture or several")
     generate.add_argument("text", metavar="PROMPT", help="such as 'caption en' or 'detect cat'")
-    generate.set_defaults(run=run_prompt, prompt=lambda a: a.text)
+    generate.set_defaults(run=run_prompt, prompt=lambda a: a.text, stdin={"images": (PICTURE,), "text": (PROMPT,)})
 
     caption = add_parser("caption", parents=[common], help="describe the picture")
     caption.add_argument("images", nargs=1, metavar="IMAGE", help="a picture")
     caption.add_argument("--language", default="en", help="default: en")
-    caption.set_defaults(run=run_prompt, prompt=lambda a: caption_prompt(a.language))
+    caption.set_defaults(run=run_prompt, prompt=lambda a: caption_prompt(a.language), stdin={"images": (PICTURE,)})
 
     question = add_parser("answer", parents=[common], help="answer a question about the picture")
     question.add_argument("images", nargs=1, metavar="IMAGE", help="a picture")
     question.add_argument("question", metavar="QUESTION", help="in words")
     question.add_argument("--language", default="en", help="default: en")
-    question.set_defaults(run=run_prompt, prompt=lambda a: answer_prompt(a.question, a.language))
+    question.set_defaults(
+        run=run_prompt,
+        prompt=lambda a: answer_prompt(a.question, a.language),
+        stdin={"images": (PICTURE,), "question": (PROMPT,)},
+    )
 
     ocr = add_parser("ocr", parents=[common], help="read the text in the picture")
     ocr.add_argument("images", nargs=1, metavar="IMAGE", help="a picture")
-    ocr.set_defaults(run=run_prompt, prompt=lambda a: OCR_PROMPT)
+    ocr.set_defaults(run=run_prompt, prompt=lambda a: OCR_PROMPT, stdin={"images": (PICTURE,)})
 
     score = add_parser(
         "score",
@@ -49,7 +63,7 @@ def add_ask(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
     score.add_argument("image", metavar="IMAGE", help="a picture")
     score.add_argument("prompt", metavar="PROMPT", help="the prompt that the answers belong to")
     score.add_argument("suffixes", nargs="+", metavar="ANSWER", help="several are ranked")
-    score.set_defaults(run=run_score)
+    score.set_defaults(run=run_score, stdin={"image": (PICTURE,), "prompt": (PROMPT,), "suffixes": (ANSWERS,)})
 
 
 def run_prompt(a: argparse.Namespace) -> int:
@@ -57,35 +71,40 @@ def run_prompt(a: argparse.Namespace) -> int:
     chosen = options(a)  # wrong usage is reported before a model is loaded
     model, prompt = load_model(a), a.prompt(a)
     if a.format == "text" and chosen.num_beams == chosen.num_return_sequences == 1:
-        return stream(model, a.images, prompt, chosen)
-    answers, status = generate(model, a.images, prompt, chosen)
-    for answer in answers:
-        if a.format == "json":
-            print_json(prompt, answer)
-        else:
-            print(printable(answer.text))
+        answers, status = stream(model, a.images, prompt, chosen)
+    else:
+        answers, status = generate(model, a.images, prompt, chosen)
+        for answer in answers:
+            if a.format == "json":
+                print_json(model_name(a), prompt, answer)
+            else:
+                print(printable(answer.text))
+    if status == 0:
+        note_answers(a, model, answers)
+    note_embedded(model, a.images)
     return status
 
 
-def stream(model: VisionLanguageModel, images: list[str], prompt: str, chosen: GenerationOptions) -> int:
-    """Each piece of the answer as it comes. After Ctrl-C, the text so far is a line of its own."""
-    written, status = "", 0
+def stream(
+    model: VisionLanguageModel, images: list[str], prompt: str, chosen: GenerationOptions
+) -> tuple[list[Generation], int]:
+    """Each piece of the answer as it comes, and the exit status. After Ctrl-C, the text so far is a line of its own."""
+    transcript, status = Transcript(generation.detokenizer(model, chosen), 1), 0
+    written = False
     with working("reading the picture") as done:
         try:
-            tokens = generation.tokens(model, [images], [prompt], chosen)
-            for piece in pieces(generation.detokenizer(model, chosen), tokens):
+            tokens = map(transcript.add, generation.tokens(model, [images], [prompt], chosen))
+            for piece in pieces(transcript.detokenizer, tokens):
                 done()
                 print(printable(piece), end="", flush=sys.stdout.isatty())
-                written += piece
+                written = True
         except KeyboardInterrupt:
             status = INTERRUPTED
     if status == 0 or written:
         print()
     if status:
         print("npgemma: interrupted", file=sys.stderr)
-    elif not written:
-        print("npgemma: the answer is empty", file=sys.stderr)
-    return status
+    return transcript.generations(), status
 
 
 def run_score(a: argparse.Namespace) -> None:
@@ -96,8 +115,10 @@ def run_score(a: argparse.Namespace) -> None:
     ranked = sorted(zip(a.suffixes, scores, strict=True), key=lambda pair: -pair[1].total)
     for suffix, score in ranked:
         if a.format == "json":
-            print(as_json({"prompt": a.prompt, "suffix": suffix, **score_fields(score)}))
+            found = {"model": model_name(a), "prompt": a.prompt, "suffix": suffix}
+            print(as_json(found | score_fields(score)))
         else:
             total, *each = (f"{round(number, 4) + 0.0:.4f}" for number in (score.total, *score.logprobs))
             words = printable(" ".join(suffix.split()))
             print(total, f"{score.perplexity:.4g}", words, " ".join(each), sep="\t")
+    note_embedded(model, [a.image])

@@ -10,6 +10,7 @@ from typing import Any
 
 from npgemma.api.batch import IN_FLIGHT, Batch, JobResult
 from npgemma.commands.flags import AddParser, WrongUsage, answer_flags, load_model, options, positive
+from npgemma.commands.notes import note_embedded
 from npgemma.commands.output import INTERRUPTED, WIPE, printable, score_fields
 from npgemma.errors import shortened
 from npgemma.io.jobs import InvalidJob, Job, read_jobs, require_jobs
@@ -64,6 +65,7 @@ def run_batch(a: argparse.Namespace) -> int:
     model = load_model(a)
     with open_results(a.output) as results:
         left = results.remaining(jobs, a.output, a.score)
+        note_embedded(model, (job.folder / image for job in left if isinstance(job, Job) for image in job.images))
         progress = Progress(len(jobs), len(jobs) - len(left))
         try:
             for job in left:

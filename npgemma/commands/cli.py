@@ -21,11 +21,13 @@ from npgemma.commands.golden import add_compare, add_golden
 from npgemma.commands.models import add_models
 from npgemma.commands.objects import add_objects
 from npgemma.commands.output import INTERRUPTED, printable
+from npgemma.commands.streams import standard_streams
 from npgemma.errors import NpgemmaError
 
 
 def main(arguments: list[str] | None = None, load: Callable[..., VisionLanguageModel] = load) -> int:
     """Run one command; returns the exit status. `load` is how commands get a model."""
+    failed = 1  # the exit status for a NpgemmaError
     if sys.stderr is None:  # a closed stderr
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - to the end of the process
     try:
@@ -35,8 +37,9 @@ def main(arguments: list[str] | None = None, load: Callable[..., VisionLanguageM
             sys.stdout.reconfigure(errors="backslashreplace")  # an ASCII terminal gets escapes, not an error
         try:
             a = build_parser().parse_args(arguments)
-            a.load = load
-            status = a.run(a) or 0
+            a.load, failed = load, getattr(a, "failed", failed)
+            with standard_streams(a):
+                status = a.run(a) or 0
         finally:
             sys.stdout.flush()  # of --version too, which exits
     except WrongUsage as error:
@@ -44,7 +47,7 @@ def main(arguments: list[str] | None = None, load: Callable[..., VisionLanguageM
         return 2
     except NpgemmaError as error:
         print(f"npgemma: {printable(str(error))}", file=sys.stderr)
-        return 1
+        return failed
     except BrokenPipeError:  # the reader of stdout, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

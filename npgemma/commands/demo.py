@@ -6,6 +6,7 @@ from pathlib import Path
 
 from npgemma.api.load import load, sample_picture
 from npgemma.commands.flags import AddParser
+from npgemma.commands.streams import shown
 from npgemma.io.picture import read_picture, write_picture, written_format
 from npgemma.tasks.drawing import draw_boxes, draw_masks
 from npgemma.tasks.masks import object_masks
@@ -21,7 +22,7 @@ def add_demo(add_parser: AddParser) -> None:
     demo.add_argument(
         "--draw", type=Path, default=Path("npgemma-demo.png"), metavar="FILE", help="default: npgemma-demo.png"
     )
-    demo.set_defaults(run=run_demo)
+    demo.set_defaults(run=run_demo, stdout={"draw": ".png"})
 
 
 def run_demo(a: argparse.Namespace) -> None:
@@ -44,4 +45,4 @@ def run_demo(a: argparse.Namespace) -> None:
         print(f"    {each.label:<14} {mask.sum()} pixels")
     drawn = draw_masks(image, masks, [each.label for each in objects])
     write_picture(draw_boxes(drawn, boxes), a.draw)
-    print(f"wrote {a.draw}, the sample picture with masks and boxes drawn", file=sys.stderr)
+    print(f"wrote {shown(a.draw)}, the sample picture with masks and boxes drawn", file=sys.stderr)

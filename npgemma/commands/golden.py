@@ -11,7 +11,8 @@ from pathlib import Path
 
 from npgemma.api.load import load, sample_picture
 from npgemma.commands.flags import AddParser
-from npgemma.errors import BadGolden, NpgemmaError
+from npgemma.commands.streams import DUMP, PICTURE, PROMPT, shown
+from npgemma.errors import BadGolden
 from npgemma.golden.chart import draw_chart
 from npgemma.golden.compare import compare
 from npgemma.golden.dump import read_dump
@@ -55,7 +56,12 @@ def add_golden(add_parser: AddParser) -> None:
     golden.add_argument(
         "--list", action="store_true", help="print all taps with their axes, levels and meanings, and record nothing"
     )
-    golden.set_defaults(run=run_golden, usage_error=golden.error)
+    golden.set_defaults(
+        run=run_golden,
+        usage_error=golden.error,
+        stdin={"case": (PICTURE, PROMPT)},
+        stdout={"output": ".safetensors"},
+    )
 
 
 def add_compare(add_parser: AddParser) -> None:
@@ -100,7 +106,9 @@ def add_compare(add_parser: AddParser) -> None:
     parser.add_argument(
         "--chart", type=Path, metavar="FILE", help="draw the error of every tap over its limit as a picture"
     )
-    parser.set_defaults(run=run_compare)
+    parser.set_defaults(
+        run=run_compare, failed=2, stdin={"dump": (DUMP,)}, stdout={"suggest_map": ".json", "chart": ".png"}
+    )
 
 
 def run_golden(a: argparse.Namespace) -> None:
@@ -114,7 +122,7 @@ def run_golden(a: argparse.Namespace) -> None:
         a.usage_error(f"argument --steps: {a.steps} is negative; use 0 or more")
     *images, prompt = a.case
     record(load(a.model), images, prompt, a.output, a.level, a.taps or ["*"], a.steps, a.rounding)
-    print(f"wrote {a.output}, {a.output.stat().st_size:,} bytes", file=sys.stderr)
+    print(f"wrote {shown(a.output)}, {a.output.stat().st_size:,} bytes", file=sys.stderr)
 
 
 def print_taps() -> None:
@@ -127,23 +135,19 @@ def print_taps() -> None:
 
 def run_compare(a: argparse.Namespace) -> int:
     """Compare and print the report; returns the exit status."""
-    try:
-        if a.chart:
-            written_format(a.chart)
-        golden = read_golden(EMBEDDED_GOLDEN if a.golden == "embedded" else a.golden)
-        dump = read_dump(a.dump)
-        if a.suggest_map:
-            return write_suggestion(a.suggest_map, suggest_map(golden, dump))
-        names = PRESETS[a.preset] if a.preset else read_mapping(a.map) if a.map else SAME_NAMES
-        report = compare(golden, dump, names, a.dtype, a.allow_missing)
-        if a.replay:
-            report = replay(load(a.model), golden, dump, report)
-        print(json.dumps(as_json(report, golden), allow_nan=False) if a.format == "json" else as_text(report, golden))
-        if a.chart:
-            write_picture(draw_chart(report), a.chart)
-    except NpgemmaError as error:
-        print(f"npgemma: {error}", file=sys.stderr)
-        return 2
+    if a.chart:
+        written_format(a.chart)
+    golden = read_golden(EMBEDDED_GOLDEN if a.golden == "embedded" else a.golden)
+    dump = read_dump(a.dump)
+    if a.suggest_map:
+        return write_suggestion(a.suggest_map, suggest_map(golden, dump))
+    names = PRESETS[a.preset] if a.preset else read_mapping(a.map) if a.map else SAME_NAMES
+    report = compare(golden, dump, names, a.dtype, a.allow_missing)
+    if a.replay:
+        report = replay(load(a.model), golden, dump, report)
+    print(json.dumps(as_json(report, golden), allow_nan=False) if a.format == "json" else as_text(report, golden))
+    if a.chart:
+        write_picture(draw_chart(report), a.chart)
     return report.status
 
 
@@ -154,5 +158,5 @@ def write_suggestion(path: Path, mapping: dict[str, object]) -> int:
             temporary.write_text(json.dumps(mapping, indent=1) + "\n", "utf-8")
     except OSError as error:
         raise BadGolden(f"{path} cannot be written: {error.strerror}") from None
-    print(f"wrote {path}; check it, correct it, and pass it with --map", file=sys.stderr)
+    print(f"wrote {shown(path)}; check it, correct it, and pass it with --map", file=sys.stderr)
     return 0

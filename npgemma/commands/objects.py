@@ -2,15 +2,15 @@
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
 
 from npgemma.checkpoints.mask_vqvae import CODEC, read_mask_codec
 from npgemma.commands.flags import AddParser, generate, load_model, options, search_flags
-from npgemma.commands.output import box_fields, print_json
-from npgemma.decoding.text import Generation
+from npgemma.commands.notes import note_answers, note_embedded
+from npgemma.commands.output import box_fields, model_name, print_json
+from npgemma.commands.streams import PICTURE
 from npgemma.errors import BadPicture
 from npgemma.io.atomic_write import replace_file
 from npgemma.io.picture import read_picture, write_picture, written_format
@@ -33,7 +33,7 @@ def add_objects(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
         default=1024,
         help="how many bins divide a side: 1024 as in PaliGemma's demo (default), 1023 as in its benchmarks",
     )
-    detect.set_defaults(run=run_detect)
+    detect.set_defaults(run=run_detect, stdin={"image": (PICTURE,)}, stdout={"draw": ".png"})
 
     segment = add_parser(
         "segment",
@@ -56,7 +56,7 @@ def add_objects(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=f"the mask decoder's weights (default: {CODEC} beside the model's)",
     )
-    segment.set_defaults(run=run_segment)
+    segment.set_defaults(run=run_segment, stdin={"image": (PICTURE,)}, stdout={"draw": ".png", "masks": ".npz"})
 
 
 def check_outputs(a: argparse.Namespace, masks: Path | None = None) -> None:
@@ -83,21 +83,16 @@ def run_detect(a: argparse.Namespace) -> int:
     objects = parse_objects(answer.text)
     boxes = [each.box(*image.size, bins=a.bins) for each in objects]
     if a.format == "json":
-        print_json(prompt, answer, boxes, objects)
+        print_json(model_name(a), prompt, answer, boxes, objects)
     else:
         for box in boxes:
             print(*box_fields(box), sep="\t")
-        if not boxes:
-            report_nothing_found(answer)
     if a.draw:
         write_picture(draw_boxes(image, boxes), a.draw)
+    if status == 0:
+        note_answers(a, model, [answer], bool(boxes))
+    note_embedded(model, [a.image])
     return status
-
-
-def report_nothing_found(answer: Generation) -> None:
-    cut = answer.finish_reason == "length"
-    hint = f": the answer was cut off after {len(answer.token_ids)} tokens, see --max-new-tokens" if cut else ""
-    print(f"npgemma: nothing found{hint}", file=sys.stderr)
 
 
 def run_segment(a: argparse.Namespace) -> int:
@@ -112,16 +107,17 @@ def run_segment(a: argparse.Namespace) -> int:
     boxes, labels = [each.box(*image.size) for each in objects], [each.label for each in objects]
     masks = (soft_object_masks if a.soft else object_masks)(codec, objects, *image.size)
     if a.format == "json":
-        print_json(prompt, answer, boxes, objects)
+        print_json(model_name(a), prompt, answer, boxes, objects)
     for box, mask in zip(boxes, masks, strict=True):
         if a.format == "text":
             print(*box_fields(box), round(float(mask.sum())), sep="\t")
-    if not objects:
-        report_nothing_found(answer)
     if a.masks:
         stacked = np.array(masks, np.float32 if a.soft else bool).reshape(-1, image.height, image.width)
         with replace_file(a.masks) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, masks=stacked, labels=np.array(labels, str))
     if a.draw:
         write_picture(draw_boxes(draw_masks(image, masks, labels), boxes), a.draw)
+    if status == 0:
+        note_answers(a, model, [answer], bool(objects))
+    note_embedded(model, [a.image])
     return status

@@ -1,5 +1,6 @@
 """How results are printed: text for people, JSON for programs, and no control characters for the terminal."""
 
+import argparse
 import json
 import re
 import sys
@@ -15,11 +16,20 @@ INTERRUPTED = 130  # the exit status after Ctrl-C
 WIPE = "\r\x1b[K"  # clears the terminal's current line
 
 
+def model_name(a: argparse.Namespace) -> str:
+    """The model as the user named it, or 'embedded'."""
+    return a.model or "embedded"
+
+
 def print_json(
-    prompt: str, generation: Generation, boxes: Sequence[Box] | None = None, objects: Sequence[DetectedObject] = ()
+    model: str,
+    prompt: str,
+    generation: Generation,
+    boxes: Sequence[Box] | None = None,
+    objects: Sequence[DetectedObject] = (),
 ) -> None:
     """One JSON object on one line; for an answer with boxes, these in pixels, and the objects in bins and codes."""
-    result = {"prompt": prompt, **asdict(generation)}
+    result = {"model": model, "prompt": prompt, **asdict(generation)}
     if boxes is not None:
         result |= {"boxes": [asdict(box) for box in boxes], "objects": [asdict(each) for each in objects]}
     print(as_json(result))

@@ -63,8 +63,10 @@ class Transcript:
         self.detokenizer = detokenizer
         self.tokens: list[list[Token]] = [[] for _ in range(sequences)]
 
-    def add(self, token: Token) -> None:
+    def add(self, token: Token) -> Token:
+        """Append a token to its sequence; returns it."""
         self.tokens[token.sequence].append(token)
+        return token
 
     def generation(self, sequence: int) -> Generation:
         tokens = self.tokens[sequence]

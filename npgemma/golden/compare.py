@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from npgemma.api.finite import quiet
 from npgemma.errors import BadGolden
 from npgemma.golden.diagnose import diagnose, diagnose_shape
 from npgemma.golden.dump import Dump
@@ -55,6 +56,7 @@ class Report:
         return 3 if self.pairing.missing or self.pairing.unmapped else 0
 
 
+@quiet()  # a port's numbers may be so large that their squares overflow
 def compare(
     golden: Golden,
     dump: Dump,

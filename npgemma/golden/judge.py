@@ -10,6 +10,8 @@ Each may be at most its limit in LIMITS. An honest error below one unit roundoff
 roundoff, since a port may round what it stores. One ratio is not enough: a single wrong number hardly moves the rms,
 and one wrong token moves that of its row alone. tools/mutation_study.py shows what the limits let pass; its table is in
 README.md.
+
+Logits that are wrong are compared once more, without a constant in each row, which no softmax sees.
 """
 
 from collections.abc import Mapping
@@ -28,6 +30,10 @@ LIMITS = {"rms": 2.0, "row": 4.0, "max": 4.0}
 RELATIVE_LIMIT = 2.0
 # The ratios of a tap with few values, or with one row, vary more: its limits are FEW_FACTOR times as large.
 FEW_VALUES, FEW_FACTOR = 1000, 2.0
+# Logits may differ by a constant in each row. Its rounding is allowed for as long as the rms of the port's logits is at
+# most so many times that of the truth: a larger constant would round their differences away.
+MOST_CONSTANT = 16.0
+CONSTANT = "differs from the golden logits by a constant in each row, as log-softmax does; harmless"
 # Half the distance of neighbouring numbers near 1.
 ROUNDOFF = {"float32": 2.0**-24, "bfloat16": 2.0**-8}
 
@@ -38,7 +44,8 @@ class Verdict:
 
     `theirs` is the port's name of it, `reason` says why it is not explained. `ratios` are rms, row and max in multiples
     of the envelope; integers have none. `floor` is the relative error (of the truth's rms) that this tap could not have
-    told from rounding; `bad_rows` are the rows whose own ratio exceeds the limit.
+    told from rounding; `bad_rows` are the rows whose own ratio exceeds the limit; `note` says what was left out of the
+    comparison because it is harmless.
     """
 
     name: str
@@ -52,6 +59,7 @@ class Verdict:
     floor: float
     bad_rows: tuple[int, ...] = ()
     diagnosis: tuple[str, ...] = ()
+    note: str = ""
 
 
 def judge(
@@ -65,9 +73,25 @@ def judge(
         found = f"{different.size or np.sum(~np.isfinite(x))} of {x.size} numbers are NaN or infinite, the first at "
         where = np.unravel_index(different[0] if different.size else 0, x.shape)
         return failed(name, theirs, found + str([int(i) for i in where]))
+    verdict = measured(name, axes, theirs, x, truth, envelope, ROUNDOFF[dtype] * rms(truth))
+    if verdict.explained or not name.endswith("logits"):
+        return verdict
+    stored = min(rms(x), MOST_CONSTANT * rms(truth))  # a port rounds what it stores, the constant included
+    level = measured(name, axes, theirs, levelled(x, truth), truth, envelope, ROUNDOFF[dtype] * max(stored, rms(truth)))
+    return replace(level, note=CONSTANT) if level.explained else verdict
+
+
+def levelled(x: Float[Array, "*R V"], truth: Float[Array, "*R V"]) -> Float[Array, "*R V"]:
+    """`x` without the mean of its difference from the truth in each row; no softmax sees what is the same for a row."""
+    return x - (x - truth).mean(-1, keepdims=True)
+
+
+def measured(
+    name: str, axes: str, theirs: str, x: Array, truth: Array, envelope: Float[Array, "2 R"], least: float
+) -> Verdict:
+    """Compare floats by an envelope. An honest error counts as no less than `least`."""
     limits = limits_of(x.size, envelope.shape[1])
     size = rms(truth)
-    least = ROUNDOFF[dtype] * size
     rows, largest = row_errors(axes, x, truth)
     error, honest = rms(rows), max(rms(envelope[0]), least)
     row_ratios = ratio(rows, np.maximum(envelope[0], honest))

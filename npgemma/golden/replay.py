@@ -36,7 +36,7 @@ from npgemma.errors import BadGolden
 from npgemma.golden.compare import Report, fitted
 from npgemma.golden.dump import Dump
 from npgemma.golden.file import Golden, Spool
-from npgemma.golden.judge import Verdict, judge, judge_relative
+from npgemma.golden.judge import Verdict, judge, judge_relative, levelled
 from npgemma.golden.provenance import model_hashes
 from npgemma.golden.record import Case, in_bfloat16, row_errors, run
 from npgemma.golden.rounding import rounding
@@ -90,7 +90,7 @@ def replay(model: VisionLanguageModel, golden: Golden, dump: Dump, report: Repor
             envelope = row_errors(axes, honest, exact[tap]) if is_float else None
             verdict = judge(tap, axes, pairs[tap][0], x, exact[tap], envelope, report.dtype)
             if is_float and report.dtype == "bfloat16":
-                verdict = judge_relative(verdict, x, exact[tap], honest)
+                verdict = judge_relative(verdict, levelled(x, exact[tap]) if verdict.note else x, exact[tap], honest)
             verdicts.append(verdict)
 
         with np.errstate(all="ignore"):  # a port's tensors may overflow or divide by zero: a mask may hide everything

@@ -56,7 +56,9 @@ def as_text(report: Report, golden: Golden) -> str:
         f"{'block':<32} taps    rms    row    max   finds errors above",
     ]
     blocks = [block_line(block, list(each)) for block, each in groupby(report.verdicts, lambda v: v.block)]
-    return "\n".join([*head, *blocks, "", *findings(report), *tokens(report), *leftovers(report), summary(report)])
+    return "\n".join(
+        [*head, *blocks, "", *findings(report), *notes(report), *tokens(report), *leftovers(report), summary(report)]
+    )
 
 
 def block_line(block: str, verdicts: Sequence[Verdict]) -> str:
@@ -95,6 +97,15 @@ def listed(verdicts: Sequence[Verdict]) -> Iterator[str]:
         yield from (f"      {sentence}" for sentence in verdict.diagnosis)
     if len(verdicts) > MOST:
         yield f"  and {len(verdicts) - MOST} more"
+
+
+def notes(report: Report) -> Iterator[str]:
+    """What was left out of the comparison because it is harmless."""
+    for note in dict.fromkeys(verdict.note for verdict in report.verdicts if verdict.note):
+        names = [f"{verdict.name} ({verdict.theirs})" for verdict in report.verdicts if verdict.note == note]
+        yield (
+            f"{', '.join(names[:MOST])}" + (f" and {len(names) - MOST} more" if len(names) > MOST else "") + f": {note}"
+        )
 
 
 def tokens(report: Report) -> Iterator[str]:

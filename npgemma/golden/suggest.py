@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from npgemma.api.finite import quiet
 from npgemma.golden.dump import Dump
 from npgemma.golden.file import Golden
 from npgemma.golden.mapping import fit
@@ -20,6 +21,7 @@ from npgemma.layers.shapes import Array
 ALIKE = 0.9
 
 
+@quiet()  # a port's numbers may be so large that their squares overflow
 def suggest_map(golden: Golden, dump: Dump) -> dict[str, Any]:
     """The content of a mapping file (see mapping): a rule for each name that matches a tap, none for the others."""
     found = []

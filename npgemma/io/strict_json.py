@@ -19,7 +19,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise ValueError(f"the file is larger than {MAX_JSON_BYTES // 1_000_000} MB")
+            raise ValueError(f"the file is larger than {MAX_JSON_BYTES // 1_000_000} MB; a config has a few kilobytes")
         content = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise BadModel(folder_report(path.parent, path.name)) from None

@@ -71,7 +71,15 @@ def decode_mask(p: MaskVQVAE, codes: Int[Array, "B 16"]) -> Float[Array, "B 64 6
 
 
 def encode_mask(p: MaskVQVAE, masks: Float[Array, "B 64 64"]) -> Int[Array, "B 16"]:
-    """The 16 codes of masks in -1 .. 1: for each of their patches the nearest codebook row, the first of equals."""
+    """The 16 codes of masks in -1 .. 1: for each of their patches the nearest codebook row, the first of equals.
+
+    ValueError for masks of another shape or range.
+    """
+    if masks.shape[1:] != (SIDE, SIDE) or masks.dtype.kind != "f" or not (np.abs(masks) <= 1).all():
+        found = f"{masks.dtype} {list(masks.shape)}"
+        raise ValueError(
+            f"masks must be floats [B {SIDE} {SIDE}] in -1 .. 1, not {found}; encode_object takes any [H W]"
+        )
     x = masks[:, None]
     for down in p.encoder.down:
         x = relu(conv(down, x, padding=1, stride=2))

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from npgemma.layers.shapes import Array
+from npgemma.tasks.masks import read_mask
 from npgemma.tasks.objects import Box
 
 COLORS = ("#e6194b", "#0082c8", "#3cb44b", "#f58231", "#911eb4", "#008080", "#9a6324", "#000080")
@@ -64,7 +65,8 @@ def draw_masks(image: Image.Image, masks: Sequence[Array], labels: Sequence[str]
     image : PIL.Image.Image
         The picture, in any mode.
     masks : sequence of arrays [height width]
-        Masks from `object_masks` or `soft_object_masks`, in the size of the picture.
+        Masks in the size of the picture, such as those of `object_masks` and `soft_object_masks`: booleans, 0 and 1, 0
+        and 255, or floats between 0 and 1.
     labels : sequence of str
         The label of each mask; a label has the same colour as in `draw_boxes`.
 
@@ -72,6 +74,11 @@ def draw_masks(image: Image.Image, masks: Sequence[Array], labels: Sequence[str]
     -------
     PIL.Image.Image
         A new RGB image.
+
+    Raises
+    ------
+    ValueError
+        If a mask has another shape or other numbers, or there is not one label for each mask.
 
     Examples
     --------
@@ -85,9 +92,15 @@ def draw_masks(image: Image.Image, masks: Sequence[Array], labels: Sequence[str]
     ((255, 255, 255), (242, 140, 165))
     """
     drawn = np.asarray(image.convert("RGB")).astype(np.float32)
-    names = list(dict.fromkeys(labels))
-    for mask, label in zip(masks, labels, strict=True):
+    names, read = list(dict.fromkeys(labels)), [read_mask(mask) for mask in masks]
+    if len(read) != len(labels):
+        raise ValueError(f"there are {len(read)} masks and {len(labels)} labels; pass one label for each mask")
+    for mask, label in zip(read, labels, strict=True):
+        if mask.shape != drawn.shape[:2]:
+            raise ValueError(
+                f"a mask has the size {list(mask.shape)}, the picture {list(drawn.shape[:2])} (both [H W])"
+            )
         color = np.array(ImageColor.getrgb(COLORS[names.index(label) % len(COLORS)]), np.float32)
-        share = mask[:, :, None] * np.float32(0.5)
+        share = mask[:, :, None].astype(np.float32) * np.float32(0.5)
         drawn = drawn * (1 - share) + color * share
     return Image.fromarray(drawn.astype(np.uint8))

@@ -5,7 +5,7 @@ between 0 and 1, big_vision's evaluators threshold at 0.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -131,7 +131,7 @@ def encode_object(p: MaskVQVAE, label: str, mask: Array) -> DetectedObject:
     label : str
         What the object is called.
     mask : array [height width]
-        Not 0 on the object: booleans, 0 and 1, or 0 and 255.
+        True on the object: booleans, 0 and 1, or 0 and 255.
 
     Returns
     -------
@@ -141,7 +141,7 @@ def encode_object(p: MaskVQVAE, label: str, mask: Array) -> DetectedObject:
     Raises
     ------
     ValueError
-        If the mask is 0 everywhere.
+        If the mask has another shape or other numbers, or is 0 everywhere.
 
     Examples
     --------
@@ -154,13 +154,45 @@ def encode_object(p: MaskVQVAE, label: str, mask: Array) -> DetectedObject:
     >>> found.bins, len(found.codes)
     ((256, 341, 767, 852), 16)
     """
-    mask = np.asarray(mask) != 0
+    mask = read_mask(mask)
+    if mask.dtype != bool:
+        raise ValueError("the mask has grays between 0 and 1; say which pixels are the object, such as mask > 0.5")
     (y0, x0, y1, x1), small = cut_out(mask)
     codes = encode_mask(p, small[None])[0]
     height, width = mask.shape
     edges = ((y0, height), (x0, width), (y1, height), (x1, width))
     y0, x0, y1, x1 = (min(LAST_BIN, round(edge / side * LAST_BIN)) for edge, side in edges)
     return DetectedObject(label, (y0, x0, y1, x1), tuple(codes.tolist()))
+
+
+def read_mask(mask: Any) -> Array:
+    """A mask [H W]: booleans, also for 0 and 1 or 0 and 255; or floats, if they are between 0 and 1.
+
+    ValueError for another shape, and for other numbers, whose meaning would be a guess.
+    """
+    try:
+        x = np.asarray(mask)
+    except ValueError:
+        raise ValueError("a mask must be an array [H W], not rows of different lengths") from None
+    if x.ndim != 2 or not x.size:
+        raise ValueError(f"a mask must be an array [H W], not {x.dtype} {list(x.shape)}{remedy(x.shape)}")
+    if x.dtype.kind not in "bfiu":
+        raise ValueError(f"a mask must hold booleans or numbers, not {x.dtype}")
+    if np.isin(x, (0, 1)).all() or np.isin(x, (0, 255)).all():
+        return x != 0
+    if x.dtype.kind == "f" and ((x >= 0) & (x <= 1)).all():
+        return x
+    numbers = f"{x.dtype} from {x.min()} to {x.max()}"
+    raise ValueError(f"a mask must hold booleans, 0 and 1, or 0 and 255, not {numbers}; threshold it, as in mask > 127")
+
+
+def remedy(shape: tuple[int, ...]) -> str:
+    """What makes a mask [H W] of an array of this shape."""
+    if len(shape) == 3 and 1 in (shape[0], shape[2]):
+        return "; drop the axis of size 1, as in mask.squeeze()"
+    if len(shape) == 3 and shape[2] in (2, 3, 4):
+        return "; take one channel, as in mask[:, :, 0]"
+    return "; pass one mask at a time" if len(shape) > 2 else ""
 
 
 def cut_out(mask: Bool[Array, "Y X"]) -> tuple[tuple[int, int, int, int], Float[Array, "64 64"]]:

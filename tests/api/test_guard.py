@@ -70,17 +70,30 @@ def test_the_available_memory_is_that_of_this_machine():
         Budget().require(Footprint(0, ENDLESS, 0))
 
 
-def test_the_message_has_the_numbers_and_what_to_do():
-    needed = Footprint(6 * GB, 0, 0)
-    parts = f"this needs {size(needed.total)} (6.00 GB of weights, 0.00 GB of caches, 0.00 GB of activations)"
+@pytest.mark.parametrize(
+    ("parts", "remedy"),
+    [
+        ((6, 1, 2), "use a smaller model, or weights that stay mapped (not resident)"),
+        ((1, 6, 2), "use a smaller max_new_tokens, or fewer beams, samples or prompts at a time"),
+        ((1, 2, 6), "use fewer pictures or prompts at a time, or a model that reads pictures at fewer pixels"),
+    ],
+)
+def test_the_message_has_the_numbers_and_what_makes_the_largest_of_them_smaller(parts, remedy):
+    needed = Footprint(*(part * GB for part in parts))
+    numbers = "{}.00 GB of weights, {}.00 GB of caches, {}.00 GB of activations".format(*parts)
     with pytest.raises(TooLittleMemory) as error:
-        Budget(6 * GB, 0, 3 * GB).require(needed)
-    assert str(error.value).startswith(f"{parts}, more than the 3.00 GB allowed; use smaller pictures, ")
+        Budget(parts[0] * GB, 0, 3 * GB).require(needed)
+    assert str(error.value) == (
+        f"this needs {size(needed.total)} ({numbers}), more than the 3.00 GB allowed; {remedy}, or allow more "
+        "(max_memory, --max-memory)"
+    )
 
 
 @KNOWN
 def test_the_message_has_what_is_available():
-    with pytest.raises(TooLittleMemory, match=r"GB are available; use smaller pictures, .* set a max_memory"):
+    with pytest.raises(
+        TooLittleMemory, match=r"GB are available; use a smaller model, .* set a limit of your own \(max_memory, --max-"
+    ):
         Budget().require(Footprint(ENDLESS, 0, 0))
 
 

@@ -139,11 +139,20 @@ def test_pictures_and_prompts_that_cannot_be_used_are_refused(small, tmp_path):
 def test_a_prompt_and_answer_longer_than_the_positions_of_the_model_are_refused(small):
     limit = small.config.text.max_position_embeddings
     length = len(small.processor([[]], ["ocr"]).input_ids[0])
-    with pytest.raises(BadPrompt, match=f"max_new_tokens {limit} are more than the {limit} positions .* fewer tokens"):
+    found = f"max_new_tokens {limit} are more than the {limit} positions of this model"
+    with pytest.raises(BadPrompt, match=f"{found}; use max_new_tokens {limit - length} or less"):
         small.generate([], "ocr", max_new_tokens=limit)
-    with pytest.raises(BadPrompt, match="use fewer pictures or words"):
-        small.generate([], "ocr " * limit, max_new_tokens=1)
     small.guard.check_length([np.zeros(length, int)], limit - length)
+    per_picture = small.config.vision.num_patches
+    shorter = f"use fewer pictures, of {per_picture} tokens each, or words: 8 tokens less"
+    with pytest.raises(BadPrompt, match=shorter):
+        small.guard.check_length([np.zeros(limit + 7, int)], 1)
+    small.guard.check_length([np.zeros(limit + 7 - 8, int)], 1)
+    with pytest.raises(
+        BadPrompt, match=f"has {limit + 8} tokens, more than the {limit} positions of this model; {shorter}"
+    ):
+        small.guard.check_scored([limit + 8])
+    small.guard.check_scored([limit + 8 - 8])
 
 
 # --------------------------------------------------------------------------------------------- generate_ids and score
@@ -168,7 +177,7 @@ def test_end_tokens_are_those_of_the_config_unless_others_are_given(small, tmp_p
 def test_pixels_that_are_not_finite_are_an_error_and_never_an_answer(value, small):
     values = pixels()
     values[0, 1, 2, 3] = value
-    with np.errstate(all="ignore"), pytest.raises(npgemma.BadModel, match="not finite"):
+    with pytest.raises(npgemma.BadPrompt, match="pixel_values are not finite: picture 0 has NaN or infinity"):
         small.generate_ids(ids(2, 9), values)
 
 

@@ -35,12 +35,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """run(*arguments): stdout of a command that succeeds and prints nothing on stderr."""
+    """run(*arguments): stdout of a command that succeeds and prints nothing on stderr, or one line that has `note`."""
 
-    def run(*arguments: object) -> str:
+    def run(*arguments: object, note: str = "") -> str:
         assert main([str(argument) for argument in arguments]) == 0
         out, err = capsys.readouterr()
-        assert err == ""
+        assert note in err
+        assert err.count("\n") == bool(note)
         return out
 
     return run

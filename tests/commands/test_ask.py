@@ -35,21 +35,25 @@ def test_caption_answer_and_ocr_are_generate_with_their_prompts(model, run):
 def test_json_is_one_line_with_prompt_text_ids_and_reason(model, run):
     out = run("caption", PICTURE, "--format", "json")
     assert out.count("\n") == 1
-    assert json.loads(out) == {"prompt": "caption en"} | dataclasses.asdict(model.generate(PICTURE, "caption en"))
+    named = {"model": "embedded", "prompt": "caption en"}
+    assert json.loads(out) == named | dataclasses.asdict(model.generate(PICTURE, "caption en"))
 
 
 def test_flags_reach_the_model(model, run):
     flags = ("--max-new-tokens", 3, "--temperature", 5, "--top-k", 40, "--top-p", 0.9, "--seed", 17, "--format", "json")
-    found = json.loads(run("ocr", PICTURE, *flags))
+    found = json.loads(run("ocr", PICTURE, *flags, note="cut off after 3 tokens"))
     options = {"max_new_tokens": 3, "temperature": 5.0, "top_k": 40, "top_p": 0.9, "seed": 17}
-    assert found == {"prompt": "ocr"} | dataclasses.asdict(model.generate(PICTURE, "ocr", **options))
+    assert found == {"model": "embedded", "prompt": "ocr"} | dataclasses.asdict(
+        model.generate(PICTURE, "ocr", **options)
+    )
     assert len(found["token_ids"]) <= 3
 
 
 def test_a_model_folder_answers(folder, run):
-    found = json.loads(run("ocr", PICTURE, "-m", folder, "--max-new-tokens", 4, "--format", "json"))
+    flags = ("-m", folder, "--max-new-tokens", 4, "--format", "json")
+    found = json.loads(run("ocr", PICTURE, *flags, note="cut off after 4 tokens; --max-new-tokens 8 gives more"))
     expected = npgemma.load(folder).generate(PICTURE, "ocr", max_new_tokens=4)
-    assert found == {"prompt": "ocr"} | dataclasses.asdict(expected)
+    assert found == {"model": str(folder), "prompt": "ocr"} | dataclasses.asdict(expected)
 
 
 def test_several_pictures_share_a_prompt(folder, tmp_path, run):
@@ -57,7 +61,7 @@ def test_several_pictures_share_a_prompt(folder, tmp_path, run):
     Image.new("RGB", (20, 30), "red").save(other)
     arguments = ("generate", PICTURE, other, "caption en", "-m", folder, "--max-new-tokens", 4, "--format", "json")
     expected = npgemma.load(folder).generate([PICTURE, other], "caption en", max_new_tokens=4)
-    assert json.loads(run(*arguments))["token_ids"] == expected.token_ids
+    assert json.loads(run(*arguments, note="cut off"))["token_ids"] == expected.token_ids
 
 
 def test_num_beams_prints_the_best_beam(model, run):
@@ -71,10 +75,11 @@ def test_num_beams_prints_the_best_beam(model, run):
 def test_samples_are_printed_one_a_line(model, run):
     options = ("--samples", 3, "--temperature", 9, "--max-new-tokens", 4, "--seed", 5)
     expected = model.generate(PICTURE, "ocr", num_return_sequences=3, max_new_tokens=4, temperature=9.0, seed=5)
-    found = run("ocr", PICTURE, *options, "--format", "json").splitlines()
+    note = "of 3 answers were cut off after 4 tokens"
+    found = run("ocr", PICTURE, *options, "--format", "json", note=note).splitlines()
     assert [json.loads(line)["token_ids"] for line in found] == [each.token_ids for each in expected]
     assert len({tuple(each.token_ids) for each in expected}) == 3
-    assert run("ocr", PICTURE, *options) == "".join(f"{printable(each.text)}\n" for each in expected)
+    assert run("ocr", PICTURE, *options, note=note) == "".join(f"{printable(each.text)}\n" for each in expected)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from shape_world import draw_scene
 
 import npgemma
 from npgemma.commands.cli import main
+from npgemma.commands.notes import DRAWN_ONLY
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="Windows has other signals, terminals and limits")
 JOBS, ERRORS = 100, 6
@@ -59,7 +60,7 @@ class Run:
         with self.start(out, *flags, **options) as process:
             _, err = process.communicate(timeout=120)
         assert "Traceback" not in err
-        return process.returncode, err
+        return process.returncode, err.removeprefix(f"{DRAWN_ONLY}\n")
 
     def assert_finished(self, out: Path) -> None:
         """One result for every job, that of the uninterrupted run; logprobs differ by rounding."""
@@ -125,6 +126,7 @@ def test_a_batch_interrupted_by_control_c_continues(many, tmp_path):
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
+    err = err.removeprefix(f"{DRAWN_ONLY}\n")
     assert err.count("\n") == 1
     assert err.endswith("; interrupted; the same command continues from here\n")
     kept, answered = by_id(out), answered_lines(out)
@@ -157,7 +159,7 @@ def test_an_interrupted_batch_exits_with_130_and_keeps_its_results(many, tmp_pat
     done = f"npgemma: {invalid + 2} of {JOBS} done, {invalid + 2} now in "
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith(done)
+    assert captured.err.removeprefix(f"{DRAWN_ONLY}\n").startswith(done)
     assert captured.err.endswith("; interrupted; the same command continues from here\n")
     assert len(answered_lines(out)) == 2
 
@@ -221,7 +223,7 @@ def test_a_terminal_shows_progress_and_a_restart_counts_from_where_it_was(many, 
     status, sent = on_a_terminal(path, out)
     assert status == 1
     start, *shown, end = sent.split("\r\x1b[K")
-    assert start == ""
+    assert start.splitlines() == [DRAWN_ONLY]
     assert [line.split(",")[0] for line in shown] == [f"{i} of 4" for i in (1, 2, 3, 4)]
     assert all(" a second, " in line and line.endswith(" left, 1 errors") for line in shown)
     assert shown[-1].endswith(", 0 s left, 1 errors")

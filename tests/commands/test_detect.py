@@ -15,19 +15,19 @@ PICTURE = str(npgemma.sample_picture())
 BOXES = "<loc0000><loc0256><loc0512><loc1023> cat ; <loc0100><loc0100><loc0200><loc0200> big dog"
 
 
-def test_detect_prints_one_line_a_box_with_tabs(answering, tmp_path, run):
+def test_detect_prints_one_line_a_box_with_tabs(answering, folder, tmp_path, run):
     """label, x0, y0, x1, y1, rounded to pixels of the picture as it is, not as the model saw it."""
     answering(BOXES)
     Image.new("RGB", (512, 1024)).save(tmp_path / "picture.png")
-    out = run("detect", tmp_path / "picture.png", "cat", "big dog")
+    out = run("detect", tmp_path / "picture.png", "cat", "big dog", "-m", folder)
     assert out == "cat\t128\t0\t512\t512\nbig dog\t50\t100\t100\t200\n"
 
 
-def test_detect_in_json_adds_boxes_and_objects(answering, tmp_path, run):
+def test_detect_in_json_adds_boxes_and_objects(answering, folder, tmp_path, run):
     answering(BOXES)
     Image.new("RGB", (512, 1024)).save(tmp_path / "picture.png")
-    found = json.loads(run("detect", tmp_path / "picture.png", "cat", "big dog", "--format", "json"))
-    assert found.keys() == {"prompt", "text", "token_ids", "finish_reason", "logprobs", "boxes", "objects"}
+    found = json.loads(run("detect", tmp_path / "picture.png", "cat", "big dog", "--format", "json", "-m", folder))
+    assert found.keys() == {"model", "prompt", "text", "token_ids", "finish_reason", "logprobs", "boxes", "objects"}
     assert found["prompt"] == "detect cat ; big dog"
     assert found["boxes"][0] == {"label": "cat", "x0": 128.0, "y0": 0.0, "x1": 511.5, "y1": 512.0}
     assert found["objects"][0] == {"label": "cat", "bins": [0, 256, 512, 1023], "codes": []}
@@ -43,12 +43,12 @@ def test_detect_asks_for_all_objects_in_one_prompt(model, run):
     assert [box.label for box in boxes] == ["blue star", "orange ring"]
 
 
-def test_boxes_of_a_photograph_are_those_of_the_upright_picture(answering, tmp_path, run):
+def test_boxes_of_a_photograph_are_those_of_the_upright_picture(answering, folder, tmp_path, run):
     answering("<loc0000><loc0000><loc0512><loc0512> cat")
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (400, 200)).save(tmp_path / "picture.png", exif=exif)
-    assert run("detect", tmp_path / "picture.png", "cat") == "cat\t0\t0\t100\t200\n"
+    assert run("detect", tmp_path / "picture.png", "cat", "-m", folder) == "cat\t0\t0\t100\t200\n"
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
@@ -86,10 +86,12 @@ def test_an_invalid_object_name_is_one_sentence(things, refused):
     assert "give one or more labels" in refused("detect", PICTURE, *things)
 
 
-def test_boxes_may_be_1023rds(answering, tmp_path, run):
+def test_boxes_may_be_1023rds(answering, folder, tmp_path, run):
     answering(BOXES)
     Image.new("RGB", (1023, 1023)).save(tmp_path / "picture.png")
-    assert run("detect", tmp_path / "picture.png", "cat", "--bins", 1023).startswith("cat\t256\t0\t1023\t512\n")
+    assert run("detect", tmp_path / "picture.png", "cat", "--bins", 1023, "-m", folder).startswith(
+        "cat\t256\t0\t1023\t512\n"
+    )
 
 
 def test_control_c_keeps_whole_boxes(answering, capsys):

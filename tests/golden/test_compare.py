@@ -1,5 +1,6 @@
 """Verdicts do not depend on order, format or batch axes; missing taps are incomplete; a replay finds the culprit."""
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from ports import port
 import npgemma
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.golden import Dump, Golden, NameMap, Report, Rule, compare, read_dump, replay
+from npgemma.golden.suggest import suggest_map
 from npgemma.layers.bits import pack
 from npgemma.layers.taps import Tap
 
@@ -172,3 +174,15 @@ def test_replay_with_another_model_is_refused(model: VisionLanguageModel, golden
     other = replace(golden, metadata=metadata)
     with pytest.raises(npgemma.BadGolden, match="not recorded from"):
         replay(model, other, dump, compare(other, dump))
+
+
+@pytest.mark.parametrize("factor", [1e300, np.inf, np.nan], ids=str)
+def test_numbers_out_of_range_are_unexplained_without_a_warning(factor: float, one_layer: Golden) -> None:
+    """NumPy warns, as it does by default, and a warning is a failure of the test."""
+    with np.errstate(all="warn"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrong = {tap: one_layer.truth[tap] * factor for tap in one_layer.taps if one_layer.truth[tap].dtype.kind == "f"}
+        warnings.simplefilter("error")
+        report = compare(one_layer, Dump(wrong), allow_missing=["*"])
+        suggest_map(one_layer, Dump(wrong))
+    assert not any(verdict.explained for verdict in report.verdicts)

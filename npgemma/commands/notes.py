@@ -1,0 +1,53 @@
+"""What commands say on stderr about an answer: that it was cut off or is empty, and what the embedded model knows."""
+
+import argparse
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from npgemma.api.load import sample_picture
+from npgemma.api.vision_language import VisionLanguageModel
+from npgemma.decoding.text import Generation
+from npgemma.io.model_folder import EMBEDDED
+
+DRAWN_ONLY = (
+    "npgemma: the embedded model knows drawn shapes and words only; for photographs name another model, such as "
+    "-m google/paligemma-3b-mix-224"
+)
+
+
+def note_answers(
+    a: argparse.Namespace, model: VisionLanguageModel, answers: Sequence[Generation], found: bool = True
+) -> None:
+    """At most one line: that answers were cut off, that no object was `found`, or that there is no answer at all."""
+    cut = [len(answer.token_ids) for answer in answers if answer.finish_reason == "length"]
+    said = [] if found else ["nothing found"]
+    if cut:
+        which = "the answer was" if len(answers) == 1 else f"{len(cut)} of {len(answers)} answers were"
+        said.append(f"{which} cut off after {cut[0]} tokens; --max-new-tokens {2 * cut[0]} gives more")
+    elif found and not any(answer.text for answer in answers):
+        hint = "; a -pt- checkpoint is made for fine-tuning and answers few prompts: use a -mix- checkpoint"
+        is_base = re.search(r"-pt\b", f"{Path(a.model or '').name} {model.folder.name}")
+        said.append("the answer is empty" + hint * bool(is_base))
+    if said:
+        print(f"npgemma: {': '.join(said)}", file=sys.stderr)
+
+
+def note_embedded(model: VisionLanguageModel, pictures: Iterable[str | Path]) -> None:
+    """One line if the embedded model was asked about a picture that is not the package's own, whatever its name."""
+    if model.folder == EMBEDDED and any(map(is_foreign, pictures)):
+        print(DRAWN_ONLY, file=sys.stderr)
+
+
+def is_foreign(picture: str | Path) -> bool:
+    """Whether the content of a file is that of none of the package's pictures; False if it cannot be read.
+
+    Files of another size are not read: a pipe could not be read twice.
+    """
+    with suppress(OSError, ValueError):
+        path = Path(picture)
+        own = [each for each in sample_picture().parent.glob("*.png") if each.stat().st_size == path.stat().st_size]
+        return all(each.read_bytes() != path.read_bytes() for each in own)
+    return False
