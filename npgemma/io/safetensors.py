@@ -41,7 +41,7 @@ def open_with_metadata(
             header = json.loads(file.read(length), object_pairs_hook=unique_keys)
         data = mapped(path)[8 + length :]
     except FileNotFoundError:
-        raise BadModel(folder_report(path.parent, path.name)) from None
+        raise BadModel(f"{path} is missing") from None
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         kind = foreign_kind(path)
         if kind:
@@ -118,6 +118,8 @@ def open_folder(folder: Path) -> dict[str, Array]:
     """All tensors of a model folder: those of `weight_files`. BadModel if one is missing or does not fit the index."""
     whole = member(folder, WEIGHTS)
     shard_of = {} if whole.exists() else weight_map(folder)
+    if not shard_of and not whole.exists():
+        raise BadModel(folder_report(folder, WEIGHTS))
     if not shard_of:
         return open_file(whole)
     paths = {shard: member(folder, shard) for shard in sorted(set(shard_of.values()))}

@@ -196,7 +196,10 @@ def test_the_command_line_answers_as_the_library(loud, capsys):
     flags = ["--max-new-tokens", "6", "--format", "json"]
     for command in (["generate", str(PICTURE), "caption en"], ["caption", str(PICTURE)]):
         assert main([*command, "--adapter", str(loud), *flags]) == 0
-        assert json.loads(capsys.readouterr().out) == {"prompt": "caption en"} | dataclasses.asdict(expected)
+        assert json.loads(capsys.readouterr().out) == {
+            "model": "embedded",
+            "prompt": "caption en",
+        } | dataclasses.asdict(expected)
         assert main([*command, *flags]) == 0
         assert json.loads(capsys.readouterr().out)["token_ids"] == plain.token_ids
 

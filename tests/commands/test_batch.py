@@ -262,6 +262,8 @@ def test_corrected_jobs_are_answered_by_the_same_command(jobs, alone, pictures, 
     [
         (["."], "batch takes a folder and a prompt, or a file of jobs"),
         (["jobs.jsonl", "ocr"], "batch takes a folder and a prompt, or a file of jobs"),
+        (["-"], "batch reads jobs from a file and writes results to a file"),
+        (["jobs.jsonl", "-o", "-"], "batch reads jobs from a file and writes results to a file"),
         (["jobs.jsonl", "--num-beams", "2"], "unrecognized arguments: --num-beams 2"),
         (["jobs.jsonl", "--top-k", "5"], "--top-k needs a --temperature above 0"),
         (["jobs.jsonl", "--in-flight", "0"], "argument --in-flight: '0' is not a whole number above 0"),

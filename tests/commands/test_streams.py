@@ -96,7 +96,7 @@ def test_a_photograph_on_stdin_is_upright_and_not_for_the_embedded_model(stdin, 
     ("arguments", "content", "says"),
     [
         (["caption", "-"], b"", "stdin is empty; '-' expects the picture there"),
-        (["caption", "-"], b"hello", "the picture on stdin is not a picture in a format that npgemma reads"),
+        (["caption", "-"], b"hello", "the picture on stdin is not a picture: it is text"),
         (["caption", "-"], BYTES[:900], "the picture on stdin cannot be read: "),
         (["generate", SAMPLE, "-"], b"\n", "stdin is empty; '-' expects the prompt there"),
         (["generate", SAMPLE, "-"], b"\xff\xfe", "the prompt on stdin is not UTF-8 text"),

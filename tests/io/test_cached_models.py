@@ -76,7 +76,7 @@ def test_the_command_line_accepts_a_name(cache, folders, capsys):
         flags = ["-m", name, "--max-new-tokens", "4", "--format", "json"]
         assert main(["ocr", str(PICTURE), *flags]) == 0
         expected = npgemma.load(folders[which]).generate(PICTURE, "ocr", max_new_tokens=4)
-        assert json.loads(capsys.readouterr().out) == {"prompt": "ocr"} | dataclasses.asdict(expected)
+        assert json.loads(capsys.readouterr().out) == {"model": name, "prompt": "ocr"} | dataclasses.asdict(expected)
 
 
 def test_the_cache_and_a_repository_may_be_links(cache, folders, tmp_path, monkeypatch):
