@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from npgemma.checkpoints.layout import finite
-from npgemma.checkpoints.paligemma import saved_name
+from npgemma.checkpoints.spellings import saved_name
 from npgemma.errors import BadModel
 from npgemma.io.model_folder import member
 from npgemma.io.safetensors import open_file

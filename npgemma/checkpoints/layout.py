@@ -30,6 +30,7 @@ from npgemma.layers.tree import Leaf, leaves, map_tree
 
 Tree = TypeVar("Tree")
 FLOAT32 = np.dtype(np.float32)
+MOST_LINES = 10  # how many tensors an error lists
 
 
 class Line(NamedTuple):
@@ -134,7 +135,7 @@ class Layout(Generic[Tree]):
         if missing or extra or wrong:
             count = f"{len(missing)} missing, {len(extra)} unexpected, {len(wrong)} mis-shaped"
             found = f"{where}: the tensors do not fit {source} ({count})"
-            raise BadModel("\n".join([found, *missing, *extra, *wrong]))
+            raise BadModel("\n".join([found, *shortened_list([*missing, *extra, *wrong])]))
 
     def fill(self, tensors: Mapping[str, Array]) -> Tree:
         """The weights. A matrix is a view of the stored tensor; a norm, a bias or a position table becomes float32."""
@@ -146,6 +147,12 @@ class Layout(Generic[Tree]):
             return x if leaf.kind == "weight" else widened(x, FLOAT32)
 
         return map_tree(read, self.skeleton)
+
+
+def shortened_list(lines: list[str]) -> list[str]:
+    """At most MOST_LINES lines, the last of which says how many there are more."""
+    more = len(lines) - MOST_LINES
+    return lines if more <= 0 else [*lines[:MOST_LINES], f"  and {more} more"]
 
 
 def make_layout(skeleton: Tree, *parts: Part) -> Layout[Tree]:

@@ -1,16 +1,18 @@
 """PaliGemma on disk: config.json, the names of its tensors, and the memory that a run needs."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+
+import numpy as np
 
 from npgemma.checkpoints import gemma, siglip
 from npgemma.checkpoints.footprint import Footprint, Run
 from npgemma.checkpoints.gemma import GemmaConfig
 from npgemma.checkpoints.layout import Layout, Part, make_layout, name_of, table
 from npgemma.checkpoints.siglip import SiglipConfig
+from npgemma.checkpoints.spellings import is_used, saved_names
 from npgemma.errors import BadModel
 from npgemma.io.model_folder import member
 from npgemma.io.safetensors import open_model
@@ -27,8 +29,6 @@ NPZ_PROJECTOR = table("""
     projector.weight     img/head/kernel                         E D
     projector.bias       img/head/bias                           D
 """)
-# Tensors that some checkpoints hold and PaliGemma does not use.
-NOT_USED = re.compile(r"vision_tower\.head\..*|.*\.position_ids|.*\.rotary_emb\.inv_freq")
 
 
 @dataclass(frozen=True)
@@ -120,20 +120,6 @@ def npz_layout(c: PaliGemmaConfig) -> Layout[PaliGemma]:
     )
 
 
-def saved_name(name: str) -> str:
-    """A name as transformers 5 saves it, from any of the four spellings that its releases have written.
-
-    hub files           language_model.model.layers.0.…     vision_tower.vision_model.encoder.…
-    in memory, 4.52     model.language_model.layers.0.…     model.vision_tower.vision_model.encoder.…
-    in memory, 5.6      model.language_model.layers.0.…     model.vision_tower.encoder.…
-    saved by 5.x        language_model.model.layers.0.…     vision_tower.encoder.…
-    """
-    name = name.removeprefix("model.")
-    name = re.sub(r"^vision_tower\.vision_model\.", "vision_tower.", name)
-    name = re.sub(r"^language_model\.lm_head\.", "lm_head.", name)
-    return re.sub(r"^language_model\.(?!model\.)", "language_model.model.", name)
-
-
 def head_and_table(c: PaliGemmaConfig) -> tuple[str, str]:
     """The names of the output head, which tied checkpoints lack, and of the embedding table."""
     parts = hf_parts(c)
@@ -150,19 +136,26 @@ def read_tensors(model: Path, c: PaliGemmaConfig) -> dict[str, Array]:
     """A model's tensors by the names that transformers 5 saves, mapped and checked.
 
     Every tensor that the config asks for must exist with its shape, and no other may: a checkpoint that almost fits
-    would run and give wrong answers. BadModel as for `Layout.check` and `open_model`.
+    would run and give wrong answers. A tied head is one tensor with the embedding table, stored under either name. Two
+    different ones are used as they are, as in transformers. BadModel as for `Layout.check` and `open_model`.
     """
-    tensors: dict[str, Array] = {}
-    spelled: dict[str, str] = {}
-    for stored, array in open_model(model).items():
-        name = saved_name(stored)
-        if NOT_USED.fullmatch(name):
-            continue
-        if name in tensors:
-            raise BadModel(f"{model}: {spelled[name]!r} and {stored!r} are two spellings of the same tensor")
-        tensors[name], spelled[name] = array, stored
+    stored = open_model(model, is_used)
+    tensors = {name: stored[spelled] for name, spelled in saved_names(stored, model).items()}
+    head, table = head_and_table(c)
+    if c.tied and head in tensors and table not in tensors:
+        tensors[table] = tensors.pop(head)
+    kernel = name_of("vision.embedding.weight", hf_parts(c))
+    expected = hf_layout(c).shapes[kernel]
+    if kernel in tensors and tensors[kernel].shape != expected:
+        tensors[kernel] = channels_first(tensors[kernel], expected)
     layout_of(tensors, c).check(tensors, model)
     return tensors
+
+
+def channels_first(x: Array, expected: tuple[int, ...]) -> Array:
+    """A convolution's kernel [D C h w], which MLX stores as [D h w C]; another shape stays unchanged."""
+    moved = np.moveaxis(x, -1, 1) if x.ndim == 4 else x
+    return np.ascontiguousarray(moved) if moved.shape == expected else x
 
 
 def weights(tensors: Mapping[str, Array], c: PaliGemmaConfig) -> PaliGemma:

@@ -93,7 +93,7 @@ def asked(a: argparse.Namespace) -> tuple[list[Job | InvalidJob], str]:
     WrongUsage, or BadJobs if there is nothing to do.
     """
     if "-" in (str(a.jobs), str(a.output)):
-        raise WrongUsage("batch reads jobs from a file and writes results to a file, so that it can continue; name them")
+        raise WrongUsage("batch reads jobs from a file and writes results to a file, to continue it later; name them")
     if a.jobs.is_dir() != (a.prompt is not None):
         raise WrongUsage("batch takes a folder and a prompt, or a file of jobs, which hold their own prompts")
     if a.jobs.is_dir():

@@ -7,7 +7,7 @@ bits (see layers.shapes).
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,23 @@ INDEX = "model.safetensors.index.json"
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
 
-def open_file(path: Path, dtypes: Mapping[str, np.dtype[Any]] = DTYPES) -> dict[str, Array]:
-    """The tensors of one file, mapped read-only. BadModel if it is missing, damaged, or of a dtype not in `dtypes`."""
-    return open_with_metadata(path, dtypes)[0]
+def everything(name: str) -> bool:
+    """Every tensor is wanted."""
+    return True
+
+
+def open_file(
+    path: Path, dtypes: Mapping[str, np.dtype[Any]] = DTYPES, wanted: Callable[[str], bool] = everything
+) -> dict[str, Array]:
+    """The tensors of one file that are `wanted` by their names, mapped read-only.
+
+    BadModel if the file is missing or damaged, or a wanted tensor has a dtype that is not in `dtypes`.
+    """
+    return open_with_metadata(path, dtypes, wanted)[0]
 
 
 def open_with_metadata(
-    path: Path, dtypes: Mapping[str, np.dtype[Any]] = DTYPES
+    path: Path, dtypes: Mapping[str, np.dtype[Any]] = DTYPES, wanted: Callable[[str], bool] = everything
 ) -> tuple[dict[str, Array], dict[str, str]]:
     """The tensors of one file, and its metadata. BadModel as for `open_file`."""
     try:
@@ -48,7 +58,8 @@ def open_with_metadata(
             raise BadModel(f"{path} is {kind}") from None
         raise BadModel(f"{path} is not a valid safetensors file: {reason(error)}; download or save it again") from None
     metadata = header.pop("__metadata__", {})
-    return {name: tensor(data, entry, dtypes, f"{path}: tensor {name!r}") for name, entry in header.items()}, metadata
+    entries = [(name, entry) for name, entry in header.items() if wanted(name)]
+    return {name: tensor(data, entry, dtypes, f"{path}: tensor {name!r}") for name, entry in entries}, metadata
 
 
 # What the library says of a damaged file, and what that means.
@@ -89,7 +100,8 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def tensor(data: Array, entry: Mapping[str, Any], dtypes: Mapping[str, np.dtype[Any]], where: str) -> Array:
     """The view of `data` that a header entry describes. The library has already checked the sizes."""
     if entry["dtype"] not in dtypes:
-        raise BadModel(f"{where} is stored as {entry['dtype']}; npgemma reads {', '.join(dtypes)}")
+        hint = "save it in one of these" if entry["dtype"] in ("F64", "C64") else "use the model that is not quantised"
+        raise BadModel(f"{where} is stored as {entry['dtype']}; npgemma reads {', '.join(dtypes)}: {hint}")
     start, end = entry["data_offsets"]
     try:
         return data[start:end].view(dtypes[entry["dtype"]]).reshape(entry["shape"])
@@ -109,27 +121,27 @@ def weight_files(model: Path) -> list[Path]:
     return [path for path in files if path.exists()]
 
 
-def open_model(model: Path) -> dict[str, Array]:
-    """All tensors of a model: one file, or a folder."""
-    return open_folder(model) if model.is_dir() else open_file(model)
+def open_model(model: Path, wanted: Callable[[str], bool] = everything) -> dict[str, Array]:
+    """The tensors of a model that are `wanted` by their names: one file, or a folder."""
+    return open_folder(model, wanted) if model.is_dir() else open_file(model, wanted=wanted)
 
 
-def open_folder(folder: Path) -> dict[str, Array]:
-    """All tensors of a model folder: those of `weight_files`. BadModel if one is missing or does not fit the index."""
+def open_folder(folder: Path, wanted: Callable[[str], bool] = everything) -> dict[str, Array]:
+    """The tensors of a model folder: those of `weight_files`. BadModel if one is missing or does not fit the index."""
     whole = member(folder, WEIGHTS)
     shard_of = {} if whole.exists() else weight_map(folder)
     if not shard_of and not whole.exists():
         raise BadModel(folder_report(folder, WEIGHTS))
     if not shard_of:
-        return open_file(whole)
+        return open_file(whole, wanted=wanted)
     paths = {shard: member(folder, shard) for shard in sorted(set(shard_of.values()))}
     gone = [shard for shard, path in paths.items() if not path.exists()]
     if gone:
         raise BadModel(folder_report(folder, listed(gone)))
     tensors: dict[str, Array] = {}
     for shard, path in paths.items():
-        found = open_file(path)
-        names = {name for name, its_shard in shard_of.items() if its_shard == shard}
+        found = open_file(path, wanted=wanted)
+        names = {name for name, its_shard in shard_of.items() if its_shard == shard and wanted(name)}
         if names != found.keys():
             missing, extra = sorted(names - found.keys()), sorted(found.keys() - names)
             differences = "; ".join(

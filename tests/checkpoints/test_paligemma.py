@@ -10,8 +10,9 @@ import pytest
 import tiny
 
 from npgemma.checkpoints.gemma import GemmaConfig
-from npgemma.checkpoints.paligemma import PaliGemmaConfig, hf_layout, layout_of, read_config, read_tensors, saved_name
+from npgemma.checkpoints.paligemma import PaliGemmaConfig, hf_layout, layout_of, read_config, read_tensors
 from npgemma.checkpoints.siglip import SiglipConfig
+from npgemma.checkpoints.spellings import saved_name
 from npgemma.errors import BadModel
 from npgemma.io.model_folder import EMBEDDED
 from npgemma.layers.bits import widened
