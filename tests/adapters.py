@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import tiny
 
-from npgemma.checkpoints.adapter import merged, read_adapter, untied
+from npgemma.checkpoints.adapter import read_adapter
+from npgemma.checkpoints.merging import merged, untied
 from npgemma.checkpoints.paligemma import head_and_table
 from npgemma.io.model_folder import EMBEDDED
 

@@ -8,9 +8,10 @@ from npgemma.api.finite import quiet
 from npgemma.api.guard import Budget, Guard
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.checkpoints import paligemma
-from npgemma.checkpoints.adapter import merged, read_adapter, untied
+from npgemma.checkpoints.adapter import read_adapter
 from npgemma.checkpoints.footprint import Run
 from npgemma.checkpoints.layout import in_memory
+from npgemma.checkpoints.merging import merged, resized_rows, untied
 from npgemma.io.model_folder import EMBEDDED, find_adapter, find_model, folder_of
 from npgemma.io.safetensors import weight_files
 
@@ -103,7 +104,9 @@ def map_model(
     stored = sum(w.nbytes for w in tensors.values())
     changes = None if adapter is None else read_adapter(find_adapter(adapter))
     if changes:
-        tensors = untied(tensors, changes, *paligemma.head_and_table(config))
+        head, table = paligemma.head_and_table(config)
+        config = paligemma.resized(config, resized_rows(changes, tensors, table))
+        tensors = untied(tensors, changes, head, table)
     copied = {*tensors} if resident else changes.changed if changes else set()
     held = sum(w.size * dtype.itemsize for name, w in tensors.items() if name in copied)
     weights = held + sum(w.nbytes for name, w in tensors.items() if name not in copied)

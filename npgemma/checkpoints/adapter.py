@@ -1,21 +1,18 @@
-"""LoRA adapters, as PEFT saves them, merged into the weights they were trained on.
+"""LoRA adapters as PEFT saves them: adapter_config.json, and the names of the tensors.
 
-    W' = W + scale B A        A [r, in], B [out, r], scale = alpha / r (alpha / sqrt(r) with rank-stabilised LoRA)
+The scale of an update is alpha / r, or alpha / sqrt(r) with rank-stabilised LoRA.
 
-Sources: Hu et al. 2021 (arXiv:2106.09685), section 4.1; Kalajdzievski 2023 (arXiv:2312.03732) for the square root; the
-names and adapter_config.json of huggingface/peft.
+Sources: huggingface/peft; Kalajdzievski 2023 (arXiv:2312.03732) for the square root.
 """
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from npgemma.checkpoints.layout import finite
+from npgemma.checkpoints.merging import FLOAT64, Adapter, LowRank, TokenRows
 from npgemma.checkpoints.spellings import saved_name
 from npgemma.errors import BadModel
 from npgemma.io.model_folder import member
@@ -23,15 +20,12 @@ from npgemma.io.safetensors import open_file
 from npgemma.io.strict_json import Section, read_json
 from npgemma.io.unusable import ADAPTER_CONFIG
 from npgemma.layers.bits import widened
-from npgemma.layers.packed import BLOCK, row_blocks
-from npgemma.layers.shapes import Array, Float
-from npgemma.layers.threads import in_parallel
+from npgemma.layers.shapes import Array
 
 WEIGHTS = "adapter_model.safetensors"
 # Options of PEFT that can change the formula, and the values that leave it as it is above.
 PLAIN: dict[str, tuple[object, ...]] = {
     "peft_type": ("LORA",),
-    "use_dora": (False,),
     "fan_in_fan_out": (False,),
     "lora_bias": (False,),
     "ensure_weight_tying": (False,),
@@ -41,32 +35,69 @@ PLAIN: dict[str, tuple[object, ...]] = {
     # other initialisations subtract from the base model what the adapter starts with
     "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva", "mica"),
 }
-FLOAT64 = np.dtype(np.float64)
 
 
-class LowRank(NamedTuple):
-    """The update of a matrix: scale B A."""
+# The names of PEFT's tensors inside a module, and whether they are followed by the name of the adapter, as in
+# `state_dict()`, and by `.weight`.
+HALF = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.(\w+))??(?:\.weight)?")
+MAGNITUDE = re.compile(r"(.+)\.lora_magnitude_vector(?:\.(\w+))??(?:\.weight)?")
+ROWS = re.compile(r"(.+)\.token_adapter\.trainable_tokens_delta(?:\.(\w+))?")
+SAVED = re.compile(r"(.+)\.modules_to_save\.(\w+)\.(.+)")
+# What `state_dict()` holds beside the adapter: the module before it was trained.
+BEFORE = re.compile(r".+\.(original_module|token_adapter\.base_layer)\..+")
 
-    a: Float[Array, "R I"]
-    b: Float[Array, "O R"]
-    scale: float
 
+class Tensors:
+    """The tensors of an adapter's file, sorted by what they are: each is read once, under one name."""
 
-@dataclass(frozen=True)
-class Adapter:
-    """By the names that transformers 5 saves: updates of matrices, and tensors that replace those of the model."""
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.replaced: dict[str, Array] = {}
+        self.halves: dict[str, dict[str, Array]] = {}
+        self.magnitudes: dict[str, Array] = {}
+        self.rows: dict[str, Array] = {}
+        self.tables: set[str] = set()
+        self.adapters: set[str] = set()
+        for stored, x in open_file(path).items():
+            if not finite(x):
+                raise BadModel(f"{path}: {stored} is not finite: it contains NaN or infinity; save the adapter again")
+            self.sort(stored.removeprefix("base_model.model."), x)
+        if len(self.adapters) > 1:
+            raise BadModel(f"{path} contains several adapters: {', '.join(sorted(self.adapters))}; save one of them")
 
-    path: Path
-    added: Mapping[str, LowRank]
-    replaced: Mapping[str, Array]
+    def sort(self, name: str, x: Array) -> None:
+        """Put a tensor where it belongs."""
+        name = name.replace(".base_layer.", ".") if ".token_adapter." not in name else name
+        if BEFORE.fullmatch(name):
+            return
+        if found := HALF.fullmatch(name):
+            module, table, half, adapter = found.groups()
+            # PEFT stores the update of an embedding table transposed: its A is our B
+            side, x = ({"A": "B", "B": "A"}[half], x.T) if table else (half, x)
+            self.once(self.halves.setdefault(module, {}), side, widened(x, FLOAT64))
+            self.tables |= {module} if table else set()
+        elif found := MAGNITUDE.fullmatch(name):
+            module, adapter = found.groups()
+            self.once(self.magnitudes, module, widened(x, FLOAT64).reshape(-1))
+        elif found := ROWS.fullmatch(name):
+            module, adapter = found.groups()
+            self.once(self.rows, module, widened(x, FLOAT64))
+        elif found := SAVED.fullmatch(name):
+            module, adapter, rest = found.groups()
+            self.once(self.replaced, saved_name(f"{module}.{rest}"), x)
+        else:
+            adapter = None
+            self.once(self.replaced, saved_name(name), x)
+        self.adapters |= {adapter} if adapter else set()
 
-    @property
-    def changed(self) -> set[str]:
-        return {*self.added, *self.replaced}
+    def once(self, known: dict[str, Array], name: str, x: Array) -> None:
+        if name in known:
+            raise BadModel(f"{self.path} contains two spellings of the tensor {name}")
+        known[name] = x
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """The adapter in a folder. BadModel if it is damaged, or if its formula is not the one above."""
+    """The adapter in a folder. BadModel if it is damaged, or has a feature that npgemma does not support."""
     config = Section(read_json(member(folder, ADAPTER_CONFIG)), str(folder / ADAPTER_CONFIG))
     for key, allowed in PLAIN.items():
         config.require(key, *allowed)
@@ -75,48 +106,53 @@ def read_adapter(folder: Path) -> Adapter:
         raise BadModel(
             f"{folder / 'adapter_model.bin'} is a pickle, which npgemma does not read; save the adapter as {WEIGHTS}"
         )
-    replaced: dict[str, Array] = {}
-    halves: dict[str, dict[str, Array]] = {}
-
-    def once(known: Mapping[str, object], name: str) -> str:
-        if name in known:
-            raise BadModel(f"{path} contains two spellings of the tensor {name}")
-        return name
-
-    for stored, x in open_file(path).items():
-        if not finite(x):
-            raise BadModel(f"{path}: {stored} is not finite: it contains NaN or infinity; save the adapter again")
-        stored = stored.removeprefix("base_model.model.").replace(".base_layer.", ".")
-        found = re.fullmatch(r"(.+)\.lora_(embedding_)?([AB])(?:\.weight)?", stored)
-        if found is None:
-            replaced[once(replaced, saved_name(stored))] = x
-        else:
-            # PEFT stores the update of an embedding table transposed: its A is our B
-            module, table, half = found.groups()
-            side, x = ({"A": "B", "B": "A"}[half], x.T) if table else (half, x)
-            halves.setdefault(module, {})[side] = widened(x, FLOAT64)
+    found = Tensors(path)
     added: dict[str, LowRank] = {}
-    for module, half in halves.items():
+    for module, half in found.halves.items():
         rank = len(half.get("A", ()))
         if half.keys() != {"A", "B"} or any(x.ndim != 2 for x in half.values()) or not 0 < rank == half["B"].shape[1]:
             raise BadModel(
                 f"{path}: the update of {module} is not a matrix lora_A [r, in] and a matrix lora_B [out, r]"
             )
-        name = once(added, saved_name(f"{module}.weight"))
-        added[name] = LowRank(half["A"], half["B"], scale_of(config, module, rank))
-    if not added and not replaced:
+        name = saved_name(f"{module}.weight")
+        if name in added:
+            raise BadModel(f"{path} contains two spellings of the tensor {name}")
+        magnitude, table = found.magnitudes.get(module), module in found.tables
+        wanted = (half["A"].shape[1] if table else len(half["B"])) if config.flag("use_dora", False) else 0
+        if wanted != (0 if magnitude is None else len(magnitude)):
+            where = f"{path}: {module}"
+            raise BadModel(f"{where} must have a lora_magnitude_vector of {wanted} numbers, by use_dora and its update")
+        added[name] = LowRank(half["A"], half["B"], scale_of(config, module, rank), magnitude, table)
+    rows = {saved_name(f"{module}.weight"): token_rows(config, path, module, x) for module, x in found.rows.items()}
+    if not added and not found.replaced and not rows:
         raise BadModel(f"{path} contains no tensors; the adapter was not saved completely")
-    return Adapter(path, added, replaced)
+    return Adapter(path, added, found.replaced, rows)
+
+
+def token_rows(config: Section, path: Path, module: str, values: Array) -> TokenRows:
+    """The rows of a table that were trained: `trainable_token_indices` is a list, or a list for each module."""
+    listed = config.values.get("trainable_token_indices")
+    if isinstance(listed, dict):
+        listed = next((tokens for name, tokens in listed.items() if f".{module}".endswith(f".{name}")), None)
+    tokens = [token for token in listed if type(token) is int and token >= 0] if isinstance(listed, list) else []
+    if not tokens or tokens != listed or values.ndim != 2 or len(tokens) != len(values):
+        rows = f"{path} has {len(values)} rows of {module}"
+        raise BadModel(f"{config.where}: trainable_token_indices does not list their tokens: {rows}")
+    return TokenRows(np.array(tokens), values)
 
 
 def scale_of(config: Section, module: str, rank: int) -> float:
     """alpha / r of one matrix. The keys of alpha_pattern are regular expressions for the ends of names."""
-    patterns = config.section("alpha_pattern")
+    patterns, repeats = config.section("alpha_pattern"), r"[*+?{]"
     alpha = config.positive("lora_alpha", 8)
     for pattern in patterns.values:
         try:
             # a pattern with nested or many repetitions may take exponential time to fail
-            if re.search(r"\)[*+{]", pattern) or len(re.findall(r"[*+{]", pattern)) > 2 or len(pattern + module) > 400:
+            if (
+                re.search(r"\)[*+?{]", pattern)
+                or len(re.findall(r"[*+?{]", pattern)) > 2
+                or len(pattern + module) > 400
+            ):
                 raise re.error("it is too long or has too many repetitions")
             fits = re.match(rf"(.*\.)?({pattern})$", module)
         except (re.error, OverflowError, RecursionError) as error:
@@ -125,44 +161,3 @@ def scale_of(config: Section, module: str, rank: int) -> float:
             alpha = patterns.positive(pattern, alpha)
             break
     return alpha / (math.sqrt(rank) if config.flag("use_rslora", False) else rank)
-
-
-def untied(tensors: Mapping[str, Array], adapter: Adapter, head: str, table: str) -> dict[str, Array]:
-    """All tensors; the head is one of its own if the adapter changes a tied head or the table that it is tied to.
-
-    `head` and `table` are their names. As in PEFT, an adapter that changes only the table leaves the head unchanged.
-    """
-    parts = head not in tensors and adapter.changed & {head, table}
-    return {**tensors, head: tensors[table]} if parts else dict(tensors)
-
-
-def merged(tensors: Mapping[str, Array], adapter: Adapter, dtype: np.dtype) -> dict[str, Array]:
-    """All tensors; those that the adapter changes are `dtype` and in memory. BadModel if it does not fit the model.
-
-    `tensors` come from `untied`.
-    """
-    whole = dict(tensors)
-
-    def base(name: str, wanted: tuple[int, ...]) -> Array:
-        if name not in whole or whole[name].shape != wanted:
-            found = f"has shape {whole[name].shape}" if name in whole else "does not exist"
-            raise BadModel(f"{adapter.path} is for another model: {name} {found}, the adapter changes one of {wanted}")
-        return whole[name]
-
-    for name, new in adapter.replaced.items():
-        base(name, new.shape)
-        whole[name] = np.array(widened(new, dtype))  # a copy: the adapter's file may be deleted
-    for name, (a, b, scale) in adapter.added.items():
-        whole[name] = updated(base(name, (len(b), a.shape[1])), a, b, scale, dtype)
-    return whole
-
-
-def updated(w: Array, a: Float[Array, "R I"], b: Float[Array, "O R"], scale: float, dtype: np.dtype) -> Array:
-    """W + scale B A, computed in float64 and rounded once, a block of rows at a time."""
-    y = np.empty(w.shape, dtype)
-
-    def block(rows: slice) -> None:
-        y[rows] = widened(w[rows], FLOAT64) + scale * (b[rows] @ a)
-
-    in_parallel(block, row_blocks(w, BLOCK))
-    return y

@@ -120,6 +120,11 @@ def npz_layout(c: PaliGemmaConfig) -> Layout[PaliGemma]:
     )
 
 
+def resized(c: PaliGemmaConfig, rows: int) -> PaliGemmaConfig:
+    """The config with another number of rows in the embedding table."""
+    return c if rows == c.text.vocab_size else replace(c, text=replace(c.text, vocab_size=rows))
+
+
 def head_and_table(c: PaliGemmaConfig) -> tuple[str, str]:
     """The names of the output head, which tied checkpoints lack, and of the embedding table."""
     parts = hf_parts(c)

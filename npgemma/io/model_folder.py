@@ -6,7 +6,7 @@ from pathlib import Path
 
 from npgemma.errors import BadModel
 from npgemma.io.hub_cache import cache_folder, is_repo_id, snapshot, snapshot_in
-from npgemma.io.unusable import ADAPTER_CONFIG, file_report, repo_name
+from npgemma.io.unusable import ADAPTER_CONFIG, file_report, listed, repo_name
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "tiny"
 SUFFIX = ".safetensors"
@@ -47,7 +47,12 @@ def find_adapter(name: str | Path) -> Path:
     folder = find_folder(name, ADAPTER_CONFIG)
     if folder is None:
         raise not_found(name, "no such folder", "adapter ")
-    return folder
+    if (folder / ADAPTER_CONFIG).exists():
+        return folder
+    inside = sorted(path.parent for path in folder.glob(f"*/{ADAPTER_CONFIG}"))  # named adapters, or checkpoints
+    if len(inside) > 1:
+        raise BadModel(f"{folder} contains several adapters; give the folder of one: {listed(map(str, inside))}")
+    return inside[0] if inside else folder
 
 
 def find_folder(name: str | Path, *needed: str) -> Path | None:

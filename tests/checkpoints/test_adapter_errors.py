@@ -13,7 +13,6 @@ from npgemma.errors import BadModel
 # ----------------------------------------------------------------------------------------------------------- refusals
 
 OTHER_FORMULAS = {
-    "DoRA": dict(use_dora=True),
     "transposed": dict(fan_in_fan_out=True),
     "LoHa": dict(peft_type="LOHA"),
     "AdaLoRA": dict(peft_type="ADALORA"),
@@ -156,15 +155,17 @@ UNFIT = {
     "rows of certain tokens": stored_tensors(
         {}, {"language_model.model.embed_tokens.token_adapter.trainable_tokens_delta": np.ones((2, 11), np.float32)}
     ),
-    "a larger table": stored_tensors({}, {TABLE: np.ones((62, 11), np.float32)}),
+    "a smaller table": stored_tensors({}, {TABLE: np.ones((60, 11), np.float32)}),
+    "a wider table": stored_tensors({}, {TABLE: np.ones((61, 12), np.float32)}),
 }
 
 
 @pytest.mark.parametrize("tensors", UNFIT.values(), ids=UNFIT)
 def test_tensors_that_do_not_fit_the_model_are_refused(tensors, tmp_path):
-    """The message has both shapes, or the name that does not exist."""
+    """The message has both shapes, the name that the model lacks, or the option that does not fit."""
     folder = write_adapter(tmp_path / "adapter", tensors)
-    with pytest.raises(BadModel, match=r"safetensors is for another model: \S+ (has shape .*|does not exist), the"):
+    says = r"is for another model: \S+ has shape .*, the|changes \S+, which the model does not have|lora_mag|token_ind"
+    with pytest.raises(BadModel, match=says):
         npgemma.load(tiny.write_folder(tmp_path / "model"), adapter=folder)
 
 
