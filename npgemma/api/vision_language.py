@@ -17,7 +17,8 @@ from npgemma.decoding.options import GenerationKeywords, GenerationOptions, Samp
 from npgemma.decoding.scoring import Score
 from npgemma.decoding.text import Generation, pieces
 from npgemma.io.model_folder import member
-from npgemma.io.picture import Picture, pixel_values, read_picture
+from npgemma.io.picture import Picture, read_picture
+from npgemma.io.pixels import pixel_values
 from npgemma.io.tokenizers import Tokenizer, read_tokenizer
 from npgemma.layers.shapes import Array, Float, Int
 from npgemma.layers.taps import Tap, checked, silent
@@ -69,7 +70,8 @@ class VisionLanguageModel:
     @cached_property
     def processor(self) -> Processor:
         vision = self.config.vision
-        return Processor(self.tokenizer, vision.image_size, vision.num_patches, self.config.bos_token_id)
+        c = self.config
+        return Processor(self.tokenizer, vision.image_size, vision.num_patches, c.bos_token_id, c.pixels)
 
     def forward(
         self,
@@ -317,5 +319,5 @@ class VisionLanguageModel:
         stack = [images] if isinstance(images, str | Path | Image.Image | np.ndarray) else images
         read = [read_picture(image) for image in stack]
         self.guard.check_memory([], len(read), 0)
-        pixels = pixel_values(read, self.config.vision.image_size)
+        pixels = pixel_values(read, self.config.vision.image_size, self.config.pixels)
         return image_features(self.weights, pixels.astype(self.dtype, copy=False))

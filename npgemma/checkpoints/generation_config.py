@@ -5,7 +5,7 @@ from typing import Any
 
 from npgemma.errors import BadModel
 from npgemma.io.model_folder import member
-from npgemma.io.strict_json import Section, read_section, words
+from npgemma.io.strict_json import Section, find_section, words
 
 GENERATION_CONFIG = "generation_config.json"
 
@@ -50,15 +50,14 @@ HARMLESS = words("""
     output_attentions output_hidden_states output_scores output_logits return_dict_in_generate generation_kwargs
     transformers_version _from_model_config _commit_hash _original_object_hash
 """)
+KEYS = HARMLESS | WITHOUT_EFFECT.keys()
 
 
 def read_generation_config(folder: Path) -> Section | None:
     """The file, checked; None if the folder has none. BadModel as for `check`."""
-    path = member(folder, GENERATION_CONFIG)
-    if not path.exists():
-        return None
-    s = read_section(path)
-    check(s)
+    s = find_section(member(folder, GENERATION_CONFIG))
+    if s is not None:
+        check(s)
     return s
 
 

@@ -11,10 +11,12 @@ from npgemma.checkpoints.config_keys import check_common
 from npgemma.checkpoints.footprint import Footprint, Run
 from npgemma.checkpoints.gemma import GemmaConfig
 from npgemma.checkpoints.generation_config import GENERATION_CONFIG, read_generation_config
+from npgemma.checkpoints.image_processor import read_image_processor
 from npgemma.checkpoints.layout import Layout, Part, make_layout, name_of, table
 from npgemma.checkpoints.siglip import SiglipConfig
 from npgemma.errors import BadModel
 from npgemma.io.model_folder import member
+from npgemma.io.pixels import PALIGEMMA, PixelSettings
 from npgemma.io.safetensors import open_model
 from npgemma.io.strict_json import Section, read_section, words
 from npgemma.layers.shapes import Array
@@ -35,7 +37,7 @@ NOT_USED = re.compile(r"vision_tower\.head\..*|.*\.position_ids|.*\.rotary_emb\.
 
 @dataclass(frozen=True)
 class PaliGemmaConfig:
-    """Vision tower, decoder, whether the head is the embedding table, and the tokens that the processor needs."""
+    """Vision tower, decoder, whether the head is the embedding table, and what the processor needs."""
 
     vision: SiglipConfig
     text: GemmaConfig
@@ -43,6 +45,7 @@ class PaliGemmaConfig:
     image_token_index: int = 257152
     bos_token_id: int = 2
     eos_token_ids: tuple[int, ...] = (1,)
+    pixels: PixelSettings = PALIGEMMA
 
 
 # Keys that do not matter: transformers takes these two sizes from text_config, and the loss is not computed.
@@ -65,14 +68,16 @@ def read_sections(folder: Path) -> tuple[PaliGemmaConfig, dict[str, Section]]:
     """
     s = read_section(member(folder, "config.json"))
     config, generation = parse(s), read_generation_config(folder)
-    if generation is None:
-        for each in (s, s.section("text_config")):
-            generation_config.check(each)
-        return config, {"config.json": s}
+    pixels, files = read_image_processor(folder, config.vision)
     for each in (s, s.section("text_config")):
-        each.ignore(generation_config.HARMLESS | generation_config.WITHOUT_EFFECT.keys())
-    ends = generation.tokens("eos_token_id", config.eos_token_ids, config.text.vocab_size - 1)
-    return replace(config, eos_token_ids=ends), {"config.json": s, GENERATION_CONFIG: generation}
+        if generation is None:
+            generation_config.check(each)
+        each.ignore(generation_config.KEYS)
+    ends = config.eos_token_ids
+    if generation is not None:
+        files[GENERATION_CONFIG] = generation
+        ends = generation.tokens("eos_token_id", ends, config.text.vocab_size - 1)
+    return replace(config, eos_token_ids=ends, pixels=pixels), {"config.json": s} | files
 
 
 def parse(s: Section) -> PaliGemmaConfig:

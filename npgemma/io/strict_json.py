@@ -48,6 +48,11 @@ def words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+def find_section(path: Path) -> "Section | None":
+    """The object in a JSON file, or None if there is no such file. BadModel as for `read_json`."""
+    return read_section(path) if path.exists() else None
+
+
 def read_section(path: Path) -> "Section":
     """The object in a JSON file, to read key by key. BadModel as for `read_json`."""
     return Section(read_json(path), str(path))
