@@ -74,9 +74,8 @@ def takes_step(s: Section, key: str) -> bool:
 
 
 def read_resample(s: Section) -> Image.Resampling:
-    """The kernel, by Pillow's number: bicubic if the key is missing, but bilinear if it is null, as in transformers."""
-    default = Image.Resampling.BILINEAR if "resample" in s.values else Image.Resampling.BICUBIC
-    value = s.get("resample", int(default))
+    """The kernel, by Pillow's number."""
+    value = s.get("resample", int(Image.Resampling.BICUBIC))
     if type(value) is not int or not 0 <= value <= 5:
         raise s.fault("resample", value, "not the number of a kernel of Pillow, from 0 to 5")
     return Image.Resampling(value)

@@ -38,7 +38,7 @@ def test_paligemmas_settings_are_the_default(content, tmp_path):
         ("resample", 1, PixelSettings(resample=Image.Resampling.LANCZOS)),
         ("resample", 2, PixelSettings(resample=Image.Resampling.BILINEAR)),
         ("resample", 3, PALIGEMMA),
-        ("resample", None, PixelSettings(resample=Image.Resampling.BILINEAR)),
+        ("resample", None, PALIGEMMA),
         ("resample", 4, PixelSettings(resample=Image.Resampling.BOX)),
         ("resample", 5, PixelSettings(resample=Image.Resampling.HAMMING)),
         ("do_resize", False, PixelSettings(resample=None)),

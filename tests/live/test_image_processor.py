@@ -24,7 +24,7 @@ SIZE = {"size": {"height": SIDE, "width": SIDE}}
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 SETTINGS = (
     {},
-    *({key: None} for key in ("resample", "do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_pad")),
+    *({key: None} for key in ("do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_pad")),
     *({"resample": kernel} for kernel in range(6)),
     {"size": [SIDE, SIDE]},
     {"size": SIDE},
