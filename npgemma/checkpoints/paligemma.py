@@ -69,9 +69,10 @@ def read_sections(folder: Path) -> tuple[PaliGemmaConfig, dict[str, Section]]:
     s = read_section(member(folder, "config.json"))
     config, generation = parse(s), read_generation_config(folder)
     pixels, files = read_image_processor(folder, config.vision)
-    for each in (s, s.section("text_config")):
-        if generation is None:
-            generation_config.check(each)
+    if generation is None:
+        generation_config.check(s)
+        generation_config.check(s.section("text_config"))
+    for each in (s, s.section("text_config"), s.section("vision_config")):
         each.ignore(generation_config.KEYS)
     ends = config.eos_token_ids
     if generation is not None:
