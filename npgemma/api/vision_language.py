@@ -69,9 +69,10 @@ class VisionLanguageModel:
 
     @cached_property
     def processor(self) -> Processor:
-        vision = self.config.vision
-        c = self.config
-        return Processor(self.tokenizer, vision.image_size, vision.num_patches, c.bos_token_id, c.pixels)
+        c, tokenizer = self.config, self.tokenizer
+        bos = tokenizer.encode("<bos>")  # as in transformers, where the config's bos_token_id does not count
+        bos_id = bos[0] if len(bos) == 1 else c.bos_token_id
+        return Processor(tokenizer, c.vision.image_size, c.vision.num_patches, bos_id, c.pixels)
 
     def forward(
         self,

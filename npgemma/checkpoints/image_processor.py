@@ -23,6 +23,7 @@ HARMLESS = words("""
 PROCESSOR_HARMLESS = words("""
     processor_class auto_map image_seq_length tokenizer chat_template transformers_version _commit_hash
 """)
+IMAGE_SIZE = f"image_size in config.json; {SiglipConfig.image_size} if it is missing there"
 # Its other backends resize almost equally. The key feature_extractor_type is older.
 KINDS = ("SiglipImageProcessor", "SiglipImageProcessorFast", "SiglipImageProcessorPil")
 
@@ -52,7 +53,7 @@ def parse(s: Section, vision: SiglipConfig) -> PixelSettings:
         s.require(key, False)
     tokens = s.get("image_seq_length", vision.num_patches)
     if tokens != vision.num_patches:
-        raise s.fault("image_seq_length", tokens, f"not the {vision.num_patches} patches of config.json")
+        raise s.fault("image_seq_length", tokens, f"not {vision.num_patches}, the patches of a picture ({IMAGE_SIZE})")
     resizes = takes_step(s, "do_resize")
     resample, keeps_shape = read_resample(s), read_size(s, vision.image_size) if resizes else False
     factor = s.positive("rescale_factor", 1 / 255)
@@ -95,7 +96,7 @@ def read_size(s: Section, side: int) -> bool:
     else:
         given = {key: each for key, each in value.items() if each is not None} if isinstance(value, dict) else value
     if given not in (square, {"shortest_edge": side}):
-        raise s.fault("size", value, f"not the {side} x {side} pixels that image_size in config.json asks for")
+        raise s.fault("size", value, f"not {side} x {side} pixels, which the model reads ({IMAGE_SIZE})")
     return given != square
 
 

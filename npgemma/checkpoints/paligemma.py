@@ -89,32 +89,29 @@ def parse(s: Section) -> PaliGemmaConfig:
         raise BadModel(f"{s.where}: model_type is {found}; npgemma reads models with the model_type 'paligemma'")
     check_common(s)
     s.ignore(HARMLESS)
-    inner = s.section("text_config")
-    vision, text = siglip.read(s.section("vision_config")), gemma.read(inner)
+    tower, inner = s.section("vision_config"), s.section("text_config")
+    vision, text = siglip.read(tower), gemma.read(inner)
     if (width := s.get("projection_dim")) not in (None, text.hidden_size):
-        raise s.fault(
-            "projection_dim", width, f"not the width of the decoder, {inner.named('hidden_size', text.hidden_size)}"
-        )
-    tokens = inner.get("num_image_tokens", vision.num_patches)
-    if tokens != vision.num_patches:
-        raise inner.fault("num_image_tokens", tokens, f"not the {vision.num_patches} patches of vision_config")
+        wrong = f"not the width of the decoder, {inner.named('hidden_size', text.hidden_size)}"
+        raise s.fault("projection_dim", width, wrong)
+    if (tokens := inner.get("num_image_tokens")) not in (None, vision.num_patches):
+        names = [tower.named(key, getattr(vision, key)) for key in ("image_size", "patch_size")]
+        wrong = f"not {vision.num_patches}, the number of patches for {' and '.join(names)}"
+        raise inner.fault("num_image_tokens", tokens, wrong)
     d = PaliGemmaConfig(vision, text)
     # transformers renames image_token_index to image_token_id, and the new name goes first
     image_token = "image_token_index" if s.get("image_token_id") is None else "image_token_id"
     s.ignore(["image_token_index"])
-
-    def place(key: str) -> Section:
-        """Where a special token is stated: some configs do it for the decoder only."""
-        return inner if s.get(key) is None else s
-
+    # some configs state these tokens for the decoder only
+    bos, eos = (inner if s.get(key) is None else s for key in ("bos_token_id", "eos_token_id"))
     return PaliGemmaConfig(
         vision=vision,
         text=text,
         tied=s.flag("tie_word_embeddings", d.tied),
         # may be beyond the vocabulary: the image token is never looked up, and some models have no row for it
         image_token_index=s.token(image_token, d.image_token_index, 1 << 24),
-        bos_token_id=place("bos_token_id").token("bos_token_id", d.bos_token_id, text.vocab_size - 1),
-        eos_token_ids=place("eos_token_id").tokens("eos_token_id", d.eos_token_ids, text.vocab_size - 1),
+        bos_token_id=bos.token("bos_token_id", d.bos_token_id, text.vocab_size - 1),
+        eos_token_ids=eos.tokens("eos_token_id", d.eos_token_ids, text.vocab_size - 1),
     )
 
 

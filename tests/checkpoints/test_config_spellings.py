@@ -132,7 +132,7 @@ def test_rope_scaling_goes_before_rope_parameters(tmp_path):
         (
             "text_config.num_image_tokens",
             99,
-            "text_config: num_image_tokens is 99, not the 25 patches of vision_config",
+            "text_config: num_image_tokens is 99, not 25, the number of patches for image_size, 35 and patch_size, 7",
         ),
     ],
 )
@@ -197,6 +197,10 @@ def test_quantised_weights_are_refused_with_what_to_do(place, key, value, tmp_pa
             "bos_token_id is missing, and its default 2 is not a token id from 0 to 1",
         ),
         ({"eos_token_id": ..., "text_config__vocab_size": 1, "bos_token_id": 0}, "eos_token_id is missing, and its"),
+        (
+            {"vision_config__image_size": ..., "text_config__num_image_tokens": 25},
+            "num_image_tokens is 25, not 1024, the number of patches for image_size, by default 224 and patch_size, 7",
+        ),
         ({"text_config__hidden_size": ...}, "not the width of the decoder, hidden_size, by default 2048"),
     ],
 )
