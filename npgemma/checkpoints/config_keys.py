@@ -18,6 +18,8 @@ BOOKKEEPING = words("""
 """)
 # Where bitsandbytes, GPTQ, AWQ and others, mlx, and compressed-tensors say that weights are quantised.
 QUANTISED = ("quantization_config", "quantization", "compression_config")
+# The names of one activation, gelu with a tanh.
+TANH_GELU = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu_python_tanh", "gelu_accurate")
 
 
 def check_common(s: Section) -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from npgemma.checkpoints.config_keys import check_common
+from npgemma.checkpoints.config_keys import TANH_GELU, check_common
 from npgemma.checkpoints.layout import table
 from npgemma.errors import BadModel
 from npgemma.io.strict_json import Section, words
@@ -80,8 +80,8 @@ def read(s: Section) -> GemmaConfig:
         what = "model_type is 'gemma2': the model is a PaliGemma 2; npgemma supports PaliGemma 1 (model_type 'gemma')"
         raise BadModel(f"{s.where}: {what}")
     s.require("model_type", "gemma")
-    s.require("hidden_activation", "gelu_pytorch_tanh")
-    s.require("hidden_act", "gelu_pytorch_tanh", "gelu")  # Gemma's first configs say gelu for the tanh form
+    s.require("hidden_activation", *TANH_GELU)
+    s.require("hidden_act", *TANH_GELU, "gelu")  # Gemma's first configs say gelu for the tanh form
     s.require("attention_bias", False)
     d = GemmaConfig()
     config = GemmaConfig(

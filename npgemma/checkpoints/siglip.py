@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from npgemma.checkpoints.config_keys import check_common
+from npgemma.checkpoints.config_keys import TANH_GELU, check_common
 from npgemma.checkpoints.layout import table
 from npgemma.io.strict_json import Section, words
 from npgemma.layers.norms import LayerNorm
@@ -94,7 +94,7 @@ def read(s: Section) -> SiglipConfig:
     check_common(s)
     s.ignore(HARMLESS)
     s.require("model_type", "siglip_vision_model")
-    s.require("hidden_act", "gelu_pytorch_tanh", "gelu_new", "gelu_fast")
+    s.require("hidden_act", *TANH_GELU)
     d = SiglipConfig()
     config = SiglipConfig(
         hidden_size=s.count("hidden_size", d.hidden_size, 65536),

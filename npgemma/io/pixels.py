@@ -38,15 +38,15 @@ def pixel_values(
     then compute (u8/255 - 0.5) / 0.5. The division by 255 is a product with 1/255 in float64, rounded to float32 once,
     as in transformers; anything else differs in the last bit. BadPicture as for `resized`.
     """
+    factor = settings.rescale_factor
     values = np.empty((len(images), 3, side, side), np.float32)
     for i, image in enumerate(images):
         small = tap(f"pictures.{i}.resized", np.asarray(resized(image, side, settings)), "Y X C")
-        x = small if settings.rescale_factor is None else small.astype(np.float64) * settings.rescale_factor
-        x = x.astype(np.float32)
-        if settings.mean_and_std is not None:
-            mean, std = np.array(settings.mean_and_std, np.float32)
-            x = (x - mean) / std
-        values[i] = x.transpose(2, 0, 1)
+        values[i] = (small if factor is None else small.astype(np.float64) * factor).transpose(2, 0, 1)
+    if settings.mean_and_std is not None:
+        mean, std = (np.array(each, np.float32)[:, None, None] for each in settings.mean_and_std)
+        values -= mean
+        values /= std
     return values
 
 

@@ -60,6 +60,23 @@ def test_only_the_outer_tie_word_embeddings_counts(outer, inner, tied, tmp_path)
     assert read(config, tmp_path).tied is tied
 
 
+@pytest.mark.parametrize(
+    "key", ["text_config__hidden_act", "text_config__hidden_activation", "vision_config__hidden_act"]
+)
+@pytest.mark.parametrize("name", ["gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu_python_tanh", "gelu_accurate"])
+def test_every_name_of_the_gelu_with_a_tanh_is_accepted(key, name, tmp_path):
+    assert read(edited(**{key: name}), tmp_path) == tiny.CONFIG
+
+
+@pytest.mark.parametrize(
+    "key", ["text_config__hidden_act", "text_config__hidden_activation", "vision_config__hidden_act"]
+)
+@pytest.mark.parametrize("name", ["gelu_python", "gelu_10", "quick_gelu", "silu", "relu", "", 1, ["gelu_new"]])
+def test_other_activations_are_refused(key, name, tmp_path):
+    with pytest.raises(BadModel, match=rf"{key.split('__')[1]} is .*, which npgemma does not support"):
+        read(edited(**{key: name}), tmp_path)
+
+
 # ------------------------------------------------------------------------------------------------------------ positions
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from npgemma.checkpoints.config_keys import TANH_GELU
 from npgemma.checkpoints.known_keys import unknown_keys
 from npgemma.checkpoints.paligemma import read_config
 from npgemma.errors import BadModel
@@ -149,3 +150,25 @@ def test_a_config_with_all_defaults_of_transformers_has_no_unknown_keys(tmp_path
     content["image_token_index"] = 257152
     (tmp_path / "config.json").write_text(json.dumps(content, default=str))
     assert unknown_keys(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", TANH_GELU)
+def test_every_name_of_the_gelu_with_a_tanh_is_that_function(name: str) -> None:
+    """The constants in transformers have ten digits or more."""
+    x = torch.linspace(-8, 8, 1000, dtype=torch.float64)
+    expected = torch.nn.functional.gelu(x, approximate="tanh")
+    torch.testing.assert_close(transformers.activations.ACT2FN[name](x), expected, rtol=0, atol=1e-9)
+
+
+def test_no_other_activation_is_the_gelu_with_a_tanh() -> None:
+    x = torch.linspace(-8, 8, 1000, dtype=torch.float64)
+    expected = torch.nn.functional.gelu(x, approximate="tanh")
+    found = set()
+    for name in transformers.activations.ACT2CLS:
+        try:
+            y = transformers.activations.ACT2FN[name](x)
+        except (RuntimeError, TypeError, ImportError, NotImplementedError):
+            continue  # an activation with weights in float32
+        if y.shape == x.shape and torch.allclose(y.double(), expected, rtol=0, atol=1e-6):
+            found.add(name)
+    assert found == set(TANH_GELU)
