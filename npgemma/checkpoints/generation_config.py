@@ -67,5 +67,5 @@ def check(s: Section) -> None:
     for key, allowed in WITHOUT_EFFECT.items():
         value = s.get(key)
         if value is not None and value not in allowed:
-            what = "which changes the answers in transformers; npgemma does not support it"
-            raise BadModel(f"{s.where}: {key} is {value!r}, {what}: remove the key for the answers without it")
+            what = "which changes answers in transformers and which npgemma does not support"
+            raise BadModel(f"{s.where}: {key} is {value!r}, {what}; remove the key to get the answers without it")

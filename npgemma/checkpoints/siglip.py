@@ -107,6 +107,9 @@ def read(s: Section) -> SiglipConfig:
         layer_norm_eps=s.positive("layer_norm_eps", d.layer_norm_eps),
     )
     heads, width = config.num_attention_heads, config.hidden_size
+    if s.get("num_attention_heads") is None and width != d.hidden_size:
+        # no tensor's shape shows the number of heads, so a wrong one would go unnoticed
+        raise s.fault("num_attention_heads", heads, f"that of hidden_size {d.hidden_size} only, not of {width}")
     if width % heads:
         wrong = f"not a multiple of {s.named('num_attention_heads', heads)}"
         raise s.fault("hidden_size", width, wrong)

@@ -199,11 +199,15 @@ def test_quantised_weights_are_refused_with_what_to_do(place, key, value, tmp_pa
         ),
         (
             {"vision_config__num_attention_heads": ...},
-            "hidden_size is 12, not a multiple of num_attention_heads, by default 16",
+            "num_attention_heads is missing, and its default 16 is that of hidden_size 1152 only, not of 12",
         ),
         (
             {"text_config__num_attention_heads": ..., "text_config__num_key_value_heads": 3},
             "num_attention_heads is missing, and its default 8 is not a multiple of num_key_value_heads, 3",
+        ),
+        (
+            {"vision_config__patch_size": 230, "vision_config__image_size": ...},
+            "patch_size is 230, more than image_size, by default 224",
         ),
         (
             {"vision_config__patch_size": ..., "vision_config__image_size": 7},
