@@ -1,9 +1,12 @@
 """config.json as releases and authors spell it: each value under all of its names, and contradictions."""
 
+import dataclasses
+
 import pytest
 import tiny
 from config_files import changed, read
 
+from npgemma.checkpoints.paligemma import config_json
 from npgemma.errors import BadModel
 
 LINEAR = {"rope_type": "linear", "factor": 2.0}
@@ -229,3 +232,9 @@ def test_a_message_calls_a_default_a_default(changes, message, tmp_path):
     with pytest.raises(BadModel) as error:
         read(edited(**changes), tmp_path)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("ends", [(1,), (1, 5)])
+def test_a_written_config_reads_as_the_same(ends, tmp_path):
+    config = dataclasses.replace(tiny.CONFIG, eos_token_ids=ends)
+    assert read(config_json(config), tmp_path) == config
