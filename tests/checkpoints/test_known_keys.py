@@ -91,6 +91,7 @@ OLDER = {
     "config.json": {
         "_name_or_path": "google/paligemma-3b-pt-224",
         "_attn_implementation_autoset": True,
+        "_vocab_size": 257152,
         "auto_map": {"AutoModel": "x.Y"},
         "text_config": {"torchscript": False, "top_k": 50, "min_length": 0, "is_decoder": False, "id2label": {}},
         "vision_config": {"output_attentions": False, "repetition_penalty": 1.0, "pruned_heads": {}},
