@@ -7,7 +7,8 @@ from npgemma.io.strict_json import Section, words
 # returns, and other tasks.
 BOOKKEEPING = words("""
     architectures transformers_version _name_or_path name_or_path _commit_hash auto_map torch_dtype dtype
-    attn_implementation _attn_implementation _attn_implementation_internal _attn_implementation_autoset _flash_attn_2_enabled
+    attn_implementation _attn_implementation _attn_implementation_internal _attn_implementation_autoset
+    _flash_attn_2_enabled
     _experts_implementation _experts_implementation_internal tie_last_hidden_states
     return_dict output_attentions output_hidden_states output_scores return_dict_in_generate
     torchscript use_bfloat16 tf_legacy_loss pruned_heads chunk_size_feed_forward
