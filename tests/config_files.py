@@ -32,4 +32,6 @@ def paths() -> list[str]:
     for key, value in tiny.config_json().items():
         found += [key] + [f"{key}.{inner}" for inner in value] if isinstance(value, dict) else [key]
     more = ("rope_parameters", "rope_parameters.rope_type", "rope_parameters.rope_theta", "rope_scaling")
+    more += ("rope_scaling.factor", "eos_token_id", "num_image_tokens", "quantization_config", "per_layer_config")
+    found += ["image_token_id", "suppress_tokens", "vision_config.hidden_act"]
     return found + [f"text_config.{key}" for key in (*more, "hidden_act", "hidden_activation", "attention_bias")]

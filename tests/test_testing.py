@@ -180,7 +180,7 @@ def test_drawn_weights_have_the_shapes_of_the_config(data: st.DataObject, config
 def test_pictures_are_pictures(picture: np.ndarray) -> None:
     assert picture.dtype == np.uint8
     assert Image.fromarray(picture).mode == "RGB"
-    assert npgemma.io.picture.pixel_values([npgemma.io.picture.read_picture(picture)], 14).shape == (1, 3, 14, 14)
+    assert npgemma.io.pixels.pixel_values([npgemma.io.picture.read_picture(picture)], 14).shape == (1, 3, 14, 14)
 
 
 @EXAMPLES

@@ -7,7 +7,8 @@ from typing import TypeAlias
 import numpy as np
 
 from npgemma.errors import BadPrompt
-from npgemma.io.picture import MAX_PIXELS, Picture, pixel_values, read_picture
+from npgemma.io.picture import MAX_PIXELS, Picture, read_picture
+from npgemma.io.pixels import PALIGEMMA, PixelSettings, pixel_values
 from npgemma.io.tokenizers import IMAGE, Tokenizer
 from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import Tap, silent
@@ -26,16 +27,24 @@ class Inputs:
 
 
 class Processor:
-    """Knows a tokenizer, the side of the pictures in pixels, and how many tokens a picture stands for.
+    """Knows a tokenizer, how pictures become pixels, how many tokens a picture stands for, and the id of <bos>.
 
     A file of more than `max_pixels` is refused, which may be changed.
     """
 
-    def __init__(self, tokenizer: Tokenizer, side: int, tokens_per_image: int, bos_id: int) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        side: int,
+        tokens_per_image: int,
+        bos_id: int,
+        settings: PixelSettings = PALIGEMMA,
+    ) -> None:
         self.tokenizer = tokenizer
         self.side = side
         self.tokens_per_image = tokens_per_image
         self.bos_id = bos_id
+        self.settings = settings
         self.max_pixels = MAX_PIXELS
 
     def __call__(self, images: Sequence[Pictures], text: Sequence[str], tap: Tap = silent) -> Inputs:
@@ -52,7 +61,7 @@ class Processor:
         return Inputs(
             ids,
             [np.zeros(len(row), np.int64) for row in ids],
-            pixel_values(read, self.side, tap),
+            pixel_values(read, self.side, self.settings, tap),
             [len(p) for p in per_prompt],
         )
 

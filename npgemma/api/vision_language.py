@@ -18,7 +18,8 @@ from npgemma.decoding.options import GenerationKeywords, GenerationOptions, Samp
 from npgemma.decoding.scoring import Score
 from npgemma.decoding.text import Generation, pieces
 from npgemma.io.model_folder import member
-from npgemma.io.picture import Picture, pixel_values, read_picture
+from npgemma.io.picture import Picture, read_picture
+from npgemma.io.pixels import pixel_values
 from npgemma.io.tokenizers import Tokenizer, read_tokenizer
 from npgemma.layers.shapes import Array, Float, Int
 from npgemma.layers.taps import Tap, checked, silent
@@ -69,8 +70,10 @@ class VisionLanguageModel:
 
     @cached_property
     def processor(self) -> Processor:
-        vision = self.config.vision
-        return Processor(self.tokenizer, vision.image_size, vision.num_patches, self.config.bos_token_id)
+        c, tokenizer = self.config, self.tokenizer
+        bos = tokenizer.encode("<bos>")  # as in transformers, where the config's bos_token_id does not count
+        bos_id = bos[0] if len(bos) == 1 else c.bos_token_id
+        return Processor(tokenizer, c.vision.image_size, c.vision.num_patches, bos_id, c.pixels)
 
     def forward(
         self,
@@ -320,5 +323,5 @@ class VisionLanguageModel:
         stack = [images] if isinstance(images, str | Path | Image.Image | np.ndarray) else images
         read = [read_picture(image) for image in stack]
         self.guard.check_memory([], len(read), 0)
-        pixels = pixel_values(read, self.config.vision.image_size)
+        pixels = pixel_values(read, self.config.vision.image_size, self.config.pixels)
         return computed(self, partial(image_features, self.weights, pixels.astype(self.dtype, copy=False)))

@@ -148,11 +148,8 @@ def scale_of(config: Section, module: str, rank: int) -> float:
     for pattern in patterns.values:
         try:
             # a pattern with nested or many repetitions may take exponential time to fail
-            if (
-                re.search(r"\)[*+?{]", pattern)
-                or len(re.findall(r"[*+?{]", pattern)) > 2
-                or len(pattern + module) > 400
-            ):
+            repetitions = len(re.findall(repeats, pattern))
+            if re.search(rf"\){repeats}", pattern) or repetitions > 2 or len(pattern) > 300:
                 raise re.error("it is too long or has too many repetitions")
             fits = re.match(rf"(.*\.)?({pattern})$", module)
         except (re.error, OverflowError, RecursionError) as error:

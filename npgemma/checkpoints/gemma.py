@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass, replace
 
+from npgemma.checkpoints.config_keys import TANH_GELU, check_common
 from npgemma.checkpoints.layout import table
 from npgemma.errors import BadModel
-from npgemma.io.strict_json import Section
+from npgemma.io.strict_json import Section, words
 from npgemma.layers.norms import RMSNorm
 from npgemma.layers.tree import SLOT, sized
 from npgemma.models.gemma import MLP, Attention, Block, Decoder
@@ -59,18 +60,29 @@ class GemmaConfig:
     rope_theta: float = 10000.0
 
 
+# Keys that do not matter to the decoder. transformers reads tie_word_embeddings outside this section only.
+HARMLESS = words("""
+    bos_token_id eos_token_id pad_token_id tie_word_embeddings use_bidirectional_attention use_cache
+    attention_dropout initializer_range
+""")
+# With a factor of 1, these rotary positions are the plain ones, up to max_position_embeddings.
+SCALED_BY_FACTOR = ("linear", "dynamic", "llama3")
+ROTATION_HARMLESS = words("""
+    type rope_type factor rope_theta original_max_position_embeddings low_freq_factor high_freq_factor
+""")
+
+
 def read(s: Section) -> GemmaConfig:
     """The config of a section of config.json. BadModel, with file and key, for a value that npgemma cannot compute."""
-    if s.values.get("model_type") == "gemma2":
+    check_common(s)
+    s.ignore(HARMLESS)
+    if s.get("model_type") == "gemma2":
         what = "model_type is 'gemma2': the model is a PaliGemma 2; npgemma supports PaliGemma 1 (model_type 'gemma')"
         raise BadModel(f"{s.where}: {what}")
     s.require("model_type", "gemma")
-    s.require("hidden_activation", "gelu_pytorch_tanh")
-    s.require("hidden_act", "gelu_pytorch_tanh", "gelu")  # Gemma's first configs say gelu for the tanh form
+    s.require("hidden_activation", *TANH_GELU)
+    s.require("hidden_act", *TANH_GELU, "gelu")  # Gemma's first configs say gelu for the tanh form
     s.require("attention_bias", False)
-    rotation = s.section("rope_parameters")
-    rotation.require("rope_type", "default")
-    s.require("rope_scaling")
     d = GemmaConfig()
     config = GemmaConfig(
         hidden_size=s.count("hidden_size", d.hidden_size, 65536),
@@ -82,16 +94,39 @@ def read(s: Section) -> GemmaConfig:
         vocab_size=s.count("vocab_size", d.vocab_size, 1 << 24),
         max_position_embeddings=s.count("max_position_embeddings", d.max_position_embeddings, 1 << 24),
         rms_norm_eps=s.positive("rms_norm_eps", d.rms_norm_eps),
-        rope_theta=rotation.positive("rope_theta", s.positive("rope_theta", d.rope_theta)),
+        rope_theta=read_rope_theta(s, d.rope_theta),
     )
     queries, keys = config.num_attention_heads, config.num_key_value_heads
     if queries % keys:
-        raise BadModel(f"{s.where}: num_attention_heads is {queries}, not a multiple of num_key_value_heads, {keys}")
+        wrong = f"not a multiple of {s.named('num_key_value_heads', keys)}"
+        raise s.fault("num_attention_heads", queries, wrong)
     if config.head_dim % 2:
-        raise BadModel(
-            f"{s.where}: head_dim is {config.head_dim}; it must be even, since rotary positions rotate pairs"
-        )
+        raise s.fault("head_dim", config.head_dim, "not even, as rotary positions need it, since they rotate pairs")
     return config
+
+
+def read_rope_theta(s: Section, default: float) -> float:
+    """The base of the rotary positions. BadModel, with file and key, for another kind of positions.
+
+    As in transformers, `rope_scaling` (of version 4) goes before `rope_parameters` (of version 5), unless it is empty,
+    and a theta in either before the older key next to them.
+    """
+    sections = s.section("rope_scaling"), s.section("rope_parameters")
+    rotation = next((each for each in sections if each.values), sections[1])
+    for each in sections:
+        each.ignore(ROTATION_HARMLESS)
+    key = "type" if rotation.get("rope_type") is None else "rope_type"
+    kind = rotation.get(key, "default")
+    if kind in SCALED_BY_FACTOR:
+        factor = rotation.get("factor")
+        if factor != 1:
+            what = f"{key} is {kind!r} with the factor {factor!r}; npgemma supports 'default', or a factor of 1"
+            raise BadModel(f"{rotation.where}: {what}")
+    else:
+        rotation.require(key, "default")
+    for each in (s, rotation):
+        each.require("partial_rotary_factor", 1)
+    return rotation.positive("rope_theta", s.positive("rope_theta", default))
 
 
 def sizes(c: GemmaConfig) -> dict[str, int]:

@@ -7,16 +7,20 @@ from pathlib import Path
 
 import numpy as np
 
-from npgemma.checkpoints import gemma, siglip
+from npgemma.checkpoints import gemma, generation_config, siglip
+from npgemma.checkpoints.config_keys import check_common
 from npgemma.checkpoints.footprint import Footprint, Run
 from npgemma.checkpoints.gemma import GemmaConfig
+from npgemma.checkpoints.generation_config import GENERATION_CONFIG, read_generation_config
+from npgemma.checkpoints.image_processor import read_image_processor
 from npgemma.checkpoints.layout import Layout, Part, make_layout, name_of, table
 from npgemma.checkpoints.siglip import SiglipConfig
 from npgemma.checkpoints.spellings import is_used, saved_names
 from npgemma.errors import BadModel
 from npgemma.io.model_folder import member
+from npgemma.io.pixels import PALIGEMMA, PixelSettings
 from npgemma.io.safetensors import open_model
-from npgemma.io.strict_json import Section, read_json
+from npgemma.io.strict_json import Section, read_section, words
 from npgemma.layers.shapes import Array
 from npgemma.layers.tree import SLOT, sized
 from npgemma.models.paligemma import PaliGemma, Projector
@@ -33,7 +37,7 @@ NPZ_PROJECTOR = table("""
 
 @dataclass(frozen=True)
 class PaliGemmaConfig:
-    """Vision tower, decoder, whether the head is the embedding table, and the tokens that the processor needs."""
+    """Vision tower, decoder, whether the head is the embedding table, and what the processor needs."""
 
     vision: SiglipConfig
     text: GemmaConfig
@@ -41,6 +45,11 @@ class PaliGemmaConfig:
     image_token_index: int = 257152
     bos_token_id: int = 2
     eos_token_ids: tuple[int, ...] = (1,)
+    pixels: PixelSettings = PALIGEMMA
+
+
+# Keys that do not matter: transformers takes these two sizes from text_config, and the loss is not computed.
+HARMLESS = words("hidden_size vocab_size _vocab_size pad_token_id ignore_index _ignore_index")
 
 
 def read_config(folder: Path) -> PaliGemmaConfig:
@@ -49,24 +58,60 @@ def read_config(folder: Path) -> PaliGemmaConfig:
     The hub's configs are sparse: they leave out values that equalled a default of transformers when they were written.
     A missing key has PaliGemma's value, which is not always today's default in transformers.
     """
-    path = member(folder, "config.json")
-    return parse(Section(read_json(path), str(path)))
+    return read_sections(folder)[0]
+
+
+def read_sections(folder: Path) -> tuple[PaliGemmaConfig, dict[str, Section]]:
+    """The config of a model folder, and the files that it was read from. BadModel as for `read_config`.
+
+    Only without a generation_config.json are the settings for generation in config.json in force.
+    """
+    s = read_section(member(folder, "config.json"))
+    config, generation = parse(s), read_generation_config(folder)
+    pixels, files = read_image_processor(folder, config.vision)
+    if generation is None:
+        generation_config.check(s)
+        generation_config.check(s.section("text_config"))
+    for each in (s, s.section("text_config"), s.section("vision_config")):
+        each.ignore(generation_config.KEYS)
+    ends = config.eos_token_ids
+    if generation is not None:
+        files[GENERATION_CONFIG] = generation
+        ends = generation.tokens("eos_token_id", ends, config.text.vocab_size - 1)
+    return replace(config, eos_token_ids=ends, pixels=pixels), {"config.json": s} | files
 
 
 def parse(s: Section) -> PaliGemmaConfig:
     """The config of the whole config.json. BadModel as for `read_config`."""
-    if s.values.get("model_type") != "paligemma":
-        raise BadModel(f"{s.where}: model_type is {s.values.get('model_type')!r}, not 'paligemma'")
-    vision, text = siglip.read(s.section("vision_config")), gemma.read(s.section("text_config"))
+    kind = s.get("model_type")
+    if kind != "paligemma":
+        found = "missing" if kind is None else repr(kind)
+        raise BadModel(f"{s.where}: model_type is {found}; npgemma reads models with the model_type 'paligemma'")
+    check_common(s)
+    s.ignore(HARMLESS)
+    tower, inner = s.section("vision_config"), s.section("text_config")
+    vision, text = siglip.read(tower), gemma.read(inner)
+    if (width := s.get("projection_dim")) not in (None, text.hidden_size):
+        wrong = f"not the width of the decoder, {inner.named('hidden_size', text.hidden_size)}"
+        raise s.fault("projection_dim", width, wrong)
+    if (tokens := inner.get("num_image_tokens")) not in (None, vision.num_patches):
+        names = [tower.named(key, getattr(vision, key)) for key in ("image_size", "patch_size")]
+        wrong = f"not {vision.num_patches}, the number of patches for {' and '.join(names)}"
+        raise inner.fault("num_image_tokens", tokens, wrong)
     d = PaliGemmaConfig(vision, text)
+    # transformers renames image_token_index to image_token_id, and the new name goes first
+    image_token = "image_token_index" if s.get("image_token_id") is None else "image_token_id"
+    s.ignore(["image_token_index"])
+    # some configs state these tokens for the decoder only
+    bos, eos = (inner if s.get(key) is None else s for key in ("bos_token_id", "eos_token_id"))
     return PaliGemmaConfig(
         vision=vision,
         text=text,
         tied=s.flag("tie_word_embeddings", d.tied),
         # may be beyond the vocabulary: the image token is never looked up, and some models have no row for it
-        image_token_index=s.token("image_token_index", d.image_token_index, 1 << 24),
-        bos_token_id=s.token("bos_token_id", d.bos_token_id, text.vocab_size - 1),
-        eos_token_ids=s.tokens("eos_token_id", d.eos_token_ids[0], text.vocab_size - 1),
+        image_token_index=s.token(image_token, d.image_token_index, 1 << 24),
+        bos_token_id=bos.token("bos_token_id", d.bos_token_id, text.vocab_size - 1),
+        eos_token_ids=eos.tokens("eos_token_id", d.eos_token_ids, text.vocab_size - 1),
     )
 
 
@@ -76,7 +121,7 @@ def config_json(c: PaliGemmaConfig) -> dict[str, object]:
         "model_type": "paligemma",
         "image_token_index": c.image_token_index,
         "bos_token_id": c.bos_token_id,
-        "eos_token_id": c.eos_token_ids[0],
+        "eos_token_id": c.eos_token_ids[0] if len(c.eos_token_ids) == 1 else list(c.eos_token_ids),
         "pad_token_id": 0,
         "tie_word_embeddings": c.tied,
         "hidden_size": c.text.hidden_size,

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, replace
 
+from npgemma.checkpoints.config_keys import TANH_GELU, check_common
 from npgemma.checkpoints.layout import table
-from npgemma.errors import BadModel
-from npgemma.io.strict_json import Section
+from npgemma.io.strict_json import Section, words
 from npgemma.layers.norms import LayerNorm
 from npgemma.layers.tree import SLOT, sized
 from npgemma.models.siglip import PatchEmbedding, VisionTower
@@ -82,10 +82,19 @@ class SiglipConfig:
         return self.hidden_size // self.num_attention_heads
 
 
+# Keys that do not matter to the tower: PaliGemma has no head, and its projector has no activation.
+HARMLESS = words("""
+    vision_use_head projection_dim projector_hidden_act num_image_tokens vocab_size attention_dropout
+    initializer_range initializer_factor use_labels is_training
+""")
+
+
 def read(s: Section) -> SiglipConfig:
     """The config of a section of config.json. BadModel, with file and key, for a value that npgemma cannot compute."""
+    check_common(s)
+    s.ignore(HARMLESS)
     s.require("model_type", "siglip_vision_model")
-    s.require("hidden_act", "gelu_pytorch_tanh", "gelu_new", "gelu_fast")
+    s.require("hidden_act", *TANH_GELU)
     d = SiglipConfig()
     config = SiglipConfig(
         hidden_size=s.count("hidden_size", d.hidden_size, 65536),
@@ -98,13 +107,17 @@ def read(s: Section) -> SiglipConfig:
         layer_norm_eps=s.positive("layer_norm_eps", d.layer_norm_eps),
     )
     heads, width = config.num_attention_heads, config.hidden_size
+    if s.get("num_attention_heads") is None and width != d.hidden_size:
+        # no tensor's shape shows the number of heads, so a wrong one would go unnoticed
+        raise s.fault("num_attention_heads", heads, f"that of hidden_size {d.hidden_size} only, not of {width}")
     if width % heads:
-        raise BadModel(f"{s.where}: hidden_size is {width}, not a multiple of num_attention_heads, {heads}")
+        wrong = f"not a multiple of {s.named('num_attention_heads', heads)}"
+        raise s.fault("hidden_size", width, wrong)
     if config.num_channels != 3:
-        raise BadModel(f"{s.where}: num_channels is {config.num_channels}; npgemma supports 3 (RGB) only")
+        raise s.fault("num_channels", config.num_channels, "not 3 (RGB), which is all that npgemma supports")
     if config.patch_size > config.image_size:
-        patch, side = config.patch_size, config.image_size
-        raise BadModel(f"{s.where}: patch_size is {patch}, more than image_size, {side}")
+        wrong = f"more than {s.named('image_size', config.image_size)}"
+        raise s.fault("patch_size", config.patch_size, wrong)
     return config
 
 

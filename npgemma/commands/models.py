@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from npgemma.checkpoints.footprint import Footprint, Run
 from npgemma.checkpoints.gemma import cache_numbers
+from npgemma.checkpoints.known_keys import unknown_keys
 from npgemma.checkpoints.layout import not_finite
 from npgemma.checkpoints.mask_vqvae import CODEC
 from npgemma.checkpoints.paligemma import PaliGemmaConfig, footprint, layout_of, read_config, read_tensors
@@ -42,7 +43,7 @@ def add_models(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
 
 
 class Inspected(NamedTuple):
-    """The facts about a model, by their names in JSON."""
+    """The facts about a model, by their names in JSON. An unknown key may ask for what npgemma does not do."""
 
     folder: str
     weight_files: Sequence[str]
@@ -56,6 +57,7 @@ class Inspected(NamedTuple):
     memory_needed: Mapping[str, int]
     memory_available: int | None
     config: Mapping[str, Any]
+    unknown_keys: Sequence[str]
 
 
 def run_inspect(a: argparse.Namespace) -> None:
@@ -99,6 +101,7 @@ def inspect(model: Path, config: PaliGemmaConfig) -> Inspected:
         },
         memory_available=available_memory(),
         config=asdict(config),
+        unknown_keys=unknown_keys(folder),
     )
 
 
@@ -119,6 +122,8 @@ def described(found: Inspected, config: PaliGemmaConfig) -> Iterator[str]:
     yield f"tokenizer  {found.tokenizer_pieces:,} pieces, embedding of {t.vocab_size:,} rows"
     yield f"masks      {f'{CODEC} found' if found.mask_decoder else f'{CODEC} is missing; segment needs it'}"
     yield f"memory     {needed}; {available} available"
+    for key in found.unknown_keys:
+        yield f"unknown    {printable(key)}"
 
 
 # -------------------------------------------------------------------------------------------------------------- verify

@@ -4,6 +4,7 @@ implementations differ. Times, host names and paths are left out, so that two re
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import PIL
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.golden.rounding import FLOAT32, SCHEDULES
 from npgemma.io.picture import Picture, read_picture
+from npgemma.io.pixels import PALIGEMMA
 from npgemma.io.tokenizers import TOKENIZER
 
 # What npgemma computes where implementations differ. These texts are in every golden file: its bytes depend on them.
@@ -46,7 +48,7 @@ def describe(
     return {
         "case": {"prompt": prompt, "images": [image_hash(image) for image in images], "seed": None},
         "model": model_hashes(model.folder) | {"truth_stored_as": wide},
-        "preprocessing": PREPROCESSING | {"pillow": PIL.__version__, "side": model.config.vision.image_size},
+        "preprocessing": preprocessing(model) | {"pillow": PIL.__version__, "side": model.config.vision.image_size},
         "tokenizer": {"sha256": file_hash(model.folder / TOKENIZER)},
         "policy": POLICY,
         "schedules": {
@@ -56,6 +58,12 @@ def describe(
         "taps": [[name, letters] for name, letters in axes.items()],
         "versions": {"npgemma": installed_version(), "numpy": np.__version__, "blas": blas()},
     }
+
+
+def preprocessing(model: VisionLanguageModel) -> dict[str, Any]:
+    """How pictures become pixel values: in words for PaliGemma's settings, else the settings of the model."""
+    settings = model.config.pixels
+    return PREPROCESSING if settings == PALIGEMMA else {"backend": "pillow"} | asdict(settings)
 
 
 def model_hashes(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Pictures -> pixel values, bit for bit those of transformers' PIL backend for an RGB picture.
+"""Pictures -> RGB images.
 
 A file is turned upright by its EXIF tag, as viewers show it; a PIL image or an array is used as it is. Everything is
 converted to RGB: transparency is composited over white, and 16 bits are scaled to 8, not clipped.
@@ -8,7 +8,7 @@ import io
 import stat
 import struct
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TypeAlias
@@ -20,8 +20,7 @@ from npgemma.errors import BadPicture, shortened
 from npgemma.io.atomic_write import replace_file
 from npgemma.io.picture_kinds import HEAD, RAW, check_kind, is_picture, url_problem
 from npgemma.io.picture_metadata import check_png, check_tiff, exif_orientation, without_metadata
-from npgemma.layers.shapes import Array, Float
-from npgemma.layers.taps import Tap, silent
+from npgemma.layers.shapes import Array
 
 # Pillow's other decoders can start programs, or have had many security holes.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -192,20 +191,6 @@ def eight_bits(gray: Array) -> Array:
         gray = gray * 255
     deep = gray.dtype.itemsize == 2 or gray.max() > 255
     return np.rint(gray / 257 if deep else gray).astype(np.uint8)
-
-
-def pixel_values(images: Sequence[Image.Image], side: int, tap: Tap = silent) -> Float[Array, "B 3 Y X"]:
-    """RGB images as float32 in -1 .. 1: resized to a square (bicubic, antialiased, 8 bits), then (u8/255 - 0.5) / 0.5.
-
-    The aspect ratio is not kept, as in PaliGemma's training. The division by 255 is a product with 1/255 in float64,
-    rounded to float32 once, as in transformers; anything else differs in the last bit.
-    """
-    values = np.empty((len(images), 3, side, side), np.float32)
-    for i, image in enumerate(images):
-        small = tap(f"pictures.{i}.resized", np.asarray(image.resize((side, side), Image.Resampling.BICUBIC)), "Y X C")
-        unit = (small.astype(np.float64) * (1 / 255)).astype(np.float32)
-        values[i] = ((unit - np.float32(0.5)) / np.float32(0.5)).transpose(2, 0, 1)
-    return values
 
 
 def written_format(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,62 +59,104 @@ def parse_json(text: bytes) -> Any:
     return json.loads(text, object_pairs_hook=only_once, parse_float=finite, parse_constant=finite)
 
 
+def words(text: str) -> frozenset[str]:
+    """The words of a text: a table of keys."""
+    return frozenset(text.split())
+
+
+def find_section(path: Path) -> "Section | None":
+    """The object in a JSON file, or None if there is no such file. BadModel as for `read_json`."""
+    return read_section(path) if path.exists() else None
+
+
+def read_section(path: Path) -> "Section":
+    """The object in a JSON file, to read key by key. BadModel as for `read_json`."""
+    return Section(read_json(path), str(path))
+
+
 class Section:
-    """One object of a config file, read key by key; every error names the file and the key."""
+    """One object of a config file, read key by key; every error names the file and the key.
+
+    It records the keys that were read, so that `unknown` lists the others.
+    """
 
     def __init__(self, values: Mapping[str, Any], where: str) -> None:
         self.values = values
         self.where = where
+        self.known: set[str] = set()
+        self.inner: dict[str, Section] = {}
 
-    def get(self, key: str, default: Any) -> Any:
+    def get(self, key: str, default: Any = None) -> Any:
         """The value, or the default if the key is missing or null."""
+        self.known.add(key)
         value = self.values.get(key)
         return default if value is None else value
 
     def section(self, key: str) -> "Section":
         """The object under `key`; an empty one if the key is missing or null."""
-        value = self.values.get(key)
-        if value is not None and not isinstance(value, dict):
+        value = self.get(key, {})
+        if not isinstance(value, dict):
             raise BadModel(f"{self.where}: {key} is {value!r}, not an object")
-        return Section(value or {}, f"{self.where}: {key}")
+        return self.inner.setdefault(key, Section(value, f"{self.where}: {key}"))
 
     def count(self, key: str, default: int, at_most: int) -> int:
         """A whole number from 1 to `at_most`."""
         value = self.get(key, default)
         if type(value) is not int or not 1 <= value <= at_most:
-            raise BadModel(f"{self.where}: {key} is {value!r}, not a whole number from 1 to {at_most}")
+            raise self.fault(key, value, f"not a whole number from 1 to {at_most}")
         return value
 
     def positive(self, key: str, default: float) -> float:
         """A finite number above zero."""
         value = self.get(key, default)
         if type(value) not in (int, float) or not 0 < value < 1e30:
-            raise BadModel(f"{self.where}: {key} is {value!r}, not a number above zero")
+            raise self.fault(key, value, "not a number above zero")
         return float(value)
 
     def token(self, key: str, default: int, at_most: int) -> int:
         """A token id."""
         value = self.get(key, default)
         if type(value) is not int or not 0 <= value <= at_most:
-            raise BadModel(f"{self.where}: {key} is {value!r}, not a token id from 0 to {at_most}")
+            raise self.fault(key, value, f"not a token id from 0 to {at_most}")
         return value
 
     def flag(self, key: str, default: bool) -> bool:
         """true or false."""
         value = self.get(key, default)
         if type(value) is not bool:
-            raise BadModel(f"{self.where}: {key} is {value!r}, not true or false")
+            raise self.fault(key, value, "not true or false")
         return value
 
-    def tokens(self, key: str, default: int, at_most: int) -> tuple[int, ...]:
-        """One token id, or a list of them."""
-        value = self.values.get(key)
-        each = value if isinstance(value, list) and value else [value]
-        return tuple(Section({key: one}, self.where).token(key, default, at_most) for one in each)
+    def tokens(self, key: str, default: Sequence[int], at_most: int) -> tuple[int, ...]:
+        """One token id, or a list of them; the default may be several."""
+        value = self.get(key, list(default))
+        for one in value if isinstance(value, list) and value else [value]:
+            if type(one) is not int or not 0 <= one <= at_most:
+                raise self.fault(key, one, f"not a token id from 0 to {at_most}")
+        return tuple(value) if isinstance(value, list) else (value,)
 
     def require(self, key: str, *allowed: Any) -> None:
         """BadModel if the key has a value other than those that npgemma supports."""
-        value = self.values.get(key)
+        value = self.get(key)
         if value is not None and value not in allowed:
-            supported = f"supported: {list(allowed)}"
-            raise BadModel(f"{self.where}: {key} is {value!r}, which npgemma does not support; {supported}")
+            supported = f"; supported: {list(allowed)}" if allowed else "; remove the key"
+            raise BadModel(f"{self.where}: {key} is {value!r}, which npgemma does not support{supported}")
+
+    def fault(self, key: str, value: Any, wrong: str) -> BadModel:
+        """The error for a value, or for the default in its place, that is `wrong` ("not a number above zero")."""
+        if self.values.get(key) is not None:
+            return BadModel(f"{self.where}: {key} is {value!r}, {wrong}")
+        return BadModel(f"{self.where}: {key} is missing, and its default {value!r} is {wrong}")
+
+    def named(self, key: str, value: Any) -> str:
+        """A second key of a message and its value; a default is called one."""
+        return f"{key}, {value!r}" if self.values.get(key) is not None else f"{key}, by default {value!r}"
+
+    def ignore(self, keys: Collection[str]) -> None:
+        """Count `keys` as known, together with everything inside them: they do not matter."""
+        self.known.update(keys)
+
+    def unknown(self) -> list[str]:
+        """The keys that were neither read nor ignored; for a key inside an object, the dotted path."""
+        mine = [key for key in self.values if key not in self.known]
+        return mine + [f"{key}.{found}" for key, inner in self.inner.items() for found in inner.unknown()]

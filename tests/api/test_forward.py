@@ -6,7 +6,7 @@ from small_model import CONFIG, EACH, PICTURES, SIDE, ids, pixels
 
 import npgemma
 from npgemma.errors import BadPrompt
-from npgemma.io.picture import pixel_values
+from npgemma.io.pixels import pixel_values
 from npgemma.models.paligemma import forward
 
 

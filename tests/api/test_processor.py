@@ -9,7 +9,8 @@ from PIL import Image
 from npgemma.api.processor import Processor
 from npgemma.errors import BadPicture, BadPrompt
 from npgemma.io.model_folder import EMBEDDED
-from npgemma.io.picture import pixel_values, read_picture
+from npgemma.io.picture import read_picture
+from npgemma.io.pixels import pixel_values
 from npgemma.io.tokenizers import Tokenizer
 
 TOKENIZER = Tokenizer((EMBEDDED / "tokenizer.model").read_bytes())

@@ -1,5 +1,6 @@
 """config.json as a file: any JSON gives a config or one clear error."""
 
+import json
 import math
 import tempfile
 from pathlib import Path
@@ -10,6 +11,7 @@ from config_files import paths, read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from npgemma.checkpoints.known_keys import unknown_keys
 from npgemma.checkpoints.paligemma import read_config
 from npgemma.errors import BadModel
 from npgemma.io.strict_json import MAX_JSON_BYTES, read_json
@@ -29,6 +31,34 @@ JSON = st.recursive(
     ),
     max_leaves=6,
 )
+
+# By file: keys that are read
+KEYS = {
+    "generation_config.json": ("eos_token_id", "bos_token_id", "sequence_bias", "min_length", "top_p"),
+    "preprocessor_config.json": ("size", "image_mean", "image_std", "resample", "rescale_factor", "do_resize"),
+    "processor_config.json": ("image_processor", "processor_class"),
+}
+
+
+@given(
+    file=st.sampled_from(sorted(KEYS)).flatmap(
+        lambda name: st.tuples(st.just(name), st.dictionaries(st.sampled_from(KEYS[name]), JSON, max_size=2))
+    )
+)
+@settings(max_examples=60)
+def test_any_value_in_the_other_files_gives_a_config_or_bad_model(file):
+    name, content = file
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / name).write_text(json.dumps(content))
+        try:
+            config = read(tiny.config_json(), Path(folder))
+        except BadModel as error:
+            refusal = str(error)
+        else:
+            assert all(0 <= token < config.text.vocab_size for token in config.eos_token_ids)
+            refusal = name
+            assert all(key.startswith(f"{name}: ") for key in unknown_keys(Path(folder)))
+    assert name in refusal
 
 
 @given(changes=st.dictionaries(st.sampled_from(paths()), JSON, min_size=1, max_size=3))

@@ -354,6 +354,7 @@ def test_a_config_of_another_model_is_refused(section, key, value, tmp_path):
     tiny.write_folder(tmp_path)
     config = tiny.config_json()
     config[section][key] = value
+    config["projection_dim"] = config["text_config"]["hidden_size"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(BadModel, match="do not fit config"):
         load(tmp_path)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import pytest
 import tiny
 
 from npgemma.checkpoints.paligemma import read_config
@@ -39,3 +40,71 @@ def test_inspect_describes_the_embedded_model_by_default(run):
 def test_inspect_needs_no_tokenizer(tmp_path, run):
     found = json.loads(run("inspect", tiny.write_folder(tmp_path), "--format", "json"))
     assert found["tokenizer_pieces"] == 0
+
+
+# -------------------------------------------------------------------------------------------------------- unknown keys
+
+
+# By path, with dots between: keys that no file of transformers contains.
+UNKNOWN = {
+    "config.json": ["foo", "text_config.foo", "vision_config.foo.bar", "text_config.rope_parameters.foo"],
+    "generation_config.json": ["foo", "suppress"],
+    "processor_config.json": ["foo", "image_processor.foo"],
+    "preprocessor_config.json": ["foo", "do_flip"],
+    "tokenizer_config.json": ["foo"],
+    "special_tokens_map.json": ["foo_token"],
+    "chat_template.json": ["foo"],
+}
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """A model folder that the test may change."""
+    return tiny.write_folder(tmp_path)
+
+
+def add(file, path, value):
+    """Put a value into a JSON file, which may be missing, at a path."""
+    content = json.loads(file.read_text()) if file.exists() else {}
+    *sections, key = path.split(".")
+    at = content
+    for section in sections:
+        at = at.setdefault(section, {})
+    at[key] = value
+    file.write_text(json.dumps(content))
+
+
+def unknown(folder, run):
+    return json.loads(run("inspect", folder, "--format", "json"))["unknown_keys"]
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_unknown_keys_are_listed_with_their_file(name, mine, run):
+    """In text one a line; of an unknown object only the object."""
+    for path in UNKNOWN[name]:
+        add(mine / name, path, [1])
+    listed = sorted({f"{name}: {path.removesuffix('.bar')}" for path in UNKNOWN[name]})
+    assert sorted(unknown(mine, run)) == listed
+    lines = run("inspect", mine).splitlines()
+    assert sorted(line for line in lines if line.startswith("unknown ")) == [f"unknown    {key}" for key in listed]
+
+
+def test_a_known_key_in_another_section_is_unknown(mine, run):
+    add(mine / "config.json", "vision_config.head_dim", 2)
+    add(mine / "config.json", "rope_theta", 2)
+    assert sorted(unknown(mine, run)) == ["config.json: rope_theta", "config.json: vision_config.head_dim"]
+
+
+def test_an_unknown_key_is_printed_without_control_characters(mine, run):
+    add(mine / "config.json", "a\x1b[2Jb", 2)
+    assert "\x1b" not in run("inspect", mine)
+
+
+def test_the_embedded_model_has_no_unknown_keys(run):
+    assert unknown(EMBEDDED, run) == []
+
+
+def test_the_older_file_is_not_looked_into_if_the_newer_one_counts(mine, run):
+    add(mine / "preprocessor_config.json", "foo", 1)
+    add(mine / "processor_config.json", "image_processor.resample", 3)
+    assert unknown(mine, run) == []

@@ -8,7 +8,8 @@ from hypothesis.extra import numpy as hnp
 from pictures import noise
 from PIL import Image
 
-from npgemma.io.picture import pixel_values
+from npgemma.errors import BadPicture
+from npgemma.io.pixels import PixelSettings, pixel_values
 
 # The largest error of 2 g/255 - 1: rounding g/255, below 1, to float32 errs by up to 2^-25; subtracting 1/2 gives a
 # result below 1/2 and errs by up to 2^-26; dividing by 1/2 is exact and doubles both errors.
@@ -112,3 +113,52 @@ def test_pixel_values_are_in_range_and_do_not_depend_on_other_pictures(pixels, s
     assert -1 <= values.min() <= values.max() <= 1
     both = pixel_values([Image.new("RGB", (3, 3), "white"), image], side)
     np.testing.assert_array_equal(both[1:], values, strict=True)
+
+
+# ------------------------------------------------------------------------------------------------------ other settings
+
+
+@pytest.mark.parametrize("kernel", range(6))
+def test_every_kernel_is_pillows(kernel):
+    image = Image.fromarray(noise(23, 9, 3))
+    values = pixel_values([image], 8, PixelSettings(Image.Resampling(kernel)))
+    found = np.rint((values[0].astype(np.float64) + 1) / 2 * 255).astype(np.uint8).transpose(1, 2, 0)
+    np.testing.assert_array_equal(found, np.asarray(image.resize((8, 8), kernel)), strict=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"mean_and_std": None}, [0.0, 0.2, 1.0]),
+        ({"rescale_factor": None, "mean_and_std": None}, [0, 51, 255]),
+        ({"rescale_factor": None, "mean_and_std": ((51.0,) * 3, (2.0,) * 3)}, [-25.5, 0, 102]),
+        ({"rescale_factor": 1 / 51, "mean_and_std": ((1.0,) * 3, (4.0,) * 3)}, [-0.25, 0, 1]),
+    ],
+)
+def test_steps_can_differ_or_be_left_out(changes, expected):
+    """Of pixels of the grays 0, 51 and 255."""
+    pixels = np.array([[0, 51, 255]] * 3, np.uint8)
+    values = pixel_values([Image.fromarray(pixels).convert("RGB")], 3, PixelSettings(**changes))
+    np.testing.assert_array_equal(values[0, 2, 1], np.array(expected, np.float32), strict=True)
+
+
+def test_each_channel_has_its_mean_and_deviation():
+    settings = PixelSettings(rescale_factor=None, mean_and_std=((1.0, 2.0, 3.0), (1.0, 2.0, 4.0)))
+    values = pixel_values([Image.new("RGB", (1, 1), (7, 8, 11))], 1, settings)
+    np.testing.assert_array_equal(values.ravel(), np.array([6, 3, 2], np.float32), strict=True)
+
+
+@pytest.mark.parametrize("settings", [PixelSettings(resample=None), PixelSettings(keeps_shape=True)])
+def test_a_shape_that_is_kept_must_be_the_models(settings):
+    square = Image.fromarray(noise(7, 7, 3))
+    np.testing.assert_array_equal(pixel_values([square], 7, settings), pixel_values([square], 7), strict=True)
+    with pytest.raises(BadPicture, match=r"9 x 5 pixels, .*; give it pictures of 7 x 7 pixels"):
+        pixel_values([square, Image.new("RGB", (9, 5))], 7, settings)
+
+
+def test_a_picture_of_another_size_needs_resizing():
+    picture = Image.fromarray(noise(14, 14, 3))
+    kept = pixel_values([picture], 7, PixelSettings(keeps_shape=True))
+    np.testing.assert_array_equal(kept, pixel_values([picture], 7), strict=True)
+    with pytest.raises(BadPicture, match="do_resize"):
+        pixel_values([picture], 7, PixelSettings(resample=None))

@@ -24,6 +24,7 @@ peft = pytest.importorskip("peft", reason="these tests compare with peft")
 from dump_transformers import load_model, make_inputs  # noqa: E402
 from make_fixtures import in_float64, truth  # noqa: E402
 from peft.tuners.lora import config as lora_config  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
 
 pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("one_torch_thread")]
 
@@ -92,11 +93,18 @@ CASES = {
     "saved in bfloat16": case([*LINEAR, "fc1"], "bfloat16"),
     "saved in float16": case([*LINEAR, "fc1"], "float16"),
 }
+CASES |= {
+    "DoRA": case(["q_proj", "down_proj", "fc1"], use_dora=True),
+    "DoRA, with patterns": case(LINEAR, use_dora=True, use_rslora=True, **PATTERNS),
+    "DoRA of the table": case(["embed_tokens"], use_dora=True),
+    "certain tokens": case(["q_proj"], trainable_token_indices=[3, 5, 532]),
+    "certain tokens of table and head": case(
+        ["q_proj"], trainable_token_indices={"embed_tokens": [3, 532], "lm_head": [7]}
+    ),
+}
 # Other formulas: npgemma refuses them or computes them correctly.
 OTHERS = {
-    "DoRA": case(["q_proj"], use_dora=True),
     "biases of B": case(["fc1"], lora_bias=True),
-    "certain tokens": case(["q_proj"], trainable_token_indices=[3, 5]),
     "tied explicitly": case(["q_proj"], modules_to_save=["embed_tokens"], ensure_weight_tying=True),
     "the patches": case(["patch_embedding"]),
     "only after certain tokens": case(LINEAR, alora_invocation_tokens=[108]),
@@ -165,6 +173,18 @@ def test_logits_equal_peft(case: Case, inputs: dict[str, torch.Tensor], tmp_path
     found = logits(npgemma.load(None, "float64", adapter=tmp_path), inputs)
     assert np.abs(logits(npgemma.load(None, "float64"), inputs) - expected).max() > MOVED
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance(expected), strict=True)
+
+
+@pytest.mark.parametrize("name", ["the decoder", "the table", "the head saved", "DoRA", "certain tokens"])
+def test_a_state_dict_gives_the_logits_of_peft(name: str, inputs: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    """As a training program saves it: with the adapter's name in the names, and the base model beside it."""
+    model = adapted(peft.LoraConfig(**CASES[name].config), wide=True)
+    expected = logits_of(model, inputs, wide=True)
+    model.peft_config["default"].save_pretrained(tmp_path)
+    stored = {name: x.float().contiguous().clone() for name, x in model.state_dict().items()}
+    save_file(stored, tmp_path / "adapter_model.safetensors")
+    found = logits(npgemma.load(None, "float64", adapter=tmp_path), inputs)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance(expected, 2.0**-24), strict=True)
 
 
 def test_an_update_of_the_positions_is_correct_in_float32(inputs: dict[str, torch.Tensor], tmp_path: Path) -> None:

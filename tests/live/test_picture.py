@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from npgemma.io.picture import pixel_values, read_picture
+from npgemma.io.picture import read_picture
+from npgemma.io.pixels import pixel_values
 
 pytest.importorskip("torch", reason="the live tests compare with torch")
 transformers = pytest.importorskip("transformers", reason="the live tests compare with transformers")
