@@ -29,7 +29,7 @@ class LowRank(NamedTuple):
     a: Float[Array, "R I"]
     b: Float[Array, "O R"]
     scale: float
-    magnitude: Float[Array, "O"] | None = None
+    magnitude: Float[Array, "M"] | None = None
     of_columns: bool = False
 
 
