@@ -1,5 +1,6 @@
 """`load`: from what a user calls a model to an object that runs it."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from npgemma.checkpoints import paligemma
 from npgemma.checkpoints.adapter import merged, read_adapter, untied
 from npgemma.checkpoints.footprint import Run
 from npgemma.checkpoints.layout import in_memory
+from npgemma.errors import BadModel
 from npgemma.io.model_folder import EMBEDDED, find_adapter, find_model, folder_of
 from npgemma.io.safetensors import weight_files
 
@@ -20,6 +22,7 @@ def load(
     resident: bool = False,
     adapter: str | Path | None = None,
     max_memory: int | None = None,
+    tokenizer: str | Path | None = None,
 ) -> VisionLanguageModel:
     """Load a model from disk. Nothing is downloaded.
 
@@ -40,6 +43,9 @@ def load(
         A LoRA adapter as PEFT saves it, named like a model. It is merged into the weights.
     max_memory : int, optional
         The most bytes that a run may take; by default what the machine has available.
+    tokenizer : str or Path, optional
+        A tokenizer.model or tokenizer.json, for a folder that has neither or a wrong one. Tokens that the folder's
+        other files add are added to it.
 
     Returns
     -------
@@ -64,7 +70,10 @@ def load(
     """
     if dtype not in ("float32", "float64"):
         raise ValueError(f"dtype is {dtype!r}; npgemma computes in 'float32' or 'float64'")
-    return map_model(find_model(path), np.dtype(dtype), resident, adapter, max_memory)
+    file = None if tokenizer is None else Path(tokenizer)
+    if file and not os.path.isfile(file):
+        raise BadModel(f"tokenizer {file} is not a file; name a tokenizer.model or a tokenizer.json")
+    return map_model(find_model(path), np.dtype(dtype), resident, adapter, max_memory, file)
 
 
 def sample_picture() -> Path:
@@ -85,7 +94,12 @@ def sample_picture() -> Path:
 
 
 def map_model(
-    model: Path, dtype: np.dtype, resident: bool, adapter: str | Path | None, max_memory: int | None
+    model: Path,
+    dtype: np.dtype,
+    resident: bool,
+    adapter: str | Path | None,
+    max_memory: int | None,
+    tokenizer: Path | None,
 ) -> VisionLanguageModel:
     """Map, check and merge the weights of a model, once the memory for them and for one picture is known to suffice."""
     folder = folder_of(model)
@@ -111,4 +125,4 @@ def map_model(
     if resident:
         tensors = in_memory(tensors, dtype)
     guard = Guard(config, dtype, {} if resident else files, Budget(weights, held, max_memory, weights - held))
-    return VisionLanguageModel(folder, config, paligemma.weights(tensors, config), dtype, guard)
+    return VisionLanguageModel(folder, config, paligemma.weights(tensors, config), dtype, guard, tokenizer)

@@ -19,6 +19,7 @@ from npgemma.decoding.text import Generation, pieces
 from npgemma.io.model_folder import member
 from npgemma.io.picture import Picture, pixel_values, read_picture
 from npgemma.io.tokenizers import Tokenizer, read_tokenizer
+from npgemma.io.tokenizers import tokenizer_file as folder_tokenizer
 from npgemma.layers.shapes import Array, Float, Int
 from npgemma.layers.taps import Tap, checked, silent
 from npgemma.models.mask_vqvae import MaskVQVAE
@@ -34,6 +35,8 @@ class VisionLanguageModel:
         The sizes of the model, from config.json.
     tokenizer : Tokenizer
         `encode(text)` and `decode(ids)`. Raises BadModel if the folder has no tokenizer that fits the config.
+    tokenizer_file : Path
+        The tokenizer.model or tokenizer.json that the pieces come from.
     processor : Processor
         `processor(images, text)` gives the ids and the pixel values that `forward` takes.
     mask_codec : MaskVQVAE
@@ -50,17 +53,25 @@ class VisionLanguageModel:
     """
 
     def __init__(
-        self, folder: Path, config: PaliGemmaConfig, weights: PaliGemma, dtype: np.dtype, guard: Guard | None = None
+        self,
+        folder: Path,
+        config: PaliGemmaConfig,
+        weights: PaliGemma,
+        dtype: np.dtype,
+        guard: Guard | None = None,
+        tokenizer_file: Path | None = None,
     ) -> None:
         self.folder = folder
         self.config = config
         self.weights = weights
         self.dtype = dtype
         self.guard = guard or Guard(config, dtype)
+        self.tokenizer_file = tokenizer_file or folder_tokenizer(folder)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        return read_tokenizer(self.folder, self.config.image_token_index)
+        config = self.config
+        return read_tokenizer(self.folder, config.image_token_index, config.text.vocab_size, self.tokenizer_file)
 
     @cached_property
     def mask_codec(self) -> MaskVQVAE:

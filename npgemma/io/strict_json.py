@@ -11,11 +11,11 @@ from npgemma.errors import BadModel
 MAX_JSON_BYTES = 10_000_000
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """The object in a JSON file. BadModel for anything else, a large file, a repeated key or an infinite number."""
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise ValueError(f"the file is larger than {MAX_JSON_BYTES // 1_000_000} MB")
+        if path.stat().st_size > max_bytes:
+            raise ValueError(f"the file is larger than {max_bytes // 1_000_000} MB")
         content = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise BadModel(f"{path} is missing: a model folder needs it") from None
