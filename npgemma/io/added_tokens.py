@@ -41,8 +41,10 @@ def declared_tokens(folder: Path, listed: Sequence[AddedToken]) -> list[AddedTok
     ]
     sections = [config] if in_config else [config, specials]
     named = [token for section in sections for token in named_tokens(section)]
-    extra = [token for section in sections for token in extra_tokens(section)]
-    special = {token.content for token in (*named, *extra)}
+    extra = [token for section in sections for token in extra_tokens(section, LISTS)]
+    # transformers 5 does not look at the additional_special_tokens of special_tokens_map.json here
+    told = [*named, *extra_tokens(config, LISTS), *extra_tokens(specials, LISTS[:1])]
+    special = {token.content for token in told}
     old = [
         AddedToken(content, whole_number(id_, legacy), content in special, content not in special, source=legacy.where)
         for content, id_ in legacy.values.items()
@@ -53,7 +55,8 @@ def declared_tokens(folder: Path, listed: Sequence[AddedToken]) -> list[AddedTok
         if token.id not in (UNPLACED, known.id):
             places = f"{known.id} in {known.source} and {token.id} in {token.source}"
             raise BadModel(f"the added token {token.content!r} is token {places}; remove the wrong entry")
-    return [replace(t, special=t.special or t.content in {each.content for each in named}) for t in found.values()]
+    always = {token.content for token in named}
+    return [replace(token, special=token.special or token.content in always) for token in found.values()]
 
 
 def optional(folder: Path, name: str) -> Section:
@@ -78,9 +81,9 @@ def named_tokens(s: Section) -> Iterator[AddedToken]:
             yield parse_token(value, s.where, key, special=True)
 
 
-def extra_tokens(s: Section) -> Iterator[AddedToken]:
+def extra_tokens(s: Section, keys: Sequence[str]) -> Iterator[AddedToken]:
     """The tokens in the list of `extra_special_tokens`, or `additional_special_tokens` before 2025."""
-    for key in LISTS:
+    for key in keys:
         values = s.get(key, [])
         if not isinstance(values, list | dict):
             raise BadModel(f"{s.where}: {key} is {values!r}, not a list of tokens")

@@ -5,9 +5,7 @@ merges any two neighbours that make a piece, and takes the piece with the best s
 its merges are all the ways to make each piece of two others, and stand together piece by piece; any other is refused.
 """
 
-import gc
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -60,13 +58,11 @@ class TokenizerJson:
 
     def sentencepiece_model(self) -> bytes:
         """The SentencePiece model that splits text as this file does. BadModel if none does."""
-        with no_garbage_collection():
-            kinds = dict.fromkeys(BYTES, BYTE) | {self.unknown: UNKNOWN}
-            for token in self.added:
-                kinds.setdefault(token.content, CONTROL if token.special else USER_DEFINED)
-            normal = self.ids.keys() - kinds.keys()
-            scores = self.scores(normal)
-            return bpe_model((text, scores.get(text, UNMERGED), kinds.get(text, NORMAL)) for text in self.ids)
+        kinds = dict.fromkeys(BYTES, BYTE) | {self.unknown: UNKNOWN}
+        for token in self.added:
+            kinds.setdefault(token.content, CONTROL if token.special else USER_DEFINED)
+        scores = self.scores(self.ids.keys() - kinds.keys())
+        return bpe_model((text, scores.get(text, UNMERGED), kinds.get(text, NORMAL)) for text in self.ids)
 
     def scores(self, normal: set[str]) -> dict[str, float]:
         """Minus the place of each piece that merges make. BadModel if they are not those of a SentencePiece model."""
@@ -101,34 +97,21 @@ class TokenizerJson:
 UNMERGED = -1e9  # the score of a piece that no merge makes, such as a single character
 
 
-@contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """Half a million merges, none of which is garbage, would cost the garbage collector a second."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 def read_tokenizer_json(path: Path) -> TokenizerJson:
     """Read and check a file. BadModel, with file and key, if it is damaged or does not split text as Gemma does."""
-    with no_garbage_collection():
-        s = Section(read_json(path, MAX_BYTES), str(path))
-        model = s.section("model")
-        for section, known in ((s, PARTS), (model, MODEL)):
-            for key, values in known.items():
-                if section.values.get(key) not in values:
-                    raise unknown_part(section, key)
-        ids = vocabulary(model)
-        merges, unknown = model.values.get("merges"), model.values.get("unk_token")
-        if not isinstance(merges, list):
-            raise BadModel(f"{model.where}: merges is {kind(merges)}, not a list")
-        if not isinstance(unknown, str) or unknown not in ids:
-            raise BadModel(f"{model.where}: unk_token is {unknown!r}, which is not a piece of the vocabulary")
-        return TokenizerJson(path, ids, merges, unknown, added_tokens(s))
+    s = Section(read_json(path, MAX_BYTES), str(path))
+    model = s.section("model")
+    for section, known in ((s, PARTS), (model, MODEL)):
+        for key, values in known.items():
+            if section.values.get(key) not in values:
+                raise unknown_part(section, key)
+    ids = vocabulary(model)
+    merges, unknown = model.values.get("merges"), model.values.get("unk_token")
+    if not isinstance(merges, list):
+        raise BadModel(f"{model.where}: merges is {kind(merges)}, not a list")
+    if not isinstance(unknown, str) or unknown not in ids:
+        raise BadModel(f"{model.where}: unk_token is {unknown!r}, which is not a piece of the vocabulary")
+    return TokenizerJson(path, ids, merges, unknown, added_tokens(s))
 
 
 def unknown_part(section: Section, key: str) -> BadModel:

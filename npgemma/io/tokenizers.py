@@ -6,7 +6,9 @@ come from tokenizer.model, which the model was trained with, and must be those o
 the JSON files.
 """
 
+import gc
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -115,12 +117,25 @@ def own_tokens(base: Sequence[tuple[str, int]], with_user_defined: bool) -> dict
     return {text: AddedToken(text) for text in whole} | {text: AddedToken(text, special=True) for text in special}
 
 
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Half a million merges, none of which is garbage, would cost the garbage collector a second."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def tokenizer_file(folder: Path) -> Path:
     """The file that the pieces of a model folder come from, which may be missing."""
     path, other = member(folder, TOKENIZER), member(folder, TOKENIZER_JSON)
     return other if other.exists() and not path.exists() else path
 
 
+@no_garbage_collection()
 def read_tokenizer(folder: Path, image_id: int, rows: int = MAX_ID, file: Path | None = None) -> Tokenizer:
     """The tokenizer of a model folder, with the pieces of `file` if it is given, a tokenizer.model or tokenizer.json.
 
