@@ -23,7 +23,7 @@ def tokenizer_json(as_text: bool = False) -> dict[str, Any]:
     known = set(normal)
     merges = [[w[:i], w[i:]] for w in normal for i in range(1, len(w)) if w[:i] in known and w[i:] in known]
     added = [
-        token(text, i, kind in (CONTROL, UNKNOWN))
+        token(text, i, kind in (CONTROL, UNKNOWN), normalized=False)
         for i, (text, kind) in enumerate(pieces)
         if kind not in (NORMAL, BYTE)
     ]

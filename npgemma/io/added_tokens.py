@@ -99,9 +99,9 @@ def placed_tokens(pieces: Sequence[str], declared: Iterable[AddedToken], image_i
     BadModel for an id that belongs to another piece or token, and for ids with a gap before them.
     """
     known = {token.content: token for token in declared}
-    known[IMAGE] = AddedToken(IMAGE, known[IMAGE].id if IMAGE in known else UNPLACED, special=True, source=PALIGEMMA)
-    for text in LOCATIONS + SEGMENTS:
-        known[text] = AddedToken(text, known[text].id if text in known else UNPLACED, normalized=True, source=PALIGEMMA)
+    for text in (IMAGE, *LOCATIONS, *SEGMENTS):  # PaliGemmaProcessor adds them once more, with these flags
+        token = known.get(text, AddedToken(text))
+        known[text] = AddedToken(text, token.id, text == IMAGE, text != IMAGE, source=token.source or PALIGEMMA)
     ids = fixed_ids(pieces, known.values())
     used = set(ids.values())
     free = [i for i in range(len(pieces), len(pieces) + len(known)) if i not in used]
