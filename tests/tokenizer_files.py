@@ -1,6 +1,7 @@
 """The embedded tokenizer in the form of a tokenizer.json, written from its SentencePiece model."""
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 FLAGS = {"single_word": False, "lstrip": False, "rstrip": False}
 
 
+@cache
 def tokenizer_json(as_text: bool = False) -> dict[str, Any]:
     """The content of the file; merges as "a b" or as ["a", "b"]. <image> is its last added token."""
     read = sentencepiece.SentencePieceProcessor(model_proto=MODEL)

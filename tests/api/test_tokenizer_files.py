@@ -95,7 +95,7 @@ def test_inspect_counts_the_pieces_of_a_tokenizer_json(bare, capsys):
 def test_a_model_answers_with_added_tokens_but_never_with_image_or_spare_rows(added, special, num_beams, folder, bare):
     """The head prefers <image> and the spare rows to the added token, and that one to all others."""
     content = tokenizer_json()
-    content["added_tokens"] += [token(A, N + 1), token(B, N + 2, True)]
+    content = content | {"added_tokens": [*content["added_tokens"], token(A, N + 1), token(B, N + 2, True)]}
     (first, *_) = ask(npgemma.load(folder)).token_ids
     tensors = load_file(bare / "model.safetensors")
     head = tensors["lm_head.weight"].copy()

@@ -1,7 +1,6 @@
 """tokenizer.json in place of tokenizer.model: the same ids, and refusals of what npgemma does not read."""
 
 import json
-from copy import deepcopy
 from pathlib import Path
 from random import Random
 
@@ -25,24 +24,21 @@ def rebuilt(tmp_path_factory) -> Tokenizer:
     return read_tokenizer(write(tmp_path_factory.mktemp("json"), tokenizer=FILE), IMAGE)
 
 
-def edited(*keys, value) -> dict:
+def edited(*keys, value, of=FILE):
     """The file with one value replaced; `...` stands for a key that is removed."""
-    content = deepcopy(FILE)
-    section = content
-    for key in keys[:-1]:
-        section = section[key]
-    if value is ...:
-        del section[keys[-1]]
-    else:
-        section[keys[-1]] = value
-    return content
+    first, *rest = keys
+    if rest:
+        value = edited(*rest, value=value, of=of[first])
+    if isinstance(of, list):
+        return [*of[:first], value, *of[first + 1 :]]
+    return {key: each for key, each in of.items() if key != first} | ({} if value is ... else {first: value})
 
 
 # ------------------------------------------------------------------------------------------------------------ same ids
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=30) | st.text("abt\n\t <>locseg01", max_size=30))
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_a_rebuilt_model_gives_the_ids_and_the_text_of_tokenizer_model(rebuilt, text):
     if SPACE not in text:  # the file cuts runs of it out of a text, the model does not
         assert rebuilt.encode(text) == EMBEDDED.encode(text)
@@ -209,7 +205,7 @@ def test_a_tokenizer_json_that_contradicts_tokenizer_model_is_refused(tmp_path):
 def test_damaged_files_are_refused_or_read(tmp_path):
     """Bytes that are flipped, removed or repeated end in an NpgemmaError or in a tokenizer that works."""
     rng, whole = Random(0), json.dumps(FILE).encode()
-    for _ in range(40):
+    for _ in range(25):
         raw = bytearray(whole)
         for _ in range(rng.choice((1, 3))):
             at, kind = rng.randrange(len(raw)), rng.random()
