@@ -35,22 +35,20 @@ def load(
         A Hugging Face folder, a .safetensors file in one, or org/name[@revision] in the Hugging Face cache. By default
         the embedded model, a small one that ships with npgemma.
     dtype : {'float32', 'float64'}
-        What is computed in.
+        What is computed in; ValueError for another.
     resident : bool
         Widen all matrices to `dtype` in memory first. That takes longer and up to four times the space (12 GB for 3B
         parameters in float32); then tokens come sooner, and the files may be removed.
     adapter : str or Path, optional
         A LoRA adapter as PEFT saves it, named like a model. It is merged into the weights.
     max_memory : int, optional
-        The most bytes that a run may take; by default what the machine has available.
+        The most bytes a run may take; by default what is available.
     tokenizer : str or Path, optional
-        A tokenizer.model or tokenizer.json, for a folder that has neither or a wrong one. Tokens that the folder's
-        other files add are added to it.
+        A tokenizer.model or tokenizer.json in place of the folder's.
 
     Returns
     -------
     VisionLanguageModel
-        The model, ready to answer.
 
     Raises
     ------
@@ -58,8 +56,6 @@ def load(
         If any of the files is missing, damaged, or does not fit.
     TooLittleMemory
         If the machine, or `max_memory`, has too little; later runs raise it, too.
-    ValueError
-        For another dtype.
 
     Examples
     --------
@@ -70,10 +66,7 @@ def load(
     """
     if dtype not in ("float32", "float64"):
         raise ValueError(f"dtype is {dtype!r}; npgemma computes in 'float32' or 'float64'")
-    file = None if tokenizer is None else Path(tokenizer)
-    if file and not os.path.isfile(file):
-        raise BadModel(f"tokenizer {file} is not a file; name a tokenizer.model or a tokenizer.json")
-    return map_model(find_model(path), np.dtype(dtype), resident, adapter, max_memory, file)
+    return map_model(find_model(path), np.dtype(dtype), resident, adapter, max_memory, tokenizer)
 
 
 def sample_picture() -> Path:
@@ -99,10 +92,12 @@ def map_model(
     resident: bool,
     adapter: str | Path | None,
     max_memory: int | None,
-    tokenizer: Path | None,
+    tokenizer: str | Path | None,
 ) -> VisionLanguageModel:
     """Map, check and merge the weights of a model, once the memory for them and for one picture is known to suffice."""
-    folder = folder_of(model)
+    if tokenizer is not None and not os.path.isfile(tokenizer):
+        raise BadModel(f"tokenizer {tokenizer} is not a file; name a tokenizer.model or a tokenizer.json")
+    folder, pieces = folder_of(model), None if tokenizer is None else Path(tokenizer)
     config = paligemma.read_config(folder)
 
     def require(weights: int, mapped: int = 0) -> None:
@@ -125,4 +120,4 @@ def map_model(
     if resident:
         tensors = in_memory(tensors, dtype)
     guard = Guard(config, dtype, {} if resident else files, Budget(weights, held, max_memory, weights - held))
-    return VisionLanguageModel(folder, config, paligemma.weights(tensors, config), dtype, guard, tokenizer)
+    return VisionLanguageModel(folder, config, paligemma.weights(tensors, config), dtype, guard, pieces)

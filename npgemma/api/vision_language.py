@@ -18,8 +18,7 @@ from npgemma.decoding.scoring import Score
 from npgemma.decoding.text import Generation, pieces
 from npgemma.io.model_folder import member
 from npgemma.io.picture import Picture, pixel_values, read_picture
-from npgemma.io.tokenizers import Tokenizer, read_tokenizer
-from npgemma.io.tokenizers import tokenizer_file as folder_tokenizer
+from npgemma.io.tokenizers import Tokenizer, read_tokenizer, tokenizer_of
 from npgemma.layers.shapes import Array, Float, Int
 from npgemma.layers.taps import Tap, checked, silent
 from npgemma.models.mask_vqvae import MaskVQVAE
@@ -35,14 +34,13 @@ class VisionLanguageModel:
         The sizes of the model, from config.json.
     tokenizer : Tokenizer
         `encode(text)` and `decode(ids)`. Raises BadModel if the folder has no tokenizer that fits the config.
-    tokenizer_file : Path
-        The tokenizer.model or tokenizer.json that the pieces come from.
     processor : Processor
         `processor(images, text)` gives the ids and the pixel values that `forward` takes.
     mask_codec : MaskVQVAE
         Turns the codes in an answer into masks. Raises BadModel if the folder has none.
-    folder, weights, dtype, guard
-        Where the model is, its weights as npgemma.models takes them, the dtype of a run, and the checks before it.
+    folder, weights, dtype, guard, tokenizer_file
+        Where the model is, its weights as npgemma.models takes them, the dtype of a run, the checks before it, and the
+        tokenizer.model or tokenizer.json that the pieces come from.
 
     Examples
     --------
@@ -66,12 +64,12 @@ class VisionLanguageModel:
         self.weights = weights
         self.dtype = dtype
         self.guard = guard or Guard(config, dtype)
-        self.tokenizer_file = tokenizer_file or folder_tokenizer(folder)
+        self.tokenizer_file = tokenizer_file or tokenizer_of(folder)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        config = self.config
-        return read_tokenizer(self.folder, config.image_token_index, config.text.vocab_size, self.tokenizer_file)
+        image, rows = self.config.image_token_index, self.config.text.vocab_size
+        return read_tokenizer(self.folder, image, rows, self.tokenizer_file)
 
     @cached_property
     def mask_codec(self) -> MaskVQVAE:

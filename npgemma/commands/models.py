@@ -19,7 +19,7 @@ from npgemma.errors import BadModel
 from npgemma.io.digests import Verified, verify_files
 from npgemma.io.model_folder import find_model, folder_of
 from npgemma.io.system_memory import available_memory, size
-from npgemma.io.tokenizers import read_tokenizer, tokenizer_file
+from npgemma.io.tokenizers import read_tokenizer, tokenizer_of
 from npgemma.layers.tree import leaves
 
 PROMPT_TOKENS, NEW_TOKENS = 32, 256  # the prompt and the answer for which inspect computes the memory
@@ -101,7 +101,7 @@ def inspect(model: Path, config: PaliGemmaConfig) -> Inspected:
 
 def count_pieces(folder: Path, config: PaliGemmaConfig) -> int:
     """The number of ids that the tokenizer knows; 0 without one."""
-    if not tokenizer_file(folder).exists():
+    if not tokenizer_of(folder).exists():
         return 0
     return len(read_tokenizer(folder, config.image_token_index, config.text.vocab_size))
 

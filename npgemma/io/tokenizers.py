@@ -129,7 +129,7 @@ def no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def tokenizer_file(folder: Path) -> Path:
+def tokenizer_of(folder: Path) -> Path:
     """The file that the pieces of a model folder come from, which may be missing."""
     path, other = member(folder, TOKENIZER), member(folder, TOKENIZER_JSON)
     return other if other.exists() and not path.exists() else path
@@ -142,7 +142,7 @@ def read_tokenizer(folder: Path, image_id: int, rows: int = MAX_ID, file: Path |
     The added tokens are those of the folder's JSON files in any case. BadModel if a file is missing or damaged, if
     `<image>` is not `image_id`, or if a token's id is not below `rows`, the height of the embedding table.
     """
-    path = file or tokenizer_file(folder)
+    path = file or tokenizer_of(folder)
     if not path.exists():
         raise missing(folder)
     content = content_of(path)

@@ -23,6 +23,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore")]
 
+SHARED = Path(__file__).parents[3] / "shared" / "data"  # not in the repository
 STRINGS = 2000
 TOKENS = [
     "<plain>",
@@ -231,3 +232,28 @@ def test_random_ids_become_the_same_text(both: Pair) -> None:
     for _ in range(STRINGS):
         ids = [rng.choice(usable if rng.random() < 0.5 else late) for _ in range(rng.randint(1, 8))]
         assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True), ids
+
+
+@pytest.fixture(scope="module")
+def paligemma(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Tokenizer]:
+    """PaliGemma's tokenizer.model, and what transformers saves of it, a tokenizer.json alone."""
+    source = SHARED / "tokenizer" / "paligemma.model"
+    if not source.exists():
+        pytest.skip(f"{source} is not at hand")
+    folder = tmp_path_factory.mktemp("paligemma")
+    shutil.copy(source, folder / "tokenizer.model")
+    unchanged(folder, folder / "saved")
+    return Tokenizer(source.read_bytes()), read_tokenizer(folder / "saved", 257152)
+
+
+def test_paligemmas_tokenizer_json_gives_the_ids_of_its_tokenizer_model(paligemma: tuple[Tokenizer, Tokenizer]) -> None:
+    """The published cases, and random text of all scripts."""
+    model, saved = paligemma
+    cases = json.loads((SHARED / "tokenizer" / "cases.json").read_text("utf-8"))
+    assert [saved.encode(text) for text, _ in cases] == [ids for _, ids in cases]
+    rng = Random(0)
+    letters = [range(0x20, 0x7F), range(0xA0, 0x2580), range(0x2590, 0xD800), range(0xE000, 0x110000)]
+    for _ in range(STRINGS):
+        text = "".join(chr(rng.choice(rng.choice(letters))) for _ in range(rng.randint(1, 20)))
+        assert saved.encode(text) == model.encode(text), text
+        assert saved.decode(saved.encode(text)) == text
