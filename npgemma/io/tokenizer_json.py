@@ -104,7 +104,7 @@ def read_tokenizer_json(path: Path) -> TokenizerJson:
     for section, known in ((s, PARTS), (model, MODEL)):
         for key, values in known.items():
             if section.values.get(key) not in values:
-                raise unknown_part(section, key)
+                raise unknown_part(section, key, values)
     ids = vocabulary(model)
     merges, unknown = model.values.get("merges"), model.values.get("unk_token")
     if not isinstance(merges, list):
@@ -114,11 +114,12 @@ def read_tokenizer_json(path: Path) -> TokenizerJson:
     return TokenizerJson(path, ids, merges, unknown, added_tokens(s))
 
 
-def unknown_part(section: Section, key: str) -> BadModel:
-    """The error for a part of the file that works otherwise than Gemma's."""
+def unknown_part(section: Section, key: str, known: tuple[Any, ...]) -> BadModel:
+    """The error for a part of the file that works otherwise than Gemma's, which are `known`."""
     value = section.values.get(key)
     named = value.get("type") if isinstance(value, dict) else value
-    what = f"{section.where}: {key} is {named!r}{' with other settings' if isinstance(value, dict) else ''}"
+    alike = any(isinstance(each, dict) and each["type"] == named for each in known)
+    what = f"{section.where}: {key} is {repr(named)[:80]}{' with other settings' if alike else ''}"
     return BadModel(f"{what}, not Gemma's; npgemma reads Gemma's tokenizers only")
 
 

@@ -157,7 +157,8 @@ def read_tokenizer(folder: Path, image_id: int, rows: int = MAX_ID, file: Path |
     if described:
         check_same_pieces(tokenizer, described, path)
     if tokenizer.image_id != image_id:
-        ids = f"<image> is token {tokenizer.image_id} in {path} and {image_id} in config.json"
+        source = next((token.source for token in declared if token.content == IMAGE), path)
+        ids = f"<image> is token {tokenizer.image_id} in {source} and {image_id} in config.json"
         raise BadModel(f"{ids}; the two files belong to different models")
     check_rows(tokenizer, declared, rows)
     return tokenizer

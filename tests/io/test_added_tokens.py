@@ -188,3 +188,21 @@ def test_tokens_that_do_not_fit_are_refused_in_one_sentence(name, tmp_path):
     assert said in str(error.value)
     assert str(tmp_path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "tokenizer_config", "added_tokens", "special_tokens_map"])
+def test_links_out_of_the_folder_are_refused(name, tmp_path):
+    outside, folder = write(tmp_path / "outside", **{name: {}}), tmp_path / "folder"
+    folder.mkdir()
+    (folder / f"{name}.json").symlink_to(outside / f"{name}.json")
+    with pytest.raises(BadModel, match=r"is a link to .* outside the model's folder"):
+        read(folder)
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config", "added_tokens", "special_tokens_map"])
+@pytest.mark.parametrize("content", ["", "[]", '{"a": ', '{"a": ' * 100_000])
+def test_damaged_files_are_named(name, content, tmp_path):
+    (tmp_path / f"{name}.json").write_text(content)
+    with pytest.raises(BadModel) as error:
+        read(tmp_path)
+    assert str(tmp_path / f"{name}.json") in str(error.value)

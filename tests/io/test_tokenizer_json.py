@@ -97,7 +97,7 @@ def test_tokenizer_model_and_tokenizer_json_together_are_one_tokenizer(tmp_path)
 # ------------------------------------------------------------------------------------------------------------- refused
 
 OTHER_PARTS = {
-    "normalizer is 'Prepend'": edited("normalizer", value={"type": "Prepend", "prepend": SPACE}),
+    "normalizer is 'Prepend', not": edited("normalizer", value={"type": "Prepend", "prepend": SPACE}),
     "normalizer is 'NFKC'": edited("normalizer", value={"type": "NFKC"}),
     "normalizer is None": edited("normalizer", value=None),
     "normalizer is 'Sequence' with other settings": edited(
@@ -106,7 +106,9 @@ OTHER_PARTS = {
     "normalizer is 'Replace' with other settings": edited("normalizer", "content", value="_"),
     "pre_tokenizer is 'ByteLevel'": edited("pre_tokenizer", value={"type": "ByteLevel", "add_prefix_space": False}),
     "pre_tokenizer is 'Metaspace'": edited("pre_tokenizer", value={"type": "Metaspace", "replacement": SPACE}),
-    "pre_tokenizer is 'Split'": edited("pre_tokenizer", value={"type": "Split", "pattern": {"Regex": r"\d"}}),
+    "pre_tokenizer is 'Split' with other settings": edited(
+        "pre_tokenizer", value={"type": "Split", "pattern": {"Regex": r"\d"}}
+    ),
     "decoder is None": edited("decoder", value=None),
     "decoder is 'ByteLevel'": edited("decoder", value={"type": "ByteLevel"}),
     "decoder is 'Sequence' with other settings": edited("decoder", "decoders", value=[{"type": "Fuse"}]),
