@@ -23,6 +23,8 @@ from npgemma.layers.shapes import Array, Float, Int
 from npgemma.layers.taps import Tap, silent
 from npgemma.models.paligemma import PaliGemma, Prompt, image_features
 
+DEFAULTS = GenerationOptions()
+
 
 class LoadedModel(Protocol):
     """What these functions need of a model."""
@@ -113,10 +115,11 @@ def detokenizer(model: LoadedModel, options: GenerationOptions) -> Detokenizer:
     return Detokenizer(model.tokenizer.decode, options.stops)
 
 
-def limits(model: LoadedModel, options: GenerationOptions) -> Limits:
+def limits(model: LoadedModel, options: GenerationOptions = DEFAULTS) -> Limits:
     """Where an answer ends. The image token and rows that only fill the embedding table are never chosen."""
-    has_stopped = detokenizer(model, options).has_stopped
-    return Limits(options.max_new_tokens, model.config.eos_token_ids, model.tokenizer.image_id, has_stopped)
+    has_stopped, tokenizer = detokenizer(model, options).has_stopped, model.tokenizer
+    ends, never = model.config.eos_token_ids, (tokenizer.image_id,)
+    return Limits(options.max_new_tokens, ends, len(tokenizer), has_stopped, never)
 
 
 def read_inputs(

@@ -1,5 +1,6 @@
 """`load`: from what a user calls a model to an object that runs it."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from npgemma.checkpoints.adapter import read_adapter
 from npgemma.checkpoints.footprint import Run
 from npgemma.checkpoints.layout import in_memory
 from npgemma.checkpoints.merging import merged, resized_rows, untied
+from npgemma.errors import BadModel
 from npgemma.io.model_folder import EMBEDDED, find_adapter, find_model, folder_of
 from npgemma.io.safetensors import weight_files
 
@@ -22,6 +24,7 @@ def load(
     resident: bool = False,
     adapter: str | Path | None = None,
     max_memory: int | None = None,
+    tokenizer: str | Path | None = None,
 ) -> VisionLanguageModel:
     """Load a model from disk. Nothing is downloaded.
 
@@ -34,19 +37,20 @@ def load(
         A Hugging Face folder, a .safetensors file in one, or org/name[@revision] in the Hugging Face cache. By default
         the embedded model, which knows drawn shapes and words alone (the commands say so about other pictures).
     dtype : {'float32', 'float64'}
-        What is computed in.
+        What is computed in; ValueError for another.
     resident : bool
         Widen all matrices to `dtype` in memory first. That takes longer and up to four times the space (12 GB for 3B
         parameters in float32); then tokens come sooner, and the files may be removed.
     adapter : str or Path, optional
         A LoRA adapter as PEFT saves it, named like a model. It is merged into the weights.
     max_memory : int, optional
-        The most bytes that a run may take; by default what the machine has available.
+        The most bytes a run may take; by default what is available.
+    tokenizer : str or Path, optional
+        A tokenizer.model or tokenizer.json in place of the folder's.
 
     Returns
     -------
     VisionLanguageModel
-        The model, ready to answer.
 
     Raises
     ------
@@ -54,8 +58,6 @@ def load(
         If any of the files is missing, damaged, or does not fit.
     TooLittleMemory
         If the machine, or `max_memory`, has too little; later runs raise it, too.
-    ValueError
-        For another dtype.
 
     Examples
     --------
@@ -66,7 +68,7 @@ def load(
     """
     if dtype not in ("float32", "float64"):
         raise ValueError(f"dtype is {dtype!r}; npgemma computes in 'float32' or 'float64'")
-    return map_model(find_model(path), np.dtype(dtype), resident, adapter, max_memory)
+    return map_model(find_model(path), np.dtype(dtype), resident, adapter, max_memory, tokenizer)
 
 
 def sample_picture() -> Path:
@@ -88,10 +90,17 @@ def sample_picture() -> Path:
 
 @quiet()  # a weight that is not finite is an error of the run, which names it
 def map_model(
-    model: Path, dtype: np.dtype, resident: bool, adapter: str | Path | None, max_memory: int | None
+    model: Path,
+    dtype: np.dtype,
+    resident: bool,
+    adapter: str | Path | None,
+    max_memory: int | None,
+    tokenizer: str | Path | None,
 ) -> VisionLanguageModel:
     """Map, check and merge the weights of a model, once the memory for them and for one picture is known to suffice."""
-    folder = folder_of(model)
+    if tokenizer is not None and not os.path.isfile(tokenizer):
+        raise BadModel(f"tokenizer {tokenizer} is not a file; name a tokenizer.model or a tokenizer.json")
+    folder, pieces = folder_of(model), None if tokenizer is None else Path(tokenizer)
     config = paligemma.read_config(folder)
 
     def require(weights: int, mapped: int = 0) -> None:
@@ -116,4 +125,4 @@ def map_model(
     if resident:
         tensors = in_memory(tensors, dtype)
     guard = Guard(config, dtype, {} if resident else files, Budget(weights, held, max_memory, weights - held))
-    return VisionLanguageModel(folder, config, paligemma.weights(tensors, config), dtype, guard)
+    return VisionLanguageModel(folder, config, paligemma.weights(tensors, config), dtype, guard, pieces)

@@ -20,7 +20,7 @@ from npgemma.decoding.text import Generation, pieces
 from npgemma.io.model_folder import member
 from npgemma.io.picture import Picture, read_picture
 from npgemma.io.pixels import pixel_values
-from npgemma.io.tokenizers import Tokenizer, read_tokenizer
+from npgemma.io.tokenizers import Tokenizer, read_tokenizer, tokenizer_of
 from npgemma.layers.shapes import Array, Float, Int
 from npgemma.layers.taps import Tap, checked, silent
 from npgemma.models.mask_vqvae import MaskVQVAE
@@ -40,8 +40,9 @@ class VisionLanguageModel:
         `processor(images, text)` gives the ids and the pixel values that `forward` takes.
     mask_codec : MaskVQVAE
         Turns the codes in an answer into masks. Raises BadModel if the folder has none.
-    folder, weights, dtype, guard
-        Where the model is, its weights as npgemma.models takes them, the dtype of a run, and the checks before it.
+    folder, weights, dtype, guard, tokenizer_file
+        Where the model is, its weights as npgemma.models takes them, the dtype of a run, the checks before it, and the
+        tokenizer.model or tokenizer.json that the pieces come from.
 
     Examples
     --------
@@ -52,17 +53,25 @@ class VisionLanguageModel:
     """
 
     def __init__(
-        self, folder: Path, config: PaliGemmaConfig, weights: PaliGemma, dtype: np.dtype, guard: Guard | None = None
+        self,
+        folder: Path,
+        config: PaliGemmaConfig,
+        weights: PaliGemma,
+        dtype: np.dtype,
+        guard: Guard | None = None,
+        tokenizer_file: Path | None = None,
     ) -> None:
         self.folder = folder
         self.config = config
         self.weights = weights
         self.dtype = dtype
         self.guard = guard or Guard(config, dtype)
+        self.tokenizer_file = tokenizer_file or tokenizer_of(folder)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        return read_tokenizer(self.folder, self.config.image_token_index)
+        image, rows = self.config.image_token_index, self.config.text.vocab_size
+        return read_tokenizer(self.folder, image, rows, self.tokenizer_file)
 
     @cached_property
     def mask_codec(self) -> MaskVQVAE:

@@ -30,6 +30,11 @@ def model_flags() -> argparse.ArgumentParser:
     )
     flags.add_argument("--adapter", metavar="FOLDER", help="a LoRA adapter, as PEFT saves it, or its org/name")
     flags.add_argument(
+        "--tokenizer",
+        metavar="FILE",
+        help="a tokenizer.model or tokenizer.json, for a folder without one (default: the folder's)",
+    )
+    flags.add_argument(
         "--dtype", choices=("float32", "float64"), default="float32", help="what is computed in (default: float32)"
     )
     flags.add_argument(
@@ -145,7 +150,7 @@ class WrongUsage(Exception):
 
 def load_model(a: argparse.Namespace) -> VisionLanguageModel:
     """The model that `model_flags` ask for."""
-    loaded: VisionLanguageModel = a.load(a.model, a.dtype, a.resident, a.adapter, a.max_memory)
+    loaded: VisionLanguageModel = a.load(a.model, a.dtype, a.resident, a.adapter, a.max_memory, a.tokenizer)
     if a.max_pixels:
         loaded.processor.max_pixels = a.max_pixels
     return loaded

@@ -21,7 +21,7 @@ from npgemma.io.digests import Verified, verify_files
 from npgemma.io.model_folder import SUFFIX, find_model, folder_of
 from npgemma.io.safetensors import weight_files
 from npgemma.io.system_memory import available_memory, size
-from npgemma.io.tokenizers import TOKENIZER, read_tokenizer
+from npgemma.io.tokenizers import read_tokenizer, tokenizer_of
 from npgemma.layers.tree import leaves
 
 PROMPT_TOKENS, NEW_TOKENS = 32, 256  # the prompt and the answer for which inspect computes the memory
@@ -92,7 +92,7 @@ def inspect(model: Path, config: PaliGemmaConfig) -> Inspected:
         bytes=mapped,
         tokens_per_image=config.vision.num_patches,
         cache_bytes_per_token=4 * cache_numbers(skeleton.text),
-        tokenizer_pieces=len(read_tokenizer(folder, config.image_token_index)) if (folder / TOKENIZER).exists() else 0,
+        tokenizer_pieces=count_pieces(folder, config),
         mask_decoder=(folder / CODEC).exists(),
         memory_needed={
             "float32": needed(mapped, 4).total,
@@ -103,6 +103,13 @@ def inspect(model: Path, config: PaliGemmaConfig) -> Inspected:
         config=asdict(config),
         unknown_keys=unknown_keys(folder),
     )
+
+
+def count_pieces(folder: Path, config: PaliGemmaConfig) -> int:
+    """The number of ids that the tokenizer knows; 0 without one."""
+    if not tokenizer_of(folder).exists():
+        return 0
+    return len(read_tokenizer(folder, config.image_token_index, config.text.vocab_size))
 
 
 def described(found: Inspected, config: PaliGemmaConfig) -> Iterator[str]:

@@ -56,7 +56,7 @@ def best_continuations(
     """The best continuations, and which of them end; enough that `num_beams` unfinished ones are among them."""
     count = (1 + len(limits.eos_ids)) * num_beams  # enough even if each of the best ends with every end token
     while True:
-        best = continuations(unfinished, logits, limits.choices, count)
+        best = continuations(unfinished, logits, limits, count)
         ended = [limits.reason_to_end(beam.ids) is not None for beam in best]
         enough = len(best) - sum(ended) >= num_beams
         if enough or len(best) < count or len(best[0].ids) == limits.max_new_tokens:
@@ -81,13 +81,13 @@ def fork(caches: list[Cache], idle: list[list[Cache]]) -> list[Cache]:
     return twins
 
 
-def continuations(unfinished: list[Beam], logits: Float[Array, "B V"], choices: int, count: int) -> list[Beam]:
+def continuations(unfinished: list[Beam], logits: Float[Array, "B V"], limits: Limits, count: int) -> list[Beam]:
     """The `count` likeliest answers that are one of `unfinished` and one token more, the likeliest first."""
     found = []
     for parent, (beam, row) in enumerate(zip(unfinished, logits, strict=True)):
-        logprobs = log_probabilities(row)[:choices]
-        best = largest(logprobs, count)
-        found += [Beam((*beam.ids, i), (*beam.logprobs, float(logprobs[i])), parent) for i in best.tolist()]
+        logprobs = limits.allowed(log_probabilities(row))
+        best = [i for i in largest(logprobs, count).tolist() if logprobs[i] > -np.inf]
+        found += [Beam((*beam.ids, i), (*beam.logprobs, float(logprobs[i])), parent) for i in best]
     return ranked(found)[:count]
 
 

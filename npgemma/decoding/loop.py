@@ -30,13 +30,20 @@ class Limits:
     """Where an answer ends, and which tokens it may contain.
 
     It ends with an end token, when `has_stopped` says so of the ids written, or after `max_new_tokens`; only ids below
-    `choices` are chosen.
+    `choices` are chosen, and those of `never` are not.
     """
 
     max_new_tokens: int
     eos_ids: Sequence[int]
     choices: int
     has_stopped: Callable[[Sequence[int]], bool] = lambda written: False
+    never: Sequence[int] = ()
+
+    def allowed(self, scores: Float[Array, "V"]) -> Float[Array, "W"]:
+        """The scores of the ids that may be chosen; those of `never` become -inf."""
+        scores = scores[: self.choices].copy()
+        scores[[i for i in self.never if i < len(scores)]] = -np.inf
+        return scores
 
     def reason_to_end(self, written: Sequence[int]) -> str | None:
         """'stop' (an end token or a stop string), 'length', or None while an answer goes on."""
@@ -120,7 +127,7 @@ def choose_next(sequence: RunningSequence, limits: Limits, sampling: Sampling) -
     """Append the next token to a sequence; returns its id, why the sequence ends with it, and its log-probability."""
     logprobs = log_probabilities(sequence.logits)
     seen = np.concatenate([sequence.input_ids, sequence.written]).astype(np.int64)
-    chosen = choose(sequence.logits[: limits.choices], sampling, sequence.rng, seen)
+    chosen = choose(limits.allowed(sequence.logits), sampling, sequence.rng, seen)
     logprob = float(logprobs[chosen])
     sequence.written.append(chosen)
     sequence.logprobs.append(logprob)

@@ -16,7 +16,6 @@ from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.golden.rounding import FLOAT32, SCHEDULES
 from npgemma.io.picture import Picture, read_picture
 from npgemma.io.pixels import PALIGEMMA
-from npgemma.io.tokenizers import TOKENIZER
 
 # What npgemma computes where implementations differ. These texts are in every golden file: its bytes depend on them.
 POLICY = {
@@ -49,7 +48,7 @@ def describe(
         "case": {"prompt": prompt, "images": [image_hash(image) for image in images], "seed": None},
         "model": model_hashes(model.folder) | {"truth_stored_as": wide},
         "preprocessing": preprocessing(model) | {"pillow": PIL.__version__, "side": model.config.vision.image_size},
-        "tokenizer": {"sha256": file_hash(model.folder / TOKENIZER)},
+        "tokenizer": {"sha256": file_hash(model.tokenizer_file)},
         "policy": POLICY,
         "schedules": {
             "float32": {"name": "float32", "rounds": FLOAT32},

@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from npgemma.api.finite import finite, require_in_range
+from npgemma.api.generation import limits
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.errors import BadGolden
 from npgemma.golden.file import Spool, write_golden
@@ -160,7 +161,7 @@ def run(
     scores = tap("logits", logits(weights.text, hidden[-1:]), "B V")
     ids: list[int] = []
     while True:
-        ids.append(forced[len(ids)] if forced else int(scores[0, : model.tokenizer.image_id].argmax()))
+        ids.append(forced[len(ids)] if forced else int(limits(model).allowed(scores[0]).argmax()))
         if len(ids) > case.steps or ids[-1] in model.config.eos_token_ids:
             break
         scores = step(weights, np.array(ids[-1:]), caches, dtype, tap=at(tap, f"steps.{len(ids)}"))

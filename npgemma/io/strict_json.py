@@ -12,14 +12,14 @@ from npgemma.io.unusable import folder_report, foreign_kind
 MAX_JSON_BYTES = 10_000_000
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """The object in a JSON file. BadModel for anything else, a large file, a repeated key or an infinite number.
 
     If the file is missing, the error says what its folder holds instead.
     """
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise ValueError(f"the file is larger than {MAX_JSON_BYTES // 1_000_000} MB; a config has a few kilobytes")
+        if path.stat().st_size > max_bytes:
+            raise ValueError(f"the file is larger than {max_bytes // 1_000_000} MB")
         content = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise BadModel(folder_report(path.parent, path.name)) from None

@@ -1,76 +1,81 @@
 """Gemma's SentencePiece tokenizer with PaliGemma's pieces: 1,024 locations, 128 segmentation codes and the image token.
 
 A tokenizer.model has either the 256,000 pieces of Gemma, or PaliGemma's 257,152, which include locations and codes.
-Both give the same tokenizer here: missing pieces are appended, and `<image>` is always the last.
+Both give the same tokenizer here. A tokenizer.json takes its place if it is missing. Where both are there, the pieces
+come from tokenizer.model, which the model was trained with, and must be those of tokenizer.json; added tokens come from
+the JSON files.
 """
 
-import re
-import struct
-from collections.abc import Iterable, Sequence
+import gc
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import sentencepiece
 
 from npgemma.errors import BadModel, BadPrompt
+from npgemma.io.added_tokens import IMAGE, LOCATIONS, PALIGEMMAS, SEGMENTS, declared_tokens, placed_tokens
 from npgemma.io.model_folder import member
+from npgemma.io.sentencepiece_model import CONTROL, UNKNOWN, USER_DEFINED, append_pieces, read_pieces, serialised
+from npgemma.io.token_matching import AddedToken, Matcher
+from npgemma.io.tokenizer_json import MAX_ID, SPACE, TOKENIZER_JSON, TokenizerJson, read_tokenizer_json
 
-LOCATIONS = tuple(f"<loc{i:04d}>" for i in range(1024))
-SEGMENTS = tuple(f"<seg{i:03d}>" for i in range(128))
-IMAGE = "<image>"
+__all__ = ["CONTROL", "IMAGE", "LOCATIONS", "SEGMENTS", "TOKENIZER", "Tokenizer", "append_pieces", "read_tokenizer"]
+
 MASK = "<mask>"
 TOKENIZER = "tokenizer.model"  # in a model folder
-
-# SentencePiece's types of piece: text never produces a control piece, and never splits a user-defined one.
-CONTROL, USER_DEFINED = 3, 4
-
-
-def append_pieces(model: bytes, pieces: Iterable[str], kind: int = USER_DEFINED) -> bytes:
-    """A serialised SentencePiece model with `pieces` appended, each with score 0.
-
-    The model is a protocol buffer whose repeated field 1 holds the pieces, {1: text, 2: score, 3: type}. Concatenated
-    messages merge into one and their repeated fields append, so appending bytes appends pieces.
-    """
-
-    def field(number: int, content: bytes) -> bytes:
-        return bytes([number << 3 | 2, len(content)]) + content
-
-    def piece(text: str) -> bytes:
-        return field(1, text.encode()) + bytes([2 << 3 | 5]) + struct.pack("<f", 0.0) + bytes([3 << 3, kind])
-
-    return model + b"".join(field(1, piece(text)) for text in pieces)
+BASE = "google/paligemma-3b-pt-224"
 
 
 class Tokenizer:
     """Text <-> token ids, equal to transformers' GemmaTokenizer as PaliGemmaProcessor configures it.
 
     The two differ where transformers differs from SentencePiece, which the model was trained with: runs of more than
-    31 spaces, and a literal U+2581 next to spaces.
+    31 spaces, and, unless files declare added tokens, a literal U+2581 next to spaces.
     """
 
-    def __init__(self, model: bytes) -> None:
-        """Parse the bytes of a tokenizer.model. RuntimeError or UnicodeDecodeError if they are damaged."""
+    def __init__(self, model: bytes, declared: Iterable[AddedToken] = (), image_id: int | None = None) -> None:
+        """Parse the bytes of a tokenizer.model, and add the tokens that other files declare.
+
+        `image_id` says where `<image>` is, if there is a choice. RuntimeError or UnicodeDecodeError if the bytes are
+        damaged, BadModel if the tokens do not fit.
+        """
         if not model:
             raise RuntimeError("the file is empty")
-        pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
-        absent = [piece for piece in LOCATIONS + SEGMENTS if pieces.piece_to_id(piece) == pieces.unk_id()]
-        model = append_pieces(append_pieces(model, absent), [IMAGE], CONTROL)
-        self.pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
         # Read every piece now: one that is not valid text raises an error here, not in the middle of a generation.
-        named = [(self.pieces.id_to_piece(i), i) for i in range(len(self))]
-        # <pad>, <bos>, <image> and so on: transformers recognises them in text, SentencePiece does not. <mask> is an
-        # ordinary piece in SentencePiece and special in transformers.
-        self.specials = {
-            piece: i for piece, i in named if self.pieces.is_control(i) or self.pieces.is_unknown(i) or piece == MASK
+        base = read_pieces(sentencepiece.SentencePieceProcessor(model_proto=model).serialized_model_proto())
+        declared = list(declared)
+        tokens = placed_tokens([text for text, _ in base], declared, image_id)
+        appended = sorted((token for token in tokens if token.id >= len(base)), key=lambda token: token.id)
+        kinds = [USER_DEFINED if token.content in PALIGEMMAS else CONTROL for token in appended]
+        model += serialised((token.content, 0.0, kind) for token, kind in zip(appended, kinds, strict=True))
+        self.pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.ids = {text: i for i, (text, _) in enumerate(base)} | {token.content: token.id for token in appended}
+        cut = own_tokens(base, with_user_defined=bool(declared))
+        for token in tokens if declared else ():
+            special = token.special or (token.content in cut and cut[token.content].special)
+            cut[token.content] = replace(token, special=special)
+        cut[IMAGE] = AddedToken(IMAGE, special=True)
+        self.specials = {text: self.ids[text] for text, token in cut.items() if token.special}
+        self.skipped = frozenset(self.specials.values())
+        self.written = {
+            token.id: token.content.replace(SPACE, " ")
+            for token, kind in zip(appended, kinds, strict=True)
+            if kind == CONTROL
         }
+        self.raw = Matcher({text: token for text, token in cut.items() if not token.normalized})
+        self.normalized = Matcher({text.replace(" ", SPACE): token for text, token in cut.items() if token.normalized})
 
     def __len__(self) -> int:
-        """The number of ids, including the image token."""
+        """The number of ids: pieces and added tokens, the image token among them."""
         return self.pieces.vocab_size()
 
     @property
     def image_id(self) -> int:
-        """The id of `<image>`: the last one."""
-        return len(self) - 1
+        """The id of `<image>`: the last one, if no tokens were added after it."""
+        return self.ids[IMAGE]
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without a <bos>. A special piece in the text, such as <bos>, becomes its id.
@@ -82,26 +87,123 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             raise BadPrompt(f"the prompt is not valid text: {error.reason} at character {error.start}") from None
         ids: list[int] = []
-        for part in re.split(f"({'|'.join(map(re.escape, self.specials))})", text):
-            ids += [self.specials[part]] if part in self.specials else self.pieces.encode(part)
+        for part in self.parts(text):
+            ids += [self.ids[part.content]] if isinstance(part, AddedToken) else self.pieces.encode(part)
         return ids
 
+    def parts(self, text: str) -> Iterator[str | AddedToken]:
+        """`text` cut at its added tokens, with spaces as pieces spell them."""
+        for part in self.raw.cut(text):
+            if isinstance(part, AddedToken):
+                yield part
+            else:
+                yield from self.normalized.cut(part.replace(" ", SPACE))
+
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids` without special pieces and ids out of range; locations and codes are kept."""
-        special = self.specials.values()
-        return self.pieces.decode([i for i in ids if 0 <= i < len(self) and i not in special])
+        """The text of `ids` without special pieces and ids out of range; other added tokens are kept."""
+        kept = [i for i in ids if 0 <= i < len(self) and i not in self.skipped]
+        runs = groupby(kept, key=self.written.get)
+        return "".join(self.pieces.decode(list(run)) if text is None else text * len(list(run)) for text, run in runs)
 
 
-def read_tokenizer(folder: Path, image_id: int) -> Tokenizer:
-    """The tokenizer of a model folder. BadModel if it is missing, damaged, or its `<image>` is not `image_id`."""
-    path = member(folder, TOKENIZER)
+def own_tokens(base: Sequence[tuple[str, int]], with_user_defined: bool) -> dict[str, AddedToken]:
+    """The pieces of a SentencePiece model that transformers cuts out of a text before it splits the rest.
+
+    These are <pad>, <bos> and so on, which SentencePiece does not recognise in a text, and <mask>, which is special in
+    transformers alone. If asked for, also those that SentencePiece does not split either.
+    """
+    special = [text for text, kind in base if kind in (CONTROL, UNKNOWN) or text == MASK]
+    whole = [text for text, kind in base if kind == USER_DEFINED] if with_user_defined else []
+    return {text: AddedToken(text) for text in whole} | {text: AddedToken(text, special=True) for text in special}
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Half a million merges, none of which is garbage, would cost the garbage collector a second."""
+    enabled = gc.isenabled()
+    gc.disable()
     try:
-        tokenizer = Tokenizer(path.read_bytes())
-    except FileNotFoundError:
-        raise BadModel(f"{path} is missing: prompts need it; generate_ids works without it") from None
-    except (OSError, RuntimeError, UnicodeDecodeError) as error:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def tokenizer_of(folder: Path) -> Path:
+    """The file that the pieces of a model folder come from, which may be missing."""
+    path, other = member(folder, TOKENIZER), member(folder, TOKENIZER_JSON)
+    return other if other.exists() and not path.exists() else path
+
+
+@no_garbage_collection()
+def read_tokenizer(folder: Path, image_id: int, rows: int = MAX_ID, file: Path | None = None) -> Tokenizer:
+    """The tokenizer of a model folder, with the pieces of `file` if it is given, a tokenizer.model or tokenizer.json.
+
+    The added tokens are those of the folder's JSON files in any case. BadModel if a file is missing or damaged, if
+    `<image>` is not `image_id`, or if a token's id is not below `rows`, the height of the embedding table.
+    """
+    path = file or tokenizer_of(folder)
+    if not path.exists():
+        raise missing(folder)
+    content = content_of(path)
+    json_path = path if is_json(content) else member(folder, TOKENIZER_JSON)
+    described = read_tokenizer_json(json_path) if json_path.exists() else None
+    declared = declared_tokens(folder, described.added if described else [])
+    model = described.sentencepiece_model() if described and json_path == path else content
+    try:
+        tokenizer = Tokenizer(model, declared, image_id)
+    except (RuntimeError, UnicodeDecodeError) as error:
         raise BadModel(f"{path} is not a valid SentencePiece model: {error}") from None
+    if described:
+        check_same_pieces(tokenizer, described, path)
     if tokenizer.image_id != image_id:
-        ids = f"<image> is token {tokenizer.image_id} in {path} and {image_id} in config.json"
+        source = next((token.source for token in declared if token.content == IMAGE), path)
+        ids = f"<image> is token {tokenizer.image_id} in {source} and {image_id} in config.json"
         raise BadModel(f"{ids}; the two files belong to different models")
+    check_rows(tokenizer, declared, rows)
     return tokenizer
+
+
+def missing(folder: Path) -> BadModel:
+    """The error for a folder without a tokenizer, which says where to take one from."""
+    take = f"copy that of the base model into the folder (hf download {BASE} {TOKENIZER})"
+    name = "or name either file with --tokenizer (tokenizer= in Python)"
+    needed = f"{folder / TOKENIZER} is missing, and so is {TOKENIZER_JSON}: prompts need one of them"
+    return BadModel(f"{needed}; {take}, {name}; generate_ids works without one")
+
+
+def content_of(path: Path) -> bytes:
+    """The bytes of a tokenizer file. BadModel if it cannot be read, or is a Git LFS pointer."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BadModel(f"{path} is not a valid SentencePiece model: {error.strerror or error}") from None
+    if content.startswith(b"version https://git-lfs"):
+        raise BadModel(
+            f"{path} is a Git LFS pointer, not the file itself; run 'git lfs pull', or download the file again"
+        )
+    return content
+
+
+def is_json(content: bytes) -> bool:
+    """Whether a tokenizer file is a tokenizer.json."""
+    return content.lstrip().startswith(b"{")
+
+
+def check_same_pieces(tokenizer: Tokenizer, described: TokenizerJson, path: Path) -> None:
+    """BadModel unless the tokenizer has each piece of a tokenizer.json under the same id."""
+    for text, id_ in described.ids.items():
+        if tokenizer.ids.get(text) != id_:
+            has = f"{tokenizer.pieces.id_to_piece(id_)!r}" if id_ < len(tokenizer) else "nothing"
+            both = f"token {id_} is {text!r} in {described.path} and {has} in {path}"
+            raise BadModel(f"{both}; delete the file that does not belong to the model")
+
+
+def check_rows(tokenizer: Tokenizer, declared: Iterable[AddedToken], rows: int) -> None:
+    """BadModel if a declared token has no row in the embedding table. `<image>` needs none."""
+    for token in declared:
+        if token.content != IMAGE and (id_ := tokenizer.ids[token.content]) >= rows:
+            raise BadModel(
+                f"{token.source} adds {token.content!r} as token {id_}, but the embedding table has {rows} rows "
+                f"(config.json: text_config: vocab_size); the files belong to different models"
+            )

@@ -112,7 +112,7 @@ def test_model_flags_are_passed_to_load(dtype, capsys):
 
     for command in (["ocr", PICTURE, "-m"], ["detect", PICTURE, "cat", "--resident", "--model"]):
         assert main([*command, "somewhere", "--dtype", dtype, "--max-new-tokens", "1"], load) == 0
-    assert asked == [("somewhere", dtype, False, None, None), ("somewhere", dtype, True, None, None)]
+    assert asked == [("somewhere", dtype, False, None, None, None), ("somewhere", dtype, True, None, None, None)]
 
 
 def test_control_c_keeps_the_text_so_far(answering, capsys):
