@@ -41,8 +41,7 @@ class VisionLanguageModel:
     mask_codec : MaskVQVAE
         Turns the codes in an answer into masks. Raises BadModel if the folder has none.
     folder, weights, dtype, guard, tokenizer_file
-        Where the model is, its weights as npgemma.models takes them, the dtype of a run, the checks before it, and the
-        tokenizer.model or tokenizer.json that the pieces come from.
+        Where the model is, its weights, the dtype of a run, the checks before it, and where the pieces come from.
 
     Examples
     --------
@@ -70,8 +69,9 @@ class VisionLanguageModel:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        image, rows = self.config.image_token_index, self.config.text.vocab_size
-        return read_tokenizer(self.folder, image, rows, self.tokenizer_file)
+        return read_tokenizer(
+            self.folder, self.config.image_token_index, self.config.text.vocab_size, self.tokenizer_file
+        )
 
     @cached_property
     def mask_codec(self) -> MaskVQVAE:
@@ -79,10 +79,9 @@ class VisionLanguageModel:
 
     @cached_property
     def processor(self) -> Processor:
-        c, tokenizer = self.config, self.tokenizer
-        bos = tokenizer.encode("<bos>")  # as in transformers, where the config's bos_token_id does not count
-        bos_id = bos[0] if len(bos) == 1 else c.bos_token_id
-        return Processor(tokenizer, c.vision.image_size, c.vision.num_patches, bos_id, c.pixels)
+        c = self.config
+        bos_id = self.tokenizer.specials.get("<bos>", c.bos_token_id)  # transformers does not read the config's
+        return Processor(self.tokenizer, c.vision.image_size, c.vision.num_patches, bos_id, c.pixels)
 
     def forward(
         self,
@@ -102,8 +101,8 @@ class VisionLanguageModel:
         token_type_ids : int array [T], optional
             0 for the prefix, which attends to all of itself (the default), 1 for the suffix, which is causal.
         tap : callable, optional
-            A function (name, tensor, axes) -> tensor, such as a Recorder, that every tensor worth comparing passes
-            through; the model goes on with what it returns. (name, tensor) -> tensor works too.
+            A function (name, tensor, axes) -> tensor, or (name, tensor) -> tensor, such as a Recorder, that every
+            tensor worth comparing passes through; the model continues with what it returns.
 
         Returns
         -------
@@ -311,16 +310,13 @@ class VisionLanguageModel:
     def image_features(self, images: Picture | Sequence[Picture]) -> Float[Array, "B P D"]:
         """Pictures as the decoder sees them: rows of its width, out of SigLIP and the projector.
 
-        Raises BadPicture, TooLittleMemory, and BadModel if the rows are not finite.
-
         Parameters
         ----------
         images : picture or sequence of pictures
 
         Returns
         -------
-        float array [B P D]
-            P rows of the decoder's width D for each of B pictures.
+        float array [B P D] : P rows of the decoder's width D for each of B pictures.
 
         Examples
         --------
@@ -332,5 +328,5 @@ class VisionLanguageModel:
         stack = [images] if isinstance(images, str | Path | Image.Image | np.ndarray) else images
         read = [read_picture(image) for image in stack]
         self.guard.check_memory([], len(read), 0)
-        pixels = pixel_values(read, self.config.vision.image_size, self.config.pixels)
-        return computed(self, partial(image_features, self.weights, pixels.astype(self.dtype, copy=False)))
+        pixels = pixel_values(read, self.config.vision.image_size, self.config.pixels).astype(self.dtype, copy=False)
+        return computed(self, partial(image_features, self.weights, pixels))

@@ -21,6 +21,7 @@ from npgemma.io.model_folder import member
 from npgemma.io.sentencepiece_model import CONTROL, UNKNOWN, USER_DEFINED, append_pieces, read_pieces, serialised
 from npgemma.io.token_matching import AddedToken, Matcher
 from npgemma.io.tokenizer_json import MAX_ID, SPACE, TOKENIZER_JSON, TokenizerJson, read_tokenizer_json
+from npgemma.io.unusable import foreign_kind
 
 __all__ = ["CONTROL", "IMAGE", "LOCATIONS", "SEGMENTS", "TOKENIZER", "Tokenizer", "append_pieces", "read_tokenizer"]
 
@@ -173,16 +174,14 @@ def missing(folder: Path) -> BadModel:
 
 
 def content_of(path: Path) -> bytes:
-    """The bytes of a tokenizer file. BadModel if it cannot be read, or is a Git LFS pointer."""
+    """The bytes of a tokenizer file. BadModel if it cannot be read, or is another kind of file."""
+    kind = foreign_kind(path)
+    if kind:
+        raise BadModel(f"{path} is {kind}")
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise BadModel(f"{path} is not a valid SentencePiece model: {error.strerror or error}") from None
-    if content.startswith(b"version https://git-lfs"):
-        raise BadModel(
-            f"{path} is a Git LFS pointer, not the file itself; run 'git lfs pull', or download the file again"
-        )
-    return content
 
 
 def is_json(content: bytes) -> bool:

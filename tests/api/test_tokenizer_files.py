@@ -69,7 +69,7 @@ def test_a_folder_without_a_tokenizer_says_where_to_take_one_from(bare):
 @pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.json"])
 def test_a_git_lfs_pointer_is_named(name, bare):
     (bare / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n")
-    with pytest.raises(BadModel, match="is a Git LFS pointer"):
+    with pytest.raises(BadModel, match="is a git-lfs pointer"):
         ask(npgemma.load(bare))
 
 
