@@ -69,9 +69,8 @@ class VisionLanguageModel:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        return read_tokenizer(
-            self.folder, self.config.image_token_index, self.config.text.vocab_size, self.tokenizer_file
-        )
+        c = self.config
+        return read_tokenizer(self.folder, c.image_token_index, c.text.vocab_size, self.tokenizer_file)
 
     @cached_property
     def mask_codec(self) -> MaskVQVAE:
@@ -278,9 +277,7 @@ class VisionLanguageModel:
     def score(self, images: Any, prompts: str | list[str], suffixes: list[str]) -> list[Score]: ...
 
     def score(self, images: Any, prompts: str | list[str], suffixes: str | list[str]) -> Score | list[Score]:
-        """Score given answers: how likely the model finds them.
-
-        Raises as `generate` does.
+        """Score given answers: how likely the model finds them. Raises as `generate` does.
 
         Parameters
         ----------
