@@ -118,7 +118,7 @@ def webp_header(content: bytes, kept: tuple[str, ...]) -> bytes:
 
 
 def gif_segments(content: bytes) -> Segments:
-    """A GIF's blocks. Comments, texts and extensions of applications are no pixels; a graphic control is."""
+    """A GIF's blocks. Comments, texts and extensions of applications are not pixels; a graphic control is."""
     (flags,) = content[10:11] or b"\0"
     at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
     yield PIXELS, content[:at]
