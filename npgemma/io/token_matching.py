@@ -16,8 +16,8 @@ class AddedToken:
     """A token that is cut out of a text, and how.
 
     `normalized` tokens are looked for after spaces have become U+2581, the others before. `lstrip` and `rstrip` tokens
-    take the white space beside them along, and a `single_word` one is not part of a longer word. `special` ones are left
-    out of decoded text. `id` is what `source`, a file, says; UNPLACED if it says nothing.
+    take the white space beside them along; a `single_word` token is not part of a longer word. Decoded text leaves
+    `special` tokens out. `id` is what `source`, a file, says; UNPLACED if it says nothing.
     """
 
     content: str
