@@ -49,7 +49,8 @@ def find_model(name: str | Path | None) -> Path:
         raise not_found(name, f"no such folder, no such {SUFFIX} file")
     if not (folder / CONFIG).exists() and (folder / ADAPTER_CONFIG).exists():
         raise is_adapter(folder)
-    if any(folder.glob("*.weights.h5")) and not any((folder / each).exists() for each in (WEIGHTS, INDEX)):
+    keras = (folder / CONFIG).exists() and any(folder.glob("*.weights.h5"))
+    if keras and not any((folder / each).exists() for each in (WEIGHTS, INDEX)):
         raise BadModel(folder_report(folder, WEIGHTS))  # Keras has a config.json, too
     return folder
 

@@ -139,9 +139,11 @@ def findings(folder: Path, wanted: Sequence[str]) -> Iterator[str]:
         yield ADAPTER.format(folder=folder)
     for config, weights in ((CONFIG, WEIGHTS), (ADAPTER_CONFIG, ADAPTER_WEIGHTS)):
         if config in wanted and (folder / weights).exists():
-            yield f"{weights}: weights; copy {config} from the same place"
+            rest = download_command(folder) if is_snapshot(folder) else f"copy {config} from the same place"
+            yield f"{weights}: weights; {rest}"
     if (folder / INDEX).exists() and any(map(SHARD.fullmatch, wanted)):
-        yield f"{INDEX} names {'them' if len(wanted) > 1 else 'it'}; download every shard"
+        again = download_command(folder) if is_snapshot(folder) else "download every shard"
+        yield f"{INDEX} names {'them' if len(wanted) > 1 else 'it'}; {again}"
     top, below = [*named_findings(entries)], [*folders_below(folder)]
     yield from top
     yield from model_folders(folder, below)
@@ -176,8 +178,10 @@ def is_part_of_model(folder: Path) -> bool:
 def other_needs(folder: Path, wanted: Sequence[str]) -> list[str]:
     """The other files that a model needs and a folder lacks, so that one message names them all."""
     needs = {CONFIG: (CONFIG,), WEIGHTS: (WEIGHTS, INDEX), TOKENIZERS[0]: TOKENIZERS}
-    if any(name.endswith(".safetensors") for name in wanted):
-        needs.pop(WEIGHTS)
+    if not any(name == CONFIG or name.endswith((".safetensors", INDEX)) for name in wanted):
+        return []
+    if CONFIG not in wanted:
+        needs.pop(WEIGHTS)  # they are what is missing
     return [need for need, any_of in needs.items() if need not in wanted and not any_exists(folder, any_of)]
 
 
@@ -249,6 +253,11 @@ def is_repository(folder: Path) -> bool:
     return folder.name.startswith("models--") and (folder / "snapshots").is_dir()
 
 
+def is_snapshot(folder: Path) -> bool:
+    """Whether a folder is a revision of a repository in a Hugging Face cache."""
+    return folder.parent.name == "snapshots" and is_repository(folder.parents[1])
+
+
 def repo_name(folder: str) -> str:
     """'models--org--name' is org/name."""
     return folder.removeprefix("models--").replace("--", "/")
@@ -265,13 +274,13 @@ def download_command(folder: Path) -> str:
 
 def only_partly_downloaded(folder: Path) -> Iterator[str]:
     """For a snapshot of a cache that lacks a file: why, and what to do."""
-    if folder.parent.name == "snapshots" and is_repository(folder.parents[1]):
+    if is_snapshot(folder):
         yield f"only some of the files were downloaded; {download_command(folder)}"
 
 
 def unfinished_downloads(folder: Path) -> Iterator[str]:
     """Downloads that huggingface_hub began and did not end: in a cache, or with --local-dir."""
-    in_cache = folder.parent.name == "snapshots" and is_repository(folder.parents[1])
+    in_cache = is_snapshot(folder)
     place = folder.parents[1] / "blobs" if in_cache else folder / ".cache" / "huggingface" / "download"
     count = sum(1 for _ in place.rglob("*.incomplete"))
     if count:
