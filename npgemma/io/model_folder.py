@@ -18,6 +18,7 @@ from npgemma.io.unusable import (
     file_report,
     folder_report,
     is_repository,
+    listed,
 )
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "tiny"
@@ -80,7 +81,12 @@ def find_adapter(name: str | Path) -> Path:
     folder = find_folder(name, ADAPTER_CONFIG)
     if folder is None:
         raise not_found(name, "no such folder", "adapter ")
-    return folder
+    if (folder / ADAPTER_CONFIG).exists():
+        return folder
+    inside = sorted(path.parent for path in folder.glob(f"*/{ADAPTER_CONFIG}"))  # named adapters, or checkpoints
+    if len(inside) > 1:
+        raise BadModel(f"{folder} contains several adapters; give the folder of one: {listed(map(str, inside))}")
+    return inside[0] if inside else folder
 
 
 def find_folder(name: str | Path, *needed: str) -> Path | None:

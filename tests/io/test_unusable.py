@@ -109,7 +109,7 @@ MISSING = {
     "tokenizer.model": r"config\.json is missing, and so is model\.safetensors$",
     "README.md": r"config\.json is missing, and so are model\.safetensors and tokenizer\.model$",
     "model.safetensors": r"config\.json is missing, and so is tokenizer\.model: model\.safetensors: weights; ",
-    "config.json pytorch_model.bin": r"model\.safetensors is missing, and so is tokenizer\.model: pytorch_model\.bin: a",
+    "config.json pytorch_model.bin": r"model\.safetensors is missing, and so is tokenizer\.model: pytorch_model",
 }
 
 
@@ -172,14 +172,14 @@ def test_an_adapter_given_as_a_model_names_the_model_it_was_trained_on(tmp_path:
 ADAPTERS = {
     "": "adapter_config.json is missing: the folder is empty$",
     "adapter_model.safetensors": "missing: adapter_model.safetensors: weights; copy adapter_config.json from the same",
-    "default/adapter_config.json": r"missing: default/: a folder with a LoRA adapter; give .* adapter, \S+/default$",
+    "run/last/adapter_config.json": r"missing: run/last/: a folder with a LoRA adapter; give .* adapter, \S+/run/last$",
 }
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_a_folder_that_is_not_an_adapter_is_described(name: str, tmp_path: Path) -> None:
     if name:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     with pytest.raises(BadModel, match=ADAPTERS[name]):
         npgemma.load(adapter=tmp_path)
