@@ -1,6 +1,7 @@
 """inspect and verify: the sizes of a model and the memory it needs; whether its files and weights are intact."""
 
 import argparse
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,14 +19,17 @@ from npgemma.commands.flags import AddParser
 from npgemma.commands.output import as_json, printable
 from npgemma.errors import BadModel
 from npgemma.io.digests import Verified, verify_files
-from npgemma.io.model_folder import SUFFIX, find_model, folder_of
-from npgemma.io.safetensors import weight_files
+from npgemma.io.file_kinds import foreign_kind
+from npgemma.io.model_folder import find_model, folder_of
+from npgemma.io.safetensors import unused_weights, weight_files
 from npgemma.io.system_memory import available_memory, size
 from npgemma.io.tokenizers import read_tokenizer, tokenizer_of
+from npgemma.io.unusable import listed
 from npgemma.layers.tree import leaves
 
 PROMPT_TOKENS, NEW_TOKENS = 32, 256  # the prompt and the answer for which inspect computes the memory
 STATUS = {True: "ok", False: "damaged", None: "unknown"}
+PARTS = (".json", ".model", ".safetensors")  # files whose first bytes tell whether they are what they should be
 
 
 def add_models(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
@@ -86,7 +90,7 @@ def inspect(model: Path, config: PaliGemmaConfig) -> Inspected:
 
     return Inspected(
         folder=str(folder),
-        weight_files=[file.name for file in weight_files(model)],
+        weight_files=weight_names(model),
         parameters=parameters,
         stored_as=dict(stored),
         bytes=mapped,
@@ -120,7 +124,7 @@ def described(found: Inspected, config: PaliGemmaConfig) -> Iterator[str]:
     key_heads = f"{t.num_attention_heads} query and {t.num_key_value_heads} key heads of {t.head_dim}"
     yield printable(found.folder)
     yield f"weights    {found.parameters:,} parameters, {found.bytes:,} bytes in {', '.join(found.stored_as)}"
-    yield f"files      {', '.join(map(printable, found.weight_files))}"
+    yield f"files      {printable(listed(found.weight_files))}"
     yield f"picture    {v.image_size} x {v.image_size} pixels, {v.num_patches} tokens"
     heads = f"{v.num_attention_heads} heads of {v.head_dim}"
     yield f"vision     {v.num_hidden_layers} layers, width {v.hidden_size}, {heads}"
@@ -139,33 +143,60 @@ def described(found: Inspected, config: PaliGemmaConfig) -> Iterator[str]:
 def run_verify(a: argparse.Namespace) -> int:
     """Check the files of a model, then its weights; returns 1 if any of them is damaged, else 0."""
     model = find_model(a.model)
-    files: list[Verified] = []
+    folder, files, foreign = folder_of(model), list[Verified](), dict[str, str]()
     for file in verify_files(model):
         files.append(file)
+        if kind := kind_of_part(folder / file.name):
+            foreign[file.name] = kind
         if a.format == "text":
-            print(f"{STATUS[file.genuine]:<8}  {file.sha256}  {printable(file.name)}", flush=True)
-    infinite, error, used = verify_weights(model)
-    unused = [file.name for file in files if file.name.endswith(SUFFIX) and file.name not in used] if used else []
+            status = STATUS[False if file.name in foreign else file.genuine]
+            print(f"{status:<8}  {file.sha256}  {printable(file.name)}", flush=True)
+    weights = verify_weights(model, [file.name for file in files])
     if a.format == "json":
-        found = {"folder": str(folder_of(model)), "files": [file._asdict() for file in files]}
-        print(as_json(found | {"weight_files": used, "not_finite": infinite, "error": error}))
-    elif error is None:
-        print(f"weights   {'not finite: ' + ', '.join(map(printable, infinite)) if infinite else 'all finite'}")
-        if unused:
-            print(f"not used  {', '.join(map(printable, unused))}")
-    if error is not None:
-        print(f"npgemma: {printable(error)}", file=sys.stderr)
-    damaged = [printable(file.name) for file in files if file.genuine is False]
+        found = {"folder": str(folder), "files": [file._asdict() for file in files]}
+        print(as_json(found | {"foreign": foreign} | weights._asdict()))
+    elif weights.error is None:
+        names = ", ".join(map(printable, weights.not_finite))
+        print(f"weights   {f'not finite: {names}' if names else 'all finite'}")
+        if weights.not_used:
+            print(f"not used  {', '.join(map(printable, weights.not_used))}")
+    damaged = [file.name for file in files if file.genuine is False]
+    report = [] if weights.error is None else [weights.error]
     if damaged:
         hint = "delete the blobs that they link to and download them again"
-        print(f"npgemma: damaged, not as published: {', '.join(damaged)}; {hint}", file=sys.stderr)
-    return 1 if damaged or infinite or error is not None else 0
+        report.append(f"damaged, not as published: {', '.join(damaged)}; {hint}")
+    if foreign:
+        report.append(f"not what their names say: {', '.join(f'{name} ({kind})' for name, kind in foreign.items())}")
+    for line in report:
+        print(f"npgemma: {printable(line)}", file=sys.stderr)
+    return 1 if report or weights.not_finite else 0
 
 
-def verify_weights(model: Path) -> tuple[list[str], str | None, list[str]]:
-    """The tensors with NaN or infinity, the error if the weights cannot be read, and the files that they are in."""
+def kind_of_part(path: Path) -> str | None:
+    """In a few words what a file of a model is, if it is not what its name says: a git-lfs pointer, an HTML page."""
+    kind = foreign_kind(path) if path.suffix in PARTS and path.is_file() else None
+    return kind and re.split("[,;]", kind)[0]
+
+
+class Weights(NamedTuple):
+    """The files that weights are in, those beside them, the tensors with NaN or infinity, and why they are unusable."""
+
+    weight_files: Sequence[str] = ()
+    not_used: Sequence[str] = ()
+    not_finite: Sequence[str] = ()
+    error: str | None = None
+
+
+def verify_weights(model: Path, names: Sequence[str]) -> Weights:
+    """Whether the weights of a model are finite, and which of the files `names` beside them are not used."""
     try:
-        used = [file.name for file in weight_files(model)]
-        return not_finite(read_tensors(model, read_config(folder_of(model)))), None, used
+        used = weight_names(model)
+        infinite = not_finite(read_tensors(model, read_config(folder_of(model))))
+        return Weights(used, unused_weights(model, names), infinite)
     except BadModel as error:
-        return [], str(error), []
+        return Weights(error=str(error))
+
+
+def weight_names(model: Path) -> list[str]:
+    """The files that the weights of a model are in, by their paths in its folder."""
+    return [file.relative_to(folder_of(model)).as_posix() for file in weight_files(model)]

@@ -25,12 +25,12 @@ class Verified(NamedTuple):
 
 
 def verify_files(model: Path) -> Iterator[Verified]:
-    """Check the files of a model, sorted by name: all files of a folder, or one file.
+    """Check the files of a model, sorted by name: all files of its folder, for a file those beside it, too.
 
     BadModel for a link that leads out of the folder.
     """
     folder = folder_of(model)
-    for path in sorted(model.iterdir()) if model.is_dir() else [model]:
+    for path in sorted(folder.iterdir()):
         if path.exists() and not path.is_file():
             continue  # a folder, or a pipe, which would block
         real = Path(os.path.realpath(member(folder, path.name)))

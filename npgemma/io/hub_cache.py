@@ -10,9 +10,11 @@ module never uses the network.
 
 import os
 import re
+from difflib import get_close_matches
 from pathlib import Path
 
 from npgemma.errors import BadModel
+from npgemma.io.unusable import folder_report, repo_name
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 REPO_PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
@@ -61,14 +63,24 @@ def snapshot_in(home: Path, repo: str, revision: str, *needed: str) -> Path:
     if not folder.is_dir():
         raise BadModel(f"{repo} is cached, but not at revision {revision!r}: {folder} is missing; {known(home)}")
     if not any((folder / name).exists() for name in needed):
-        why = "the download is incomplete" if is_unfinished(home) else "only some of the files were downloaded"
-        raise BadModel(f"{folder / needed[0]} is missing: {why}; run 'hf download {repo} --revision {revision}'")
+        raise BadModel(folder_report(folder, *needed[:1]))
     return folder
 
 
-def is_unfinished(home: Path) -> bool:
-    """Whether a download of a repository started and did not end."""
-    return any((home / "blobs").glob("*.incomplete"))
+def snapshot_of(home: Path, *needed: str) -> Path:
+    """The snapshot of a repository's folder: that of `main`, or the only one. BadModel as for `snapshot_in`."""
+    commits = [each.name for each in (home / "snapshots").iterdir() if each.is_dir()]
+    only = commits[0] if len(commits) == 1 and COMMIT.fullmatch(commits[0]) else "main"
+    return snapshot_in(home, repo_name(home.name), "main" if (home / "refs" / "main").exists() else only, *needed)
+
+
+def similar(name: str) -> list[str]:
+    """The cached repositories whose names are like `name`: of another organisation, in other letters, with an error."""
+    cached = {each.name: repo_name(each.name) for each in sorted(cache_folder().glob("models--*"))}
+    last = {repo: repo.rpartition("/")[2].lower() for repo in cached.values()}
+    wanted = repo_name(name).strip("/ ").rpartition("/")[2].lower()
+    close = get_close_matches(wanted, [*last.values()], n=3, cutoff=0.85) if wanted else []
+    return [repo for repo, short in last.items() if short in close]
 
 
 def read_ref(home: Path, repo: str, revision: str) -> str:

@@ -3,17 +3,31 @@
 import os
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 from npgemma.errors import BadModel
-from npgemma.io.hub_cache import cache_folder, is_repo_id, snapshot, snapshot_in
-from npgemma.io.unusable import ADAPTER_CONFIG, file_report, listed, repo_name
+from npgemma.io.hub_cache import cache_folder, is_repo_id, similar, snapshot, snapshot_of
+from npgemma.io.strict_json import read_json
+from npgemma.io.unusable import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    CONFIG,
+    INDEX,
+    SHARD,
+    WEIGHTS,
+    file_report,
+    folder_report,
+    is_repository,
+    listed,
+)
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "tiny"
 SUFFIX = ".safetensors"
-SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+ADAPTER_FILES = (ADAPTER_WEIGHTS, "adapters.safetensors")  # of PEFT and MLX
 # org/name and a revision in the address of a model's page, or of a file of it.
 HUB_URL = re.compile(
-    r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([^/?#]+/[^/?#]+)(?:/(?:tree|blob|resolve)/([^/?#]+))?"
+    r"(?:(?:https?://|git@|ssh://git@)?(?:www\.)?(?:huggingface\.co|hf\.co|hf-mirror\.com)[/:]|hf://)(?:models/)?"
+    r"([^/?#@\s]+/[^/?#@\s]+?)(?:\.git)?/?(?:(?:/(?:tree|blob|resolve|raw|commits?)/|@)(refs/\w+/[^/?#]+|[^/?#]+).*)?(?:[/?#].*)?"
 )
 
 
@@ -21,25 +35,45 @@ def find_model(name: str | Path | None) -> Path:
     """The path of a model: a folder, or a .safetensors file.
 
     In this order: None is the embedded model; an existing folder; an existing .safetensors file; org/name or
-    org/name@revision in the Hugging Face cache; `tiny`, the embedded model. BadModel for any other name.
+    org/name@revision in the Hugging Face cache; `tiny`, the embedded model. BadModel for any other name, and for what
+    cannot be a model: one of several shards, an adapter, or a folder with another format.
     """
     if name is None:
         return EMBEDDED
     path = Path(name)
-    if path.suffix == SUFFIX and os.path.isfile(path):
-        if SHARD.search(path.stem):
-            raise BadModel(f"{path} is one of several files of a model; give their folder, {path.parent}")
-        return path
-    folder = find_folder(name, "config.json", ADAPTER_CONFIG)
+    if path.suffix.lower() == SUFFIX and os.path.isfile(path):
+        return whole_model(path)
+    folder = find_folder(name, CONFIG, ADAPTER_CONFIG)
     if folder is None and str(name) == "tiny":
         return EMBEDDED
     if folder is None:
         raise not_found(name, f"no such folder, no such {SUFFIX} file")
-    if not (folder / "config.json").exists() and (folder / ADAPTER_CONFIG).exists():
-        raise BadModel(
-            f"{folder} is a LoRA adapter, not a model; load the model that it was trained on, with this as its adapter"
-        )
+    if not (folder / CONFIG).exists() and (folder / ADAPTER_CONFIG).exists():
+        raise is_adapter(folder)
+    keras = (folder / CONFIG).exists() and any(folder.glob("*.weights.h5"))
+    if keras and not any((folder / each).exists() for each in (WEIGHTS, INDEX)):
+        raise BadModel(folder_report(folder, WEIGHTS))  # Keras has a config.json, too
     return folder
+
+
+def whole_model(path: Path) -> Path:
+    """A .safetensors file that may be a whole model; BadModel for one of several shards, or the file of an adapter."""
+    shard = SHARD.fullmatch(path.name)
+    if shard and int(shard[1]) > 1:
+        raise BadModel(f"{path} is one of the {int(shard[1])} files of a model; give their folder, {path.parent}")
+    if path.name in ADAPTER_FILES or ((path.parent / ADAPTER_CONFIG).exists() and not (path.parent / CONFIG).exists()):
+        raise is_adapter(path.parent)
+    return path
+
+
+def is_adapter(folder: Path) -> BadModel:
+    """The error for an adapter that was given as a model; it names the model that the adapter was trained on."""
+    config = folder / ADAPTER_CONFIG
+    base = read_json(config).get("base_model_name_or_path") if config.exists() else None
+    trained_on = f"the model that it was trained on{f', {base}' if isinstance(base, str) and base else ''}"
+    return BadModel(
+        f"{folder} is a LoRA adapter, not a model; load {trained_on}, with this as its adapter (--adapter {folder})"
+    )
 
 
 def find_adapter(name: str | Path) -> Path:
@@ -56,11 +90,15 @@ def find_adapter(name: str | Path) -> Path:
 
 
 def find_folder(name: str | Path, *needed: str) -> Path | None:
-    """An existing folder, or a snapshot in the Hugging Face cache with one of the files `needed`; None if not found."""
+    """An existing folder, or a snapshot in the Hugging Face cache with one of the files `needed`; None if not found.
+
+    A repository's folder in a cache, or its `snapshots`, is the snapshot that its name would find.
+    """
     path = Path(name)
     if os.path.isdir(path):  # unlike Path.is_dir, False for a name that no folder can have
-        in_cache = path.name.startswith("models--") and (path / "snapshots").is_dir()
-        return snapshot_in(path, repo_name(path.name), "main", *needed) if in_cache else path
+        here = Path(os.path.abspath(path))
+        home = here.parent if here.name == "snapshots" else here
+        return snapshot_of(home, *needed) if is_repository(home) else path
     if os.path.exists(path):
         raise BadModel(file_report(path, needed[0]))
     repo, _, revision = str(name).partition("@")
@@ -69,17 +107,26 @@ def find_folder(name: str | Path, *needed: str) -> Path | None:
 
 def not_found(name: str | Path, tried: str, kind: str = "") -> BadModel:
     """The error for a name that matches nothing: what was tried, and what would help."""
-    url = HUB_URL.match(str(name))
-    if url:
-        repo, revision = url.groups()
-        as_name = repo + (f"@{revision}" if revision and revision != "main" else "")
-        raise BadModel(
-            f"{name} is a URL; npgemma does not download models: run 'hf download {repo}', then give {as_name}"
-        )
-    repo, _, _ = str(name).partition("@")
-    hint = f"; npgemma does not download models: run 'hf download {repo}' first" if is_repo_id(repo) else ""
+    text = str(name)
+    url = HUB_URL.fullmatch(text)
+    if url and is_repo_id(url[1]) and url[1].partition("/")[0] not in ("datasets", "spaces", "models", "api"):
+        revision = unquote(url[2] or "main")
+        as_name = url[1] if revision == "main" else f"{url[1]}@{revision}"
+        return BadModel(f"{kind}{name} is a URL; {download_first(url[1], revision)}, then give {as_name}")
+    if "://" in text:
+        return BadModel(f"{kind}{name} is a URL; npgemma does not download models: download it, then give its folder")
+    repo, _, revision = text.strip("/").partition("@")
     cache = f"no such repository in the Hugging Face cache {cache_folder()}"
-    return BadModel(f"{kind}{name} was not found: there is {tried}, and {cache}{hint}")
+    cached = similar(repo)
+    like = f", which contains {', '.join(cached)}" if cached else ""
+    hint = f"; {download_first(repo, revision or 'main')} first" if is_repo_id(repo) else ""
+    return BadModel(f"{kind}{name} was not found: there is {tried}, and {cache}{like}{hint}")
+
+
+def download_first(repo: str, revision: str) -> str:
+    """How to download a revision of a repository."""
+    flag = "" if revision == "main" else f" --revision {revision}"
+    return f"npgemma does not download models: run 'hf download {repo}{flag}'"
 
 
 def folder_of(model: Path) -> Path:

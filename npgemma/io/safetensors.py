@@ -7,7 +7,7 @@ bits (see layers.shapes).
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,16 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from npgemma.errors import BadModel
-from npgemma.io.model_folder import member
+from npgemma.io.file_kinds import first_bytes, foreign_kind
+from npgemma.io.model_folder import SUFFIX, member
 from npgemma.io.strict_json import read_json
-from npgemma.io.unusable import WEIGHTS, folder_report, foreign_kind, listed
+from npgemma.io.unusable import CONFIG, INDEX, WEIGHTS, folder_report, is_weights, listed
 from npgemma.layers.shapes import Array
 
-INDEX = "model.safetensors.index.json"
+__all__ = ["INDEX", "open_file", "open_folder", "open_model", "open_with_metadata", "unused_weights", "weight_files"]
+
+# A file in a folder, or in folders inside it.
+PLAIN_PATH = re.compile(r"(?:\w[\w.-]*/)*\w[\w.-]*\.safetensors(?:\.index\.json)?", re.ASCII)
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
 
@@ -56,7 +60,9 @@ def open_with_metadata(
         kind = foreign_kind(path)
         if kind:
             raise BadModel(f"{path} is {kind}") from None
-        raise BadModel(f"{path} is not a valid safetensors file: {reason(error)}; download or save it again") from None
+        raise BadModel(
+            f"{path} is not a valid safetensors file: {reason(path, error)}; download or save it again"
+        ) from None
     metadata = header.pop("__metadata__", {})
     entries = [(name, entry) for name, entry in header.items() if wanted(name)]
     return {name: tensor(data, entry, dtypes, f"{path}: tensor {name!r}") for name, entry in entries}, metadata
@@ -67,18 +73,37 @@ REASONS = {
     "header too small": "it has fewer than 8 bytes",
     "header too large": "its first 8 bytes do not give the length of a header",
     "invalid header length": "it ends before its header does",
-    "not fully covered": "its length is not that of its tensors, so it is cut short or has bytes too many",
+    "unknown variant": "a tensor has a dtype that npgemma does not know",
     "UTF-8": "its header is not text",
-    "invalid JSON": "its header is not a list of tensors",
+    "utf-8": "its header is not text",
+    "JSON": "its header is not a list of tensors",
     "offset": "the places of its tensors do not fit their shapes, or each other",
+    "overflow": "the places of its tensors do not fit their shapes, or each other",
+    "appears twice": "a tensor is named twice",
 }
 
 
-def reason(error: Exception) -> str:
+def reason(path: Path, error: Exception) -> str:
     """Why a file cannot be read, without the words of the library."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return next((meaning for text, meaning in REASONS.items() if text in str(error)), str(error))
+    if not any(first_bytes(path) or b"1"):
+        return "it begins with zeros, so the download may be incomplete"
+    if "not fully covered" in str(error):
+        return size_problem(path)
+    return next((meaning for text, meaning in REASONS.items() if text in str(error)), "its header is damaged")
+
+
+def size_problem(path: Path) -> str:
+    """The size of a file whose header is valid, beside the size that the header describes."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    asked = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    has = path.stat().st_size
+    why = "the download may be incomplete" if has < asked else f"{has - asked:,} bytes follow the last tensor"
+    return f"it has {has:,} bytes and its tensors need {asked:,}, so {why}"
 
 
 def mapped(path: Path) -> Array:
@@ -105,20 +130,47 @@ def tensor(data: Array, entry: Mapping[str, Any], dtypes: Mapping[str, np.dtype[
     start, end = entry["data_offsets"]
     try:
         return data[start:end].view(dtypes[entry["dtype"]]).reshape(entry["shape"])
-    except ValueError as error:
-        raise BadModel(f"{where} of shape {entry['shape']}: {error}") from None
+    except ValueError:
+        raise BadModel(f"{where} has the shape {entry['shape']}, which NumPy cannot hold") from None
 
 
 def weight_files(model: Path) -> list[Path]:
-    """The files that `open_model` maps, without the missing ones.
-
-    As in transformers, a folder's weights are model.safetensors if it exists, else the shards that the index names.
-    """
+    """The files that `open_model` maps, without the missing ones."""
     if not model.is_dir():
         return [model]
-    whole = member(model, WEIGHTS)
-    files = [whole] if whole.exists() else [member(model, shard) for shard in sorted(set(weight_map(model).values()))]
+    start = first_file(model)
+    files = (
+        [start] if start.suffix == SUFFIX else [member(model, shard) for shard in sorted({*weight_map(start).values()})]
+    )
     return [path for path in files if path.exists()]
+
+
+def unused_weights(model: Path, names: Iterable[str]) -> list[str]:
+    """Those of the names of files beside a model that are weights, or an index, and that `open_model` does not open."""
+    folder = model if model.is_dir() else model.parent
+    start = first_file(model) if model.is_dir() else model
+    used = {path.relative_to(folder).as_posix() for path in (start, *weight_files(model))}
+    return [name for name in names if is_weights(name) and name not in used]
+
+
+def first_file(folder: Path) -> Path:
+    """The file that tells where the weights of a folder are, a .safetensors or an index, in transformers' order.
+
+    It is the one that config.json names as `transformers_weights`, model.safetensors, or its index; model.safetensors
+    if none of them exists.
+    """
+    named = named_file(member(folder, CONFIG))
+    present = (path for name in (WEIGHTS, INDEX) if (path := member(folder, name)).is_file())
+    return member(folder, named) if named else next(present, folder / WEIGHTS)
+
+
+def named_file(config: Path) -> str | None:
+    """The `transformers_weights` of a config.json. BadModel if that is not a file in its folder."""
+    name = read_json(config).get("transformers_weights") if config.is_file() else None
+    if name is not None and not (isinstance(name, str) and PLAIN_PATH.fullmatch(name)):
+        wrong = f"not the name of a {SUFFIX} file or a {SUFFIX}.index.json in its folder"
+        raise BadModel(f"{config}: transformers_weights is {name!r}, {wrong}")
+    return name
 
 
 def open_model(model: Path, wanted: Callable[[str], bool] = everything) -> dict[str, Array]:
@@ -128,16 +180,16 @@ def open_model(model: Path, wanted: Callable[[str], bool] = everything) -> dict[
 
 def open_folder(folder: Path, wanted: Callable[[str], bool] = everything) -> dict[str, Array]:
     """The tensors of a model folder: those of `weight_files`. BadModel if one is missing or does not fit the index."""
-    whole = member(folder, WEIGHTS)
-    shard_of = {} if whole.exists() else weight_map(folder)
-    if not shard_of and not whole.exists():
-        raise BadModel(folder_report(folder, WEIGHTS))
-    if not shard_of:
-        return open_file(whole, wanted=wanted)
+    start = first_file(folder)
+    if not start.exists():
+        raise BadModel(folder_report(folder, start.relative_to(folder).as_posix()))
+    if start.suffix == SUFFIX:
+        return open_file(start, wanted=wanted)
+    shard_of = weight_map(start)
     paths = {shard: member(folder, shard) for shard in sorted(set(shard_of.values()))}
     gone = [shard for shard, path in paths.items() if not path.exists()]
     if gone:
-        raise BadModel(folder_report(folder, listed(gone)))
+        raise BadModel(folder_report(folder, *gone))
     tensors: dict[str, Array] = {}
     for shard, path in paths.items():
         found = open_file(path, wanted=wanted)
@@ -147,19 +199,16 @@ def open_folder(folder: Path, wanted: Callable[[str], bool] = everything) -> dic
             differences = "; ".join(
                 f"only in the {where}: {listed(some)}" for where, some in (("index", missing), ("file", extra)) if some
             )
-            raise BadModel(f"{folder / INDEX} and {shard} list different tensors; {differences}")
+            raise BadModel(f"{start} and {shard} list different tensors; {differences}")
         tensors |= found
     return tensors
 
 
-def weight_map(folder: Path) -> dict[str, str]:
-    """The file name of the shard of each tensor, from the index; empty without an index.
+def weight_map(index: Path) -> dict[str, str]:
+    """The file name of the shard of each tensor, from an index.
 
     BadModel for a shard that is not a plain file name: a path such as ../x could lead out of the model's folder.
     """
-    index = member(folder, INDEX)
-    if not index.exists():
-        return {}
     shard_of = read_json(index).get("weight_map")
     if not isinstance(shard_of, dict) or not shard_of:
         raise BadModel(f"{index}: weight_map is missing or empty")

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from npgemma.errors import BadModel
-from npgemma.io.unusable import folder_report, foreign_kind
+from npgemma.io.file_kinds import foreign_kind
+from npgemma.io.unusable import folder_report
 
 MAX_JSON_BYTES = 10_000_000
 
@@ -17,6 +18,8 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
 
     If the file is missing, the error says what its folder holds instead.
     """
+    if kind := foreign_kind(path):
+        raise BadModel(f"{path} is {kind}")
     try:
         if path.stat().st_size > max_bytes:
             raise ValueError(f"the file is larger than {max_bytes // 1_000_000} MB")
@@ -24,8 +27,7 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     except FileNotFoundError:
         raise BadModel(folder_report(path.parent, path.name)) from None
     except (OSError, ValueError, RecursionError) as error:
-        kind = foreign_kind(path)
-        raise BadModel(f"{path} is {kind}" if kind else f"{path} cannot be read as JSON: {reason(error)}") from None
+        raise BadModel(f"{path} cannot be read as JSON: {reason(error)}") from None
     if not isinstance(content, dict):
         raise BadModel(f"{path} contains a JSON {type(content).__name__}, not an object")
     return content

@@ -17,11 +17,11 @@ import sentencepiece
 
 from npgemma.errors import BadModel, BadPrompt
 from npgemma.io.added_tokens import IMAGE, LOCATIONS, PALIGEMMAS, SEGMENTS, declared_tokens, placed_tokens
+from npgemma.io.file_kinds import foreign_kind
 from npgemma.io.model_folder import member
 from npgemma.io.sentencepiece_model import CONTROL, UNKNOWN, USER_DEFINED, append_pieces, read_pieces, serialised
 from npgemma.io.token_matching import AddedToken, Matcher
 from npgemma.io.tokenizer_json import MAX_ID, SPACE, TOKENIZER_JSON, TokenizerJson, read_tokenizer_json
-from npgemma.io.unusable import foreign_kind
 
 __all__ = ["CONTROL", "IMAGE", "LOCATIONS", "SEGMENTS", "TOKENIZER", "Tokenizer", "append_pieces", "read_tokenizer"]
 

@@ -4,73 +4,119 @@ A message that something is missing helps little where the model is there in ano
 another framework, one folder further down, or as a download that has not finished.
 """
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-CONFIG, WEIGHTS, ADAPTER_CONFIG = "config.json", "model.safetensors", "adapter_config.json"
-# Files that belong to a model for npgemma, and tell nothing about what is missing.
-OURS = {WEIGHTS, "adapter_model.safetensors", "vae-oid.npz", "training_args.bin", "optimizer.pt", "scheduler.pt"}
-MOST_LINES, MOST_NAMES = 8, 5
+from npgemma.io.file_kinds import ARCHIVE, ELSEWHERE, foreign_kind
 
-# Beginnings of files, and what such a file is.
-KINDS: tuple[tuple[bytes, str], ...] = (
-    (b"version https://git-lfs", "a git-lfs pointer, not the file itself; run 'git lfs pull', or download it again"),
-    (b"<!doctype html", "an HTML page, not the file itself: probably a login page or an error; download it again"),
-    (b"<html", "an HTML page, not the file itself: probably a login page or an error; download it again"),
-    (b"<?xml", "an XML document, not the file itself: probably an error of the server; download it again"),
-    (b"gguf", "a GGUF file, which npgemma does not read; use the model's repository in Hugging Face layout"),
-    (b"\x89hdf", "an HDF5 file, which npgemma does not read; use the model's repository in Hugging Face layout"),
-    (b"pk\x03\x04", "a zip archive: of NumPy arrays, or a pickle of PyTorch"),
-    (b"\x80\x02", "a pickle, which can run any code when it is loaded, so npgemma does not read it"),
-    (b"\x1f\x8b", "a gzip archive; unpack it first"),
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"
+TOKENIZERS = ("tokenizer.model", "tokenizer.json")
+MOST_LINES, MOST_NAMES, MOST_FOLDERS, MOST_DEPTH = 8, 5, 1000, 6
+
+# What a training leaves beside its weights, and weights that npgemma reads: they do not explain what is missing.
+SILENT = re.compile(
+    r"model\.safetensors|adapter_model\.safetensors|vae-oid\.npz|"
+    r"(?:training_args|optimizer|scheduler|scaler|rng_state|random_states|trainer_state)[\w-]*\.\w+"
 )
-PICKLE = "a pickle, which npgemma does not read; load it with transformers and write it with save_pretrained"
-OTHER = "which npgemma does not read; use the model's repository in Hugging Face layout"
+SHARD = re.compile(r".*[-_.]\d+[-_]of[-_]0*(\d+)\.safetensors")
+UNFINISHED = "a download that has not finished; start it again"
 # Names of files in a folder that is not a model for npgemma, and what they are. The first that fits counts.
-NAMES: tuple[tuple[str, str], ...] = (
-    (r"adapter_config\.json", "the folder is a LoRA adapter: load the model that it was trained on, with --adapter"),
-    (r"(pytorch_model|consolidated).*\.(bin|pth|pt)|.*\.(pt|pth|ckpt|bin)", PICKLE),
-    (r".*\.npz", "perhaps big_vision's format; run 'npgemma convert FILE.npz FOLDER'"),
-    (r".*\.gguf", f"the format of llama.cpp, {OTHER}"),
-    (r".*\.(h5|keras)|task\.json|preprocessor\.json", f"the format of Keras, {OTHER}"),
-    (r".*\.msgpack|_METADATA|_CHECKPOINT_METADATA|ocdbt.*", f"the format of Flax or Orbax, {OTHER}"),
-    (r".*\.sbs|.*\.onnx|.*\.mlpackage|.*\.task|.*\.tflite", f"another format, {OTHER}"),
-    (r".*-\d{5}-of-\d{5}\.safetensors", "shards; their index, model.safetensors.index.json, is missing"),
-    (r"model\.(\w+)\.safetensors", "a variant of the weights; to use it, give this file as the model"),
-    (r".*\.safetensors", "weights under another name; to use them, give this file as the model"),
-    (r".*\.(zip|tar|tgz|gz|bz2|xz|7z)", "an archive; unpack it first"),
-    (r".*\.(incomplete|part|crdownload|tmp|aria2)", "a download that has not finished; start it again"),
+NAMES = tuple(
+    (re.compile(pattern, re.IGNORECASE), meaning)
+    for pattern, meaning in (
+        (r".*\.(incomplete|part|partial|crdownload|download|opdownload|tmp|aria2|!ut)", UNFINISHED),
+        (
+            r"pytorch_model.*\.bin",
+            "a pickle, which npgemma does not read; load its folder with transformers, write it with save_pretrained",
+        ),
+        (
+            r".*\.(bin|pt|pth|ckpt|pkl|pickle|nemo)",
+            "a pickle, which npgemma does not read; load it with torch and write its tensors with safetensors.torch",
+        ),
+        (r".*\.distcp|\.metadata", "a distributed checkpoint of PyTorch; merge it with 'accelerate merge-weights'"),
+        (r"zero_to_fp32\.py|global_step\d+", "a checkpoint of DeepSpeed; run its zero_to_fp32.py --safe_serialization"),
+        (r".*\.npz", "perhaps big_vision's format; run 'npgemma convert {file} FOLDER', then give FOLDER"),
+        (r".*\.(gguf|ggml)", f"the format of llama.cpp, {ELSEWHERE}"),
+        (r"tf_model.*\.h5|saved_model\.pb", f"the format of TensorFlow, {ELSEWHERE}"),
+        (r".*\.(h5|keras)|task\.json|preprocessor\.json|metadata\.json", f"the format of Keras, {ELSEWHERE}"),
+        (
+            r".*\.msgpack|_METADATA|_CHECKPOINT_METADATA|.*ocdbt.*|.*\.orbax.*",
+            f"the format of Flax or Orbax, {ELSEWHERE}",
+        ),
+        (
+            r".*\.(sbs|onnx|onnx_data|mlpackage|mlmodel|mlmodelc|task|tflite|litertlm|engine|plan|pte|ot|npy|mar)|"
+            r"openvino_model\.xml",
+            f"another format, {ELSEWHERE}",
+        ),
+        (
+            SHARD.pattern,
+            "shards; their index, model.safetensors.index.json, is missing: download it, too",
+        ),
+        (
+            rf"(?!{re.escape(INDEX)}).*\.safetensors\.index(\.\w+)?\.json",
+            f"the index of a variant; to use its shards, copy it to {INDEX}",
+        ),
+        (r"model\.(\w+)\.safetensors", "a variant of the weights; to use it, give the file as the model: {file}"),
+        (r"adapters?\.safetensors", "weights of an adapter"),
+        (r".*\.safetensors", "weights under another name; to use them, give the file as the model: {file}"),
+        (r".*\.(zip|tar|tgz|tbz2?|txz|gz|bz2|xz|7z|rar|zst)", ARCHIVE),
+    )
 )
+ADAPTER = "the folder is a LoRA adapter: load the model that it was trained on, with --adapter {folder}"
 
 
-def foreign_kind(path: Path) -> str | None:
-    """What a file is by its first bytes, if it is one of KINDS or empty; None if it is not, or cannot be read."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(64).lstrip().lower()
-    except OSError:
-        return None
-    if not start:
-        return "empty; download or copy it again"
-    return next((kind for beginning, kind in KINDS if start.startswith(beginning)), None)
+# Weights by their names, in whatever format, and their indices; not the mask codec, nor the state of a training.
+WEIGHT_NAMES = re.compile(r".*\.(safetensors|bin|pth?|ckpt|gguf|npz|h5|msgpack)(\.index.*\.json)?", re.IGNORECASE)
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file is weights, or an index of them, by its name."""
+    silent = SILENT.fullmatch(name) and not name.endswith(".safetensors")
+    return WEIGHT_NAMES.fullmatch(name) is not None and not silent
 
 
 def file_report(path: Path, wanted: str) -> str:
-    """What a file is that was given where a folder with the file `wanted` is needed."""
-    kind = foreign_kind(path) or (None if path.suffix == ".safetensors" else meaning_of(path.name))
-    what = f"{path} is {kind}" if kind else f"{path} is neither a folder nor a .safetensors file"
-    return f"{what}; give the folder that contains {wanted}"
+    """What a file is that was given where a folder with the file `wanted` is needed, and what to do."""
+    what, rest = f"{path} is neither a folder nor a .safetensors file", f"give the folder that contains {wanted}"
+    if path.suffix.lower() == ".safetensors":
+        what = f"{path} is a file"
+    kind = foreign_kind(path)
+    by_name = meaning_of(path.name)
+    if path.parent.name == "blobs" and path.parents[1].name.startswith("models--"):
+        return f"{what}, but a blob of the Hugging Face cache; give the model's name, {repo_name(path.parents[1].name)}"
+    if by_name and (kind is None or "npz" in kind or "archive" in kind or "pickle" in kind or kind.startswith("empty")):
+        kind = by_name.format(file=path, folder=path.parent)
+    if kind and not path.name.lower().endswith(".safetensors"):
+        return f"{what}: it is {kind}" + (f", then {rest}" if kind == ARCHIVE else "")
+    if (path.parent / wanted).exists():
+        return f"{what}; give its folder, {path.parent}"
+    return f"{what}; {rest}"
 
 
 def meaning_of(name: str) -> str | None:
-    """What a file of this name is, if it is one of NAMES."""
-    return next((meaning for pattern, meaning in NAMES if re.fullmatch(pattern, name)), None)
+    """What a file of this name is, if it is one of NAMES; it may ask for {file} and {folder}."""
+    return next((meaning for pattern, meaning in NAMES if pattern.fullmatch(name)), None)
 
 
-def folder_report(folder: Path, wanted: str) -> str:
-    """`wanted` is missing in `folder`: what is there in its place, and what to do, one finding a line."""
-    missing, found = f"{folder / wanted} is missing", list(findings(folder, wanted))
+# ------------------------------------------------------------------------------------------------------------- folders
+
+
+def folder_report(folder: Path, *wanted: str) -> str:
+    """`wanted` are missing in `folder`: what else is, what is there in their place, and what to do."""
+    found = list(findings(folder, wanted))
+    missing = f"{folder / listed(wanted)} {'is' if len(wanted) == 1 else 'are'} missing"
+    also = other_needs(folder, wanted) if is_part_of_model(folder) or not found else []
+    if also and not {ADAPTER_CONFIG, ADAPTER_WEIGHTS} & {*wanted} and any(folder.iterdir()):
+        missing += f", and so {'is' if len(also) == 1 else 'are'} {' and '.join(also)}"
+    if not found:
+        found = [*only_partly_downloaded(folder)] if any(folder.iterdir()) else ["the folder is empty"]
     if len(found) < 2:
         return ": ".join([missing, *found])
     if len(found) > MOST_LINES:
@@ -78,8 +124,8 @@ def folder_report(folder: Path, wanted: str) -> str:
     return "\n  ".join([f"{missing}; its folder contains", *found])
 
 
-def findings(folder: Path, wanted: str) -> Iterator[str]:
-    """What a folder holds in place of the file `wanted`."""
+def findings(folder: Path, wanted: Sequence[str]) -> Iterator[str]:
+    """What a folder holds in place of the files `wanted`."""
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
@@ -87,37 +133,129 @@ def findings(folder: Path, wanted: str) -> Iterator[str]:
         return
     yield from cache_findings(folder, entries)
     yield from unfinished_downloads(folder)
-    if wanted == ADAPTER_CONFIG and (folder / CONFIG).exists():
+    if ADAPTER_CONFIG in wanted and (folder / CONFIG).exists() and not (folder / ADAPTER_WEIGHTS).exists():
         yield "the folder is a model, not an adapter"
-    if wanted == CONFIG and (folder / WEIGHTS).exists():
-        yield f"{WEIGHTS}: weights; copy {CONFIG} from the same place"
-    groups: dict[str, list[str]] = {}
+    if (folder / ADAPTER_CONFIG).exists() and not {ADAPTER_CONFIG, ADAPTER_WEIGHTS} & {*wanted}:
+        yield ADAPTER.format(folder=folder)
+    for config, weights in ((CONFIG, WEIGHTS), (ADAPTER_CONFIG, ADAPTER_WEIGHTS)):
+        if config in wanted and (folder / weights).exists():
+            rest = download_command(folder) if is_snapshot(folder) else f"copy {config} from the same place"
+            yield f"{weights}: weights; {rest}"
+    if (folder / INDEX).exists() and any(map(SHARD.fullmatch, wanted)):
+        again = download_command(folder) if is_snapshot(folder) else "download every shard"
+        yield f"{INDEX} names {'them' if len(wanted) > 1 else 'it'}; {again}"
+    top, below = [*named_findings(entries)], [*folders_below(folder)]
+    yield from top
+    yield from model_folders(folder, below)
+    if not top and not any(map(is_model, below)):
+        files = (each for inner in below for each in sorted(inner.iterdir()))
+        yield from named_findings(files, folder)
+
+
+def named_findings(entries: Iterable[Path], root: Path | None = None) -> Iterator[str]:
+    """The files that NAMES knows, those of the same kind together, by their names or by their paths below `root`."""
+    groups: dict[str, list[Path]] = {}
     for entry in entries:
-        meaning = meaning_of(entry.name)
-        if meaning and entry.name not in OURS:
-            groups.setdefault(meaning, []).append(entry.name)
-    for meaning, names in groups.items():
-        yield f"{listed(names)}: {meaning}"
-    models = [f"{each.name}/" for each in entries if each.is_dir() and is_model(each)]
-    if models:
-        yield f"{listed(models)}: a folder with a model; give this folder"
-    if not entries:
-        yield "the folder is empty"
+        known = SILENT.fullmatch(entry.name) or (SHARD.fullmatch(entry.name) and has_index(entry.parent))
+        meaning = None if known else meaning_of(entry.name)
+        if meaning:
+            groups.setdefault(meaning, []).append(entry)
+    for meaning, paths in groups.items():
+        names = [each.relative_to(root).as_posix() if root else each.name for each in paths]
+        yield f"{listed(names)}: {meaning.format(file=paths[0], folder=paths[0].parent)}"
+
+
+def has_index(folder: Path) -> bool:
+    """Whether there is an index of shards, be it of a variant."""
+    return any(folder.glob("*.safetensors.index*.json"))
+
+
+def is_part_of_model(folder: Path) -> bool:
+    """Whether some of the files of a model are there."""
+    return any_exists(folder, (CONFIG, WEIGHTS, INDEX, *TOKENIZERS))
+
+
+def other_needs(folder: Path, wanted: Sequence[str]) -> list[str]:
+    """The other files that a model needs and a folder lacks, so that one message names them all."""
+    needs = {CONFIG: (CONFIG,), WEIGHTS: (WEIGHTS, INDEX), TOKENIZERS[0]: TOKENIZERS}
+    if not any(name == CONFIG or name.endswith((".safetensors", INDEX)) for name in wanted):
+        return []
+    if CONFIG not in wanted:
+        needs.pop(WEIGHTS)  # they are what is missing
+    return [need for need, any_of in needs.items() if need not in wanted and not any_exists(folder, any_of)]
+
+
+def any_exists(folder: Path, names: Iterable[str]) -> bool:
+    return any(os.path.exists(folder / name) for name in names)
 
 
 def is_model(folder: Path) -> bool:
-    return any((folder / name).exists() for name in (CONFIG, ADAPTER_CONFIG))
+    """Whether a folder has the config of a model or an adapter."""
+    return any_exists(folder, (CONFIG, ADAPTER_CONFIG))
+
+
+def model_folders(folder: Path, below: Iterable[Path]) -> Iterator[str]:
+    """The folders further down that hold a model, and those with an adapter."""
+    kinds = {"a model": (CONFIG, "give this folder", "give one of these folders")}
+    kinds["a LoRA adapter"] = (ADAPTER_CONFIG, "give this folder as the adapter", "give one of these as the adapter")
+    rest = list(below)
+    for kind, (config, one, several) in kinds.items():
+        paths = [each for each in rest if (each / config).exists()]
+        rest = [each for each in rest if each not in paths]
+        if paths:
+            names = listed(f"{each.relative_to(folder).as_posix()}/" for each in paths)
+            yield f"{names}: {'a folder' if len(paths) == 1 else 'folders'} with {kind}; " + (
+                f"{one}, {paths[0]}" if len(paths) == 1 else several
+            )
+
+
+def folders_below(folder: Path) -> Iterator[Path]:
+    """The folders inside a folder, without hidden ones: the first few of them, and not too deep."""
+    found = 0
+    for path, inner, _ in os.walk(folder):
+        here = Path(path)
+        inner[:] = sorted(name for name in inner if not name.startswith((".", "__", "models--")))
+        if len(here.relative_to(folder).parts) >= MOST_DEPTH:
+            inner.clear()
+        if here != folder:
+            found += 1
+            yield here
+        if found >= MOST_FOLDERS:
+            return
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first few names."""
+    every = list(names)
+    more = f" and {len(every) - MOST_NAMES} more" if len(every) > MOST_NAMES else ""
+    return ", ".join(every[:MOST_NAMES]) + more
+
+
+# ----------------------------------------------------------------------------------------------- the Hugging Face cache
 
 
 def cache_findings(folder: Path, entries: list[Path]) -> Iterator[str]:
-    """If a folder is a part of a Hugging Face cache above the snapshots: which name to give instead."""
-    repos = [each.name for each in entries if each.name.startswith("models--")]
-    if repos:
-        yield f"this is a Hugging Face cache; give the name of a model in it: {listed(map(repo_name, repos))}"
-    for home in (folder, folder.parent):
-        if home.name.startswith("models--") and (home / "snapshots").is_dir():
-            yield f"this is a part of the Hugging Face cache; give the model's name, {repo_name(home.name)}"
-            return
+    """If a folder is a part of a Hugging Face cache above the snapshots: what to give instead."""
+    for cache, names in ((folder, entries), (folder / "hub", sorted((folder / "hub").glob("models--*")))):
+        repos = [each.name for each in names if each.name.startswith("models--")]
+        if repos:
+            which = f"{listed(map(repo_name, repos))}, or its folder, such as {cache / repos[0]}"
+            yield f"this is a Hugging Face cache; give the name of a model in it: {which}"
+    home = next((home for home in (folder, folder.parent) if is_repository(home)), None)
+    if home is not None:
+        snapshots = [each for each in sorted((home / "snapshots").iterdir()) if each.is_dir()]
+        which = f", or one of {listed(map(str, snapshots))}" if snapshots else ""
+        yield f"this is a part of a Hugging Face cache; give the model's name, {repo_name(home.name)}{which}"
+
+
+def is_repository(folder: Path) -> bool:
+    """Whether a folder is that of a repository in a Hugging Face cache."""
+    return folder.name.startswith("models--") and (folder / "snapshots").is_dir()
+
+
+def is_snapshot(folder: Path) -> bool:
+    """Whether a folder is a revision of a repository in a Hugging Face cache."""
+    return folder.parent.name == "snapshots" and is_repository(folder.parents[1])
 
 
 def repo_name(folder: str) -> str:
@@ -125,18 +263,26 @@ def repo_name(folder: str) -> str:
     return folder.removeprefix("models--").replace("--", "/")
 
 
+def download_command(folder: Path) -> str:
+    """How to download the rest of a snapshot."""
+    home = folder.parents[1]
+    refs = [each for each in sorted((home / "refs").rglob("*")) if each.is_file()]
+    names = [each.relative_to(home / "refs").as_posix() for each in refs if each.read_bytes() == folder.name.encode()]
+    revision = "" if "main" in names else f" --revision {[*names, folder.name][0]}"
+    return f"run 'hf download {repo_name(home.name)}{revision}'"
+
+
+def only_partly_downloaded(folder: Path) -> Iterator[str]:
+    """For a snapshot of a cache that lacks a file: why, and what to do."""
+    if is_snapshot(folder):
+        yield f"only some of the files were downloaded; {download_command(folder)}"
+
+
 def unfinished_downloads(folder: Path) -> Iterator[str]:
     """Downloads that huggingface_hub began and did not end: in a cache, or with --local-dir."""
-    places = [folder / ".cache" / "huggingface" / "download"]
-    if folder.parent.name == "snapshots":
-        places.append(folder.parents[1] / "blobs")
-    count = sum(1 for place in places for _ in place.rglob("*.incomplete"))
+    in_cache = is_snapshot(folder)
+    place = folder.parents[1] / "blobs" if in_cache else folder / ".cache" / "huggingface" / "download"
+    count = sum(1 for _ in place.rglob("*.incomplete"))
     if count:
-        yield f"the download is incomplete ({count} unfinished {'file' if count == 1 else 'files'}); run it again"
-
-
-def listed(names: object) -> str:
-    """The first few names."""
-    every = list(names)  # type: ignore[call-overload]
-    more = f" and {len(every) - MOST_NAMES} more" if len(every) > MOST_NAMES else ""
-    return ", ".join(every[:MOST_NAMES]) + more
+        again = download_command(folder) if in_cache else "run it again"
+        yield f"the download is incomplete ({count} unfinished {'file' if count == 1 else 'files'}); {again}"

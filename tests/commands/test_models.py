@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def test_a_missing_blob_is_damage_and_the_other_files_are_checked(snapshot: Path
     assert status == 1
     assert [line.split()[0] for line in out.splitlines()] == ["ok", "ok", "damaged", "ok", "ok"]
     missing, damaged = err.splitlines()
-    assert missing.endswith("is missing")
+    assert missing.endswith(f"{FILES[2]} is missing: {FILES[3]} names it; run 'hf download org/name'")
     assert damaged == f"npgemma: damaged, not as published: {FILES[2]}; {HINT}"
 
 
@@ -104,7 +105,8 @@ def test_json_is_one_object(snapshot: Path, verify: Verify) -> None:
     files = [{"name": name, "sha256": sha256(snapshot / name), "genuine": True} for name in FILES]
     found = json.loads(out)
     assert found.pop("weight_files") == [name for name in FILES if name.endswith(".safetensors")]
-    assert found == {"folder": str(snapshot), "files": files, "not_finite": [], "error": None}
+    rest = {"foreign": {}, "not_used": [], "not_finite": [], "error": None}
+    assert found == {"folder": str(snapshot), "files": files} | rest
 
 
 def test_json_says_which_file_is_damaged(snapshot: Path, verify: Verify) -> None:
@@ -113,6 +115,47 @@ def test_json_says_which_file_is_damaged(snapshot: Path, verify: Verify) -> None
     assert status == 1
     assert [file["genuine"] for file in json.loads(out)["files"]] == [True, True, True, True, False]
     assert err == f"npgemma: damaged, not as published: tokenizer.model; {HINT}\n"
+
+
+FOREIGN = {
+    "tokenizer.model": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a git-lfs pointer"),
+    "config.json": (b"<!doctype html><html>", "an HTML page"),
+    "generation_config.json": (b"", "empty"),
+    "preprocessor_config.json": (b'{"error": "Repository not found"}', "the error message of a server"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_file_that_is_not_what_its_name_says_is_damaged(name: str, shards: Path, tmp_path: Path, verify) -> None:
+    """Outside a cache as well, where no hash is known."""
+    folder, (content, kind) = Path(shutil.copytree(shards, tmp_path / "model")), FOREIGN[name]
+    (folder / name).write_bytes(content)
+    status, out, err = verify(folder)
+    assert status == 1
+    assert [line.split()[2] for line in out.splitlines() if line.startswith("damaged")] == [name]
+    assert err.splitlines()[-1] == f"npgemma: not what their names say: {name} ({kind})"
+    assert json.loads(verify(folder, "--format", "json")[1])["foreign"] == {name: kind}
+
+
+def test_a_readme_may_be_html(shards: Path, tmp_path: Path, verify: Verify) -> None:
+    folder = Path(shutil.copytree(shards, tmp_path / "model"))
+    (folder / "README.md").write_text("<html><center>PaliGemma</center>")
+    assert verify(folder)[0] == 0
+
+
+def test_the_files_beside_a_file_are_listed_and_other_weights_are_not_used(shards, tmp_path: Path, verify) -> None:
+    folder = Path(shutil.copytree(shards, tmp_path / "model"))
+    others = ["model.fp16.safetensors", "paligemma.gguf", "pytorch_model.bin", "pt_224.npz"]
+    for name in ["vae-oid.npz", "optimizer.bin", *others[1:]]:
+        (folder / name).write_bytes(b"any bytes")
+    hub.write_model(tmp_path / "whole")
+    shutil.copyfile(tmp_path / "whole" / "model.safetensors", folder / others[0])
+    for model, unused in ((folder, others), (folder / others[0], [*FILES[1:4], *others[1:]])):
+        status, out, err = verify(model)
+        assert (status, err) == (0, "")
+        lines = out.splitlines()
+        assert [line.split()[2] for line in lines[:-2]] == sorted(each.name for each in folder.iterdir())
+        assert lines[-1] == f"not used  {', '.join(sorted(unused))}"
 
 
 @pytest.mark.parametrize("form", ["text", "json"])

@@ -184,8 +184,8 @@ def test_an_incomplete_download_is_reported(cache, small):
     blob.rename(f"{blob}.incomplete")
     with pytest.raises(BadModel) as error:
         snapshot(REPO, "main", "config.json")
-    problem = f"{folder}/config.json is missing: the download is incomplete"
-    assert str(error.value) == f"{problem}; run 'hf download org/name --revision main'"
+    problem = f"{folder}/config.json is missing: the download is incomplete (1 unfinished file)"
+    assert str(error.value) == f"{problem}; run 'hf download org/name'"
 
 
 def test_a_partial_download_is_reported(cache, small):

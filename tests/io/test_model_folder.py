@@ -113,6 +113,7 @@ def test_an_unknown_name_lists_what_was_tried(here, tmp_path):
     assert str(error.value) == f"org/name was not found: {tried}{hint}"
     with pytest.raises(BadModel) as error:
         find_model("org/name@bfloat16")
+    hint = "; npgemma does not download models: run 'hf download org/name --revision bfloat16' first"
     assert str(error.value) == f"org/name@bfloat16 was not found: {tried}{hint}"
     for path in ("./org/name", "/nowhere/at/all", "../name", "a/b/c", "gone.git", "a\0b", "x" * 5000):
         with pytest.raises(BadModel) as error:
@@ -134,8 +135,11 @@ def test_an_adapter_is_a_folder_or_a_cached_repository(here, tmp_path):
     with pytest.raises(BadModel, match=r"^adapter org/name was not found: .*: run 'hf download org/name' first$"):
         find_adapter("org/name")
     (here / ADAPTER).write_bytes(b"{}")
-    with pytest.raises(BadModel, match="is neither a folder"):
+    with pytest.raises(BadModel, match=r"^adapter_model\.safetensors is a file; give the folder that contains"):
         find_adapter(ADAPTER)
+    (here / ADAPTER_CONFIG).write_text("{}")
+    with pytest.raises(BadModel, match=r"^\S+/adapter_model\.safetensors is a file; give its folder, "):
+        find_adapter(here / ADAPTER)
 
 
 @pytest.mark.parametrize("has_config", [True, False])
@@ -164,7 +168,7 @@ def test_a_file_is_loaded_with_the_config_and_tokenizer_next_to_it(tmp_path):
 
 
 def test_a_shard_is_not_a_model(sharded):
-    with pytest.raises(BadModel, match=r"00002\.safetensors is one of several files of a model; give their folder"):
+    with pytest.raises(BadModel, match=r"00002\.safetensors is one of the 2 files of a model; give their folder"):
         npgemma.load(sharded / SHARD)
 
 

@@ -37,7 +37,10 @@ CASES = {
     "single, index, some": ("single", "model.safetensors"),
     "single, some": ("single", "model.safetensors"),
     "index, shards": ("shards", SHARDS[0]),
-    "index, some": (None, "model-00002-of-00003.safetensors, model-00003-of-00003.safetensors is missing"),
+    "index, some": (
+        None,
+        "model-00002-of-00003.safetensors, model-00003-of-00003.safetensors are missing: model.safetensors.index.json",
+    ),
     "index": (None, "model-00001-of-00003.safetensors, model-00002-of-00003.safetensors, model-00003"),
     "shards": (None, "shards; their index, model.safetensors.index.json, is missing"),
     "some": (None, "shards; their index, model.safetensors.index.json, is missing"),
@@ -80,7 +83,8 @@ def test_inspect_and_verify_name_the_same_files(parts: str, models, tmp_path: Pa
     assert found["weight_files"] == used
     present = [name for name in ("model.safetensors", *SHARDS) if (folder / name).exists()]
     assert main(["verify", str(folder)]) == 0
-    unused = sorted(set(present) - set(used))
+    unused = sorted({*present, *([INDEX] if (folder / INDEX).exists() and used != SHARDS else [])} - {*used})
+    assert found["not_used"] == unused
     line = f"not used  {', '.join(unused)}\n"
     assert (line in capsys.readouterr().out) == bool(unused)
 
@@ -97,3 +101,39 @@ def test_another_file_of_a_folder_can_be_named(models: dict[str, Path], tmp_path
     shutil.copyfile(models["single"] / "model.safetensors", folder / "model.bf16.safetensors")
     found = npgemma.load(folder / "model.bf16.safetensors").forward(IDS)
     np.testing.assert_array_equal(found, logits(models["single"]), strict=True)
+
+
+# What config.json may name as `transformers_weights`; None is an error, with a part of its message.
+EXPLICIT = {
+    "model.safetensors": "single",
+    INDEX: "shards",
+    "model.fp16.safetensors.index.json": "shards",
+    "model.bf16.safetensors": "shards",
+    "inner/model.safetensors": "shards",
+    "gone.safetensors": r"/gone\.safetensors is missing",
+    "../outside.safetensors": "transformers_weights is '../outside.safetensors', not the name of a .safetensors file",
+    "/outside.safetensors": "transformers_weights is '/outside.safetensors', not the name of a .safetensors file",
+    "pytorch_model.bin": "transformers_weights is 'pytorch_model.bin', not the name of a .safetensors file",
+    7: "transformers_weights is 7, not the name of a .safetensors file or a .safetensors.index.json in its folder",
+}
+
+
+@pytest.mark.parametrize("explicit", EXPLICIT)
+def test_the_file_that_the_config_names_goes_first(explicit: object, models, tmp_path: Path, capsys) -> None:
+    folder = make_folder(tmp_path / "model", models, "single, index, shards")
+    shutil.copyfile(folder / INDEX, folder / "model.fp16.safetensors.index.json")
+    (folder / "inner").mkdir()
+    whole = write_model(tmp_path / "whole", seed=1)
+    for name in ("model.bf16.safetensors", "inner/model.safetensors", "../outside.safetensors"):
+        shutil.copyfile(whole / "model.safetensors", folder / name)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"transformers_weights": explicit}))
+    expected = EXPLICIT[explicit]
+    if expected not in models:
+        with pytest.raises(BadModel, match=expected):
+            npgemma.load(folder)
+        return
+    np.testing.assert_array_equal(logits(folder), logits(models[expected]), strict=True)
+    assert main(["inspect", str(folder), "--format", "json"]) == 0
+    used = json.loads(capsys.readouterr().out)["weight_files"]
+    assert used == (SHARDS if "index" in str(explicit) else [explicit])
