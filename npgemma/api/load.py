@@ -24,7 +24,7 @@ def load(
     """Load a model from disk. Nothing is downloaded.
 
     Matrices stay memory-mapped in the dtype they are stored in, so that loading takes a fraction of a second. Norms,
-    biases and the position table become float32.
+    biases and the position table become `dtype`.
 
     Parameters
     ----------
@@ -111,4 +111,4 @@ def map_model(
     if resident:
         tensors = in_memory(tensors, dtype)
     guard = Guard(config, dtype, {} if resident else files, Budget(weights, held, max_memory, weights - held))
-    return VisionLanguageModel(folder, config, paligemma.weights(tensors, config), dtype, guard)
+    return VisionLanguageModel(folder, config, paligemma.weights(tensors, config, dtype), dtype, guard)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from npgemma.checkpoints.paligemma import saved_name
+from npgemma.checkpoints.names import saved_name
 from npgemma.errors import BadModel
 from npgemma.io.model_folder import ADAPTER_CONFIG, member
 from npgemma.io.safetensors import open_file

@@ -1,19 +1,21 @@
 """PaliGemma on disk: config.json, the names of its tensors, and the memory that a run needs."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+
 from npgemma.checkpoints import gemma, siglip
 from npgemma.checkpoints.footprint import Footprint, Run
 from npgemma.checkpoints.gemma import GemmaConfig
-from npgemma.checkpoints.layout import Layout, Part, make_layout, name_of, table
+from npgemma.checkpoints.layout import FLOAT32, Layout, Part, Shaped, make_layout, name_of, table
+from npgemma.checkpoints.names import by_saved_name
 from npgemma.checkpoints.siglip import SiglipConfig
 from npgemma.errors import BadModel
 from npgemma.io.model_folder import member
-from npgemma.io.safetensors import open_model
+from npgemma.io.safetensors import open_any, open_model, readable, weight_files
 from npgemma.io.strict_json import Section, read_json
 from npgemma.layers.shapes import Array
 from npgemma.layers.tree import SLOT, sized
@@ -27,8 +29,7 @@ NPZ_PROJECTOR = table("""
     projector.weight     img/head/kernel                         E D
     projector.bias       img/head/bias                           D
 """)
-# Tensors that some checkpoints hold and PaliGemma does not use.
-NOT_USED = re.compile(r"vision_tower\.head\..*|.*\.position_ids|.*\.rotary_emb\.inv_freq")
+PATCHES = "vision_tower.embeddings.patch_embedding.weight"
 
 
 @dataclass(frozen=True)
@@ -120,27 +121,13 @@ def npz_layout(c: PaliGemmaConfig) -> Layout[PaliGemma]:
     )
 
 
-def saved_name(name: str) -> str:
-    """A name as transformers 5 saves it, from any of the four spellings that its releases have written.
-
-    hub files           language_model.model.layers.0.…     vision_tower.vision_model.encoder.…
-    in memory, 4.52     model.language_model.layers.0.…     model.vision_tower.vision_model.encoder.…
-    in memory, 5.6      model.language_model.layers.0.…     model.vision_tower.encoder.…
-    saved by 5.x        language_model.model.layers.0.…     vision_tower.encoder.…
-    """
-    name = name.removeprefix("model.")
-    name = re.sub(r"^vision_tower\.vision_model\.", "vision_tower.", name)
-    name = re.sub(r"^language_model\.lm_head\.", "lm_head.", name)
-    return re.sub(r"^language_model\.(?!model\.)", "language_model.model.", name)
-
-
 def head_and_table(c: PaliGemmaConfig) -> tuple[str, str]:
     """The names of the output head, which tied checkpoints lack, and of the embedding table."""
     parts = hf_parts(c)
     return name_of("text.head", parts), name_of("text.embedding", parts)
 
 
-def layout_of(tensors: Mapping[str, Array], c: PaliGemmaConfig) -> Layout[PaliGemma]:
+def layout_of(tensors: Mapping[str, Shaped], c: PaliGemmaConfig) -> Layout[PaliGemma]:
     """The layout of tensors that may include a head although the config says that it is tied."""
     head, _ = head_and_table(c)
     return hf_layout(replace(c, tied=c.tied and head not in tensors))
@@ -150,24 +137,40 @@ def read_tensors(model: Path, c: PaliGemmaConfig) -> dict[str, Array]:
     """A model's tensors by the names that transformers 5 saves, mapped and checked.
 
     Every tensor that the config asks for must exist with its shape, and no other may: a checkpoint that almost fits
-    would run and give wrong answers. BadModel as for `Layout.check` and `open_model`.
+    would run and give wrong answers. BadModel as for `by_saved_name`, `Layout.check`, `readable` and `open_model`.
     """
-    tensors: dict[str, Array] = {}
-    spelled: dict[str, str] = {}
-    for stored, array in open_model(model).items():
-        name = saved_name(stored)
-        if NOT_USED.fullmatch(name):
-            continue
-        if name in tensors:
-            raise BadModel(f"{model}: {spelled[name]!r} and {stored!r} are two spellings of the same tensor")
-        tensors[name], spelled[name] = array, stored
+    tensors = by_saved_name(open_model(model), model)
+    head, table = head_and_table(c)
+    if c.tied and head in tensors and table not in tensors:
+        # one matrix under two names: a writer that stores it once may choose either
+        tensors[table] = tensors.pop(head)
+    if not c.tied and table in tensors and head not in tensors:
+        raise BadModel(
+            f"{model}: {head} {tensors[table].shape} is missing, and config.json says that the head is not the "
+            "embedding table (tie_word_embeddings is false); save the model again with its head, or remove "
+            "tie_word_embeddings if the two are one matrix"
+        )
+    patches = tensors.get(PATCHES)
+    if isinstance(patches, np.ndarray) and is_channels_last(patches.shape, c.vision, model):
+        tensors[PATCHES] = patches.transpose(0, 3, 1, 2)
     layout_of(tensors, c).check(tensors, model)
-    return tensors
+    return readable(tensors)
 
 
-def weights(tensors: Mapping[str, Array], c: PaliGemmaConfig) -> PaliGemma:
-    """The weights, from tensors by the names that transformers 5 saves."""
-    return layout_of(tensors, c).fill(tensors)
+def is_channels_last(shape: tuple[int, ...], c: SiglipConfig, model: Path) -> bool:
+    """Whether patches are stored [out, h, w, in], as MLX stores them.
+
+    The shape tells; where both orders have the same shape, a file that MLX wrote says so in its metadata.
+    """
+    size, channels = c.patch_size, c.num_channels
+    if shape != (c.hidden_size, size, size, channels):
+        return False
+    return size != channels or any(open_any(file)[1].get("format") == "mlx" for file in weight_files(model))
+
+
+def weights(tensors: Mapping[str, Array], c: PaliGemmaConfig, vectors: np.dtype = FLOAT32) -> PaliGemma:
+    """The weights, from tensors by the names that transformers 5 saves; norms, biases and positions as `vectors`."""
+    return layout_of(tensors, c).fill(tensors, vectors)
 
 
 def footprint(c: PaliGemmaConfig, run: Run) -> Footprint:

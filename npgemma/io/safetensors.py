@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -21,7 +21,20 @@ from npgemma.io.strict_json import read_json
 from npgemma.layers.shapes import Array
 
 INDEX = "model.safetensors.index.json"
-DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+DTYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+    "F64": np.dtype("<f8"),
+}
+
+
+class Unreadable(NamedTuple):
+    """A tensor of a dtype that npgemma does not read: an error only if the model uses it."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    where: str
 
 
 def open_file(path: Path, dtypes: Mapping[str, np.dtype[Any]] = DTYPES) -> dict[str, Array]:
@@ -33,6 +46,25 @@ def open_with_metadata(
     path: Path, dtypes: Mapping[str, np.dtype[Any]] = DTYPES
 ) -> tuple[dict[str, Array], dict[str, str]]:
     """The tensors of one file, and its metadata. BadModel as for `open_file`."""
+    tensors, metadata = open_any(path, dtypes)
+    return readable(tensors, dtypes), metadata
+
+
+def readable(
+    tensors: Mapping[str, Array | Unreadable], dtypes: Mapping[str, np.dtype[Any]] = DTYPES
+) -> dict[str, Array]:
+    """The same tensors. BadModel, with its dtype, for one that cannot be read."""
+    for x in tensors.values():
+        if isinstance(x, Unreadable):
+            supported = ", ".join(dtypes)
+            raise BadModel(f"{x.where} is stored as {x.dtype}; npgemma reads {supported}: convert it to one of them")
+    return {name: x for name, x in tensors.items() if not isinstance(x, Unreadable)}
+
+
+def open_any(
+    path: Path, dtypes: Mapping[str, np.dtype[Any]] = DTYPES
+) -> tuple[dict[str, Array | Unreadable], dict[str, str]]:
+    """As `open_with_metadata`, but a tensor of a dtype not in `dtypes` is an Unreadable."""
     try:
         with safe_open(path, framework="numpy", backend="pread"):
             pass
@@ -66,10 +98,12 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def tensor(data: Array, entry: Mapping[str, Any], dtypes: Mapping[str, np.dtype[Any]], where: str) -> Array:
+def tensor(
+    data: Array, entry: Mapping[str, Any], dtypes: Mapping[str, np.dtype[Any]], where: str
+) -> Array | Unreadable:
     """The view of `data` that a header entry describes. The library has already checked the sizes."""
     if entry["dtype"] not in dtypes:
-        raise BadModel(f"{where} is stored as {entry['dtype']}; npgemma reads {', '.join(dtypes)}")
+        return Unreadable(tuple(entry["shape"]), entry["dtype"], where)
     start, end = entry["data_offsets"]
     try:
         return data[start:end].view(dtypes[entry["dtype"]]).reshape(entry["shape"])
@@ -85,18 +119,18 @@ def weight_files(model: Path) -> list[Path]:
     return [path for shard in sorted(shards) if (path := member(model, shard)).exists()]
 
 
-def open_model(model: Path) -> dict[str, Array]:
+def open_model(model: Path) -> dict[str, Array | Unreadable]:
     """All tensors of a model: one file, or a folder."""
-    return open_folder(model) if model.is_dir() else open_file(model)
+    return open_folder(model) if model.is_dir() else open_any(model)[0]
 
 
-def open_folder(folder: Path) -> dict[str, Array]:
+def open_folder(folder: Path) -> dict[str, Array | Unreadable]:
     """All tensors of a model folder: model.safetensors, or the shards that model.safetensors.index.json names."""
     shard_of = weight_map(folder)
     if not shard_of:
-        return open_file(member(folder, "model.safetensors"))
-    shards = {shard: open_file(member(folder, shard)) for shard in sorted(set(shard_of.values()))}
-    tensors: dict[str, Array] = {}
+        return open_any(member(folder, "model.safetensors"))[0]
+    shards = {shard: open_any(member(folder, shard))[0] for shard in sorted(set(shard_of.values()))}
+    tensors: dict[str, Array | Unreadable] = {}
     for shard, found in shards.items():
         listed = {name for name, its_shard in shard_of.items() if its_shard == shard}
         if listed != found.keys():

@@ -10,7 +10,8 @@ import pytest
 
 import npgemma
 from npgemma.checkpoints.adapter import merged, read_adapter
-from npgemma.checkpoints.paligemma import read_config, read_tensors, saved_name
+from npgemma.checkpoints.names import saved_name
+from npgemma.checkpoints.paligemma import read_config, read_tensors
 from npgemma.errors import BadModel
 from npgemma.io.model_folder import EMBEDDED
 from npgemma.testing import tolerance
