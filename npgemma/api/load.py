@@ -7,9 +7,10 @@ import numpy as np
 from npgemma.api.guard import Budget, Guard
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.checkpoints import paligemma
-from npgemma.checkpoints.adapter import merged, read_adapter, untied
+from npgemma.checkpoints.adapter import read_adapter
 from npgemma.checkpoints.footprint import Run
 from npgemma.checkpoints.layout import in_memory
+from npgemma.checkpoints.merging import merged, prepared
 from npgemma.io.model_folder import EMBEDDED, find_adapter, find_model, folder_of
 from npgemma.io.safetensors import weight_files
 
@@ -37,7 +38,8 @@ def load(
         Widen all matrices to `dtype` in memory first. That takes longer and up to four times the space (12 GB for 3B
         parameters in float32); then tokens come sooner, and the files may be removed.
     adapter : str or Path, optional
-        A LoRA adapter as PEFT saves it, named like a model. It is merged into the weights.
+        A LoRA or DoRA adapter as PEFT saves it, named like a model, or a folder with such a folder in it. It is merged
+        into the weights.
     max_memory : int, optional
         The most bytes that a run may take; by default what the machine has available.
 
@@ -101,10 +103,12 @@ def map_model(
     stored = sum(w.nbytes for w in tensors.values())
     changes = None if adapter is None else read_adapter(find_adapter(adapter))
     if changes:
-        tensors = untied(tensors, changes, *paligemma.head_and_table(config))
+        tensors = prepared(tensors, changes)
+        config = paligemma.with_vocabulary(config, len(tensors[paligemma.TABLE]))
     copied = {*tensors} if resident else changes.changed if changes else set()
     held = sum(w.size * dtype.itemsize for name, w in tensors.items() if name in copied)
-    weights = held + sum(w.nbytes for name, w in tensors.items() if name not in copied)
+    held += sum(w.nbytes for name, w in tensors.items() if name not in copied and w.flags.owndata)
+    weights = held + sum(w.nbytes for name, w in tensors.items() if name not in copied and not w.flags.owndata)
     require(weights, stored)
     if changes:
         tensors = merged(tensors, changes, dtype)

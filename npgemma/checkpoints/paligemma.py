@@ -29,7 +29,6 @@ NPZ_PROJECTOR = table("""
     projector.weight     img/head/kernel                         E D
     projector.bias       img/head/bias                           D
 """)
-PATCHES = "vision_tower.embeddings.patch_embedding.weight"
 
 
 @dataclass(frozen=True)
@@ -105,6 +104,13 @@ def hf_parts(c: PaliGemmaConfig) -> tuple[Part, ...]:
     )
 
 
+# The output head, which tied checkpoints may lack, the embedding table, and the convolution of the vision tower.
+HEAD, TABLE, PATCHES = (
+    name_of(path, hf_parts(PaliGemmaConfig(SiglipConfig(), GemmaConfig())))
+    for path in ("text.head", "text.embedding", "vision.embedding.weight")
+)
+
+
 @lru_cache(maxsize=8)
 def hf_layout(c: PaliGemmaConfig) -> Layout[PaliGemma]:
     """The names that transformers 5 saves."""
@@ -121,16 +127,9 @@ def npz_layout(c: PaliGemmaConfig) -> Layout[PaliGemma]:
     )
 
 
-def head_and_table(c: PaliGemmaConfig) -> tuple[str, str]:
-    """The names of the output head, which tied checkpoints lack, and of the embedding table."""
-    parts = hf_parts(c)
-    return name_of("text.head", parts), name_of("text.embedding", parts)
-
-
 def layout_of(tensors: Mapping[str, Shaped], c: PaliGemmaConfig) -> Layout[PaliGemma]:
     """The layout of tensors that may include a head although the config says that it is tied."""
-    head, _ = head_and_table(c)
-    return hf_layout(replace(c, tied=c.tied and head not in tensors))
+    return hf_layout(replace(c, tied=c.tied and HEAD not in tensors))
 
 
 def read_tensors(model: Path, c: PaliGemmaConfig) -> dict[str, Array]:
@@ -140,13 +139,12 @@ def read_tensors(model: Path, c: PaliGemmaConfig) -> dict[str, Array]:
     would run and give wrong answers. BadModel as for `by_saved_name`, `Layout.check`, `readable` and `open_model`.
     """
     tensors = by_saved_name(open_model(model), model)
-    head, table = head_and_table(c)
-    if c.tied and head in tensors and table not in tensors:
+    if c.tied and HEAD in tensors and TABLE not in tensors:
         # one matrix under two names: a writer that stores it once may choose either
-        tensors[table] = tensors.pop(head)
-    if not c.tied and table in tensors and head not in tensors:
+        tensors[TABLE] = tensors.pop(HEAD)
+    if not c.tied and TABLE in tensors and HEAD not in tensors:
         raise BadModel(
-            f"{model}: {head} {tensors[table].shape} is missing, and config.json says that the head is not the "
+            f"{model}: {HEAD} {tensors[TABLE].shape} is missing, and config.json says that the head is not the "
             "embedding table (tie_word_embeddings is false); save the model again with its head, or remove "
             "tie_word_embeddings if the two are one matrix"
         )
@@ -171,6 +169,11 @@ def is_channels_last(shape: tuple[int, ...], c: SiglipConfig, model: Path) -> bo
 def weights(tensors: Mapping[str, Array], c: PaliGemmaConfig, vectors: np.dtype = FLOAT32) -> PaliGemma:
     """The weights, from tensors by the names that transformers 5 saves; norms, biases and positions as `vectors`."""
     return layout_of(tensors, c).fill(tensors, vectors)
+
+
+def with_vocabulary(c: PaliGemmaConfig, rows: int) -> PaliGemmaConfig:
+    """The config of the same model with another number of rows in its embedding table."""
+    return replace(c, text=replace(c.text, vocab_size=rows))
 
 
 def footprint(c: PaliGemmaConfig, run: Run) -> Footprint:

@@ -35,11 +35,21 @@ def find_model(name: str | Path | None) -> Path:
 
 
 def find_adapter(name: str | Path) -> Path:
-    """The folder of a LoRA adapter: an existing one, or org/name[@revision] in the cache. BadModel if not found."""
+    """The folder of a LoRA adapter: an existing one, or org/name[@revision] in the cache. BadModel if not found.
+
+    PEFT saves named adapters, and the Trainer saves checkpoints, in folders of their own within the given one. It may
+    be one of them, if there is one only.
+    """
     folder = find_folder(name, ADAPTER_CONFIG)
     if folder is None:
         raise not_found(name, "no such folder", "adapter ")
-    return folder
+    if (folder / ADAPTER_CONFIG).exists():
+        return folder
+    inner = sorted(path.parent for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{ADAPTER_CONFIG}"))
+    if len(inner) > 1:
+        names = ", ".join(str(path.relative_to(folder)) for path in inner[:10])
+        raise BadModel(f"{folder} contains {len(inner)} adapters: {names}; give the path of one, such as {inner[-1]}")
+    return inner[0] if inner else folder
 
 
 def find_folder(name: str | Path, *needed: str) -> Path | None:

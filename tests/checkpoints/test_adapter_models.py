@@ -27,7 +27,8 @@ from adapters import (
 )
 
 import npgemma
-from npgemma.checkpoints.adapter import merged, read_adapter
+from npgemma.checkpoints.adapter import read_adapter
+from npgemma.checkpoints.merging import merged
 from npgemma.checkpoints.paligemma import read_tensors
 from npgemma.commands.cli import main
 from npgemma.io.model_folder import EMBEDDED

@@ -234,7 +234,7 @@ def test_a_quantised_model_is_refused_as_such(end, tmp_path):
         read_tensors(write(tmp_path, spelled(), {name: "uint8"}), tiny.CONFIG)
 
 
-# ------------------------------------------------------------------------------------------------ float64, MLX's patches
+# ----------------------------------------------------------------------------------------------- float64, MLX's patches
 
 
 def test_float64_weights_are_read_exactly(tmp_path):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import npgemma
-from npgemma.checkpoints.adapter import merged, read_adapter
+from npgemma.checkpoints.adapter import read_adapter
+from npgemma.checkpoints.merging import merged
 from npgemma.checkpoints.names import saved_name
 from npgemma.checkpoints.paligemma import read_config, read_tensors
 from npgemma.errors import BadModel
