@@ -38,8 +38,7 @@ def load(
         Widen all matrices to `dtype` in memory first. That takes longer and up to four times the space (12 GB for 3B
         parameters in float32); then tokens come sooner, and the files may be removed.
     adapter : str or Path, optional
-        A LoRA or DoRA adapter as PEFT saves it, named like a model, or a folder with such a folder in it. It is merged
-        into the weights.
+        A LoRA or DoRA adapter as PEFT saves it, or a folder that contains one; it is merged into the weights.
     max_memory : int, optional
         The most bytes that a run may take; by default what the machine has available.
 

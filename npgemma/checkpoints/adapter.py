@@ -43,9 +43,10 @@ PART = re.compile(
     r"(?P<module>.+)\.(?P<kind>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector"
     r"|trainable_tokens_delta)(\.(?!weight$|bias$)(?P<adapter>[^.]+))?(\.(?P<end>weight|bias))?"
 )
-# A module that was trained whole; `original_module` is the one before training.
-SAVED = re.compile(r"(?P<module>.+)\.modules_to_save\.(?P<adapter>[^.]+)\.(?P<end>.+)")
-BEFORE_TRAINING = re.compile(r"(.+\.)?(original_module|trainable_tokens_original)(\..+)?")
+# A module that was trained whole.
+SAVED = re.compile(r"(?P<module>.+)\.modules_to_save\.(?:(?P<adapter>[^.]+)\.)?(?P<end>.+)")
+# What was there before training, and what VeLoRA needs to train.
+NOT_USED = re.compile(r"(.+\.)?(original_module|trainable_tokens_original|lora_velora_\w+)(\..+)?")
 # The keys of alpha_pattern: names, with the few expressions that cannot take exponential time. Each character of
 # CHOICES lets a match branch.
 PATTERN = re.compile(r"\^?(?:[\w|-]|\\?\.|\\d\+?|\.[*+]|\[[\w-]+\]\+?|\((?:\?:)?|\))+\$?")
@@ -97,14 +98,15 @@ class Adapter:
 
 
 class Once(dict[str, Value]):
-    """A dictionary that refuses a second value for a key: two spellings of one name."""
+    """A dictionary that refuses another value for a key: two spellings of one name."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
 
     def __setitem__(self, name: str, value: Value) -> None:
-        if name in self:
+        known = self.get(name)
+        if known is not None and not (isinstance(known, np.ndarray) and np.array_equal(known, np.asarray(value))):
             raise BadModel(f"{self.path} contains two spellings of the tensor {name}")
         super().__setitem__(name, value)
 
@@ -145,7 +147,7 @@ def sorted_out(
     for stored, x in tensors.items():
         name = unwrapped(stored).removeprefix("base_model.model.")
         name = re.sub(r"\.(base_layer|token_adapter)(?=\.)", "", name)
-        if BEFORE_TRAINING.fullmatch(name):
+        if NOT_USED.fullmatch(name):
             continue
         if found := PART.fullmatch(name):
             kind = f"{found['kind']}.bias" if found["end"] == "bias" else found["kind"]

@@ -1,7 +1,6 @@
 """Adapters that PEFT makes and saves, compared with PEFT's unmerged model in float64, or refused."""
 
 import contextlib
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +21,8 @@ pytest.importorskip("transformers", reason="the live tests compare with transfor
 peft = pytest.importorskip("peft", reason="these tests compare with peft")
 
 from dump_transformers import load_model, make_inputs  # noqa: E402
-from make_fixtures import in_float64, truth  # noqa: E402
 from peft.tuners.lora import config as lora_config  # noqa: E402
+from peft_models import adapted, logits, logits_of  # noqa: E402
 
 pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("one_torch_thread")]
 
@@ -123,33 +122,6 @@ METHODS = {
 @pytest.fixture(scope="module")
 def inputs() -> dict[str, torch.Tensor]:
     return make_inputs(EMBEDDED, SAMPLE, "caption en")
-
-
-def adapted(config: "peft.PeftConfig", wide: bool, saved: str = "float32") -> "peft.PeftModel":
-    """The embedded model in PEFT, with random trained parameters, including B, that `saved` represents exactly."""
-    torch.manual_seed(0)  # PEFT draws A
-    base = load_model(EMBEDDED, torch.float32, "eager")
-    model = peft.get_peft_model(in_float64(base) if wide else base, config).eval()
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            moved = parameter.data + 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
-            parameter.data = moved.to(getattr(torch, saved)).to(parameter.dtype)
-    return model
-
-
-@torch.no_grad()
-def logits_of(model: torch.nn.Module, inputs: dict[str, torch.Tensor], wide: bool) -> np.ndarray:
-    with ExitStack() as stack:
-        if wide:
-            stack.enter_context(truth())
-            inputs = {name: x.double() if x.is_floating_point() else x for name, x in inputs.items()}
-        return model(**inputs).logits[0].numpy()
-
-
-def logits(model: npgemma.VisionLanguageModel, inputs: dict[str, torch.Tensor]) -> np.ndarray:
-    ids, types = (inputs[name][0].numpy() for name in ("input_ids", "token_type_ids"))
-    return model.forward(ids, inputs["pixel_values"].numpy(), types)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
