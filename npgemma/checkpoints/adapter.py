@@ -15,11 +15,11 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from npgemma.checkpoints.names import saved_name, unwrapped
+from npgemma.checkpoints.names import is_unused, saved_name, unwrapped
 from npgemma.checkpoints.paligemma import HEAD, TABLE
 from npgemma.errors import BadModel
 from npgemma.io.model_folder import ADAPTER_CONFIG, member
-from npgemma.io.safetensors import open_file
+from npgemma.io.safetensors import open_any, readable
 from npgemma.io.strict_json import Section, read_json
 from npgemma.layers.bits import widened
 from npgemma.layers.shapes import Array, Float, Int
@@ -47,10 +47,9 @@ PART = re.compile(
 SAVED = re.compile(r"(?P<module>.+)\.modules_to_save\.(?:(?P<adapter>[^.]+)\.)?(?P<end>.+)")
 # What was there before training, and what VeLoRA needs to train.
 NOT_USED = re.compile(r"(.+\.)?(original_module|trainable_tokens_original|lora_velora_\w+)(\..+)?")
-# The keys of alpha_pattern: names, with the few expressions that cannot take exponential time. Each character of
-# CHOICES lets a match branch.
+# The keys of alpha_pattern: names, with the expressions that cannot take exponential time, and how many of each.
 PATTERN = re.compile(r"\^?(?:[\w|-]|\\?\.|\\d\+?|\.[*+]|\[[\w-]+\]\+?|\((?:\?:)?|\))+\$?")
-CHOICES, MOST_CHOICES, LONGEST = re.compile(r"[*+(]"), 4, 300
+AT_MOST, LONGEST = {"*": 2, "+": 2, "(": 3, "|": 8}, 300
 FLOAT64 = np.dtype(np.float64)
 Value = TypeVar("Value")
 
@@ -121,7 +120,8 @@ def read_adapter(folder: Path) -> Adapter:
         raise BadModel(
             f"{folder / 'adapter_model.bin'} is a pickle, which npgemma does not read; save the adapter as {WEIGHTS}"
         )
-    parts, whole, tables = sorted_out(open_file(path), config, path)
+    used = {name: x for name, x in open_any(path)[0].items() if not NOT_USED.fullmatch(name) and not is_unused(name)}
+    parts, whole, tables = sorted_out(readable(used), config, path)
     added, shifts, rows = Once[LowRank](path), Once[Array](path), Once[Rows](path)
     for module, part in parts.items():
         if "trainable_tokens_delta" in part:
@@ -147,8 +147,6 @@ def sorted_out(
     for stored, x in tensors.items():
         name = unwrapped(stored).removeprefix("base_model.model.")
         name = re.sub(r"\.(base_layer|token_adapter)(?=\.)", "", name)
-        if NOT_USED.fullmatch(name):
-            continue
         if found := PART.fullmatch(name):
             kind = f"{found['kind']}.bias" if found["end"] == "bias" else found["kind"]
             parts.setdefault(found["module"], {})[kind] = x
@@ -224,7 +222,7 @@ def scale_of(config: Section, module: str, rank: int) -> float:
     name = f"{module}.weight" if any(f".{module}.weight".endswith(f".{target}") for target in targets) else module
     for pattern in patterns.values:
         try:
-            if not PATTERN.fullmatch(pattern) or len(CHOICES.findall(pattern)) > MOST_CHOICES:
+            if not PATTERN.fullmatch(pattern) or any(pattern.count(each) > most for each, most in AT_MOST.items()):
                 raise re.error("it is not a name, nor one with a few \\d+, [0-9], .* or alternatives (a|b)")
             if len(pattern + name) > LONGEST:
                 raise re.error("it is too long")

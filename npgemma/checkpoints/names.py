@@ -58,6 +58,11 @@ def unwrapped(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
+def is_unused(name: str) -> bool:
+    """Whether a tensor, by any of its names, is one that PaliGemma does not use."""
+    return NOT_USED.fullmatch(saved_name(name)) is not None
+
+
 def by_saved_name(tensors: Mapping[str, Tensor], where: Path) -> dict[str, Tensor]:
     """The tensors that a PaliGemma uses, by the names that transformers 5 saves.
 
@@ -75,12 +80,12 @@ def by_saved_name(tensors: Mapping[str, Tensor], where: Path) -> dict[str, Tenso
                 f"{where} holds a PEFT model whose adapter is not merged (tensor {stored!r}); save the result of "
                 "merge_and_unload(), or load the base model with the adapter that save_pretrained writes"
             )
-    prefix = common_prefix(tensors)
+    prefix = common_prefix(map(unwrapped, tensors))
     found: dict[str, Tensor] = {}
     spelled: dict[str, str] = {}
     for stored, array in tensors.items():
-        name = saved_name(stored.removeprefix(prefix))
-        if NOT_USED.fullmatch(name):
+        name = saved_name(unwrapped(stored).removeprefix(prefix))
+        if is_unused(name):
             continue
         if name in found:
             raise BadModel(f"{where}: {spelled[name]!r} and {stored!r} are two spellings of the same tensor")

@@ -210,6 +210,16 @@ UNCLEAR = {
     "ids that are not": (DELTA, {"trainable_token_indices": [True, -1]}, r"trainable_token_indices is \[True, -1\]"),
     "ids for another": (DELTA, {"trainable_token_indices": {"wte": [1, 2]}}, "trainable_token_indices is None"),
     "ids without rows": (names(A=A, B=B), {"trainable_token_indices": [3]}, "has no trainable_tokens_delta"),
+    "rows with an update of the table": (
+        DELTA | stored_tensors({TABLE_MODULE: halves(TABLE_MODULE, 2)}),
+        {"trainable_token_indices": [3, 5]},
+        "trainable_token_indices together with an update of the same table",
+    ),
+    "rows with an update of the tied head": (
+        DELTA | {"lm_head.lora_A.weight": np.ones((2, 11), "f4"), "lm_head.lora_B.weight": np.ones((61, 2), "f4")},
+        {"trainable_token_indices": [3, 5]},
+        "or of the head tied to it is not supported",
+    ),
     "a gap in new tokens": (DELTA, {"trainable_token_indices": [3, 62]}, r"has the new tokens \[62\], but the table"),
     "a larger table alone": (
         stored_tensors({}, {TABLE: np.ones((62, 11), np.float32)}),

@@ -1,5 +1,6 @@
 """What else adapters of PEFT hold: DoRA, rows of tokens, resized tables, modules saved whole; and where they lie."""
 
+import dataclasses
 import json
 import shutil
 import time
@@ -146,6 +147,14 @@ def test_table_and_head_may_have_rows_of_their_own(tmp_path):
     table[[3, 5]], head[[60, 0, 7]] = ROWS, head_rows
     np.testing.assert_array_equal(found[TABLE], table, strict=True)
     np.testing.assert_array_equal(found[HEAD], head, strict=True)
+
+
+def test_rows_of_the_table_leave_an_untied_head(tmp_path):
+    config = dataclasses.replace(tiny.CONFIG, tied=False)
+    tensors = tiny.random_tensors(config)
+    found = merge(write_adapter(tmp_path, DELTA, trainable_token_indices=[3, 5]), tensors=tensors)
+    np.testing.assert_array_equal(found[TABLE][[3, 5]], ROWS, strict=True)
+    assert found[HEAD] is tensors[HEAD]
 
 
 def logits(model: npgemma.VisionLanguageModel) -> np.ndarray:

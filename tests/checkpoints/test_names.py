@@ -122,11 +122,26 @@ def test_what_stands_before_all_names_is_left_out(wrapper, spelling, tmp_path):
 
 
 @pytest.mark.parametrize("wrapper", ["_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
-@pytest.mark.parametrize("where", ["vision_tower.", "language_model.", "language_model.model.", ".layers.1.", ".mlp."])
+@pytest.mark.parametrize(
+    "where",
+    ["vision_tower.", "multi_modal_projector.", "language_model.", "language_model.model.", ".layers.1.", ".mlp."],
+)
 def test_a_part_of_the_model_may_be_wrapped(wrapper, where, tmp_path):
     stored = {name.replace(where, f"{where}{wrapper}."): x for name, x in spelled().items()}
     assert stored.keys() != spelled().keys()
     assert_read(write(tmp_path, stored))
+
+
+def test_all_but_the_head_may_be_wrapped_within_a_prefix(tmp_path):
+    """A model whose inner model is compiled, as an attribute of another."""
+    config = dataclasses.replace(tiny.CONFIG, tied=False)
+    tensors = tiny.random_tensors(config)
+    stored = {
+        f"vlm.{name}" if name == HEAD else f"vlm.model._orig_mod.{name.removeprefix('model.')}": x
+        for name, x in spelled("memory 5.6", tensors).items()
+    }
+    stored["vlm.lm_head.weight"] = stored.pop("vlm.model._orig_mod.lm_head.weight")
+    assert_read(write(tmp_path, stored, config=config), config, tensors)
 
 
 def test_a_prefix_that_some_names_lack_is_not_left_out(tmp_path):
