@@ -30,14 +30,14 @@ def prepared(tensors: Mapping[str, Array], adapter: Adapter) -> dict[str, Array]
     in both. BadModel if table and head would have different numbers of rows, or if the order of changes would matter.
     """
     whole, tables, is_tied = dict(tensors), dict(adapter.tables), HEAD not in tensors
-    if adapter.rows.keys() & adapter.added.keys() or (is_tied and TABLE in adapter.rows and HEAD in adapter.added):
-        what = "trainable_token_indices together with an update of the same table or of the head tied to it"
+    changed = {*adapter.added, *adapter.replaced}
+    if adapter.rows.keys() & changed or (is_tied and TABLE in adapter.rows and HEAD in changed):
+        what = "trainable_token_indices together with another change of the same table or of the head tied to it"
         raise BadModel(f"{adapter.path}: {what} is not supported")
     if is_tied and HEAD in tables and np.array_equal(tables[HEAD], tables.get(TABLE, tables[HEAD])):
         tables[TABLE] = tables.pop(HEAD)  # tied: one matrix under two names
     for name, x in tables.items():
         whole[name] = of_any_size(x, whole.get(name, whole[TABLE]), name, adapter)
-    changed = {*adapter.added, *adapter.replaced}
     if HEAD not in whole and (changed & {HEAD, TABLE} or HEAD in adapter.rows):
         whole[HEAD] = whole[TABLE]
     for name in {HEAD, TABLE} & adapter.replaced.keys():

@@ -213,7 +213,7 @@ UNCLEAR = {
     "rows with an update of the table": (
         DELTA | stored_tensors({TABLE_MODULE: halves(TABLE_MODULE, 2)}),
         {"trainable_token_indices": [3, 5]},
-        "trainable_token_indices together with an update of the same table",
+        "trainable_token_indices together with another change of the same table",
     ),
     "rows with an update of the tied head": (
         DELTA | {"lm_head.lora_A.weight": np.ones((2, 11), "f4"), "lm_head.lora_B.weight": np.ones((61, 2), "f4")},

@@ -55,9 +55,6 @@ KINDS = {
     ),
     "rows, tied explicitly": dict(target_modules=QUERY, trainable_token_indices=[107, 5], ensure_weight_tying=True),
     "rows with DoRA": dict(target_modules=QUERY, trainable_token_indices=[107, 5], use_dora=True),
-    "rows, and the head saved": dict(
-        target_modules=QUERY, modules_to_save=["lm_head"], trainable_token_indices=[107, 5]
-    ),
     "parameters with a pattern": dict(
         target_modules=[],
         target_parameters=["self_attn.q_proj.weight", "mlp.up_proj.weight"],
