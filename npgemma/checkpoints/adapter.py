@@ -18,13 +18,12 @@ import numpy as np
 from npgemma.checkpoints.names import is_unused, saved_name, unwrapped
 from npgemma.checkpoints.paligemma import HEAD, TABLE
 from npgemma.errors import BadModel
-from npgemma.io.model_folder import ADAPTER_CONFIG, member
+from npgemma.io.model_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, member
 from npgemma.io.safetensors import open_any, readable
 from npgemma.io.strict_json import Section, read_json
 from npgemma.layers.bits import widened
 from npgemma.layers.shapes import Array, Float, Int
 
-WEIGHTS = "adapter_model.safetensors"
 # Options of PEFT that can change the formula, and the values that leave it as it is above.
 PLAIN: dict[str, tuple[object, ...]] = {
     "peft_type": ("LORA",),
@@ -115,11 +114,10 @@ def read_adapter(folder: Path) -> Adapter:
     config = Section(read_json(member(folder, ADAPTER_CONFIG)), str(folder / ADAPTER_CONFIG))
     for key, allowed in PLAIN.items():
         config.require(key, *allowed)
-    path = member(folder, WEIGHTS)
+    path = member(folder, ADAPTER_WEIGHTS)
     if not path.exists() and (folder / "adapter_model.bin").exists():
-        raise BadModel(
-            f"{folder / 'adapter_model.bin'} is a pickle, which npgemma does not read; save the adapter as {WEIGHTS}"
-        )
+        pickled = folder / "adapter_model.bin"
+        raise BadModel(f"{pickled} is a pickle, which npgemma does not read; save the adapter as {ADAPTER_WEIGHTS}")
     used = {name: x for name, x in open_any(path)[0].items() if not NOT_USED.fullmatch(name) and not is_unused(name)}
     parts, whole, tables = sorted_out(readable(used), config, path)
     added, shifts, rows = Once[LowRank](path), Once[Array](path), Once[Rows](path)

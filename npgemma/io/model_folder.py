@@ -9,6 +9,7 @@ from npgemma.io.hub_cache import cache_folder, is_repo_id, snapshot
 EMBEDDED = Path(__file__).parent.parent / "assets" / "tiny"
 SUFFIX = ".safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def find_model(name: str | Path | None) -> Path:
@@ -37,10 +38,12 @@ def find_model(name: str | Path | None) -> Path:
 def find_adapter(name: str | Path) -> Path:
     """The folder of a LoRA adapter: an existing one, or org/name[@revision] in the cache. BadModel if not found.
 
-    PEFT saves named adapters, and the Trainer saves checkpoints, in folders of their own within the given one. It may
-    be one of them, if there is one only.
+    One of its two files stands for the folder. PEFT saves named adapters, and the Trainer saves checkpoints, in folders
+    of their own within the given one: it is one of them, if there is one only.
     """
-    folder = find_folder(name, ADAPTER_CONFIG)
+    path = Path(name)
+    is_file = path.name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) and os.path.isfile(path)
+    folder = find_folder(path.parent if is_file else name, ADAPTER_CONFIG)
     if folder is None:
         raise not_found(name, "no such folder", "adapter ")
     if (folder / ADAPTER_CONFIG).exists():

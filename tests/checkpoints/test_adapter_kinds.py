@@ -262,6 +262,12 @@ def test_the_only_adapter_in_a_folder_is_found(inside, placed, tmp_path):
     np.testing.assert_array_equal(logits(npgemma.load(model, adapter=tmp_path / "run")), expected, strict=True)
 
 
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_file_of_an_adapter_stands_for_its_folder(file, placed):
+    model, adapter, expected = placed
+    np.testing.assert_array_equal(logits(npgemma.load(model, adapter=adapter / file)), expected, strict=True)
+
+
 def test_an_adapter_beside_its_checkpoints_is_the_one(placed, tmp_path):
     model, adapter, expected = placed
     shutil.copytree(adapter, tmp_path / "run")

@@ -134,8 +134,10 @@ def test_an_adapter_is_a_folder_or_a_cached_repository(here, tmp_path):
     with pytest.raises(BadModel, match=r"^adapter org/name was not found: .*: run 'hf download org/name' first$"):
         find_adapter("org/name")
     (here / ADAPTER).write_bytes(b"")
+    assert find_adapter(ADAPTER) == Path()
+    (here / "weights.bin").write_bytes(b"")
     with pytest.raises(BadModel, match="is neither a folder"):
-        find_adapter(ADAPTER)
+        find_adapter("weights.bin")
 
 
 @pytest.mark.parametrize("has_config", [True, False])
