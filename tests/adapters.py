@@ -7,12 +7,11 @@ import numpy as np
 import tiny
 
 from npgemma.checkpoints.adapter import read_adapter
-from npgemma.checkpoints.merging import merged, untied
-from npgemma.checkpoints.paligemma import head_and_table
+from npgemma.checkpoints.merging import merged, prepared
+from npgemma.checkpoints.paligemma import HEAD, TABLE
 from npgemma.io.model_folder import EMBEDDED
 
 PICTURE = EMBEDDED.parent / "sample.png"
-HEAD, TABLE = head_and_table(tiny.CONFIG)
 LAYER_1 = "language_model.model.layers.1"
 QUERY = f"{LAYER_1}.self_attn.q_proj"
 UP = "vision_tower.encoder.layers.0.mlp.fc1"
@@ -68,7 +67,7 @@ def assert_rounded_once(found: np.ndarray, expected: np.ndarray, dtype: str) -> 
 
 def merge(folder: Path, dtype: str = "float32", tensors: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
     adapter = read_adapter(folder)
-    return merged(untied(tensors or tiny.random_tensors(), adapter, HEAD, TABLE), adapter, np.dtype(dtype))
+    return merged(prepared(tensors or tiny.random_tensors(), adapter), adapter, np.dtype(dtype))
 
 
 LORA = {QUERY: 3, UP: 4, TABLE.removesuffix(".weight"): 2}

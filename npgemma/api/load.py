@@ -12,7 +12,7 @@ from npgemma.checkpoints import paligemma
 from npgemma.checkpoints.adapter import read_adapter
 from npgemma.checkpoints.footprint import Run
 from npgemma.checkpoints.layout import in_memory
-from npgemma.checkpoints.merging import merged, resized_rows, untied
+from npgemma.checkpoints.merging import merged, prepared
 from npgemma.errors import BadModel
 from npgemma.io.model_folder import EMBEDDED, find_adapter, find_model, folder_of
 from npgemma.io.safetensors import weight_files
@@ -29,7 +29,7 @@ def load(
     """Load a model from disk. Nothing is downloaded.
 
     Matrices stay memory-mapped in the dtype they are stored in, so that loading takes a fraction of a second. Norms,
-    biases and the position table become float32.
+    biases and the position table become `dtype`.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def load(
         Widen all matrices to `dtype` in memory first. That takes longer and up to four times the space (12 GB for 3B
         parameters in float32); then tokens come sooner, and the files may be removed.
     adapter : str or Path, optional
-        A LoRA adapter as PEFT saves it, named like a model. It is merged into the weights.
+        A LoRA or DoRA adapter as PEFT saves it, or a folder that contains one; it is merged into the weights.
     max_memory : int, optional
         The most bytes a run may take; by default what is available.
     tokenizer : str or Path, optional
@@ -113,16 +113,16 @@ def map_model(
     stored = sum(w.nbytes for w in tensors.values())
     changes = None if adapter is None else read_adapter(find_adapter(adapter))
     if changes:
-        head, table = paligemma.head_and_table(config)
-        config = paligemma.resized(config, resized_rows(changes, tensors, table))
-        tensors = untied(tensors, changes, head, table)
+        tensors = prepared(tensors, changes)
+        config = paligemma.with_vocabulary(config, len(tensors[paligemma.TABLE]))
     copied = {*tensors} if resident else changes.changed if changes else set()
     held = sum(w.size * dtype.itemsize for name, w in tensors.items() if name in copied)
-    weights = held + sum(w.nbytes for name, w in tensors.items() if name not in copied)
+    held += sum(w.nbytes for name, w in tensors.items() if name not in copied and w.flags.owndata)
+    weights = held + sum(w.nbytes for name, w in tensors.items() if name not in copied and not w.flags.owndata)
     require(weights, stored)
     if changes:
         tensors = merged(tensors, changes, dtype)
     if resident:
         tensors = in_memory(tensors, dtype)
     guard = Guard(config, dtype, {} if resident else files, Budget(weights, held, max_memory, weights - held))
-    return VisionLanguageModel(folder, config, paligemma.weights(tensors, config), dtype, guard, pieces)
+    return VisionLanguageModel(folder, config, paligemma.weights(tensors, config, dtype), dtype, guard, pieces)

@@ -1,160 +1,250 @@
-"""LoRA adapters as PEFT saves them: adapter_config.json, and the names of the tensors.
+"""LoRA adapters, as PEFT saves them: the files of one, and what they say to change.
 
-The scale of an update is alpha / r, or alpha / sqrt(r) with rank-stabilised LoRA.
+    W' = W + scale B A        A [r, in], B [out, r], scale = alpha / r (alpha / sqrt(r) with rank-stabilised LoRA)
 
-Sources: huggingface/peft; Kalajdzievski 2023 (arXiv:2312.03732) for the square root.
+`merging` applies them. Sources: Hu et al. 2021 (arXiv:2106.09685), section 4.1; Kalajdzievski 2023 (arXiv:2312.03732)
+for the square root; the names and adapter_config.json of huggingface/peft.
 """
 
 import math
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from npgemma.checkpoints.layout import finite
-from npgemma.checkpoints.merging import FLOAT64, Adapter, LowRank, TokenRows
-from npgemma.checkpoints.spellings import saved_name
+from npgemma.checkpoints.names import is_unused, saved_name, unwrapped
+from npgemma.checkpoints.paligemma import HEAD, TABLE
 from npgemma.errors import BadModel
-from npgemma.io.model_folder import member
-from npgemma.io.safetensors import open_file
+from npgemma.io.model_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, member
+from npgemma.io.safetensors import open_any, readable
 from npgemma.io.strict_json import Section, read_json
-from npgemma.io.unusable import ADAPTER_CONFIG
 from npgemma.layers.bits import widened
-from npgemma.layers.shapes import Array
+from npgemma.layers.shapes import Array, Float, Int
 
-WEIGHTS = "adapter_model.safetensors"
 # Options of PEFT that can change the formula, and the values that leave it as it is above.
 PLAIN: dict[str, tuple[object, ...]] = {
     "peft_type": ("LORA",),
-    "fan_in_fan_out": (False,),
-    "lora_bias": (False,),
-    "ensure_weight_tying": (False,),
-    "layer_replication": (),
-    "alora_invocation_tokens": (),
+    "use_qalora": (False,),
+    "use_bdlora": (False,),
+    "layer_replication": ([],),
+    "alora_invocation_tokens": ([],),
     "arrow_config": (),
+    "kasa_config": (),
+    "monteclora_config": (),
     # other initialisations subtract from the base model what the adapter starts with
     "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva", "mica"),
 }
+# The name of a part of an adapter: its module, what it is, and in a state_dict the name of the adapter.
+PART = re.compile(
+    r"(?P<module>.+)\.(?P<kind>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector"
+    r"|trainable_tokens_delta)(\.(?!weight$|bias$)(?P<adapter>[^.]+))?(\.(?P<end>weight|bias))?"
+)
+# A module that was trained whole.
+SAVED = re.compile(r"(?P<module>.+)\.modules_to_save\.(?:(?P<adapter>[^.]+)\.)?(?P<end>.+)")
+# What was there before training, and what VeLoRA needs to train.
+NOT_USED = re.compile(r"(.+\.)?(original_module|trainable_tokens_original|lora_velora_\w+)(\..+)?")
+# The keys of alpha_pattern: names, with the expressions that cannot take exponential time, and how many of each.
+PATTERN = re.compile(r"\^?(?:[\w|-]|\\?\.|\\d\+?|\.[*+]|\[[\w-]+\]\+?|\((?:\?:)?|\))+\$?")
+AT_MOST, LONGEST = {"*": 2, "+": 2, "(": 3, "|": 8}, 300
+FLOAT64 = np.dtype(np.float64)
+Value = TypeVar("Value")
 
 
-# The names of PEFT's tensors inside a module, and whether they are followed by the name of the adapter, as in
-# `state_dict()`, and by `.weight`.
-HALF = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.(\w+))??(?:\.weight)?")
-MAGNITUDE = re.compile(r"(.+)\.lora_magnitude_vector(?:\.(\w+))??(?:\.weight)?")
-ROWS = re.compile(r"(.+)\.token_adapter\.trainable_tokens_delta(?:\.(\w+))?")
-SAVED = re.compile(r"(.+)\.modules_to_save\.(\w+)\.(.+)")
-# What `state_dict()` holds beside the adapter: the module before it was trained.
-BEFORE = re.compile(r".+\.(original_module|token_adapter\.base_layer)\..+")
+class LowRank(NamedTuple):
+    """The update of a matrix, or of another tensor as a matrix of its rows: scale B A.
+
+    The magnitude of DoRA is [O 1], one number for each row, or [1 I], one for each column.
+    """
+
+    a: Float[Array, "R I"]
+    b: Float[Array, "O R"]
+    scale: float
+    shape: tuple[int, ...]
+    magnitude: Array | None = None
 
 
-class Tensors:
-    """The tensors of an adapter's file, sorted by what they are: each is read once, under one name."""
+class Rows(NamedTuple):
+    """Rows of a table, and their token ids."""
+
+    ids: Int[Array, "T"]
+    values: Array
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """By the names that transformers 5 saves: updates of matrices, and tensors that replace those of the model.
+
+    `tables` are embedding table and head, if they are stored beside the adapter: the ones it was trained with, which
+    take the place of the model's before anything else, and are tied if those are. `rows` replace rows of a table,
+    `shifts` are added to biases.
+    """
+
+    path: Path
+    added: Mapping[str, LowRank]
+    replaced: Mapping[str, Array]
+    tables: Mapping[str, Array] = field(default_factory=dict)
+    rows: Mapping[str, Rows] = field(default_factory=dict)
+    shifts: Mapping[str, Array] = field(default_factory=dict)
+
+    @property
+    def changed(self) -> set[str]:
+        """The names of what merging computes; `tables` stay as they are stored."""
+        return {*self.added, *self.replaced, *self.rows, *self.shifts}
+
+
+class Once(dict[str, Value]):
+    """A dictionary that refuses another value for a key: two spellings of one name."""
 
     def __init__(self, path: Path) -> None:
+        super().__init__()
         self.path = path
-        self.replaced: dict[str, Array] = {}
-        self.halves: dict[str, dict[str, Array]] = {}
-        self.magnitudes: dict[str, Array] = {}
-        self.rows: dict[str, Array] = {}
-        self.tables: set[str] = set()
-        self.adapters: set[str] = set()
-        for stored, x in open_file(path).items():
-            if not finite(x):
-                raise BadModel(f"{path}: {stored} is not finite: it contains NaN or infinity; save the adapter again")
-            self.sort(stored.removeprefix("base_model.model."), x)
-        if len(self.adapters) > 1:
-            raise BadModel(f"{path} contains several adapters: {', '.join(sorted(self.adapters))}; save one of them")
 
-    def sort(self, name: str, x: Array) -> None:
-        """Put a tensor where it belongs."""
-        name = name.replace(".base_layer.", ".") if ".token_adapter." not in name else name
-        if BEFORE.fullmatch(name):
-            return
-        if found := HALF.fullmatch(name):
-            module, table, half, adapter = found.groups()
-            # PEFT stores the update of an embedding table transposed: its A is our B
-            side, x = ({"A": "B", "B": "A"}[half], x.T) if table else (half, x)
-            self.once(self.halves.setdefault(module, {}), side, widened(x, FLOAT64))
-            self.tables |= {module} if table else set()
-        elif found := MAGNITUDE.fullmatch(name):
-            module, adapter = found.groups()
-            self.once(self.magnitudes, module, widened(x, FLOAT64).reshape(-1))
-        elif found := ROWS.fullmatch(name):
-            module, adapter = found.groups()
-            self.once(self.rows, module, widened(x, FLOAT64))
-        elif found := SAVED.fullmatch(name):
-            module, adapter, rest = found.groups()
-            self.once(self.replaced, saved_name(f"{module}.{rest}"), x)
-        else:
-            adapter = None
-            self.once(self.replaced, saved_name(name), x)
-        self.adapters |= {adapter} if adapter else set()
-
-    def once(self, known: dict[str, Array], name: str, x: Array) -> None:
-        if name in known:
+    def __setitem__(self, name: str, value: Value) -> None:
+        known = self.get(name)
+        if known is not None and not (isinstance(known, np.ndarray) and np.array_equal(known, np.asarray(value))):
             raise BadModel(f"{self.path} contains two spellings of the tensor {name}")
-        known[name] = x
+        super().__setitem__(name, value)
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """The adapter in a folder. BadModel if it is damaged, or has a feature that npgemma does not support."""
+    """The adapter in a folder. BadModel if it is damaged, or if its formula is not one that npgemma computes."""
     config = Section(read_json(member(folder, ADAPTER_CONFIG)), str(folder / ADAPTER_CONFIG))
     for key, allowed in PLAIN.items():
         config.require(key, *allowed)
-    path = member(folder, WEIGHTS)
+    path = member(folder, ADAPTER_WEIGHTS)
     if not path.exists() and (folder / "adapter_model.bin").exists():
-        raise BadModel(
-            f"{folder / 'adapter_model.bin'} is a pickle, which npgemma does not read; save the adapter as {WEIGHTS}"
-        )
-    found = Tensors(path)
-    added: dict[str, LowRank] = {}
-    for module, half in found.halves.items():
-        rank = len(half.get("A", ()))
-        if half.keys() != {"A", "B"} or any(x.ndim != 2 for x in half.values()) or not 0 < rank == half["B"].shape[1]:
-            raise BadModel(
-                f"{path}: the update of {module} is not a matrix lora_A [r, in] and a matrix lora_B [out, r]"
-            )
-        name = saved_name(f"{module}.weight")
-        if name in added:
-            raise BadModel(f"{path} contains two spellings of the tensor {name}")
-        magnitude, table = found.magnitudes.get(module), module in found.tables
-        wanted = (half["A"].shape[1] if table else len(half["B"])) if config.flag("use_dora", False) else 0
-        if wanted != (0 if magnitude is None else len(magnitude)):
-            where = f"{path}: {module}"
-            raise BadModel(f"{where} must have a lora_magnitude_vector of {wanted} numbers, by use_dora and its update")
-        added[name] = LowRank(half["A"], half["B"], scale_of(config, module, rank), magnitude, table)
-    rows = {saved_name(f"{module}.weight"): token_rows(config, path, module, x) for module, x in found.rows.items()}
-    if not added and not found.replaced and not rows:
+        pickled = folder / "adapter_model.bin"
+        raise BadModel(f"{pickled} is a pickle, which npgemma does not read; save the adapter as {ADAPTER_WEIGHTS}")
+    used = {name: x for name, x in open_any(path)[0].items() if not NOT_USED.fullmatch(name) and not is_unused(name)}
+    parts, whole, tables = sorted_out(readable(used), config, path)
+    added, shifts, rows = Once[LowRank](path), Once[Array](path), Once[Rows](path)
+    for module, part in parts.items():
+        if "trainable_tokens_delta" in part:
+            rows[saved_name(f"{module}.weight")] = token_rows(config, module, part.pop("trainable_tokens_delta"))
+        if part:
+            update = low_rank(config, module, part, path)
+            added[saved_name(f"{module}.weight")] = update
+            if "lora_B.bias" in part:
+                shifts[saved_name(f"{module}.bias")] = update.scale * widened(part["lora_B.bias"], FLOAT64)
+    if not (added or whole or tables or rows):
         raise BadModel(f"{path} contains no tensors; the adapter was not saved completely")
-    return Adapter(path, added, found.replaced, rows)
+    if config.values.get("trainable_token_indices") and not rows:
+        raise BadModel(f"{path} has no trainable_tokens_delta, the rows of trainable_token_indices in {config.where}")
+    return Adapter(path, added, whole, tables, rows, shifts)
 
 
-def token_rows(config: Section, path: Path, module: str, values: Array) -> TokenRows:
-    """The rows of a table that were trained: `trainable_token_indices` is a list, or a list for each module."""
-    listed = config.values.get("trainable_token_indices")
-    if isinstance(listed, dict):
-        listed = next((tokens for name, tokens in listed.items() if f".{module}".endswith(f".{name}")), None)
-    tokens = [token for token in listed if type(token) is int and token >= 0] if isinstance(listed, list) else []
-    if not tokens or tokens != listed or values.ndim != 2 or len(tokens) != len(values):
-        rows = f"{path} has {len(values)} rows of {module}"
-        raise BadModel(f"{config.where}: trainable_token_indices does not list their tokens: {rows}")
-    return TokenRows(np.array(tokens), values)
+def sorted_out(
+    tensors: Mapping[str, Array], config: Section, path: Path
+) -> tuple[dict[str, dict[str, Array]], Once[Array], Once[Array]]:
+    """The parts of updates by module, tensors that were trained whole, and tables that were stored beside them."""
+    parts: dict[str, dict[str, Array]] = {}
+    whole, tables, adapters = Once[Array](path), Once[Array](path), set[str]()
+    for stored, x in tensors.items():
+        name = unwrapped(stored).removeprefix("base_model.model.")
+        name = re.sub(r"\.(base_layer|token_adapter)(?=\.)", "", name)
+        if found := PART.fullmatch(name):
+            kind = f"{found['kind']}.bias" if found["end"] == "bias" else found["kind"]
+            parts.setdefault(found["module"], {})[kind] = x
+        elif found := SAVED.fullmatch(name):
+            whole[saved_name(f"{found['module']}.{found['end']}")] = x
+        elif saved_name(name) in (HEAD, TABLE) and not is_trained_whole(config, name.removesuffix(".weight")):
+            tables[saved_name(name)] = np.array(x)  # a copy: the adapter's file may be deleted
+        else:
+            whole[saved_name(name)] = x
+        if found and found["adapter"]:
+            adapters.add(found["adapter"])
+    if len(adapters) > 1:
+        raise BadModel(
+            f"{path} contains {len(adapters)} adapters: {', '.join(sorted(adapters))}; save only the one that you "
+            "want: save_pretrained(folder, selected_adapters=[name])"
+        )
+    return parts, whole, tables
+
+
+def is_trained_whole(config: Section, module: str) -> bool:
+    """Whether modules_to_save lists a module."""
+    names = config.get("modules_to_save", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise BadModel(f"{config.where}: modules_to_save is {names!r}, not a list of names")
+    return any(module.endswith(name) for name in names)
+
+
+def low_rank(config: Section, module: str, part: Mapping[str, Array], path: Path) -> LowRank:
+    """The update of one matrix. BadModel if its halves do not fit each other."""
+    # PEFT stores the update of an embedding table transposed: its A is our B
+    is_table = "lora_embedding_A" in part or "lora_embedding_B" in part
+    a, b = (part.get(name) for name in (("lora_embedding_B", "lora_embedding_A") if is_table else ("lora_A", "lora_B")))
+    if a is not None and b is not None and is_table:
+        a, b = a.T, b.T
+    inputs: tuple[int, ...] = () if a is None else a.shape[1:]
+    if a is not None and b is not None and a.ndim == b.ndim == 4 and b.shape[2:] == (1, 1):  # a convolution
+        a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
+    if a is None or b is None or a.ndim != 2 or b.ndim != 2 or not 0 < len(a) == b.shape[1]:
+        raise BadModel(f"{path}: the update of {module} is not a matrix lora_A [r, in] and a matrix lora_B [out, r]")
+    a, b = (np.array(widened(x, FLOAT64)) for x in (a, b))
+    magnitude = magnitude_of(config, module, part, (1, a.shape[1]) if is_table else (len(b), 1), path)
+    return LowRank(a, b, scale_of(config, module, len(a)), (len(b), *inputs), magnitude)
+
+
+def magnitude_of(
+    config: Section, module: str, part: Mapping[str, Array], shape: tuple[int, int], path: Path
+) -> Array | None:
+    """DoRA's magnitude of one matrix. BadModel unless it is there if the config says so, and only then."""
+    magnitude = part.get("lora_magnitude_vector")
+    if config.flag("use_dora", False) != (magnitude is not None):
+        has = "does not have" if magnitude is None else "has"
+        raise BadModel(
+            f"{path} {has} the lora_magnitude_vector of {module}, but use_dora is "
+            f"{'true' if magnitude is None else 'not true'} in {config.where}"
+        )
+    if magnitude is None:
+        return None
+    if magnitude.size != math.prod(shape):
+        raise BadModel(
+            f"{path}: lora_magnitude_vector of {module} has shape {magnitude.shape}, not ({math.prod(shape)},)"
+        )
+    if "lora_B.bias" in part:
+        raise BadModel(f"{config.where}: lora_bias together with use_dora is not supported")
+    return np.array(widened(magnitude, FLOAT64)).reshape(shape)
 
 
 def scale_of(config: Section, module: str, rank: int) -> float:
     """alpha / r of one matrix. The keys of alpha_pattern are regular expressions for the ends of names."""
-    patterns, repeats = config.section("alpha_pattern"), r"[*+?{]"
+    patterns = config.section("alpha_pattern")
     alpha = config.positive("lora_alpha", 8)
+    # PEFT calls a matrix that is listed in target_parameters by the name of the parameter
+    targets = config.get("target_parameters", [])
+    name = f"{module}.weight" if any(f".{module}.weight".endswith(f".{target}") for target in targets) else module
     for pattern in patterns.values:
         try:
-            # a pattern with nested or many repetitions may take exponential time to fail
-            repetitions = len(re.findall(repeats, pattern))
-            if re.search(rf"\){repeats}", pattern) or repetitions > 2 or len(pattern) > 300:
-                raise re.error("it is too long or has too many repetitions")
-            fits = re.match(rf"(.*\.)?({pattern})$", module)
+            if not PATTERN.fullmatch(pattern) or any(pattern.count(each) > most for each, most in AT_MOST.items()):
+                raise re.error("it is not a name, nor one with a few \\d+, [0-9], .* or alternatives (a|b)")
+            if len(pattern + name) > LONGEST:
+                raise re.error("it is too long")
+            fits = re.match(rf"(.*\.)?({pattern})$", name)
         except (re.error, OverflowError, RecursionError) as error:
             raise BadModel(f"{patterns.where}: npgemma cannot use the expression {pattern!r}: {error}") from None
         if fits:
             alpha = patterns.positive(pattern, alpha)
             break
     return alpha / (math.sqrt(rank) if config.flag("use_rslora", False) else rank)
+
+
+def token_rows(config: Section, module: str, values: Array) -> Rows:
+    """The rows of a table that were trained. BadModel unless trainable_token_indices has an id for each."""
+    given = config.values.get("trainable_token_indices")
+    if isinstance(given, dict):
+        # a head that shares the rows of the table has no key of its own
+        keys = [key for key in given if module.endswith(key)] or [key for key in given if key.endswith("embed_tokens")]
+        given = given[keys[0]] if keys else None
+    ids = given if isinstance(given, list) else []
+    are_ids = all(type(each) is int and 0 <= each < 1 << 24 for each in ids)
+    if not are_ids or not ids or values.ndim != 2 or not len({*ids}) == len(ids) == len(values):
+        raise BadModel(
+            f"{config.where}: trainable_token_indices is {given!r} for {module}, not the different ids of the tokens "
+            f"whose rows are the trained {values.shape}"
+        )
+    return Rows(np.array(ids), np.array(widened(values, FLOAT64)))

@@ -30,7 +30,8 @@ from npgemma.layers.tree import Leaf, leaves, map_tree
 
 Tree = TypeVar("Tree")
 FLOAT32 = np.dtype(np.float32)
-MOST_LINES = 10  # how many tensors an error lists
+# The most tensors that one error names.
+MOST_NAMED = 10
 
 
 class Line(NamedTuple):
@@ -123,7 +124,10 @@ class Layout(Generic[Tree]):
         return {each.name: ends[each.name] + each.shape for each in self.stored}
 
     def check(self, tensors: Mapping[str, Shaped], where: Path, source: str = "config.json") -> None:
-        """BadModel, naming every tensor that is missing, unexpected or of another shape than `source` asks for."""
+        """BadModel, naming tensors that are missing, unexpected or of another shape than `source` asks for.
+
+        It names all of them, or some of each kind if there are more than MOST_NAMED.
+        """
         expected = self.shapes
         missing = [f"  missing     {name} {shape}" for name, shape in expected.items() if name not in tensors]
         extra = [f"  unexpected  {name} {x.shape}" for name, x in tensors.items() if name not in expected]
@@ -135,24 +139,26 @@ class Layout(Generic[Tree]):
         if missing or extra or wrong:
             count = f"{len(missing)} missing, {len(extra)} unexpected, {len(wrong)} mis-shaped"
             found = f"{where}: the tensors do not fit {source} ({count})"
-            raise BadModel("\n".join([found, *shortened_list([*missing, *extra, *wrong])]))
+            raise BadModel("\n".join([found, *some_of(missing, extra, wrong)]))
 
-    def fill(self, tensors: Mapping[str, Array]) -> Tree:
-        """The weights. A matrix is a view of the stored tensor; a norm, a bias or a position table becomes float32."""
+    def fill(self, tensors: Mapping[str, Array], vectors: np.dtype = FLOAT32) -> Tree:
+        """The weights. Matrices are views of the stored tensors; norms, biases and position tables become `vectors`."""
         homes = {each.leaf.path: each for each in self.stored}
 
         def read(leaf: Leaf) -> Array:
             home = homes[leaf.path]
             x = home.to_field(tensors[home.name][home.index])
-            return x if leaf.kind == "weight" else widened(x, FLOAT32)
+            return x if leaf.kind == "weight" else widened(x, vectors)
 
         return map_tree(read, self.skeleton)
 
 
-def shortened_list(lines: list[str]) -> list[str]:
-    """At most MOST_LINES lines, the last of which says how many there are more."""
-    more = len(lines) - MOST_LINES
-    return lines if more <= 0 else [*lines[:MOST_LINES], f"  and {more} more"]
+def some_of(*kinds: list[str]) -> list[str]:
+    """At most MOST_NAMED lines, the first of each kind by turns, and how many more there are."""
+    turns = [(turn, kind, line) for kind, lines in enumerate(kinds) for turn, line in enumerate(lines)]
+    named = sorted(sorted(turns)[:MOST_NAMED], key=lambda each: each[1])
+    more = [f"  and {len(turns) - len(named)} more"] if len(turns) > len(named) else []
+    return [line for _, _, line in named] + more
 
 
 def make_layout(skeleton: Tree, *parts: Part) -> Layout[Tree]:

@@ -1,131 +1,135 @@
-"""Merging an adapter into the weights that it was trained on.
+"""LoRA adapters merged into the weights that they were trained on.
 
-    W' = W + scale B A                                        LoRA (Hu et al. 2021), A [r, in], B [out, r]
-    W' = m (W + scale B A) / ||W + scale B A||                DoRA (Liu et al. 2024), the norm of each row
+    W' = W + scale B A                                          Hu et al. 2021 (arXiv:2106.09685), section 4.1
+    W' = m (W + scale B A) / ||W + scale B A||                  DoRA: Liu et al. 2024 (arXiv:2402.09353), equation 5
 
-Sources: Hu et al. 2021 (arXiv:2106.09685), section 4.1; Liu et al. 2024 (arXiv:2402.09353), section 4.3, and
-huggingface/peft, which takes the norms of an embedding table along its columns.
+The norm is that of each row of a matrix [out, in]; in PEFT, that of each column of an embedding table.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 
 import numpy as np
 
+from npgemma.checkpoints.adapter import FLOAT64, Adapter, LowRank, Rows
+from npgemma.checkpoints.paligemma import HEAD, TABLE
 from npgemma.errors import BadModel
 from npgemma.layers.bits import widened
 from npgemma.layers.packed import BLOCK, row_blocks
-from npgemma.layers.shapes import Array, Float, Int
+from npgemma.layers.shapes import Array, Float
 from npgemma.layers.threads import in_parallel
 
-FLOAT64 = np.dtype(np.float64)
+# The most names that one error lists.
+MOST_NAMED = 5
 
 
-class LowRank(NamedTuple):
-    """The update of a matrix: scale B A, and for DoRA the magnitude of each row, or of each column of a table."""
+def prepared(tensors: Mapping[str, Array], adapter: Adapter) -> dict[str, Array]:
+    """All tensors, with table and head as the adapter needs them: of its size, and two if they become different.
 
-    a: Float[Array, "R I"]
-    b: Float[Array, "O R"]
-    scale: float
-    magnitude: Float[Array, "M"] | None = None
-    of_columns: bool = False
-
-
-class TokenRows(NamedTuple):
-    """New rows of a table: which ones, and their values."""
-
-    tokens: Int[Array, "T"]
-    values: Float[Array, "T D"]
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """By the names that transformers 5 saves: updates of matrices, tensors that replace the model's, and rows."""
-
-    path: Path
-    added: Mapping[str, LowRank]
-    replaced: Mapping[str, Array]
-    rows: Mapping[str, TokenRows] = field(default_factory=dict)
-
-    @property
-    def changed(self) -> set[str]:
-        return {*self.added, *self.replaced, *self.rows}
-
-
-def resized_rows(adapter: Adapter, tensors: Mapping[str, Array], table: str) -> int:
-    """How many rows the embedding table has with the adapter, which may have been trained with more tokens."""
-    new = adapter.replaced.get(table)
-    return len(tensors[table]) if new is None else len(new)
-
-
-def untied(tensors: Mapping[str, Array], adapter: Adapter, head: str, table: str) -> dict[str, Array]:
-    """All tensors; the head is one of its own if the adapter changes a tied head or the table that it is tied to.
-
-    `head` and `table` are their names. As in PEFT, an adapter that changes only the table leaves the head unchanged;
-    but new rows of a table are the head's too, and so is a table of another size.
+    As in PEFT, an adapter that changes only the table leaves a tied head unchanged, but rows of certain tokens change
+    in both. BadModel if table and head would have different numbers of rows, or if the order of changes would matter.
     """
-    changed = {*adapter.added, *adapter.replaced} & {head, table} or head in adapter.rows
-    if head in tensors or not changed:
-        return dict(tensors)
-    if head not in adapter.changed and resized_rows(adapter, tensors, table) != len(tensors[table]):
-        return dict(tensors)
-    return {**tensors, head: tensors[table]}
+    whole, tables, is_tied = dict(tensors), dict(adapter.tables), HEAD not in tensors
+    changed = {*adapter.added, *adapter.replaced}
+    if adapter.rows.keys() & changed or (is_tied and TABLE in adapter.rows and HEAD in changed):
+        what = "trainable_token_indices together with another change of the same table or of the head tied to it"
+        raise BadModel(f"{adapter.path}: {what} is not supported")
+    if is_tied and HEAD in tables and np.array_equal(tables[HEAD], tables.get(TABLE, tables[HEAD])):
+        tables[TABLE] = tables.pop(HEAD)  # tied: one matrix under two names
+    for name, x in tables.items():
+        whole[name] = of_any_size(x, whole.get(name, whole[TABLE]), name, adapter)
+    if HEAD not in whole and (changed & {HEAD, TABLE} or HEAD in adapter.rows):
+        whole[HEAD] = whole[TABLE]
+    for name in {HEAD, TABLE} & adapter.replaced.keys():
+        whole[name] = of_any_size(adapter.replaced[name], whole[name], name, adapter)
+    for name in {HEAD, TABLE} & adapter.rows.keys():
+        whole[name] = grown(whole[name], adapter.rows[name], adapter)
+    rows = {name: len(whole[name]) for name in (TABLE, HEAD) if name in whole}
+    if len({*rows.values()}) > 1:
+        sizes = ", ".join(f"{name} has {count} rows" for name, count in rows.items())
+        raise BadModel(f"{adapter.path}: {sizes}; save the adapter with save_embedding_layers=True, which saves both")
+    return whole
+
+
+def of_any_size(new: Array, old: Array, name: str, adapter: Adapter) -> Array:
+    """The new table. BadModel unless its rows are as wide as those of the old one."""
+    if new.shape[1:] != old.shape[1:]:
+        raise another_model(adapter, name, old.shape, new.shape)
+    return new
+
+
+def grown(table: Array, rows: Rows, adapter: Adapter) -> Array:
+    """The table with rows for new tokens, which `rows` must all have: those of a resized model are random."""
+    new = [token for token in rows.ids.tolist() if token >= len(table)]
+    if not new:
+        return table
+    if sorted(new) != [*range(len(table), max(new) + 1)]:
+        what = f"trainable_token_indices has the new tokens {new[:MOST_NAMED]}, but the table has {len(table)} rows"
+        raise BadModel(f"{adapter.path}: {what}; save the adapter with save_embedding_layers=True")
+    return np.concatenate([table, np.zeros((len(new), table.shape[1]), table.dtype)])
 
 
 def merged(tensors: Mapping[str, Array], adapter: Adapter, dtype: np.dtype) -> dict[str, Array]:
     """All tensors; those that the adapter changes are `dtype` and in memory. BadModel if it does not fit the model.
 
-    `tensors` come from `untied`.
+    `tensors` come from `prepared`.
     """
     whole = dict(tensors)
-
-    def base(name: str, wanted: tuple[int, ...], grows: bool = False) -> Array:
-        if name not in whole:
-            raise BadModel(f"{adapter.path} changes {name}, which the model does not have")
-        found = whole[name].shape
-        if found != wanted and not (grows and found[1:] == wanted[1:] and found < wanted):
-            raise BadModel(
-                f"{adapter.path} is for another model: {name} has shape {found}, the adapter changes one of {wanted}"
-            )
-        return whole[name]
-
+    check_fit(adapter, whole)
     for name, new in adapter.replaced.items():
-        base(name, new.shape, grows="embed_tokens" in name or "lm_head" in name)
         whole[name] = np.array(widened(new, dtype))  # a copy: the adapter's file may be deleted
-    for name, low in adapter.added.items():
-        whole[name] = updated(base(name, (len(low.b), low.a.shape[1])), low, dtype)
-    for name, (tokens, values) in adapter.rows.items():
-        y = np.array(widened(base(name, (whole.get(name, values).shape[0], values.shape[1])), dtype))
-        if tokens.max() >= len(y):
-            raise BadModel(f"{adapter.path} changes row {tokens.max()} of {name}, which has {len(y)} rows")
-        y[tokens] = values
-        whole[name] = y
+    for name, change in adapter.added.items():
+        whole[name] = updated(whole[name], change, dtype)
+    for name, rows in adapter.rows.items():
+        whole[name] = np.array(widened(whole[name], dtype))
+        whole[name][rows.ids] = rows.values
+    for name, shift in adapter.shifts.items():
+        whole[name] = (widened(whole[name], FLOAT64) + shift).astype(dtype)
     return whole
 
 
-def updated(w: Array, low: LowRank, dtype: np.dtype) -> Array:
-    """W', computed in float64 and rounded once, a block of rows at a time."""
-    y = np.empty(w.shape, dtype)
-    blocks = row_blocks(w, BLOCK)
-    columns = None
-    if low.magnitude is not None and low.of_columns:
-        squares = sum(np.square(moved(w, low, rows)).sum(0) for rows in blocks)
-        columns = low.magnitude / np.sqrt(squares)
+def check_fit(adapter: Adapter, tensors: Mapping[str, Array]) -> None:
+    """BadModel if a tensor that the adapter changes has another shape, or does not exist; with names that are alike."""
+    shapes = [(name, x.shape) for each in (adapter.replaced, adapter.added, adapter.shifts) for name, x in each.items()]
+    shapes += [(name, (len(tensors.get(name, ())), *rows.values.shape[1:])) for name, rows in adapter.rows.items()]
+    for name, shape in shapes:
+        if name in tensors and tensors[name].shape != shape:
+            raise another_model(adapter, name, tensors[name].shape, shape)
+    missing = sorted({name for name, _ in shapes} - tensors.keys())
+    if missing:
+        like = sorted({each for name in missing[:MOST_NAMED] for each in get_close_matches(name, tensors, 1)})
+        more = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
+        has = f"; similar names in the model: {', '.join(like)}" if like else ""
+        raise BadModel(
+            f"{adapter.path} changes tensors that the model does not have: {', '.join(missing[:MOST_NAMED])}{more}{has}"
+        )
+
+
+def another_model(adapter: Adapter, name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> BadModel:
+    return BadModel(
+        f"{adapter.path} is for another model: {name} has shape {shape}, the adapter changes one of {wanted}"
+    )
+
+
+def updated(w: Array, change: LowRank, dtype: np.dtype) -> Array:
+    """W + scale B A, or DoRA's formula, computed in float64 and rounded once, a block of rows at a time."""
+    a, b, scale, _, magnitude = change
+    y, matrix = np.empty(w.shape, dtype), w.reshape(len(w), -1)
+    out, blocks = y.reshape(matrix.shape), row_blocks(matrix, BLOCK)
+
+    def total(rows: slice) -> Array:
+        return widened(matrix[rows], FLOAT64) + scale * (b[rows] @ a)
+
+    gain = None if magnitude is None else magnitude / norms(total, blocks, magnitude.shape[1] == 1)
 
     def block(rows: slice) -> None:
-        x = moved(w, low, rows)
-        if columns is not None:
-            x = x * columns
-        elif low.magnitude is not None:
-            x = x * (low.magnitude[rows] / np.sqrt(np.square(x).sum(1)))[:, None]
-        y[rows] = x
+        out[rows] = total(rows) if gain is None else total(rows) * (gain[rows] if len(gain) > 1 else gain)
 
     in_parallel(block, blocks)
     return y
 
 
-def moved(w: Array, low: LowRank, rows: slice) -> Float[Array, "O I"]:
-    """W + scale B A of some rows, in float64."""
-    return widened(w[rows], FLOAT64) + low.scale * (low.b[rows] @ low.a)
+def norms(total: Callable[[slice], Array], blocks: list[slice], by_row: bool) -> Float[Array, "O I"]:
+    """The norm of each row as [O 1], or of each column as [1 I], of a matrix that is computed in blocks of rows."""
+    squares = [np.square(total(rows)).sum(int(by_row), keepdims=True) for rows in blocks]
+    return np.sqrt(np.concatenate(squares) if by_row else np.sum(squares, axis=0))

@@ -13,13 +13,13 @@ from npgemma.checkpoints.footprint import Footprint, Run
 from npgemma.checkpoints.gemma import GemmaConfig
 from npgemma.checkpoints.generation_config import GENERATION_CONFIG, read_generation_config
 from npgemma.checkpoints.image_processor import read_image_processor
-from npgemma.checkpoints.layout import Layout, Part, make_layout, name_of, table
+from npgemma.checkpoints.layout import FLOAT32, Layout, Part, Shaped, make_layout, name_of, table
+from npgemma.checkpoints.names import by_saved_name
 from npgemma.checkpoints.siglip import SiglipConfig
-from npgemma.checkpoints.spellings import is_used, saved_names
 from npgemma.errors import BadModel
 from npgemma.io.model_folder import member
 from npgemma.io.pixels import PALIGEMMA, PixelSettings
-from npgemma.io.safetensors import open_model
+from npgemma.io.safetensors import open_any, open_model, readable, weight_files
 from npgemma.io.strict_json import Section, read_section, words
 from npgemma.layers.shapes import Array
 from npgemma.layers.tree import SLOT, sized
@@ -149,6 +149,13 @@ def hf_parts(c: PaliGemmaConfig) -> tuple[Part, ...]:
     )
 
 
+# The output head, which tied checkpoints may lack, the embedding table, and the convolution of the vision tower.
+HEAD, TABLE, PATCHES = (
+    name_of(path, hf_parts(PaliGemmaConfig(SiglipConfig(), GemmaConfig())))
+    for path in ("text.head", "text.embedding", "vision.embedding.weight")
+)
+
+
 @lru_cache(maxsize=8)
 def hf_layout(c: PaliGemmaConfig) -> Layout[PaliGemma]:
     """The names that transformers 5 saves."""
@@ -165,52 +172,53 @@ def npz_layout(c: PaliGemmaConfig) -> Layout[PaliGemma]:
     )
 
 
-def resized(c: PaliGemmaConfig, rows: int) -> PaliGemmaConfig:
-    """The config with another number of rows in the embedding table."""
-    return c if rows == c.text.vocab_size else replace(c, text=replace(c.text, vocab_size=rows))
-
-
-def head_and_table(c: PaliGemmaConfig) -> tuple[str, str]:
-    """The names of the output head, which tied checkpoints lack, and of the embedding table."""
-    parts = hf_parts(c)
-    return name_of("text.head", parts), name_of("text.embedding", parts)
-
-
-def layout_of(tensors: Mapping[str, Array], c: PaliGemmaConfig) -> Layout[PaliGemma]:
+def layout_of(tensors: Mapping[str, Shaped], c: PaliGemmaConfig) -> Layout[PaliGemma]:
     """The layout of tensors that may include a head although the config says that it is tied."""
-    head, _ = head_and_table(c)
-    return hf_layout(replace(c, tied=c.tied and head not in tensors))
+    return hf_layout(replace(c, tied=c.tied and HEAD not in tensors))
 
 
 def read_tensors(model: Path, c: PaliGemmaConfig) -> dict[str, Array]:
     """A model's tensors by the names that transformers 5 saves, mapped and checked.
 
     Every tensor that the config asks for must exist with its shape, and no other may: a checkpoint that almost fits
-    would run and give wrong answers. A tied head is one tensor with the embedding table, stored under either name. Two
-    different ones are used as they are, as in transformers. BadModel as for `Layout.check` and `open_model`.
+    would run and give wrong answers. BadModel as for `by_saved_name`, `Layout.check`, `readable` and `open_model`.
     """
-    stored = open_model(model, is_used)
-    tensors = {name: stored[spelled] for name, spelled in saved_names(stored, model).items()}
-    head, table = head_and_table(c)
-    if c.tied and head in tensors and table not in tensors:
-        tensors[table] = tensors.pop(head)
-    kernel = name_of("vision.embedding.weight", hf_parts(c))
-    expected = hf_layout(c).shapes[kernel]
-    if kernel in tensors and tensors[kernel].shape != expected:
-        tensors[kernel] = channels_first(tensors[kernel], expected)
+    tensors = by_saved_name(open_model(model), model)
+    if c.tied and HEAD in tensors and TABLE not in tensors:
+        # one matrix under two names: a writer that stores it once may choose either
+        tensors[TABLE] = tensors.pop(HEAD)
+    if not c.tied and TABLE in tensors and HEAD not in tensors:
+        raise BadModel(
+            f"{model}: {HEAD} {tensors[TABLE].shape} is missing, and config.json says that the head is not the "
+            "embedding table (tie_word_embeddings is false); save the model again with its head, or remove "
+            "tie_word_embeddings if the two are one matrix"
+        )
+    patches = tensors.get(PATCHES)
+    if isinstance(patches, np.ndarray) and is_channels_last(patches.shape, c.vision, model):
+        tensors[PATCHES] = patches.transpose(0, 3, 1, 2)
     layout_of(tensors, c).check(tensors, model)
-    return tensors
+    return readable(tensors)
 
 
-def channels_first(x: Array, expected: tuple[int, ...]) -> Array:
-    """A convolution's kernel [D C h w], which MLX stores as [D h w C]; another shape stays unchanged."""
-    moved = np.moveaxis(x, -1, 1) if x.ndim == 4 else x
-    return np.ascontiguousarray(moved) if moved.shape == expected else x
+def is_channels_last(shape: tuple[int, ...], c: SiglipConfig, model: Path) -> bool:
+    """Whether patches are stored [out, h, w, in], as MLX stores them.
+
+    The shape tells; where both orders have the same shape, a file that MLX wrote says so in its metadata.
+    """
+    size, channels = c.patch_size, c.num_channels
+    if shape != (c.hidden_size, size, size, channels):
+        return False
+    return size != channels or any(open_any(file)[1].get("format") == "mlx" for file in weight_files(model))
 
 
-def weights(tensors: Mapping[str, Array], c: PaliGemmaConfig) -> PaliGemma:
-    """The weights, from tensors by the names that transformers 5 saves."""
-    return layout_of(tensors, c).fill(tensors)
+def weights(tensors: Mapping[str, Array], c: PaliGemmaConfig, vectors: np.dtype = FLOAT32) -> PaliGemma:
+    """The weights, from tensors by the names that transformers 5 saves; norms, biases and positions as `vectors`."""
+    return layout_of(tensors, c).fill(tensors, vectors)
+
+
+def with_vocabulary(c: PaliGemmaConfig, rows: int) -> PaliGemmaConfig:
+    """The config of the same model with another number of rows in its embedding table."""
+    return replace(c, text=replace(c.text, vocab_size=rows))
 
 
 def names_of(p: PaliGemma, c: PaliGemmaConfig) -> dict[str, str]:

@@ -77,16 +77,23 @@ def is_adapter(folder: Path) -> BadModel:
 
 
 def find_adapter(name: str | Path) -> Path:
-    """The folder of a LoRA adapter: an existing one, or org/name[@revision] in the cache. BadModel if not found."""
-    folder = find_folder(name, ADAPTER_CONFIG)
+    """The folder of a LoRA adapter: an existing one, or org/name[@revision] in the cache. BadModel if not found.
+
+    One of its two files stands for the folder. PEFT saves named adapters, and the Trainer saves checkpoints, in folders
+    of their own within the given one: it is one of them, if there is one only.
+    """
+    path = Path(name)
+    is_file = path.name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) and os.path.isfile(path)
+    folder = find_folder(path.parent if is_file else name, ADAPTER_CONFIG)
     if folder is None:
         raise not_found(name, "no such folder", "adapter ")
     if (folder / ADAPTER_CONFIG).exists():
         return folder
-    inside = sorted(path.parent for path in folder.glob(f"*/{ADAPTER_CONFIG}"))  # named adapters, or checkpoints
-    if len(inside) > 1:
-        raise BadModel(f"{folder} contains several adapters; give the folder of one: {listed(map(str, inside))}")
-    return inside[0] if inside else folder
+    inner = sorted(path.parent for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{ADAPTER_CONFIG}"))
+    if len(inner) > 1:
+        names = listed(str(path.relative_to(folder)) for path in inner)
+        raise BadModel(f"{folder} contains {len(inner)} adapters: {names}; give the path of one, such as {inner[-1]}")
+    return inner[0] if inner else folder
 
 
 def find_folder(name: str | Path, *needed: str) -> Path | None:

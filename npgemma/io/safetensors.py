@@ -7,9 +7,9 @@ bits (see layers.shapes).
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -21,32 +21,64 @@ from npgemma.io.strict_json import read_json
 from npgemma.io.unusable import CONFIG, INDEX, WEIGHTS, folder_report, is_weights, listed
 from npgemma.layers.shapes import Array
 
-__all__ = ["INDEX", "open_file", "open_folder", "open_model", "open_with_metadata", "unused_weights", "weight_files"]
+__all__ = [
+    "INDEX",
+    "open_any",
+    "open_file",
+    "open_folder",
+    "open_model",
+    "open_with_metadata",
+    "readable",
+    "unused_weights",
+    "weight_files",
+]
 
 # A file in a folder, or in folders inside it.
 PLAIN_PATH = re.compile(r"(?:\w[\w.-]*/)*\w[\w.-]*\.safetensors(?:\.index\.json)?", re.ASCII)
-DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+DTYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+    "F64": np.dtype("<f8"),
+}
 
 
-def everything(name: str) -> bool:
-    """Every tensor is wanted."""
-    return True
+class Unreadable(NamedTuple):
+    """A tensor of a dtype that npgemma does not read: an error only if the model uses it."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    where: str
 
 
-def open_file(
-    path: Path, dtypes: Mapping[str, np.dtype[Any]] = DTYPES, wanted: Callable[[str], bool] = everything
-) -> dict[str, Array]:
-    """The tensors of one file that are `wanted` by their names, mapped read-only.
-
-    BadModel if the file is missing or damaged, or a wanted tensor has a dtype that is not in `dtypes`.
-    """
-    return open_with_metadata(path, dtypes, wanted)[0]
+def open_file(path: Path, dtypes: Mapping[str, np.dtype[Any]] = DTYPES) -> dict[str, Array]:
+    """The tensors of one file, mapped read-only. BadModel if it is missing, damaged, or of a dtype not in `dtypes`."""
+    return open_with_metadata(path, dtypes)[0]
 
 
 def open_with_metadata(
-    path: Path, dtypes: Mapping[str, np.dtype[Any]] = DTYPES, wanted: Callable[[str], bool] = everything
+    path: Path, dtypes: Mapping[str, np.dtype[Any]] = DTYPES
 ) -> tuple[dict[str, Array], dict[str, str]]:
     """The tensors of one file, and its metadata. BadModel as for `open_file`."""
+    tensors, metadata = open_any(path, dtypes)
+    return readable(tensors, dtypes), metadata
+
+
+def readable(
+    tensors: Mapping[str, Array | Unreadable], dtypes: Mapping[str, np.dtype[Any]] = DTYPES
+) -> dict[str, Array]:
+    """The same tensors. BadModel, with its dtype, for one that cannot be read."""
+    for x in tensors.values():
+        if isinstance(x, Unreadable):
+            supported = ", ".join(dtypes)
+            raise BadModel(f"{x.where} is stored as {x.dtype}; npgemma reads {supported}: convert it to one of them")
+    return {name: x for name, x in tensors.items() if not isinstance(x, Unreadable)}
+
+
+def open_any(
+    path: Path, dtypes: Mapping[str, np.dtype[Any]] = DTYPES
+) -> tuple[dict[str, Array | Unreadable], dict[str, str]]:
+    """As `open_with_metadata`, but a tensor of a dtype not in `dtypes` is an Unreadable."""
     try:
         with safe_open(path, framework="numpy", backend="pread"):
             pass
@@ -64,8 +96,7 @@ def open_with_metadata(
             f"{path} is not a valid safetensors file: {reason(path, error)}; download or save it again"
         ) from None
     metadata = header.pop("__metadata__", {})
-    entries = [(name, entry) for name, entry in header.items() if wanted(name)]
-    return {name: tensor(data, entry, dtypes, f"{path}: tensor {name!r}") for name, entry in entries}, metadata
+    return {name: tensor(data, entry, dtypes, f"{path}: tensor {name!r}") for name, entry in header.items()}, metadata
 
 
 # What the library says of a damaged file, and what that means.
@@ -122,11 +153,12 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def tensor(data: Array, entry: Mapping[str, Any], dtypes: Mapping[str, np.dtype[Any]], where: str) -> Array:
+def tensor(
+    data: Array, entry: Mapping[str, Any], dtypes: Mapping[str, np.dtype[Any]], where: str
+) -> Array | Unreadable:
     """The view of `data` that a header entry describes. The library has already checked the sizes."""
     if entry["dtype"] not in dtypes:
-        hint = "save it in one of these" if entry["dtype"] in ("F64", "C64") else "use the model that is not quantised"
-        raise BadModel(f"{where} is stored as {entry['dtype']}; npgemma reads {', '.join(dtypes)}: {hint}")
+        return Unreadable(tuple(entry["shape"]), entry["dtype"], where)
     start, end = entry["data_offsets"]
     try:
         return data[start:end].view(dtypes[entry["dtype"]]).reshape(entry["shape"])
@@ -173,27 +205,27 @@ def named_file(config: Path) -> str | None:
     return name
 
 
-def open_model(model: Path, wanted: Callable[[str], bool] = everything) -> dict[str, Array]:
-    """The tensors of a model that are `wanted` by their names: one file, or a folder."""
-    return open_folder(model, wanted) if model.is_dir() else open_file(model, wanted=wanted)
+def open_model(model: Path) -> dict[str, Array | Unreadable]:
+    """All tensors of a model: one file, or a folder."""
+    return open_folder(model) if model.is_dir() else open_any(model)[0]
 
 
-def open_folder(folder: Path, wanted: Callable[[str], bool] = everything) -> dict[str, Array]:
-    """The tensors of a model folder: those of `weight_files`. BadModel if one is missing or does not fit the index."""
+def open_folder(folder: Path) -> dict[str, Array | Unreadable]:
+    """All tensors of a model folder: those of `weight_files`. BadModel if one is missing or does not fit the index."""
     start = first_file(folder)
     if not start.exists():
         raise BadModel(folder_report(folder, start.relative_to(folder).as_posix()))
     if start.suffix == SUFFIX:
-        return open_file(start, wanted=wanted)
+        return open_any(start)[0]
     shard_of = weight_map(start)
     paths = {shard: member(folder, shard) for shard in sorted(set(shard_of.values()))}
     gone = [shard for shard, path in paths.items() if not path.exists()]
     if gone:
         raise BadModel(folder_report(folder, *gone))
-    tensors: dict[str, Array] = {}
+    tensors: dict[str, Array | Unreadable] = {}
     for shard, path in paths.items():
-        found = open_file(path, wanted=wanted)
-        names = {name for name, its_shard in shard_of.items() if its_shard == shard and wanted(name)}
+        found = open_any(path)[0]
+        names = {name for name, its_shard in shard_of.items() if its_shard == shard}
         if names != found.keys():
             missing, extra = sorted(names - found.keys()), sorted(found.keys() - names)
             differences = "; ".join(

@@ -127,8 +127,8 @@ def test_an_adapter_in_the_hugging_face_cache_is_found(adapted, tmp_path, monkey
         np.testing.assert_array_equal(logits(npgemma.load(model, adapter=name)), expected, strict=True)
 
 
-def test_the_position_table_is_merged_in_float64_and_becomes_float32(tmp_path):
-    """Also in a float64 model, as `load` documents for position tables, norms and biases."""
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_position_table_is_merged_in_float64_and_rounded_once(dtype, tmp_path):
     module = "vision_tower.embeddings.position_embedding"
     a, b = halves(module, 2)
     name = f"base_model.model.{tiny.spell(module, 'saved 5.x')}"
@@ -136,8 +136,8 @@ def test_the_position_table_is_merged_in_float64_and_becomes_float32(tmp_path):
     folder = write_adapter(tmp_path / "adapter", tensors)
     expected = updated(tiny.random_tensors()[f"{module}.weight"], a, b, 4)
     assert_rounded_once(merge(folder, "float64")[f"{module}.weight"], expected, "float64")
-    model = npgemma.load(tiny.write_folder(tmp_path / "model"), "float64", adapter=folder)
-    assert_rounded_once(model.weights.vision.embedding.position, expected, "float32")
+    model = npgemma.load(tiny.write_folder(tmp_path / "model"), dtype, adapter=folder)
+    assert_rounded_once(model.weights.vision.embedding.position, expected, dtype)
 
 
 # ------------------------------------------------------------------------------------------------------------- memory

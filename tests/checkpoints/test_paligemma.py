@@ -10,9 +10,8 @@ import pytest
 import tiny
 
 from npgemma.checkpoints.gemma import GemmaConfig
-from npgemma.checkpoints.paligemma import PaliGemmaConfig, hf_layout, layout_of, read_config, read_tensors
+from npgemma.checkpoints.paligemma import PaliGemmaConfig, hf_layout, read_config, read_tensors
 from npgemma.checkpoints.siglip import SiglipConfig
-from npgemma.checkpoints.spellings import saved_name
 from npgemma.errors import BadModel
 from npgemma.io.model_folder import EMBEDDED
 from npgemma.layers.bits import widened
@@ -193,99 +192,6 @@ def test_resident_weights_leave_no_map_of_the_file(tmp_path):
     del resident
 
 
-# --------------------------------------------------------------------------------------------------------------- names
-
-
-@pytest.mark.parametrize(
-    ("stored", "saved"),
-    [
-        ("language_model.model.layers.7.mlp.up_proj.weight", "language_model.model.layers.7.mlp.up_proj.weight"),
-        ("model.language_model.layers.7.mlp.up_proj.weight", "language_model.model.layers.7.mlp.up_proj.weight"),
-        ("language_model.model.embed_tokens.weight", "language_model.model.embed_tokens.weight"),
-        ("model.language_model.embed_tokens.weight", "language_model.model.embed_tokens.weight"),
-        ("language_model.model.norm.weight", "language_model.model.norm.weight"),
-        ("model.language_model.norm.weight", "language_model.model.norm.weight"),
-        ("vision_tower.vision_model.encoder.layers.0.mlp.fc1.bias", "vision_tower.encoder.layers.0.mlp.fc1.bias"),
-        ("model.vision_tower.vision_model.encoder.layers.0.mlp.fc1.bias", "vision_tower.encoder.layers.0.mlp.fc1.bias"),
-        ("model.vision_tower.encoder.layers.0.mlp.fc1.bias", "vision_tower.encoder.layers.0.mlp.fc1.bias"),
-        ("vision_tower.encoder.layers.0.mlp.fc1.bias", "vision_tower.encoder.layers.0.mlp.fc1.bias"),
-        ("vision_tower.vision_model.post_layernorm.weight", "vision_tower.post_layernorm.weight"),
-        ("multi_modal_projector.linear.bias", "multi_modal_projector.linear.bias"),
-        ("model.multi_modal_projector.linear.bias", "multi_modal_projector.linear.bias"),
-        ("lm_head.weight", "lm_head.weight"),
-        ("language_model.lm_head.weight", "lm_head.weight"),
-        ("model.lm_head.weight", "lm_head.weight"),
-    ],
-)
-def test_saved_name_of_every_spelling(stored, saved):
-    assert saved_name(stored) == saved
-
-
-@pytest.mark.parametrize("spelling", tiny.SPELLINGS)
-def test_no_spelling_gives_two_tensors_one_name(spelling):
-    names = hf_layout(tiny.CONFIG).shapes
-    assert {saved_name(tiny.spell(name, spelling)) for name in names} == names.keys()
-
-
-def test_a_tensor_in_two_spellings_is_refused_with_both(tmp_path):
-    """npgemma would have to guess which of the two belongs to the model."""
-    tensors = {tiny.spell(name, "saved 5.x"): x for name, x in tiny.random_tensors().items()}
-    tensors["model.vision_tower.vision_model.post_layernorm.bias"] = tensors["vision_tower.post_layernorm.bias"]
-    tiny.write_folder(tmp_path)
-    tiny.save(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(BadModel) as error:
-        read_tensors(tmp_path, tiny.CONFIG)
-    for name in ("model.vision_tower.vision_model.post_layernorm.bias", "vision_tower.post_layernorm.bias"):
-        assert repr(name) in str(error.value)
-    assert "two spellings of the same tensor" in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "vision_tower.vision_model.head.probe",
-        "vision_tower.head.attention.in_proj_weight",
-        "model.vision_tower.vision_model.head.mlp.fc1.weight",
-        "vision_tower.vision_model.embeddings.position_ids",
-        "language_model.model.layers.0.self_attn.rotary_emb.inv_freq",
-        "model.language_model.rotary_emb.inv_freq",
-    ],
-)
-def test_unused_tensors_are_left_out(name, reference, tmp_path):
-    """Some conversions include a pooling head or buffers, which PaliGemma does not use."""
-    tensors = {tiny.spell(each, "hub"): x for each, x in tiny.random_tensors().items()}
-    tiny.write_folder(tmp_path)
-    tiny.save(tensors | {name: np.ones((3, 5), np.float32)}, tmp_path / "model.safetensors")
-    found = arrays(load(tmp_path))
-    assert found.keys() == reference.keys()
-    assert read_tensors(tmp_path, tiny.CONFIG).keys() == tiny.random_tensors().keys()
-
-
-# ---------------------------------------------------------------------------------------------------------------- head
-
-
-def test_without_a_head_the_embedding_table_is_the_head(tmp_path):
-    assert load(tiny.write_folder(tmp_path)).text.head is None
-
-
-@pytest.mark.parametrize("name", ["lm_head.weight", "language_model.lm_head.weight"])
-def test_an_untied_head_is_used(name, tmp_path):
-    tensors = tiny.random_tensors()
-    head = tensors["language_model.model.embed_tokens.weight"][::-1]
-    tiny.write_folder(tmp_path)
-    stored = {tiny.spell(each, "hub"): x for each, x in tensors.items()} | {name: head}
-    tiny.save(stored, tmp_path / "model.safetensors")
-    p = load(tmp_path)
-    np.testing.assert_array_equal(p.text.head, head, strict=True)
-    np.testing.assert_array_equal(p.text.embedding, tensors["language_model.model.embed_tokens.weight"], strict=True)
-
-
-def test_a_head_of_another_shape_is_refused():
-    tensors = tiny.random_tensors() | {"lm_head.weight": np.zeros((60, 11), np.float32)}
-    with pytest.raises(BadModel, match=r"mis-shaped  lm_head\.weight: stored \(60, 11\), expected \(61, 11\)"):
-        layout_of(tensors, tiny.CONFIG).check(tensors, EMBEDDED)
-
-
 # ------------------------------------------------------------------------------------------------------------- refusal
 
 
@@ -390,12 +296,3 @@ def test_shapes_are_those_of_the_published_checkpoints(name, shape):
 def test_the_embedded_checkpoint_fits_its_config():
     tensors = read_tensors(EMBEDDED, read_config(EMBEDDED))
     assert {name: x.shape for name, x in tensors.items()} == hf_layout(read_config(EMBEDDED)).shapes
-
-
-def test_an_untied_head_must_be_present(tmp_path):
-    """With the embedding table in its place, every answer would be wrong."""
-    folder = tiny.write_folder(tmp_path)
-    config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": False}
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BadModel, match=r"missing +lm_head\.weight \(61, 11\)"):
-        tiny.weights(folder, read_config(folder))

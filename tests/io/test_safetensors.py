@@ -115,10 +115,10 @@ def test_a_malformed_file_is_named_in_the_error(content, tmp_path):
     assert str(path) in str(error.value)
 
 
-@pytest.mark.parametrize("dtype", ["F64", "I64", "I32", "U32", "U16", "I8", "U8", "BOOL", "F8_E4M3"])
+@pytest.mark.parametrize("dtype", ["I64", "I32", "U32", "U16", "I8", "U8", "BOOL", "F8_E4M3"])
 def test_an_unsupported_dtype_is_refused_with_the_name_of_the_tensor(dtype, tmp_path):
     """Quantised weights, read as plain numbers, would give wrong answers."""
-    size = {"F64": 8, "I64": 8, "I32": 4, "U32": 4, "U16": 2}.get(dtype, 1)
+    size = {"I64": 8, "I32": 4, "U32": 4, "U16": 2}.get(dtype, 1)
     path = tmp_path / "model.safetensors"
     path.write_bytes(file({"text.q": entry([1], 0, size, dtype)}, bytes(size)))
     with pytest.raises(

@@ -1,7 +1,6 @@
 """Adapters that PEFT makes and saves, compared with PEFT's unmerged model in float64, or refused."""
 
 import contextlib
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +10,8 @@ import pytest
 import npgemma
 from npgemma.checkpoints.adapter import read_adapter
 from npgemma.checkpoints.merging import merged
+from npgemma.checkpoints.names import saved_name
 from npgemma.checkpoints.paligemma import read_config, read_tensors
-from npgemma.checkpoints.spellings import saved_name
 from npgemma.errors import BadModel
 from npgemma.io.model_folder import EMBEDDED
 from npgemma.testing import tolerance
@@ -22,9 +21,8 @@ pytest.importorskip("transformers", reason="the live tests compare with transfor
 peft = pytest.importorskip("peft", reason="these tests compare with peft")
 
 from dump_transformers import load_model, make_inputs  # noqa: E402
-from make_fixtures import in_float64, truth  # noqa: E402
 from peft.tuners.lora import config as lora_config  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
+from peft_models import adapted, logits, logits_of  # noqa: E402
 
 pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("one_torch_thread")]
 
@@ -93,18 +91,11 @@ CASES = {
     "saved in bfloat16": case([*LINEAR, "fc1"], "bfloat16"),
     "saved in float16": case([*LINEAR, "fc1"], "float16"),
 }
-CASES |= {
-    "DoRA": case(["q_proj", "down_proj", "fc1"], use_dora=True),
-    "DoRA, with patterns": case(LINEAR, use_dora=True, use_rslora=True, **PATTERNS),
-    "DoRA of the table": case(["embed_tokens"], use_dora=True),
-    "certain tokens": case(["q_proj"], trainable_token_indices=[3, 5, 532]),
-    "certain tokens of table and head": case(
-        ["q_proj"], trainable_token_indices={"embed_tokens": [3, 532], "lm_head": [7]}
-    ),
-}
 # Other formulas: npgemma refuses them or computes them correctly.
 OTHERS = {
+    "DoRA": case(["q_proj"], use_dora=True),
     "biases of B": case(["fc1"], lora_bias=True),
+    "certain tokens": case(["q_proj"], trainable_token_indices=[3, 5]),
     "tied explicitly": case(["q_proj"], modules_to_save=["embed_tokens"], ensure_weight_tying=True),
     "the patches": case(["patch_embedding"]),
     "only after certain tokens": case(LINEAR, alora_invocation_tokens=[108]),
@@ -133,33 +124,6 @@ def inputs() -> dict[str, torch.Tensor]:
     return make_inputs(EMBEDDED, SAMPLE, "caption en")
 
 
-def adapted(config: "peft.PeftConfig", wide: bool, saved: str = "float32") -> "peft.PeftModel":
-    """The embedded model in PEFT, with random trained parameters, including B, that `saved` represents exactly."""
-    torch.manual_seed(0)  # PEFT draws A
-    base = load_model(EMBEDDED, torch.float32, "eager")
-    model = peft.get_peft_model(in_float64(base) if wide else base, config).eval()
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            moved = parameter.data + 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
-            parameter.data = moved.to(getattr(torch, saved)).to(parameter.dtype)
-    return model
-
-
-@torch.no_grad()
-def logits_of(model: torch.nn.Module, inputs: dict[str, torch.Tensor], wide: bool) -> np.ndarray:
-    with ExitStack() as stack:
-        if wide:
-            stack.enter_context(truth())
-            inputs = {name: x.double() if x.is_floating_point() else x for name, x in inputs.items()}
-        return model(**inputs).logits[0].numpy()
-
-
-def logits(model: npgemma.VisionLanguageModel, inputs: dict[str, torch.Tensor]) -> np.ndarray:
-    ids, types = (inputs[name][0].numpy() for name in ("input_ids", "token_type_ids"))
-    return model.forward(ids, inputs["pixel_values"].numpy(), types)
-
-
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_logits_equal_peft(case: Case, inputs: dict[str, torch.Tensor], tmp_path: Path) -> None:
     """Up to the rounding of float64: `tolerance` is 100 units in the last place of the largest logit.
@@ -173,18 +137,6 @@ def test_logits_equal_peft(case: Case, inputs: dict[str, torch.Tensor], tmp_path
     found = logits(npgemma.load(None, "float64", adapter=tmp_path), inputs)
     assert np.abs(logits(npgemma.load(None, "float64"), inputs) - expected).max() > MOVED
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance(expected), strict=True)
-
-
-@pytest.mark.parametrize("name", ["the decoder", "the table", "the head saved", "DoRA", "certain tokens"])
-def test_a_state_dict_gives_the_logits_of_peft(name: str, inputs: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    """As a training program saves it: with the adapter's name in the names, and the base model beside it."""
-    model = adapted(peft.LoraConfig(**CASES[name].config), wide=True)
-    expected = logits_of(model, inputs, wide=True)
-    model.peft_config["default"].save_pretrained(tmp_path)
-    stored = {name: x.float().contiguous().clone() for name, x in model.state_dict().items()}
-    save_file(stored, tmp_path / "adapter_model.safetensors")
-    found = logits(npgemma.load(None, "float64", adapter=tmp_path), inputs)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance(expected, 2.0**-24), strict=True)
 
 
 def test_an_update_of_the_positions_is_correct_in_float32(inputs: dict[str, torch.Tensor], tmp_path: Path) -> None:
