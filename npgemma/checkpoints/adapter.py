@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from npgemma.checkpoints.adapter_config import is_trained_whole, require_known_formula, scale_of, token_ids
 from npgemma.checkpoints.names import is_unused, saved_name, unwrapped
 from npgemma.checkpoints.paligemma import HEAD, TABLE
 from npgemma.errors import BadModel
@@ -24,19 +25,6 @@ from npgemma.io.strict_json import Section, read_json
 from npgemma.layers.bits import widened
 from npgemma.layers.shapes import Array, Float, Int
 
-# Options of PEFT that can change the formula, and the values that leave it as it is above.
-PLAIN: dict[str, tuple[object, ...]] = {
-    "peft_type": ("LORA",),
-    "use_qalora": (False,),
-    "use_bdlora": (False,),
-    "layer_replication": ([],),
-    "alora_invocation_tokens": ([],),
-    "arrow_config": (),
-    "kasa_config": (),
-    "monteclora_config": (),
-    # other initialisations subtract from the base model what the adapter starts with
-    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva", "mica"),
-}
 # The name of a part of an adapter: its module, what it is, and in a state_dict the name of the adapter.
 PART = re.compile(
     r"(?P<module>.+)\.(?P<kind>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector"
@@ -46,9 +34,6 @@ PART = re.compile(
 SAVED = re.compile(r"(?P<module>.+)\.modules_to_save\.(?:(?P<adapter>[^.]+)\.)?(?P<end>.+)")
 # What was there before training, and what VeLoRA needs to train.
 NOT_USED = re.compile(r"(.+\.)?(original_module|trainable_tokens_original|lora_velora_\w+)(\..+)?")
-# The keys of alpha_pattern: names, with the expressions that cannot take exponential time, and how many of each.
-PATTERN = re.compile(r"\^?(?:[\w|-]|\\?\.|\\d\+?|\.[*+]|\[[\w-]+\]\+?|\((?:\?:)?|\))+\$?")
-AT_MOST, LONGEST = {"*": 2, "+": 2, "(": 3, "|": 8}, 300
 FLOAT64 = np.dtype(np.float64)
 Value = TypeVar("Value")
 
@@ -112,8 +97,7 @@ class Once(dict[str, Value]):
 def read_adapter(folder: Path) -> Adapter:
     """The adapter in a folder. BadModel if it is damaged, or if its formula is not one that npgemma computes."""
     config = Section(read_json(member(folder, ADAPTER_CONFIG)), str(folder / ADAPTER_CONFIG))
-    for key, allowed in PLAIN.items():
-        config.require(key, *allowed)
+    require_known_formula(config)
     path = member(folder, ADAPTER_WEIGHTS)
     if not path.exists() and (folder / "adapter_model.bin").exists():
         pickled = folder / "adapter_model.bin"
@@ -123,7 +107,8 @@ def read_adapter(folder: Path) -> Adapter:
     added, shifts, rows = Once[LowRank](path), Once[Array](path), Once[Rows](path)
     for module, part in parts.items():
         if "trainable_tokens_delta" in part:
-            rows[saved_name(f"{module}.weight")] = token_rows(config, module, part.pop("trainable_tokens_delta"))
+            values = np.array(widened(part.pop("trainable_tokens_delta"), FLOAT64))
+            rows[saved_name(f"{module}.weight")] = Rows(np.array(token_ids(config, module, values.shape)), values)
         if part:
             update = low_rank(config, module, part, path)
             added[saved_name(f"{module}.weight")] = update
@@ -141,13 +126,13 @@ def sorted_out(
 ) -> tuple[dict[str, dict[str, Array]], Once[Array], Once[Array]]:
     """The parts of updates by module, tensors that were trained whole, and tables that were stored beside them."""
     parts: dict[str, dict[str, Array]] = {}
-    whole, tables, adapters = Once[Array](path), Once[Array](path), set[str]()
+    known, whole, tables, adapters = Once[Array](path), Once[Array](path), Once[Array](path), set[str]()
     for stored, x in tensors.items():
         name = unwrapped(stored).removeprefix("base_model.model.")
         name = re.sub(r"\.(base_layer|token_adapter)(?=\.)", "", name)
         if found := PART.fullmatch(name):
             kind = f"{found['kind']}.bias" if found["end"] == "bias" else found["kind"]
-            parts.setdefault(found["module"], {})[kind] = x
+            parts.setdefault(found["module"], {})[kind] = known[f"{found['module']}.{kind}"] = x
         elif found := SAVED.fullmatch(name):
             whole[saved_name(f"{found['module']}.{found['end']}")] = x
         elif saved_name(name) in (HEAD, TABLE) and not is_trained_whole(config, name.removesuffix(".weight")):
@@ -164,19 +149,14 @@ def sorted_out(
     return parts, whole, tables
 
 
-def is_trained_whole(config: Section, module: str) -> bool:
-    """Whether modules_to_save lists a module."""
-    names = config.get("modules_to_save", [])
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise BadModel(f"{config.where}: modules_to_save is {names!r}, not a list of names")
-    return any(module.endswith(name) for name in names)
-
-
 def low_rank(config: Section, module: str, part: Mapping[str, Array], path: Path) -> LowRank:
     """The update of one matrix. BadModel if its halves do not fit each other."""
     # PEFT stores the update of an embedding table transposed: its A is our B
     is_table = "lora_embedding_A" in part or "lora_embedding_B" in part
-    a, b = (part.get(name) for name in (("lora_embedding_B", "lora_embedding_A") if is_table else ("lora_A", "lora_B")))
+    halves = ("lora_embedding_B", "lora_embedding_A") if is_table else ("lora_A", "lora_B")
+    if unknown := part.keys() - {*halves, "lora_B.bias", "lora_magnitude_vector"}:
+        raise BadModel(f"{path}: the update of {module} has a part that npgemma does not know: {min(unknown)}")
+    a, b = (part.get(name) for name in halves)
     if a is not None and b is not None and is_table:
         a, b = a.T, b.T
     inputs: tuple[int, ...] = () if a is None else a.shape[1:]
@@ -209,42 +189,3 @@ def magnitude_of(
     if "lora_B.bias" in part:
         raise BadModel(f"{config.where}: lora_bias together with use_dora is not supported")
     return np.array(widened(magnitude, FLOAT64)).reshape(shape)
-
-
-def scale_of(config: Section, module: str, rank: int) -> float:
-    """alpha / r of one matrix. The keys of alpha_pattern are regular expressions for the ends of names."""
-    patterns = config.section("alpha_pattern")
-    alpha = config.positive("lora_alpha", 8)
-    # PEFT calls a matrix that is listed in target_parameters by the name of the parameter
-    targets = config.get("target_parameters", [])
-    name = f"{module}.weight" if any(f".{module}.weight".endswith(f".{target}") for target in targets) else module
-    for pattern in patterns.values:
-        try:
-            if not PATTERN.fullmatch(pattern) or any(pattern.count(each) > most for each, most in AT_MOST.items()):
-                raise re.error("it is not a name, nor one with a few \\d+, [0-9], .* or alternatives (a|b)")
-            if len(pattern + name) > LONGEST:
-                raise re.error("it is too long")
-            fits = re.match(rf"(.*\.)?({pattern})$", name)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise BadModel(f"{patterns.where}: npgemma cannot use the expression {pattern!r}: {error}") from None
-        if fits:
-            alpha = patterns.positive(pattern, alpha)
-            break
-    return alpha / (math.sqrt(rank) if config.flag("use_rslora", False) else rank)
-
-
-def token_rows(config: Section, module: str, values: Array) -> Rows:
-    """The rows of a table that were trained. BadModel unless trainable_token_indices has an id for each."""
-    given = config.values.get("trainable_token_indices")
-    if isinstance(given, dict):
-        # a head that shares the rows of the table has no key of its own
-        keys = [key for key in given if module.endswith(key)] or [key for key in given if key.endswith("embed_tokens")]
-        given = given[keys[0]] if keys else None
-    ids = given if isinstance(given, list) else []
-    are_ids = all(type(each) is int and 0 <= each < 1 << 24 for each in ids)
-    if not are_ids or not ids or values.ndim != 2 or not len({*ids}) == len(ids) == len(values):
-        raise BadModel(
-            f"{config.where}: trainable_token_indices is {given!r} for {module}, not the different ids of the tokens "
-            f"whose rows are the trained {values.shape}"
-        )
-    return Rows(np.array(ids), np.array(widened(values, FLOAT64)))

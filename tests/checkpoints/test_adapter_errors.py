@@ -226,6 +226,15 @@ UNCLEAR = {
         {"modules_to_save": ["embed_tokens"]},
         r"embed_tokens\.weight has 62 rows, lm_head\.weight has 61 rows; save the adapter with save_embedding_layers",
     ),
+    "parameters not a list": (names(A=A, B=B), {"target_parameters": 3}, "target_parameters is 3, not a list of names"),
+    "parameters not names": (names(A=A, B=B), {"target_parameters": [3]}, r"target_parameters is \[3\], not a list"),
+    "a bias of A": (names(A=A, B=B) | {"x.lora_A.bias": A[0], "x.lora_A.weight": A}, {}, "not know: lora_A.bias"),
+    "halves of a matrix and of a table": (names(A=A, B=B, embedding_A=B.T), {}, "does not know: lora_A"),
+    "one half twice": (
+        names(A=A, B=B) | {f"base_model.model.{tiny.spell(QUERY, 'saved 5.x')}.lora_A.default.weight": A + 1},
+        {},
+        r"two spellings of the tensor \S+q_proj\.lora_A",
+    ),
     "modules that are not names": (
         stored_tensors({}, {TABLE: A}),
         {"modules_to_save": "all"},
