@@ -19,9 +19,10 @@ from npgemma.checkpoints.adapter_config import is_trained_whole, require_known_f
 from npgemma.checkpoints.names import is_unused, saved_name, unwrapped
 from npgemma.checkpoints.paligemma import HEAD, TABLE
 from npgemma.errors import BadModel
-from npgemma.io.model_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, member
+from npgemma.io.model_folder import member
 from npgemma.io.safetensors import open_any, readable
 from npgemma.io.strict_json import Section, read_json
+from npgemma.io.unusable import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from npgemma.layers.bits import widened
 from npgemma.layers.shapes import Array, Float, Int
 

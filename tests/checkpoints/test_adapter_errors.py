@@ -282,7 +282,7 @@ def test_a_missing_file_is_named(name, tmp_path):
 def test_damaged_weights_are_refused_and_named(content, tmp_path):
     path = write_adapter(tmp_path, stored_tensors({QUERY: (A, B)})) / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] if content is None else content)
-    with pytest.raises(BadModel, match=f"{path} is not a valid safetensors file"):
+    with pytest.raises(BadModel, match=f"{path} is (empty|not a valid safetensors file)"):
         read_adapter(tmp_path)
 
 
