@@ -172,7 +172,7 @@ def test_an_adapter_given_as_a_model_names_the_model_it_was_trained_on(tmp_path:
 ADAPTERS = {
     "": "adapter_config.json is missing: the folder is empty$",
     "adapter_model.safetensors": "missing: adapter_model.safetensors: weights; copy adapter_config.json from the same",
-    "run/of/last/adapter_config.json": r"missing: run/of/last/: a folder with a LoRA adapter; give .* adapter, \S+/run/of/last$",
+    "run/of/last/adapter_config.json": r"missing: run/of/last/: a folder with a LoRA adapter; give \S+ .*/last$",
 }
 
 
