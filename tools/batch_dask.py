@@ -33,7 +33,8 @@ def answer_chunk(model: str | None, jobs: list[Job], in_flight: int, max_new_tok
     kept = vars(get_worker()).setdefault("npgemma_models", {})
     if model not in kept:
         kept[model] = npgemma.load(model)
-    return [as_line(answer) for answer in answer_jobs(kept[model], jobs, in_flight, max_new_tokens=max_new_tokens)]
+    answers = answer_jobs(kept[model], jobs, in_flight, max_new_tokens=max_new_tokens)
+    return [as_line(answer, model or "embedded") for answer in answers]
 
 
 def run(client: Client, a: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 from npgemma.api.batch import IN_FLIGHT, Batch, JobResult
 from npgemma.commands.flags import AddParser, WrongUsage, answer_flags, load_model, options, positive
 from npgemma.commands.notes import note_embedded
-from npgemma.commands.output import INTERRUPTED, WIPE, printable, score_fields
+from npgemma.commands.output import INTERRUPTED, WIPE, model_name, printable, score_fields
 from npgemma.errors import shortened
 from npgemma.io.jobs import InvalidJob, Job, read_jobs, require_jobs
 from npgemma.io.picture_folder import folder_jobs
@@ -74,7 +74,7 @@ def run_batch(a: argparse.Namespace) -> int:
                     progress.count(failed=True)
             batch = Batch(model, chosen, a.in_flight, a.score)
             for result in batch.run(job for job in left if isinstance(job, Job)):
-                results.write(as_line(result))
+                results.write(as_line(result, model_name(a)))
                 progress.count(failed=result.error is not None)
         except KeyboardInterrupt:
             progress.end("interrupted; the same command continues from here")
@@ -114,15 +114,18 @@ def without_suffix(job: Job | InvalidJob) -> Job | InvalidJob:
     return InvalidJob(job.id, f"the job {shortened(repr(job.id))} {problem}", problem)
 
 
-def as_line(result: JobResult) -> dict[str, Any]:
-    """A line of the output file: the job, its answer or error, boxes in pixels where the answer has any, the score."""
+def as_line(result: JobResult, model: str) -> dict[str, Any]:
+    """A line of the output file: the job, its answer or error, boxes in pixels where the answer has any, the score.
+
+    `model` is what the user calls the model that answered.
+    """
     job = result.job
     line: dict[str, Any] = {"id": job.id, "image": job.image, "prompt": job.prompt}
     if job.suffix is not None:
         line["suffix"] = job.suffix
     if result.generation is None:
         return line | {"error": result.error}
-    line |= asdict(result.generation)
+    line |= {"model": model} | asdict(result.generation)
     objects = parse_objects(result.generation.text)
     if objects or FINDS.match(job.prompt):
         line["boxes"] = [asdict(each.box(*result.size)) for each in objects]

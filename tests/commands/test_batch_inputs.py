@@ -65,7 +65,7 @@ def test_a_result_has_the_boxes_of_its_answer_however_the_prompt_is_spelled(prom
         f"{LOCATIONS} ring ; {LOCATIONS} ring",
         f"here: {LOCATIONS}{'<seg001>' * 16} ring",
     ):
-        line = as_line(JobResult(job, npgemma.Generation(text, [], "stop", []), (200, 100)))
+        line = as_line(JobResult(job, npgemma.Generation(text, [], "stop", []), (200, 100)), "embedded")
         assert line["boxes"] == [dataclasses.asdict(box) for box in npgemma.parse_boxes(text, 200, 100)]
         assert line["objects"] == [dataclasses.asdict(each) for each in npgemma.parse_objects(text)]
         assert len(line["boxes"]) == text.count("ring")
@@ -75,7 +75,10 @@ def test_a_result_has_the_boxes_of_its_answer_however_the_prompt_is_spelled(prom
     ("prompt", "listed"), [*((p, True) for p in PROMPTS[:10]), *((p, False) for p in PROMPTS[10:])]
 )
 def test_a_prompt_that_asks_for_objects_has_an_empty_list_if_there_are_none(prompt, listed):
-    line = as_line(JobResult(Job("a", ("a.png",), prompt, Path()), npgemma.Generation("", [], "stop", []), (2, 1)))
+    line = as_line(
+        JobResult(Job("a", ("a.png",), prompt, Path()), npgemma.Generation("", [], "stop", []), (2, 1)), "embedded"
+    )
+    assert line["model"] == "embedded"
     assert ("boxes" in line, "objects" in line) == (listed, listed)
 
 

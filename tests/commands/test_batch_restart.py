@@ -180,7 +180,7 @@ def test_a_full_disk_is_one_sentence_and_loses_no_result(many, tmp_path):
     """The disk is full in the middle of a line; once there is space again, the work continues."""
     import resource
 
-    out, space = tmp_path / "out.jsonl", 3000
+    out, space = tmp_path / "out.jsonl", 4000
     status, err = many.run(out, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (space, space)))
     assert (status, err) == (1, f"npgemma: {out} cannot be written: File too large\n")
     assert out.stat().st_size <= space
