@@ -1,5 +1,7 @@
 """The errors that npgemma raises for bad input: each message says what is wrong, where, and what to do about it."""
 
+from collections import abc
+
 SHOWN = 200  # how many characters of a value that may be long, such as a path, a message repeats
 
 
@@ -7,6 +9,13 @@ def shortened(value: object, limit: int = SHOWN) -> str:
     """A value as a message repeats it: whole, or its beginning and how long it is."""
     text = str(value)
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text):,} characters)"
+
+
+def listed(names: abc.Iterable[str], most: int = 5) -> str:
+    """The first few names as a message lists them, and how many more there are."""
+    every = list(names)
+    more = f" and {len(every) - most} more" if len(every) > most else ""
+    return ", ".join(every[:most]) + more
 
 
 class NpgemmaError(Exception):

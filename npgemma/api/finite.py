@@ -17,7 +17,7 @@ import numpy as np
 from npgemma.checkpoints.layout import not_finite
 from npgemma.checkpoints.paligemma import PaliGemmaConfig, names_of
 from npgemma.decoding.loop import NotFinite
-from npgemma.errors import BadModel
+from npgemma.errors import BadModel, listed
 from npgemma.layers.shapes import Array
 from npgemma.layers.taps import Tap, silent
 from npgemma.layers.tree import leaves
@@ -124,8 +124,7 @@ def explained(model: Running, rerun: Rerun) -> BadModel | None:
     names = names_of(model.weights, model.config)
     bad = not_finite({names[leaf.path]: leaf.value for leaf in leaves(model.weights)})
     if bad:
-        others = f" and {len(bad) - MOST_NAMES} more" if len(bad) > MOST_NAMES else ""
-        found = f"{', '.join(bad[:MOST_NAMES])}{others} contain{'s' * (len(bad) == 1)} NaN or infinity"
+        found = f"{listed(bad, MOST_NAMES)} contain{'s' * (len(bad) == 1)} NaN or infinity"
         hint = f"run 'npgemma verify {model.folder}', and download or save the model again"
         return BadModel(f"the model's weights are not finite: {found}; {hint}")
     tap = first_too_large(rerun)

@@ -13,7 +13,7 @@ import numpy as np
 
 from npgemma.checkpoints.adapter import FLOAT64, Adapter, LowRank, Rows
 from npgemma.checkpoints.paligemma import HEAD, TABLE
-from npgemma.errors import BadModel
+from npgemma.errors import BadModel, listed
 from npgemma.layers.bits import widened
 from npgemma.layers.packed import BLOCK, row_blocks
 from npgemma.layers.shapes import Array, Float
@@ -98,10 +98,9 @@ def check_fit(adapter: Adapter, tensors: Mapping[str, Array]) -> None:
     missing = sorted({name for name, _ in shapes} - tensors.keys())
     if missing:
         like = sorted({each for name in missing[:MOST_NAMED] for each in get_close_matches(name, tensors, 1)})
-        more = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
         has = f"; similar names in the model: {', '.join(like)}" if like else ""
         raise BadModel(
-            f"{adapter.path} changes tensors that the model does not have: {', '.join(missing[:MOST_NAMED])}{more}{has}"
+            f"{adapter.path} changes tensors that the model does not have: {listed(missing, MOST_NAMED)}{has}"
         )
 
 

@@ -85,7 +85,7 @@ def by_saved_name(tensors: Mapping[str, Tensor], where: Path) -> dict[str, Tenso
     spelled: dict[str, str] = {}
     for stored, array in tensors.items():
         name = saved_name(unwrapped(stored).removeprefix(prefix))
-        if is_unused(name):
+        if NOT_USED.fullmatch(name):
             continue
         if name in found:
             raise BadModel(f"{where}: {spelled[name]!r} and {stored!r} are two spellings of the same tensor")

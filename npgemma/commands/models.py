@@ -17,14 +17,13 @@ from npgemma.checkpoints.mask_vqvae import CODEC
 from npgemma.checkpoints.paligemma import PaliGemmaConfig, footprint, layout_of, read_config, read_tensors
 from npgemma.commands.flags import AddParser
 from npgemma.commands.output import as_json, printable
-from npgemma.errors import BadModel
+from npgemma.errors import BadModel, listed
 from npgemma.io.digests import Verified, verify_files
 from npgemma.io.file_kinds import foreign_kind
 from npgemma.io.model_folder import find_model, folder_of
 from npgemma.io.safetensors import unused_weights, weight_files
 from npgemma.io.system_memory import available_memory, size
 from npgemma.io.tokenizers import read_tokenizer, tokenizer_of
-from npgemma.io.unusable import listed
 from npgemma.layers.tree import leaves
 
 PROMPT_TOKENS, NEW_TOKENS = 32, 256  # the prompt and the answer for which inspect computes the memory

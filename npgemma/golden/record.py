@@ -159,9 +159,10 @@ def run(
     caches = [new_caches(weights.text, len(case.input_ids) + case.steps, dtype)]
     hidden = prefill(weights, [prompt], caches, tap=tap)
     scores = tap("logits", logits(weights.text, hidden[-1:]), "B V")
+    ends, given = None if forced else limits(model), list(forced or ())
     ids: list[int] = []
     while True:
-        ids.append(forced[len(ids)] if forced else int(limits(model).allowed(scores[0]).argmax()))
+        ids.append(given[len(ids)] if ends is None else int(ends.allowed(scores[0]).argmax()))
         if len(ids) > case.steps or ids[-1] in model.config.eos_token_ids:
             break
         scores = step(weights, np.array(ids[-1:]), caches, dtype, tap=at(tap, f"steps.{len(ids)}"))

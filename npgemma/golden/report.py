@@ -6,6 +6,7 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
+from npgemma.errors import listed
 from npgemma.golden.compare import Report
 from npgemma.golden.file import Golden
 from npgemma.golden.judge import FEW_FACTOR, FEW_VALUES, LIMITS, RELATIVE_LIMIT, Verdict
@@ -78,17 +79,17 @@ def findings(report: Report) -> Iterator[str]:
     wrong = [verdict for verdict in report.verdicts if not verdict.explained]
     if wrong:
         yield f"FIRST DIVERGENCE in block {wrong[0].block}"
-        yield from listed(wrong)
+        yield from wrong_taps(wrong)
     if report.replayed:
         culprits = report.culprits
         if culprits:
             yield f"CULPRIT block {culprits[0].block}: wrong even when computed from the port's own tensors"
-            yield from listed(culprits)
+            yield from wrong_taps(culprits)
         else:
             yield "replay: every tap follows from the port's own tensors before it"
 
 
-def listed(verdicts: Sequence[Verdict]) -> Iterator[str]:
+def wrong_taps(verdicts: Sequence[Verdict]) -> Iterator[str]:
     """The first wrong taps: name, reason, wrong rows and diagnosis."""
     for verdict in verdicts[:MOST]:
         yield f"  {verdict.name} ({verdict.theirs}): {verdict.reason}"
@@ -103,9 +104,7 @@ def notes(report: Report) -> Iterator[str]:
     """What was left out of the comparison because it is harmless."""
     for note in dict.fromkeys(verdict.note for verdict in report.verdicts if verdict.note):
         names = [f"{verdict.name} ({verdict.theirs})" for verdict in report.verdicts if verdict.note == note]
-        yield (
-            f"{', '.join(names[:MOST])}" + (f" and {len(names) - MOST} more" if len(names) > MOST else "") + f": {note}"
-        )
+        yield f"{listed(names, MOST)}: {note}"
 
 
 def tokens(report: Report) -> Iterator[str]:

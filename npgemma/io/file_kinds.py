@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from npgemma.errors import listed
+
 HEAD = 512  # how many bytes of a file tell its kind
 MARKUP = rb"(?:\xef\xbb\xbf)?(?i:<\?xml[^>]*>|<!--(?:(?!-->).)*-->|\s)*"
 REFUSALS = (
@@ -17,12 +19,16 @@ ELSEWHERE = (
 PICKLE = "a pickle, which can run any code when it is loaded, so npgemma does not read it"
 POINTER = "a git-lfs pointer, not the file itself"
 ARCHIVE = "an archive; unpack it first"
+NPZ = "an .npz archive of NumPy arrays"
+EMPTY = "empty; download or copy it again"
+VAGUE = {PICKLE, ARCHIVE, NPZ, EMPTY}  # kinds about which the name of a file may say more
+POINTER_START = rb"version https://(?:git-lfs|hawser)"
 
 # In this order; a pattern matches at the first byte.
 KINDS = tuple(
     (re.compile(pattern, re.DOTALL), kind)
     for pattern, kind in (
-        (rb"version https://(?:git-lfs|hawser)", POINTER),
+        (POINTER_START, POINTER),
         (rb"# xet version", f"a Xet pointer, not the file itself; {AGAIN}"),
         (rb"/annex/objects|(?:\.\./)*\.git/annex", "a git-annex pointer, not the file itself; run 'git annex get'"),
         (
@@ -50,7 +56,7 @@ KINDS = tuple(
         (rb"\x89HDF", f"an HDF5 file of Keras, {ELSEWHERE}"),
         (rb"....TFL3", f"a TensorFlow Lite file, {ELSEWHERE}"),
         (rb"PK\x03\x04.{26}[^\0]*?(?:data\.pkl|\.data/)", PICKLE),
-        (rb"PK\x03\x04.{26}[\w./ -]*?\.npy", "an .npz archive of NumPy arrays"),
+        (rb"PK\x03\x04.{26}[\w./ -]*?\.npy", NPZ),
         (rb"\x93NUMPY", "a NumPy array"),
         (rb"\x80[\2-\5]", PICKLE),
         (rb"PK\x03\x04|PK\x05\x06|\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd|.{257}ustar", ARCHIVE),
@@ -65,7 +71,7 @@ def foreign_kind(path: Path) -> str | None:
     if head is None:
         return None
     if not head.strip():
-        return "empty; download or copy it again"
+        return EMPTY
     kind = next((kind for pattern, kind in KINDS if pattern.match(head)), None)
     return with_other_pointers(path) if kind == POINTER else kind
 
@@ -82,13 +88,10 @@ def first_bytes(path: Path) -> bytes | None:
 def with_other_pointers(path: Path) -> str:
     """That a file is a git-lfs pointer, which others of its folder are, and what to do about all of them."""
     others = [each.name for each in sorted(path.parent.iterdir()) if each != path and is_pointer(each)]
-    also = (
-        f", like {', '.join(others[:5])}{f' and {len(others) - 5} more' if len(others) > 5 else ''}" if others else ""
-    )
+    also = f", like {listed(others)}" if others else ""
     return f"{POINTER}{also}; run 'git lfs pull' in {path.parent}, or download the model again"
 
 
 def is_pointer(path: Path) -> bool:
     """Whether a file is a git-lfs pointer; a pipe, which would block, is not."""
-    pattern, _ = KINDS[0]
-    return path.is_file() and pattern.match(first_bytes(path) or b"") is not None
+    return path.is_file() and re.match(POINTER_START, first_bytes(path) or b"") is not None

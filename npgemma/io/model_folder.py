@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
-from npgemma.errors import BadModel
+from npgemma.errors import BadModel, listed
 from npgemma.io.hub_cache import cache_folder, is_repo_id, similar, snapshot, snapshot_of
 from npgemma.io.strict_json import read_json
 from npgemma.io.unusable import (
@@ -18,7 +18,6 @@ from npgemma.io.unusable import (
     file_report,
     folder_report,
     is_repository,
-    listed,
 )
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "tiny"
@@ -49,7 +48,7 @@ def find_model(name: str | Path | None) -> Path:
     if folder is None:
         raise not_found(name, f"no such folder, no such {SUFFIX} file")
     if not (folder / CONFIG).exists() and (folder / ADAPTER_CONFIG).exists():
-        raise is_adapter(folder)
+        raise adapter_as_model(folder)
     keras = (folder / CONFIG).exists() and any(folder.glob("*.weights.h5"))
     if keras and not any((folder / each).exists() for each in (WEIGHTS, INDEX)):
         raise BadModel(folder_report(folder, WEIGHTS))  # Keras has a config.json, too
@@ -62,11 +61,11 @@ def whole_model(path: Path) -> Path:
     if shard and int(shard[1]) > 1:
         raise BadModel(f"{path} is one of the {int(shard[1])} files of a model; give their folder, {path.parent}")
     if path.name in ADAPTER_FILES or ((path.parent / ADAPTER_CONFIG).exists() and not (path.parent / CONFIG).exists()):
-        raise is_adapter(path.parent)
+        raise adapter_as_model(path.parent)
     return path
 
 
-def is_adapter(folder: Path) -> BadModel:
+def adapter_as_model(folder: Path) -> BadModel:
     """The error for an adapter that was given as a model; it names the model that the adapter was trained on."""
     config = folder / ADAPTER_CONFIG
     base = read_json(config).get("base_model_name_or_path") if config.exists() else None

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from npgemma.errors import BadModel
+from npgemma.errors import BadModel, listed
 from npgemma.io.file_kinds import first_bytes, foreign_kind
 from npgemma.io.model_folder import SUFFIX, member
 from npgemma.io.strict_json import read_json
-from npgemma.io.unusable import CONFIG, INDEX, WEIGHTS, folder_report, is_weights, listed
+from npgemma.io.unusable import CONFIG, INDEX, WEIGHTS, folder_report, is_weights
 from npgemma.layers.shapes import Array
 
 __all__ = [

@@ -9,13 +9,14 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from npgemma.io.file_kinds import ARCHIVE, ELSEWHERE, foreign_kind
+from npgemma.errors import listed
+from npgemma.io.file_kinds import ARCHIVE, ELSEWHERE, VAGUE, foreign_kind
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 TOKENIZERS = ("tokenizer.model", "tokenizer.json")
-MOST_LINES, MOST_NAMES, MOST_FOLDERS, MOST_DEPTH = 8, 5, 1000, 6
+MOST_LINES, MOST_FOLDERS, MOST_DEPTH = 8, 1000, 6
 
 # What a training leaves beside its weights, and weights that npgemma reads: they do not explain what is missing.
 SILENT = re.compile(
@@ -91,7 +92,7 @@ def file_report(path: Path, wanted: str) -> str:
     by_name = meaning_of(path.name)
     if path.parent.name == "blobs" and path.parents[1].name.startswith("models--"):
         return f"{what}, but a blob of the Hugging Face cache; give the model's name, {repo_name(path.parents[1].name)}"
-    if by_name and (kind is None or "npz" in kind or "archive" in kind or "pickle" in kind or kind.startswith("empty")):
+    if by_name and (kind is None or kind in VAGUE):
         kind = by_name.format(file=path, folder=path.parent)
     if kind and not path.name.lower().endswith(".safetensors"):
         return f"{what}: it is {kind}" + (f", then {rest}" if kind == ARCHIVE else "")
@@ -222,13 +223,6 @@ def folders_below(folder: Path) -> Iterator[Path]:
             yield here
         if found >= MOST_FOLDERS:
             return
-
-
-def listed(names: Iterable[str]) -> str:
-    """The first few names."""
-    every = list(names)
-    more = f" and {len(every) - MOST_NAMES} more" if len(every) > MOST_NAMES else ""
-    return ", ".join(every[:MOST_NAMES]) + more
 
 
 # ----------------------------------------------------------------------------------------------- the Hugging Face cache
