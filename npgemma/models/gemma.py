@@ -145,6 +145,13 @@ def cache_rows(tokens: int, window: int | None) -> int:
     return tokens if window is None else min(tokens, window + window // 16)
 
 
+@dataclass(frozen=True)
+class HeadNorm(RMSNorm):
+    """An RMS norm over the width of a head: one weight for all heads."""
+
+    weight: Float[Array, "H"]
+
+
 def normed(p: RMSNorm | None, x: Float[Array, "*R D"], tap: Tap, name: str, axes: str) -> Float[Array, "*R D"]:
     """The norm of x, which passes through the tap by this name; x itself in a model that lacks this norm."""
     return x if p is None else tap(name, rms_norm(p, x), axes)
@@ -159,8 +166,8 @@ class Attention:
     v: Weight[Array, "K H D"]
     theta: float
     o: Weight[Array, "D N H"]
-    q_norm: RMSNorm | None = None
-    k_norm: RMSNorm | None = None
+    q_norm: HeadNorm | None = None
+    k_norm: HeadNorm | None = None
     factor: float = 1.0
     scale: float | None = None
     cap: float | None = None
