@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from npgemma.checkpoints import gemma as checkpoint
-from npgemma.checkpoints.gemma import DEFAULTS, FULL, SLIDING
+from npgemma.checkpoints.gemma import DEFAULTS
 from npgemma.checkpoints.layout import Part, make_layout
 from npgemma.models import gemma
 from npgemma.models.gemma import Rows, Segment, within
