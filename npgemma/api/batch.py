@@ -3,6 +3,7 @@
 Every step of the decoder reads all weights, for one row or for many, so N answers at once take hardly longer than one.
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Unpack
@@ -10,14 +11,16 @@ from typing import NamedTuple, Unpack
 import numpy as np
 
 from npgemma.api import generation
+from npgemma.api.finite import watched
 from npgemma.api.processor import Inputs
 from npgemma.api.vision_language import VisionLanguageModel
-from npgemma.decoding.loop import RunningSequence, choose_next, prefill_sequences, step_sequences
+from npgemma.decoding.loop import RunningSequence, choose_next, generate_tokens, prefill_sequences, step_sequences
 from npgemma.decoding.options import GenerationOptions, StreamKeywords, require_count
 from npgemma.decoding.text import Generation
 from npgemma.errors import BadPicture, BadPrompt, TooLittleMemory
 from npgemma.io.jobs import Job
 from npgemma.io.picture import read_picture
+from npgemma.layers.taps import Tap
 
 IN_FLIGHT = 8  # how many jobs run at a time by default
 
@@ -133,6 +136,15 @@ class Batch:
         self.deferred: list[ReadJob] = []
 
     def run(self, jobs: Iterator[Job]) -> Iterator[JobResult]:
+        """The results of all jobs, in the order in which they end. BadModel if the logits are not finite."""
+        return watched(self.model, self.results(jobs), self.again)
+
+    def again(self, tap: Tap) -> None:
+        """The jobs that were started last, from their pictures to the ends of their answers."""
+        prompts = generation.embed_pictures(self.model, *self.started, tap=tap)
+        deque(generate_tokens(self.model.weights, prompts, self.limits, self.options, tap=tap), maxlen=0)
+
+    def results(self, jobs: Iterator[Job]) -> Iterator[JobResult]:
         """Start up to `in_flight` jobs, run one step of all, and repeat until no job is left."""
         while True:
             read, self.deferred = self.deferred, []
@@ -177,7 +189,8 @@ class Batch:
         lengths = [len(job.sequence.input_ids) for job in self.running] + list(map(len, ids))
         pixels = np.concatenate([job.inputs.pixel_values for job in read])
         self.model.guard.check_memory(lengths, len(pixels), self.options.max_new_tokens)
-        prompts = generation.embed_pictures(self.model, ids, pixels, [job.inputs.images[0] for job in read])
+        self.started = ids, pixels, [job.inputs.images[0] for job in read]
+        prompts = generation.embed_pictures(self.model, *self.started)
         sequences = prefill_sequences(self.model.weights, prompts, self.limits, self.options)
         return [RunningJob(job.job, job.size, each) for job, each in zip(read, sequences, strict=True)]
 

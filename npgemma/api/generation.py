@@ -1,14 +1,18 @@
 """Pictures and prompts -> sequences of tokens -> Generations: what models, batches and commands share."""
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from npgemma.api.finite import finite, watched
 from npgemma.api.guard import Guard
-from npgemma.api.processor import Pictures, Processor, check_pairs
+from npgemma.api.processor import Inputs, Pictures, Processor, check_pairs
 from npgemma.checkpoints.paligemma import PaliGemmaConfig
-from npgemma.decoding.beams import beam_search
+from npgemma.decoding.beams import Beam, beam_search
 from npgemma.decoding.loop import Limits, Token, generate_tokens
 from npgemma.decoding.options import GenerationOptions
 from npgemma.decoding.scoring import Score, score_answers
@@ -16,12 +20,14 @@ from npgemma.decoding.text import Detokenizer, Generation, Transcript
 from npgemma.errors import BadPrompt
 from npgemma.io.tokenizers import Tokenizer
 from npgemma.layers.shapes import Array, Float, Int
+from npgemma.layers.taps import Tap, silent
 from npgemma.models.paligemma import PaliGemma, Prompt, image_features
 
 
 class LoadedModel(Protocol):
     """What these functions need of a model."""
 
+    folder: Path
     config: PaliGemmaConfig
     weights: PaliGemma
     dtype: np.dtype
@@ -54,16 +60,36 @@ def tokens(
     """The tokens of all sequences as they are chosen, step by step."""
     if not prompts:
         return iter(())
-    read = read_prompts(model, images, prompts, options)
-    return generate_tokens(model.weights, read, limits(model, options), options, options.num_return_sequences)
+    run = partial(run_tokens, model, read_inputs(model, images, prompts, options), limits(model, options), options)
+    return watched(model, run(), partial(exhaust, run))
+
+
+def run_tokens(
+    model: LoadedModel, inputs: Inputs, ends: Limits, options: GenerationOptions, tap: Tap = silent
+) -> Iterator[Token]:
+    """Pictures through the vision tower, then token by token."""
+    read = embed_pictures(model, inputs.input_ids, inputs.pixel_values, inputs.images, tap)
+    yield from generate_tokens(model.weights, read, ends, options, options.num_return_sequences, tap)
+
+
+def exhaust(run: Callable[..., Iterator[Token]], tap: Tap) -> None:
+    """All of a run at once."""
+    deque(run(tap=tap), maxlen=0)
 
 
 def search(model: LoadedModel, image: Pictures, prompt: str, options: GenerationOptions) -> list[Generation]:
     """The best answers that beam search finds, the likeliest first."""
-    (read,) = read_prompts(model, [image], [prompt], options)
     ends, text = limits(model, options), detokenizer(model, options)
-    found = beam_search(model.weights, read, options.num_beams, ends)[: options.num_return_sequences]
+    run = partial(run_search, model, read_inputs(model, [image], [prompt], options), ends, options.num_beams)
+    with finite(model, run):
+        found = run()[: options.num_return_sequences]
     return [text.generation(beam.ids, ends.reason_to_end(beam.ids), beam.logprobs) for beam in found]
+
+
+def run_search(model: LoadedModel, inputs: Inputs, ends: Limits, num_beams: int, tap: Tap = silent) -> list[Beam]:
+    """Pictures through the vision tower, then all of a beam search."""
+    (read,) = embed_pictures(model, inputs.input_ids, inputs.pixel_values, inputs.images, tap)
+    return beam_search(model.weights, read, num_beams, ends, tap)
 
 
 def generate_ids(
@@ -77,10 +103,10 @@ def generate_ids(
     ids, pixels = model.guard.check_inputs(input_ids, pixel_values)
     model.guard.check_length([ids], options.max_new_tokens)
     model.guard.check_memory([len(ids)], len(pixels), options.max_new_tokens)
-    prompts = embed_pictures(model, [ids], pixels, [len(pixels)])
     eos = model.config.eos_token_ids if eos_ids is None else eos_ids
     ends = Limits(options.max_new_tokens, eos, model.config.text.vocab_size)
-    return [token.id for token in generate_tokens(model.weights, prompts, ends, options)]
+    run = partial(run_tokens, model, Inputs([ids], [np.zeros_like(ids)], pixels, [len(pixels)]), ends, options)
+    return [token.id for token in watched(model, run(), partial(exhaust, run))]
 
 
 def detokenizer(model: LoadedModel, options: GenerationOptions) -> Detokenizer:
@@ -93,15 +119,15 @@ def limits(model: LoadedModel, options: GenerationOptions) -> Limits:
     return Limits(options.max_new_tokens, model.config.eos_token_ids, model.tokenizer.image_id, has_stopped)
 
 
-def read_prompts(
+def read_inputs(
     model: LoadedModel, images: Sequence[Pictures], prompts: Sequence[str], options: GenerationOptions
-) -> list[Prompt]:
-    """Pictures and texts as the decoder starts from them, once the memory for the answers is known to suffice."""
+) -> Inputs:
+    """Pictures and texts as the model reads them, once the memory for the answers is known to suffice."""
     inputs = model.processor(images, prompts)
     model.guard.check_length(inputs.input_ids, options.max_new_tokens)
     lengths, sequences = [len(ids) for ids in inputs.input_ids], max(options.num_beams, options.num_return_sequences)
     model.guard.check_memory(lengths, len(inputs.pixel_values), options.max_new_tokens, sequences)
-    return embed_pictures(model, inputs.input_ids, inputs.pixel_values, inputs.images)
+    return inputs
 
 
 def embed_pictures(
@@ -109,10 +135,11 @@ def embed_pictures(
     input_ids: Sequence[Int[Array, "T"]],
     pixel_values: Float[Array, "B 3 Y X"],
     images: Sequence[int],
+    tap: Tap = silent,
 ) -> list[Prompt]:
     """All pictures through the vision tower, and prompt i with the rows of its `images[i]` pictures."""
     model.guard.check_files()
-    features = image_features(model.weights, pixel_values.astype(model.dtype, copy=False))
+    features = image_features(model.weights, pixel_values.astype(model.dtype, copy=False), tap)
     prompts, first = [], 0
     for ids, count in zip(input_ids, images, strict=True):
         rows = features[first : first + count].reshape(-1, features.shape[-1])
@@ -135,6 +162,15 @@ def score(model: LoadedModel, images: Any, prompts: str | list[str], suffixes: S
     if max(lengths) > limit:
         raise BadPrompt(f"a prompt with its suffix has {max(lengths)} tokens; this model has {limit} positions")
     model.guard.check_memory(lengths, len(inputs.pixel_values), 0, logit_rows=max(map(len, answers)))
-    read = embed_pictures(model, inputs.input_ids, inputs.pixel_values, inputs.images)
-    found = score_answers(model.weights, read * times, answers)
+    run = partial(run_scores, model, inputs, answers, times)
+    with finite(model, run):
+        found = run()
     return [Score(answer, row.tolist()) for answer, row in zip(answers, found, strict=True)]
+
+
+def run_scores(
+    model: LoadedModel, inputs: Inputs, answers: Sequence[Sequence[int]], times: int, tap: Tap = silent
+) -> list[Float[Array, "T"]]:
+    """Pictures through the vision tower, then log P of each token of the answers; each prompt has `times` of them."""
+    read = embed_pictures(model, inputs.input_ids, inputs.pixel_values, inputs.images, tap)
+    return score_answers(model.weights, read * times, answers, tap)

@@ -67,6 +67,9 @@ class Guard:
         if pixels.shape[1:] != (3, side, side) or not np.issubdtype(pixels.dtype, np.floating):
             found = f"{pixels.dtype} {list(pixels.shape)}"
             raise BadPrompt(f"pixel_values must be floats of shape [pictures, 3, {side}, {side}], not {found}")
+        if not np.isfinite(pixels).all():
+            bad = next(i for i, picture in enumerate(pixels) if not np.isfinite(picture).all())
+            raise BadPrompt(f"pixel_values are not finite: picture {bad} has NaN or infinity; pass values in -1 .. 1")
         tokens, wanted = is_image.sum(), len(pixels) * self.config.vision.num_patches
         if tokens != wanted:
             raise BadPrompt(f"input_ids hold {tokens} image tokens; {len(pixels)} pictures need {wanted}")

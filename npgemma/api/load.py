@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from npgemma.api.finite import quiet
 from npgemma.api.guard import Budget, Guard
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.checkpoints import paligemma
@@ -30,7 +31,7 @@ def load(
     ----------
     path : str or Path, optional
         A Hugging Face folder, a .safetensors file in one, or org/name[@revision] in the Hugging Face cache. By default
-        the embedded model, a small one that ships with npgemma.
+        the embedded model, which knows drawn shapes and words alone (the commands say so about other pictures).
     dtype : {'float32', 'float64'}
         What is computed in.
     resident : bool
@@ -84,6 +85,7 @@ def sample_picture() -> Path:
     return EMBEDDED.parent / "sample.png"
 
 
+@quiet()  # a weight that is not finite is an error of the run, which names it
 def map_model(
     model: Path, dtype: np.dtype, resident: bool, adapter: str | Path | None, max_memory: int | None
 ) -> VisionLanguageModel:

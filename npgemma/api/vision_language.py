@@ -1,7 +1,7 @@
 """`VisionLanguageModel`: weights, tokenizer and processor together, to answer questions about pictures."""
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from npgemma.api import generation
+from npgemma.api.finite import computed
 from npgemma.api.guard import Guard
 from npgemma.api.processor import Pictures, Processor
 from npgemma.checkpoints.mask_vqvae import CODEC, read_mask_codec
@@ -100,6 +101,8 @@ class VisionLanguageModel:
         ------
         BadPrompt, TooLittleMemory
             If ids, types and pixels do not fit the model and each other, or need more memory than is available.
+        BadModel
+            If the logits are not finite, unless the tap makes them so.
         TypeError
             If the tap takes other arguments, or returns something else than an array like its tensor.
 
@@ -117,7 +120,7 @@ class VisionLanguageModel:
         ids, pixels = self.guard.check_inputs(input_ids, pixel_values)
         self.guard.check_memory([len(ids)], len(pixels), 0, logit_rows=len(ids))
         types = self.guard.check_types(token_type_ids, ids)
-        return forward(self.weights, ids, pixels.astype(self.dtype, copy=False), types, tap=tap)
+        return computed(self, partial(forward, self.weights, ids, pixels.astype(self.dtype, copy=False), types), tap)
 
     @overload
     def generate(
@@ -296,7 +299,7 @@ class VisionLanguageModel:
     def image_features(self, images: Picture | Sequence[Picture]) -> Float[Array, "B P D"]:
         """Pictures as the decoder sees them: rows of its width, out of SigLIP and the projector.
 
-        Raises BadPicture and TooLittleMemory.
+        Raises BadPicture, TooLittleMemory, and BadModel if the rows are not finite.
 
         Parameters
         ----------
@@ -318,4 +321,4 @@ class VisionLanguageModel:
         read = [read_picture(image) for image in stack]
         self.guard.check_memory([], len(read), 0)
         pixels = pixel_values(read, self.config.vision.image_size)
-        return image_features(self.weights, pixels.astype(self.dtype, copy=False))
+        return computed(self, partial(image_features, self.weights, pixels.astype(self.dtype, copy=False)))

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from npgemma.checkpoints.layout import finite
 from npgemma.checkpoints.paligemma import saved_name
 from npgemma.errors import BadModel
 from npgemma.io.model_folder import ADAPTER_CONFIG, member
@@ -82,6 +83,8 @@ def read_adapter(folder: Path) -> Adapter:
         return name
 
     for stored, x in open_file(path).items():
+        if not finite(x):
+            raise BadModel(f"{path}: {stored} is not finite: it contains NaN or infinity; save the adapter again")
         stored = stored.removeprefix("base_model.model.").replace(".base_layer.", ".")
         found = re.fullmatch(r"(.+)\.lora_(embedding_)?([AB])(?:\.weight)?", stored)
         if found is None:

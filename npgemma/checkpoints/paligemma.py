@@ -170,6 +170,11 @@ def weights(tensors: Mapping[str, Array], c: PaliGemmaConfig) -> PaliGemma:
     return layout_of(tensors, c).fill(tensors)
 
 
+def names_of(p: PaliGemma, c: PaliGemmaConfig) -> dict[str, str]:
+    """The names that transformers 5 saves, by the path of each array of the weights."""
+    return {each.leaf.path: each.name for each in hf_layout(replace(c, tied=p.text.head is None)).stored}
+
+
 def footprint(c: PaliGemmaConfig, run: Run) -> Footprint:
     """The memory for a run that answers all prompts at the same time.
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from npgemma.decoding.loop import Limits, log_probabilities
 from npgemma.layers.shapes import Array, Float, Int
+from npgemma.layers.taps import Tap, at, silent
 from npgemma.models.gemma import Cache, new_caches
 from npgemma.models.paligemma import PaliGemma, Prompt, start, step
 
@@ -31,11 +32,11 @@ class Beam(NamedTuple):
         return sum(self.logprobs)
 
 
-def beam_search(p: PaliGemma, prompt: Prompt, num_beams: int, limits: Limits) -> list[Beam]:
-    """The best finished answers, the likeliest first, at most `num_beams`. BadModel if the logits are not finite."""
+def beam_search(p: PaliGemma, prompt: Prompt, num_beams: int, limits: Limits, tap: Tap = silent) -> list[Beam]:
+    """The best finished answers, the likeliest first, at most `num_beams`. NotFinite if the logits are not."""
     dtype = prompt.image_rows.dtype
     caches = [new_caches(p.text, len(prompt.input_ids) + limits.max_new_tokens - 1, dtype)]
-    logits = start(p, [prompt], caches)
+    logits = start(p, [prompt], caches, tap=tap)
     unfinished, finished = [Beam((), (), 0)], list[Beam]()
     while True:
         best, ended = best_continuations(unfinished, logits, num_beams, limits)
@@ -45,7 +46,8 @@ def beam_search(p: PaliGemma, prompt: Prompt, num_beams: int, limits: Limits) ->
         if not unfinished or (len(finished) == num_beams and unfinished[0].total <= finished[-1].total):
             return finished
         caches = caches_of(unfinished, caches)
-        logits = step(p, np.array([beam.ids[-1] for beam in unfinished]), caches, dtype)
+        ids = np.array([beam.ids for beam in unfinished])
+        logits = step(p, ids[:, -1], caches, dtype, tap=at(tap, f"steps.{ids.shape[1]}"))
 
 
 def best_continuations(

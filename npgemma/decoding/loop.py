@@ -21,6 +21,10 @@ from npgemma.models.gemma import Cache, new_caches
 from npgemma.models.paligemma import PaliGemma, Prompt, start, step
 
 
+class NotFinite(BadModel):
+    """The numbers of a run are NaN or infinite. The library raises a plain BadModel, which says why."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """Where an answer ends, and which tokens it may contain.
@@ -75,7 +79,7 @@ def generate_tokens(
 ) -> Iterator[Token]:
     """The tokens of all prompts, step by step, in the order of the sequences: `samples` of them for each prompt.
 
-    Raises BadModel if the logits are not finite.
+    Raises NotFinite if the logits are not finite.
     """
     running = dict(enumerate(prefill_sequences(p, prompts, limits, sampling, samples, tap)))
     for count in itertools.count(1):
@@ -126,10 +130,10 @@ def choose_next(sequence: RunningSequence, limits: Limits, sampling: Sampling) -
 def log_probabilities(logits: Float[Array, "V"]) -> Float[Array, "V"]:
     """The natural logarithm of the model's own probability for each token, in float64.
 
-    Raises BadModel for logits that are NaN or infinite.
+    Raises NotFinite for logits that are NaN or infinite.
     """
     if not np.isfinite(logits).all():
-        raise BadModel("the model's logits are not finite: some weight, or a pixel value, is NaN or infinite")
+        raise NotFinite("the model's logits are not finite: some weight, or a pixel value, is NaN or infinite")
     return log_softmax(logits.astype(np.float64))
 
 

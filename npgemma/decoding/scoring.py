@@ -14,6 +14,7 @@ import numpy as np
 
 from npgemma.decoding.loop import log_probabilities
 from npgemma.layers.shapes import Array, Float
+from npgemma.layers.taps import Tap, silent
 from npgemma.models.gemma import logits, new_caches
 from npgemma.models.paligemma import PaliGemma, Prompt, prefill
 
@@ -57,10 +58,12 @@ class Score:
         return math.exp(self.loss)
 
 
-def score_answers(p: PaliGemma, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]]) -> list[Float[Array, "T"]]:
+def score_answers(
+    p: PaliGemma, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]], tap: Tap = silent
+) -> list[Float[Array, "T"]]:
     """For each prompt, log P of each token of its answer, in float64; all of them are rows of one pass.
 
-    Raises BadModel if the logits are not finite.
+    Raises NotFinite if the logits are not finite.
     """
     whole = [
         Prompt(
@@ -71,11 +74,11 @@ def score_answers(p: PaliGemma, prompts: Sequence[Prompt], answers: Sequence[Seq
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
     caches = [new_caches(p.text, len(prompt.input_ids), prompt.image_rows.dtype) for prompt in whole]
-    hidden = prefill(p, whole, caches)
+    hidden = prefill(p, whole, caches, tap=tap)
     found, end = [], 0
     for prompt, answer in zip(whole, answers, strict=True):
         end += len(prompt.input_ids)
         before = hidden[end - len(answer) - 1 : end - 1]  # row t scores the token after it
-        each = zip(logits(p.text, before), answer, strict=True)
+        each = zip(tap("logits", logits(p.text, before), "T V"), answer, strict=True)
         found.append(np.array([log_probabilities(row)[token] for row, token in each]))
     return found

@@ -19,12 +19,14 @@ FlashAttention and FlexAttention and in `same` of torch._dynamo.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from npgemma.api.finite import finite, require_in_range
 from npgemma.api.vision_language import VisionLanguageModel
-from npgemma.errors import BadGolden, BadModel
+from npgemma.errors import BadGolden
 from npgemma.golden.file import Spool, write_golden
 from npgemma.golden.names import entry_of, is_in_level, row_axes
 from npgemma.golden.provenance import describe
@@ -84,10 +86,8 @@ def record(
 
     Raises
     ------
-    BadPicture, BadPrompt
-        If a picture or the prompt cannot be used.
-    BadModel
-        If a tensor is not finite.
+    BadPicture, BadPrompt, BadModel
+        If a picture or the prompt cannot be used, or a tensor is not finite or overflows in float32.
     BadGolden
         If the folder of `path` does not exist, or a glob matches no tap.
     """
@@ -96,11 +96,12 @@ def record(
         raise BadGolden(f"{path} cannot be written: the folder {path.parent} does not exist")
     case, preprocessed = read_case(model, images, prompt, steps)
     wide = np.dtype(np.float64 if sum(x.size for x in arrays(model.weights)) < SMALL else np.float32)
-    with Spool(path.parent) as spool:
+    exact = partial(run, model, model.weights, case, np.dtype(np.float64))
+    with Spool(path.parent) as spool, finite(model, exact):
         keep = recording(spool, level, patterns, wide)
-        for name, x in preprocessed.items():
-            keep(name, x, preprocessed.axes[name])
-        ids = run(model, model.weights, case, np.dtype(np.float64), keep)
+        for name, axes in preprocessed.axes.items():
+            keep(name, preprocessed[name], axes)
+        ids = exact(tap=keep)
         check_used(patterns, list(spool.entries), level)
         record_envelopes(spool, model, case, ids, schedule)
         write_golden(spool, describe(model, images, prompt, spool.axes, schedule, wide.name), path)
@@ -177,8 +178,7 @@ def recording(spool: Spool, level: str, patterns: Sequence[str], wide: np.dtype)
     def keep(name: str, x: Array, axes: str) -> Array:
         kept = [*INPUTS, *(patterns if is_in_level(name, level) else ())]
         if any(fnmatchcase(name, pattern) for pattern in kept):
-            if not np.isfinite(x).all():
-                raise BadModel(f"{name} is not finite: a weight, or a number computed before it, is NaN or infinite")
+            require_in_range(x, f"{name} is not finite: a weight, or a number computed before it, is NaN or infinite")
             spool.put(name, x.astype(kinds[x.dtype.kind]), axes)
         return x
 
@@ -191,6 +191,9 @@ def measuring(spool: Spool, taps: Sequence[str], dtype: str) -> Tap:
 
     def measure(name: str, x: Array, axes: str) -> Array:
         if name in measured:
+            require_in_range(
+                x, f"{name} is finite in float64 and overflows in {dtype}; a port in {dtype} overflows, too"
+            )
             spool.put(f"envelope.{dtype}/{name}", row_errors(axes, x, spool[name]).astype(np.float32))
         return x
 

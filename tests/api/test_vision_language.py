@@ -168,7 +168,7 @@ def test_end_tokens_are_those_of_the_config_unless_others_are_given(small, tmp_p
 def test_pixels_that_are_not_finite_are_an_error_and_never_an_answer(value, small):
     values = pixels()
     values[0, 1, 2, 3] = value
-    with np.errstate(all="ignore"), pytest.raises(npgemma.BadModel, match="not finite"):
+    with pytest.raises(npgemma.BadPrompt, match="pixel_values are not finite: picture 0 has NaN or infinity"):
         small.generate_ids(ids(2, 9), values)
 
 

@@ -108,5 +108,5 @@ def test_logits_that_are_not_finite_are_refused(model: VisionLanguageModel) -> N
     head = np.array(text.embedding)
     head[-1] = 0x7FC0  # bfloat16's NaN, in a row that no token has
     broken = replace(model.weights, text=replace(text, head=head))
-    with pytest.raises(npgemma.BadModel, match="logits are not finite"):
+    with pytest.raises(npgemma.BadModel, match=r"not finite: lm_head.weight contains NaN"):
         VisionLanguageModel(model.folder, model.config, broken, model.dtype).score(SAMPLE, "ocr", "FNY")
