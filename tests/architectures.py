@@ -4,12 +4,13 @@ A new model adds an entry: its layouts, a forward pass on a fixed input, and a s
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import mask_codecs
 import numpy as np
 import one_page
+import one_page_gemma
 import one_page_masks
 import tiny
 
@@ -98,6 +99,51 @@ DECODER = Architecture(
     cached=decode_cached,
 )
 
+# Gemma 2 and 3: a window of three tokens, and caps that bite
+
+SMALL = {"hidden_size": 12, "intermediate_size": 20, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6}
+SMALL |= {"num_hidden_layers": 7, "vocab_size": 31, "query_pre_attn_scalar": 5.0, "sliding_window": 3}
+GEMMA_2 = replace(gemma_checkpoint.DEFAULTS["gemma2"], **SMALL, attn_logit_softcapping=1.0, final_logit_softcapping=2.0)
+GEMMA_3 = replace(gemma_checkpoint.DEFAULTS["gemma3_text"], **SMALL, rope_factor=8.0)
+TYPES = np.array([0, 0, 0, 1, 1])
+
+
+def windowed_decoder(c: gemma_checkpoint.GemmaConfig) -> Architecture:
+    """Five tokens in one pass; then the last two of them a token at a time."""
+    masks = [gemma.prefix_lm_mask(TYPES, window) for window in (None, c.sliding_window)]
+    sizes = gemma_checkpoint.sizes(c)
+    skeleton = gemma_checkpoint.blank(c, tied=True)
+
+    def run(p: gemma.Decoder, start: int, end: int, caches: list[gemma.Cache], dtype: np.dtype, tap: Tap) -> Array:
+        segment = gemma.Segment(slice(0, end - start), *(mask[start:end, :end] for mask in masks))
+        rows = gemma.Rows(slice(None), POSITIONS[start:end], [segment])
+        x = gemma.embed_tokens(p, IDS[start:end], dtype, tap)
+        return gemma.logits(p, gemma.decoder(p, x, rows, [caches], tap=tap))
+
+    def forward(p: gemma.Decoder, dtype: np.dtype, tap: Tap) -> Array:
+        return run(p, 0, 5, gemma.new_caches(p, 5, dtype), dtype, tap)
+
+    def cached(p: gemma.Decoder, dtype: np.dtype) -> Array:
+        caches = gemma.new_caches(p, 5, dtype)
+        return np.concatenate([run(p, *ends, caches, dtype, silent) for ends in ((0, 3), (3, 4), (4, 5))])
+
+    def again(w: Mapping[str, Array]) -> Array:
+        config = asdict(c) | {"layer_types": c.layer_kinds, "rope_parameters": {}}
+        for kind, theta, factor in (
+            (gemma_checkpoint.FULL, c.rope_theta, c.rope_factor),
+            (gemma_checkpoint.SLIDING, c.rope_local_base_freq, 1.0),
+        ):
+            config["rope_parameters"][kind] = {"rope_theta": theta, "factor": factor}
+        x = w["model.embed_tokens.weight"][IDS] * np.sqrt(c.hidden_size)
+        x = one_page_gemma.decoder(w, config, x, POSITIONS, TYPES)
+        return one_page_gemma.logits(w, config, x)
+
+    layouts = {"hf": make_layout(skeleton, Part(gemma_checkpoint.HF_POST_NORMS, sizes))}
+    if c.model_type == "gemma2":
+        layouts["npz"] = make_layout(skeleton, Part(gemma_checkpoint.NPZ_POST_NORMS, sizes))
+    return Architecture(layouts, forward, again, cached)
+
+
 # PaliGemma: two pictures, a prefix and a suffix
 
 ROW = testing.draw_row(C, images=2)
@@ -160,6 +206,8 @@ MASK_DECODER = Architecture(
 ARCHITECTURES = {
     "vision tower": VISION_TOWER,
     "decoder": DECODER,
+    "Gemma 2": windowed_decoder(GEMMA_2),
+    "Gemma 3": windowed_decoder(GEMMA_3),
     "paligemma": PALIGEMMA,
     "mask decoder": MASK_DECODER,
 }

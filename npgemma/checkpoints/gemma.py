@@ -8,7 +8,7 @@ from npgemma.errors import BadModel
 from npgemma.io.strict_json import Section, words
 from npgemma.layers.norms import RMSNorm
 from npgemma.layers.tree import SLOT, sized
-from npgemma.models.gemma import MLP, Attention, Block, Decoder
+from npgemma.models.gemma import MLP, Attention, Block, Decoder, HeadNorm
 
 # In Gemma 1, post_attention_layernorm is the norm before the MLP: nothing that attention wrote is normed.
 HF = table("""
@@ -23,6 +23,24 @@ HF = table("""
     blocks[i].mlp.up            model.layers.{i}.mlp.up_proj.weight                  F D
     blocks[i].mlp.down          model.layers.{i}.mlp.down_proj.weight                D F
     norm.weight                 model.norm.weight                                    D
+""")
+# Gemma 2 and 3, whose post_attention_layernorm is the norm of what attention writes.
+HF_POST_NORMS = table("""
+    embedding                        model.embed_tokens.weight                           V D
+    blocks[i].attn_norm.weight       model.layers.{i}.input_layernorm.weight             D
+    blocks[i].attn.q                 model.layers.{i}.self_attn.q_proj.weight            (N H) D
+    blocks[i].attn.k                 model.layers.{i}.self_attn.k_proj.weight            (K H) D
+    blocks[i].attn.v                 model.layers.{i}.self_attn.v_proj.weight            (K H) D
+    blocks[i].attn.o                 model.layers.{i}.self_attn.o_proj.weight            D (N H)
+    blocks[i].attn.q_norm.weight     model.layers.{i}.self_attn.q_norm.weight            H
+    blocks[i].attn.k_norm.weight     model.layers.{i}.self_attn.k_norm.weight            H
+    blocks[i].attn_post_norm.weight  model.layers.{i}.post_attention_layernorm.weight    D
+    blocks[i].mlp_norm.weight        model.layers.{i}.pre_feedforward_layernorm.weight   D
+    blocks[i].mlp.gate               model.layers.{i}.mlp.gate_proj.weight               F D
+    blocks[i].mlp.up                 model.layers.{i}.mlp.up_proj.weight                 F D
+    blocks[i].mlp.down               model.layers.{i}.mlp.down_proj.weight               D F
+    blocks[i].mlp_post_norm.weight   model.layers.{i}.post_feedforward_layernorm.weight  D
+    norm.weight                      model.norm.weight                                   D
 """)
 HF_HEAD = table("""
     head                        lm_head.weight                                       V D
@@ -42,11 +60,21 @@ NPZ = table("""
     blocks[i].mlp.down          layers/mlp/linear[i]                                 F D
     norm.weight                 final_norm/scale                                     D
 """)
+# PaliGemma 2 adds the norms of what attention and MLP write.
+NPZ_POST_NORMS = NPZ + table("""
+    blocks[i].attn_post_norm.weight  layers/post_attention_norm/scale[i]             D
+    blocks[i].mlp_post_norm.weight   layers/post_ffw_norm/scale[i]                   D
+""")
+SLIDING, FULL = "sliding_attention", "full_attention"
 
 
 @dataclass(frozen=True)
 class GemmaConfig:
-    """The decoder, with transformers' names; the defaults are those of Gemma 2B in PaliGemma."""
+    """The decoder, with transformers' names; the defaults are those of Gemma 2B in PaliGemma.
+
+    `query_pre_attn_scalar` is head_dim if None. `layer_types` says which layers have a window, 'sliding_attention' or
+    'full_attention' for each; an empty one is that of the model_type.
+    """
 
     hidden_size: int = 2048
     intermediate_size: int = 16384
@@ -58,6 +86,54 @@ class GemmaConfig:
     max_position_embeddings: int = 8192
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
+    model_type: str = "gemma"
+    query_pre_attn_scalar: float | None = None
+    attn_logit_softcapping: float | None = None
+    final_logit_softcapping: float | None = None
+    sliding_window: int | None = None
+    layer_types: tuple[str, ...] = ()
+    rope_local_base_freq: float = 10000.0
+    rope_factor: float = 1.0
+
+    @property
+    def layer_kinds(self) -> tuple[str, ...]:
+        return self.layer_types or default_layer_types(self.model_type, self.num_hidden_layers)
+
+
+# What a config that leaves a key out means by it, for each model_type.
+DEFAULTS = {
+    "gemma": GemmaConfig(),
+    "gemma2": GemmaConfig(
+        hidden_size=2304,
+        intermediate_size=9216,
+        num_hidden_layers=26,
+        num_key_value_heads=4,
+        vocab_size=256000,
+        model_type="gemma2",
+        query_pre_attn_scalar=256.0,
+        attn_logit_softcapping=50.0,
+        final_logit_softcapping=30.0,
+        sliding_window=4096,
+    ),
+    "gemma3_text": GemmaConfig(
+        hidden_size=2304,
+        intermediate_size=9216,
+        num_hidden_layers=26,
+        num_key_value_heads=4,
+        vocab_size=262208,
+        max_position_embeddings=131072,
+        rope_theta=1e6,
+        model_type="gemma3_text",
+        query_pre_attn_scalar=256.0,
+        sliding_window=4096,
+    ),
+}
+
+
+def default_layer_types(model_type: str, layers: int, pattern: int = 6) -> tuple[str, ...]:
+    """Every layer of Gemma 1 is full, every second of Gemma 2, every sixth of Gemma 3."""
+    period = {"gemma": 1, "gemma2": 2}.get(model_type, pattern)
+    return tuple(SLIDING if (i + 1) % period else FULL for i in range(layers))
 
 
 # Keys that do not matter to the decoder. transformers reads tie_word_embeddings outside this section only.
@@ -145,9 +221,31 @@ def sizes(c: GemmaConfig) -> dict[str, int]:
 def blank(c: GemmaConfig, tied: bool) -> Decoder:
     """The weights with a Slot in place of each array; `head` is None if it is tied to the embedding."""
     norm = RMSNorm(SLOT, c.rms_norm_eps)
-    block = Block(norm, Attention(SLOT, SLOT, SLOT, c.rope_theta, SLOT), norm, MLP(SLOT, SLOT, SLOT))
-    ends = sized(Decoder(SLOT, (), norm, None if tied else SLOT), sizes(c))
-    return replace(ends, blocks=(sized(block, sizes(c)),) * c.num_hidden_layers)
+    post_norm = None if c.model_type == "gemma" else norm
+    head_norm = HeadNorm(SLOT, c.rms_norm_eps) if c.model_type == "gemma3_text" else None
+    scale = (c.query_pre_attn_scalar or c.head_dim) ** -0.5
+    mlp = MLP(SLOT, SLOT, SLOT)
+
+    def block(kind: str) -> Block:
+        sliding = kind == SLIDING
+        attn = Attention(
+            SLOT,
+            SLOT,
+            SLOT,
+            c.rope_local_base_freq if sliding else c.rope_theta,
+            SLOT,
+            head_norm,
+            head_norm,
+            factor=1.0 if sliding else c.rope_factor,
+            scale=scale,
+            cap=c.attn_logit_softcapping,
+            window=c.sliding_window if sliding else None,
+        )
+        return Block(norm, attn, norm, mlp, post_norm, post_norm)
+
+    kinds = {kind: sized(block(kind), sizes(c)) for kind in (SLIDING, FULL)}
+    ends = sized(Decoder(SLOT, (), norm, None if tied else SLOT, c.final_logit_softcapping), sizes(c))
+    return replace(ends, blocks=tuple(kinds[kind] for kind in c.layer_kinds))
 
 
 def cache_numbers(decoder: Decoder) -> int:

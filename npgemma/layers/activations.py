@@ -1,4 +1,4 @@
-"""gelu, GeGLU and softmax. They compute in the dtype of their first argument.
+"""gelu, GeGLU, soft caps and softmax. They compute in the dtype of their first argument.
 
 Constants are Python floats: a NumPy float64 scalar would silently turn a float32 model into a float64 one.
 """
@@ -24,6 +24,11 @@ def gelu(x: Float[Array, "*R"]) -> Float[Array, "*R"]:
 def geglu(gate: Float[Array, "T F"], up: Float[Array, "T F"], tap: Tap = silent) -> Float[Array, "T F"]:
     """y = gelu(gate) * up. Source: Shazeer 2020, equation 6."""
     return tap("act", gelu(gate), "T F") * up
+
+
+def soft_cap(x: Float[Array, "*R"], cap: float) -> Float[Array, "*R"]:
+    """y = cap tanh(x / cap): near x where x is small, never beyond -cap .. cap. Source: Gemma 2 (2024), section 2."""
+    return np.tanh(x / cap) * cap
 
 
 def softmax(x: Float[Array, "*R S"]) -> Float[Array, "*R S"]:

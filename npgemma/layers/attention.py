@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from npgemma.layers.activations import exponentials
+from npgemma.layers.activations import exponentials, soft_cap
 from npgemma.layers.shapes import Array, Bool, Float
 from npgemma.layers.taps import Tap, silent
 from npgemma.layers.threads import in_parallel
@@ -28,21 +28,25 @@ def attend(
     values: Float[Array, "S K H"],
     mask: Bool[Array, "T S"],
     tap: Tap = silent,
+    scale: float | None = None,
+    cap: float | None = None,
 ) -> Float[Array, "T N H"]:
-    """y[t n] = sum over s of softmax over s of (q[t n] . keys[s k] / sqrt(H)) values[s k], over the s that t may see.
+    """y[t n] = sum over s of softmax over s of (q[t n] . keys[s k] scale) values[s k], over the s that t may see.
 
-    `mask` is True where row t may look at row s; every t must see some s. Query head n reads key head k = n // (N/K): K
-    = N is multi-head, K = 1 multi-query attention, anything between is grouped. The G = N/K query heads of a key head
-    are folded into the rows of one product, so keys and values are never repeated.
+    `mask` is True where row t may look at row s; every t must see some s. `scale` is 1 / sqrt(H) by default. Scores
+    with a `cap` are soft-capped before the mask. Query head n reads key head k = n // (N/K): K = N is multi-head, K = 1
+    multi-query attention, anything between is grouped. The G = N/K query heads of a key head are folded into the rows
+    of one product, so keys and values are never repeated.
 
-    Source: Vaswani et al. 2017, section 3.2.1; Ainslie et al. 2023 (grouped queries).
+    Source: Vaswani et al. 2017, section 3.2.1; Ainslie et al. 2023 (grouped queries); Gemma 2, section 2 (the cap).
     """
     rows, heads, width = q.shape
     seen, key_heads, _ = keys.shape
     q = q.reshape(rows, key_heads, -1, width).transpose(1, 2, 0, 3)  # K G T H
     keys, values = keys.transpose(1, 2, 0), values.transpose(1, 0, 2)  # K H S, K S H
     blocks = score_blocks(*q.shape[:-1], seen)
-    running = [attend_block(q[block], keys[block[0]], values[block[0]], mask[block[2]]) for block in blocks]
+    scale = width**-0.5 if scale is None else scale
+    running = [attend_block(q[b], keys[b[0]], values[b[0]], mask[b[2]], scale, cap) for b in blocks]
     mixed = np.empty(q.shape, q.dtype)  # K G T H
     if tap is silent:
         run_apart(running, blocks, mixed)
@@ -56,16 +60,23 @@ Attending: TypeAlias = Generator[tuple[str, Float[Array, "K G T S"]], Float[Arra
 
 
 def attend_block(
-    q: Float[Array, "K G T H"], keys: Float[Array, "K H S"], values: Float[Array, "K S H"], mask: Bool[Array, "T S"]
+    q: Float[Array, "K G T H"],
+    keys: Float[Array, "K H S"],
+    values: Float[Array, "K S H"],
+    mask: Bool[Array, "T S"],
+    scale: float,
+    cap: float | None,
 ) -> Attending:
-    """softmax(q keys / sqrt(H), where the mask is True) values, for some key heads and some rows.
+    """softmax(cap(q keys scale), where the mask is True) values, for some key heads and some rows.
 
     Yields each tensor worth comparing, with its name, and continues with what it is sent: the result of a tap.
     """
     key_heads, queries, rows, width = q.shape
     x = q.reshape(key_heads, queries * rows, width) @ keys  # K GT S
     x = yield "dots", x.reshape(key_heads, queries, rows, -1)
-    x = yield "scores", x * width**-0.5
+    x = yield "scores", x * scale
+    if cap is not None:
+        x = yield "capped", soft_cap(x, cap)
     x = exponentials(np.where(mask, x, -np.inf))
     total = x.sum(-1, keepdims=True)  # before the tap: a kernel that rounds the exponentials adds them up unrounded
     x = yield "exp", x

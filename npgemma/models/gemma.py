@@ -1,9 +1,14 @@
-"""Gemma, the decoder: it takes rows of one or several sequences, returns as many, and extends each sequence's cache.
+"""Gemma 1, 2 and 3, the decoder: it takes rows of some sequences, returns as many, and extends each sequence's cache.
 
-    rows --> L x block --> norm --> logits                            block:  x += attention(norm x)
-                                                                              x += mlp(norm x)
+    rows --> L x block --> norm --> logits                            block:  x += [norm] attention(norm x)
+                                                                              x += [norm] mlp(norm x)
 
-Source: Gemma (Gemma Team 2024), section 2, and the order of operations of google/gemma_pytorch.
+Gemma 1 has what stands outside the brackets. Gemma 2 norms what attention and MLP write, caps scores and logits, and
+lets every second layer see only a window of the last tokens. Gemma 3 norms queries and keys instead of capping, and has
+one layer without a window in six, which rotates by another theta.
+
+Sources: Gemma (Gemma Team 2024, arXiv:2403.08295), section 2; Gemma 2 (arXiv:2408.00118), section 2; Gemma 3
+(arXiv:2503.19786), section 2; and the order of operations of google/gemma_pytorch.
 
 Rows of several sequences are concatenated in one `x` [T D]. Linear layers, norms and the MLP treat every row alike;
 only attention needs to know which rows belong together. So prompts of different lengths run together without padding.
@@ -16,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from npgemma.layers.activations import geglu
+from npgemma.layers.activations import geglu, soft_cap
 from npgemma.layers.attention import attend
 from npgemma.layers.linear import embed, linear, project, unproject
 from npgemma.layers.norms import RMSNorm, rms_norm
@@ -26,10 +31,14 @@ from npgemma.layers.taps import Tap, at, silent
 
 
 class Segment(NamedTuple):
-    """The rows of one sequence, and the mask: which of its S rows so far (these T are the last) each may look at."""
+    """The rows of one sequence, and the masks: which of its S rows so far (these T are the last) each may look at.
+
+    `near` is the mask of layers with a window; None if the model has none.
+    """
 
     rows: slice
     mask: Bool[Array, "T S"]
+    near: Bool[Array, "T S"] | None = None
 
 
 class Rows(NamedTuple):
@@ -43,48 +52,126 @@ class Rows(NamedTuple):
 def last_rows(rows: Rows) -> Rows:
     """The last row of each sequence: the one that the next token is chosen from."""
     ends = np.array([segment.rows.stop - 1 for segment in rows.segments])
-    alone = [Segment(slice(i, i + 1), segment.mask[-1:]) for i, segment in enumerate(rows.segments)]
+    alone = [
+        Segment(slice(i, i + 1), mask[-1:], None if near is None else near[-1:])
+        for i, (_, mask, near) in enumerate(rows.segments)
+    ]
     return Rows(ends, rows.positions[ends], alone)
 
 
-class Cache:
-    """Keys and values of one sequence in one layer: allocated once, filled from the front."""
+def prefix_lm_mask(token_type_ids: Int[Array, "T"], window: int | None = None) -> Bool[Array, "T T"]:
+    """t may look at s if s is not after t, and less than `window` before it; or if both are prefix (type 0).
 
-    def __init__(self, capacity: int, key_heads: int, width: int, dtype: np.dtype) -> None:
-        self.keys = np.empty((capacity, key_heads, width), dtype)
+    Source: PaliGemma (Beyer et al. 2024), section 3.2, figure 2. That the prefix overrides the window is what
+    transformers does; big_vision trained PaliGemma 2 without windows.
+    """
+    t = np.arange(len(token_type_ids))
+    prefix = token_type_ids == 0
+    return within(t, t, window) | (prefix & prefix[:, None])
+
+
+def within(t: Int[Array, "T"], s: Int[Array, "S"], window: int | None) -> Bool[Array, "T S"]:
+    """Row t may look at row s if s is not after t, and less than `window` before it."""
+    behind = t[:, None] - s
+    return (behind >= 0) if window is None else (behind >= 0) & (behind < window)
+
+
+class Cache:
+    """Keys and values of one sequence in one layer, for up to `capacity` rows: allocated once, filled from the front.
+
+    A layer with a window never reads more than the window - 1 rows before the new ones, so its cache keeps no more than
+    these and some spare rows. When they are used up, the rows still needed move to the front.
+    """
+
+    def __init__(self, capacity: int, key_heads: int, width: int, dtype: np.dtype, window: int | None = None) -> None:
+        self.capacity = capacity
+        self.window = window
+        held = cache_rows(capacity, window)
+        self.keys = np.empty((held, key_heads, width), dtype)
         self.values = np.empty_like(self.keys)
-        self.length = 0
+        self.length = 0  # of the sequence
+        self.end = 0  # of its last rows in the arrays
+
+    @property
+    def kept(self) -> int:
+        """How many rows before new ones may be looked at."""
+        return self.length if self.window is None else min(self.length, self.window - 1)
 
     def append(self, keys: Float[Array, "T K H"], values: Float[Array, "T K H"]) -> tuple[Array, Array]:
-        """Store T more rows; returns views of all S keys and values so far. ValueError if they do not fit."""
-        length = self.length + len(keys)
-        if length > len(self.keys):
-            raise ValueError(f"a cache of {len(self.keys)} rows cannot hold {length}")
-        self.keys[self.length : length] = keys
-        self.values[self.length : length] = values
-        self.length = length
-        return self.keys[: self.length], self.values[: self.length]
+        """Store T more rows; returns the S keys and values that they may look at, themselves last.
+
+        Without a window, these are views of all rows so far. ValueError if they do not fit.
+        """
+        if self.length + len(keys) > self.capacity:
+            raise ValueError(f"a cache of {self.capacity} rows cannot hold {self.length + len(keys)}")
+        kept, new = self.kept, len(keys)
+        if self.end + new > len(self.keys) and kept + new > len(self.keys):  # a prompt longer than the window
+            seen = np.concatenate([self.rows(self.keys), keys]), np.concatenate([self.rows(self.values), values])
+            self.length += new
+            self.fill(*(x[len(x) - self.kept :] for x in seen))
+            return seen
+        if self.end + new > len(self.keys):
+            self.fill(self.rows(self.keys), self.rows(self.values))
+        self.keys[self.end : self.end + new] = keys
+        self.values[self.end : self.end + new] = values
+        self.length += new
+        self.end += new
+        return self.keys[self.end - kept - new : self.end], self.values[self.end - kept - new : self.end]
+
+    def rows(self, x: Array) -> Array:
+        """The rows of `x` that new ones may look at."""
+        return x[self.end - self.kept : self.end]
+
+    def fill(self, keys: Array, values: Array) -> None:
+        """Hold these rows, from the front."""
+        self.end = len(keys)
+        self.keys[: self.end] = keys
+        self.values[: self.end] = values
 
     def copy(self) -> "Cache":
         """A cache with the same content, which then grows separately."""
-        capacity, key_heads, width = self.keys.shape
-        twin = Cache(capacity, key_heads, width, self.keys.dtype)
+        twin = Cache(self.capacity, self.keys.shape[1], self.keys.shape[2], self.keys.dtype, self.window)
         twin.become(self)
         return twin
 
     def become(self, other: "Cache") -> None:
         """Replace the content by that of `other`."""
-        self.length = 0
-        self.append(other.keys[: other.length], other.values[: other.length])
+        self.length = other.length
+        self.fill(other.rows(other.keys), other.rows(other.values))
+
+
+def cache_rows(tokens: int, window: int | None) -> int:
+    """How many rows a cache for so many tokens holds."""
+    return tokens if window is None else min(tokens, window + window // 16)
+
+
+@dataclass(frozen=True)
+class HeadNorm(RMSNorm):
+    """An RMS norm over the width of a head: one weight for all heads."""
+
+    weight: Float[Array, "H"]
+
+
+def normed(p: RMSNorm | None, x: Float[Array, "*R D"], tap: Tap, name: str, axes: str) -> Float[Array, "*R D"]:
+    """The norm of x, which passes through the tap by this name; x itself in a model that lacks this norm."""
+    return x if p is None else tap(name, rms_norm(p, x), axes)
 
 
 @dataclass(frozen=True)
 class Attention:
+    """By default Gemma 1's. `cap` is Gemma 2's, `q_norm`, `k_norm` and `factor` are Gemma 3's, `window` is of both."""
+
     q: Weight[Array, "N H D"]
     k: Weight[Array, "K H D"]
     v: Weight[Array, "K H D"]
     theta: float
     o: Weight[Array, "D N H"]
+    q_norm: HeadNorm | None = None
+    k_norm: HeadNorm | None = None
+    factor: float = 1.0
+    scale: float | None = None
+    cap: float | None = None
+    window: int | None = None
 
 
 def attention(
@@ -92,16 +179,21 @@ def attention(
 ) -> Float[Array, "Q D"]:
     """The keys and values of all rows are appended to the caches, one a segment; the `asking` rows attend to them."""
     q = tap("q", project(x[asking.which], p.q), "T N H")
-    q = tap("q_rope", rope(q, asking.positions, p.theta, at(tap, "q_rope")), "T N H")
+    q = normed(p.q_norm, q, tap, "q_norm", "T N H")
+    q = tap("q_rope", rope(q, asking.positions, p.theta, at(tap, "q_rope"), p.factor), "T N H")
     k = tap("k", project(x, p.k), "T K H")
+    k = normed(p.k_norm, k, tap, "k_norm", "T K H")
     v = tap("v", project(x, p.v), "T K H")
-    k = tap("k_rope", rope(k, rows.positions, p.theta, at(tap, "k_rope", N="K")), "T K H")
+    k = tap("k_rope", rope(k, rows.positions, p.theta, at(tap, "k_rope", N="K"), p.factor), "T K H")
     heads = np.empty_like(q)
-    for i, (new, (asks, mask), cache) in enumerate(zip(rows.segments, asking.segments, caches, strict=True)):
+    for i, (new, (asks, mask, near), cache) in enumerate(zip(rows.segments, asking.segments, caches, strict=True)):
         segment_tap = at(tap, f"segments.{i}")
         keys, values = cache.append(k[new.rows], v[new.rows])
         keys, values = segment_tap("keys", keys, "S K H"), segment_tap("values", values, "S K H")
-        heads[asks] = attend(q[asks], keys, values, mask, segment_tap)
+        if p.window is not None:
+            assert near is not None, "a layer with a window needs a mask of its own"
+            mask = near[:, near.shape[1] - len(keys) :]
+        heads[asks] = attend(q[asks], keys, values, mask, segment_tap, p.scale, p.cap)
     heads = tap("heads", heads, "T N H")
     return tap("out", unproject(heads, p.o), "T D")
 
@@ -123,10 +215,14 @@ def mlp(p: MLP, x: Float[Array, "T D"], tap: Tap = silent) -> Float[Array, "T D"
 
 @dataclass(frozen=True)
 class Block:
+    """`attn_post_norm` and `mlp_post_norm` are Gemma 2's and 3's: they norm what is added to x."""
+
     attn_norm: RMSNorm
     attn: Attention
     mlp_norm: RMSNorm
     mlp: MLP
+    attn_post_norm: RMSNorm | None = None
+    mlp_post_norm: RMSNorm | None = None
 
 
 def block(
@@ -134,19 +230,27 @@ def block(
 ) -> Float[Array, "Q D"]:
     """x += attention(norm x); x += mlp(norm x), for the `asking` rows."""
     h = tap("attn_norm", rms_norm(p.attn_norm, x), "T D")
-    x = tap("mid", x[asking.which] + attention(p.attn, h, rows, asking, caches, at(tap, "attn")), "T D")
+    h = attention(p.attn, h, rows, asking, caches, at(tap, "attn"))
+    x = tap("mid", x[asking.which] + normed(p.attn_post_norm, h, tap, "attn_post_norm", "T D"), "T D")
     h = tap("mlp_norm", rms_norm(p.mlp_norm, x), "T D")
-    return tap("out", x + mlp(p.mlp, h, at(tap, "mlp")), "T D")
+    h = mlp(p.mlp, h, at(tap, "mlp"))
+    return tap("out", x + normed(p.mlp_post_norm, h, tap, "mlp_post_norm", "T D"), "T D")
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """`head` is None if the embedding table is also the head, as in nearly every Gemma."""
+    """`head` is None if the embedding table is also the head, as in nearly every Gemma; `cap` is Gemma 2's."""
 
     embedding: Weight[Array, "V D"]
     blocks: tuple[Block, ...]
     norm: RMSNorm
     head: Weight[Array, "V D"] | None = None
+    cap: float | None = None
+
+    @property
+    def window(self) -> int | None:
+        """The window of the layers that have one."""
+        return next((block.attn.window for block in self.blocks if block.attn.window), None)
 
 
 def embed_tokens(p: Decoder, input_ids: Int[Array, "T"], dtype: np.dtype, tap: Tap = silent) -> Float[Array, "T D"]:
@@ -157,7 +261,8 @@ def embed_tokens(p: Decoder, input_ids: Int[Array, "T"], dtype: np.dtype, tap: T
 
 def new_caches(p: Decoder, capacity: int, dtype: np.dtype) -> list[Cache]:
     """An empty cache for each layer, for one sequence of up to `capacity` rows."""
-    return [Cache(capacity, block.attn.k.shape[0], block.attn.k.shape[1], dtype) for block in p.blocks]
+    layers = [block.attn for block in p.blocks]
+    return [Cache(capacity, p.k.shape[0], p.k.shape[1], dtype, p.window) for p in layers]
 
 
 def decoder(
@@ -180,5 +285,6 @@ def decoder(
 
 
 def logits(p: Decoder, x: Float[Array, "T D"]) -> Float[Array, "T V"]:
-    """A score for each token of the vocabulary: x head^T."""
-    return linear(x, p.embedding if p.head is None else p.head)
+    """A score for each token of the vocabulary: x head^T, soft-capped in Gemma 2."""
+    y = linear(x, p.embedding if p.head is None else p.head)
+    return y if p.cap is None else soft_cap(y, p.cap)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from npgemma.layers.linear import linear
-from npgemma.layers.shapes import Array, Bool, Float, Int, Weight
+from npgemma.layers.shapes import Array, Float, Int, Weight
 from npgemma.layers.taps import Tap, at, silent
 from npgemma.models.gemma import (
     Cache,
@@ -27,6 +27,8 @@ from npgemma.models.gemma import (
     last_rows,
     logits,
     new_caches,
+    prefix_lm_mask,
+    within,
 )
 from npgemma.models.siglip import VisionTower, vision_tower
 
@@ -76,13 +78,6 @@ def embed_prompt(
     return x
 
 
-def prefix_lm_mask(token_type_ids: Int[Array, "T"]) -> Bool[Array, "T T"]:
-    """t may look at s if s is not after t, or if both are prefix (type 0)."""
-    t = np.arange(len(token_type_ids))
-    prefix = token_type_ids == 0
-    return (t <= t[:, None]) | (prefix & prefix[:, None])
-
-
 def lay_out(
     p: PaliGemma, prompts: Sequence[Prompt], first_position: int, tap: Tap = silent
 ) -> tuple[Float[Array, "T D"], Rows]:
@@ -92,12 +87,14 @@ def lay_out(
     differences, so this changes only the cached keys.
     """
     ends = np.cumsum([len(prompt.input_ids) for prompt in prompts])
-    segments, positions, embeddings = [], [], []
+    segments, positions, embeddings, window = [], [], [], p.text.window
     for i, (prompt, end) in enumerate(zip(prompts, ends.tolist(), strict=True)):
         prompt_tap = at(tap, f"prompts.{i}")
         ids = prompt_tap("input_ids", prompt.input_ids, "T")
         types = prompt_tap("token_type_ids", prompt.token_type_ids, "T")
-        segments.append(Segment(slice(end - len(ids), end), prompt_tap("mask", prefix_lm_mask(types), "T S")))
+        mask = prompt_tap("mask", prefix_lm_mask(types), "T S")
+        near = None if window is None else prompt_tap("near", prefix_lm_mask(types, window), "T S")
+        segments.append(Segment(slice(end - len(ids), end), mask, near))
         positions.append(np.arange(first_position, first_position + len(ids)))
         embeddings.append(embed_prompt(p, ids, prompt.image_rows, at(tap, "text")))
     x = tap("text.embedding", np.concatenate(embeddings), "T D")
@@ -142,10 +139,13 @@ def step(
 ) -> Float[Array, "T V"]:
     """Add one token to each of T sequences; returns the logits of the token after it.
 
-    It attends to everything cached.
+    It attends to everything cached, or to the last tokens where a layer has a window.
     """
     lengths = [sequence[0].length + 1 for sequence in caches]
-    segments = [Segment(slice(t, t + 1), np.ones((1, length), bool)) for t, length in enumerate(lengths)]
+    segments = [
+        Segment(slice(t, t + 1), *(within(np.array([n - 1]), np.arange(n), w) for w in (None, p.text.window)))
+        for t, n in enumerate(lengths)
+    ]
     rows = Rows(slice(None), tap("positions", np.array(lengths) - 1 + first_position, "T"), segments)
     x = embed_tokens(p.text, tap("input_ids", input_ids, "T"), dtype, at(tap, "text"))
     x = tap("text.embedding", x, "T D")

@@ -88,7 +88,7 @@ def test_sequences_in_one_run_do_not_depend_on_each_other(load) -> None:
     segments = [Segment(slice(0, 3), np.tri(3, dtype=bool)), Segment(slice(3, 8), np.ones((5, 5), bool))]
     both = Rows(slice(None), positions, segments)
     together = decoder(p, x, both, [caches(p), caches(p)])
-    for of, mask in segments:
+    for of, mask, _ in segments:
         own = Rows(slice(None), positions[of], [Segment(slice(0, len(mask)), mask)])
         assert_agrees(decoder(p, x[of], own, [caches(p)]), together[of])
     x[3:] = -x[3:]

@@ -1,0 +1,111 @@
+"""Layers that see a window of the last tokens: masks, caches that forget, and equal results with and without them."""
+
+import numpy as np
+import pytest
+from agreement import normal
+from hypothesis import given
+from hypothesis import strategies as st
+
+from npgemma.layers.norms import RMSNorm
+from npgemma.models.gemma import (
+    MLP,
+    Attention,
+    Block,
+    Cache,
+    Decoder,
+    Rows,
+    Segment,
+    cache_rows,
+    decoder,
+    prefix_lm_mask,
+    within,
+)
+
+F64 = np.dtype(np.float64)
+
+
+def test_a_window_counts_the_row_itself() -> None:
+    expected = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
+    np.testing.assert_array_equal(prefix_lm_mask(np.ones(4, int), 2), np.array(expected, bool), strict=True)
+
+
+def test_the_prefix_overrides_the_window() -> None:
+    """Rows 0 to 2 are the prefix. Row 4, of the suffix, has lost row 0 to 2 to its window of two."""
+    expected = [[1, 1, 1, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 1, 1]]
+    types = np.array([0, 0, 0, 1, 1])
+    np.testing.assert_array_equal(prefix_lm_mask(types, 2), np.array(expected, bool), strict=True)
+
+
+@pytest.mark.parametrize(("tokens", "window", "rows"), [(9, None, 9), (9, 9, 9), (9, 4, 4), (99, 32, 34), (2, 4, 2)])
+def test_a_cache_with_a_window_holds_little_more_than_the_window(tokens: int, window: int | None, rows: int) -> None:
+    assert cache_rows(tokens, window) == rows
+    assert len(Cache(tokens, 1, 1, F64, window).keys) == rows
+
+
+@given(st.integers(1, 40), st.lists(st.integers(0, 25), max_size=12), st.data())
+def test_a_cache_returns_the_rows_that_the_window_lets_the_new_ones_see(window: int, appended: list[int], data) -> None:
+    """Whatever is appended, also after the cache was copied and the copy went another way."""
+    cache, rows = Cache(sum(appended), 1, 1, F64, window), np.arange(float(sum(appended)))[:, None, None]
+    end = 0
+    for count in appended:
+        new = rows[end : end + count]
+        if data.draw(st.booleans()):
+            other = Cache(sum(appended), 1, 1, F64, window)
+            other.become(cache)
+            cache.append(new - 1000, new)
+            cache = other
+        keys, values = cache.append(new, -new)
+        expected = rows[max(0, end - window + 1) : end + count]
+        np.testing.assert_array_equal(keys, expected, strict=True)
+        np.testing.assert_array_equal(values, -expected, strict=True)
+        end += count
+        assert cache.length == end
+
+
+def make_decoder(window: int | None) -> Decoder:
+    """Four layers of a Gemma 2, of which the first and the third have a window."""
+
+    def norm(size: int, seed: int) -> RMSNorm:
+        return RMSNorm(normal(size, seed=seed), 1e-6)
+
+    def block(i: int) -> Block:
+        q, k, v, o = (
+            normal(*shape, seed=9 * i + j) for j, shape in enumerate([(4, 6, 10), (2, 6, 10), (2, 6, 10), (10, 4, 6)])
+        )
+        mlp = MLP(normal(14, 10, seed=i), normal(14, 10, seed=i + 50), normal(10, 14, seed=i + 60))
+        attn = Attention(q, k, v, 100.0, o, scale=0.3, cap=2.0, window=window if i % 2 == 0 else None)
+        return Block(norm(10, i), attn, norm(10, i + 1), mlp, norm(10, i + 2), norm(10, i + 3))
+
+    return Decoder(normal(8, 10), tuple(map(block, range(4))), norm(10, 7), cap=3.0)
+
+
+class FullCache(Cache):
+    """A cache that keeps all rows, and still returns those that the window lets the new ones see."""
+
+    def __init__(self, capacity: int, window: int | None) -> None:
+        super().__init__(capacity, 2, 6, np.dtype(np.float32))
+        self.near = window
+
+    def append(self, keys, values):
+        before = self.length
+        keys, values = super().append(keys, values)
+        first = 0 if self.near is None else max(0, before - self.near + 1)
+        return keys[first:], values[first:]
+
+
+@pytest.mark.parametrize("prompt", [1, 5, 30])
+@pytest.mark.parametrize("window", [3, 5, 20])
+def test_forgetting_changes_not_a_bit(window: int, prompt: int) -> None:
+    """A prompt and 45 steps, past the window many times over."""
+    p, total = make_decoder(window), prompt + 45
+    x = normal(total, 10).astype(np.float32)
+    windows = [block.attn.window for block in p.blocks]
+    forgetting = [Cache(total, 2, 6, x.dtype, w) for w in windows]
+    full = [FullCache(total, w) for w in windows]
+    ends = [(0, prompt), *((t, t + 1) for t in range(prompt, total))]
+    for start, end in ends:
+        t, s = np.arange(start, end), np.arange(end)
+        rows = Rows(slice(None), t + 1, [Segment(slice(0, end - start), within(t, s, None), within(t, s, window))])
+        y, expected = (decoder(p, x[start:end], rows, [caches]) for caches in (forgetting, full))
+        np.testing.assert_array_equal(y, expected, strict=True)
+    assert len(forgetting[0].keys) == cache_rows(total, window) < len(forgetting[1].keys)
