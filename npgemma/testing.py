@@ -31,7 +31,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import safetensors
 
-from npgemma.checkpoints.gemma import GemmaConfig
+from npgemma.checkpoints.gemma_config import GemmaConfig
 from npgemma.checkpoints.layout import Layout
 from npgemma.checkpoints.paligemma import PaliGemmaConfig, config_json, hf_layout
 from npgemma.checkpoints.siglip import SiglipConfig

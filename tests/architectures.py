@@ -16,6 +16,7 @@ import tiny
 
 from npgemma import testing
 from npgemma.checkpoints import gemma as gemma_checkpoint
+from npgemma.checkpoints import gemma_config
 from npgemma.checkpoints import mask_vqvae as mask_checkpoint
 from npgemma.checkpoints import paligemma as paligemma_checkpoint
 from npgemma.checkpoints import siglip as siglip_checkpoint
@@ -103,12 +104,12 @@ DECODER = Architecture(
 
 SMALL = {"hidden_size": 12, "intermediate_size": 20, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6}
 SMALL |= {"num_hidden_layers": 7, "vocab_size": 31, "query_pre_attn_scalar": 5.0, "sliding_window": 3}
-GEMMA_2 = replace(gemma_checkpoint.DEFAULTS["gemma2"], **SMALL, attn_logit_softcapping=1.0, final_logit_softcapping=2.0)
-GEMMA_3 = replace(gemma_checkpoint.DEFAULTS["gemma3_text"], **SMALL, rope_factor=8.0)
+GEMMA_2 = replace(gemma_config.GEMMA_2, **SMALL, attn_logit_softcapping=1.0, final_logit_softcapping=2.0)
+GEMMA_3 = replace(gemma_config.GEMMA_3, **SMALL, rope_factor=8.0)
 TYPES = np.array([0, 0, 0, 1, 1])
 
 
-def windowed_decoder(c: gemma_checkpoint.GemmaConfig) -> Architecture:
+def windowed_decoder(c: gemma_config.GemmaConfig) -> Architecture:
     """Five tokens in one pass; then the last two of them a token at a time."""
     masks = [gemma.prefix_lm_mask(TYPES, window) for window in (None, c.sliding_window)]
     sizes = gemma_checkpoint.sizes(c)
@@ -130,8 +131,8 @@ def windowed_decoder(c: gemma_checkpoint.GemmaConfig) -> Architecture:
     def again(w: Mapping[str, Array]) -> Array:
         config = asdict(c) | {"layer_types": c.layer_kinds, "rope_parameters": {}}
         for kind, theta, factor in (
-            (gemma_checkpoint.FULL, c.rope_theta, c.rope_factor),
-            (gemma_checkpoint.SLIDING, c.rope_local_base_freq, 1.0),
+            (gemma_config.FULL, c.rope_theta, c.rope_factor),
+            (gemma_config.SLIDING, c.rope_local_base_freq or c.rope_theta, 1.0),
         ):
             config["rope_parameters"][kind] = {"rope_theta": theta, "factor": factor}
         x = w["model.embed_tokens.weight"][IDS] * np.sqrt(c.hidden_size)

@@ -13,7 +13,7 @@ from PIL import Image
 import npgemma
 from npgemma import testing
 from npgemma.api.vision_language import VisionLanguageModel
-from npgemma.checkpoints.gemma import GemmaConfig
+from npgemma.checkpoints.gemma_config import GemmaConfig
 from npgemma.checkpoints.paligemma import PaliGemmaConfig, hf_layout
 from npgemma.checkpoints.paligemma import weights as weights_of
 from npgemma.checkpoints.siglip import SiglipConfig

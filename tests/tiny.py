@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from npgemma import testing
-from npgemma.checkpoints.gemma import GemmaConfig
+from npgemma.checkpoints.gemma_config import GemmaConfig
 from npgemma.checkpoints.layout import in_memory
 from npgemma.checkpoints.paligemma import PaliGemmaConfig, read_tensors
 from npgemma.checkpoints.paligemma import weights as weights_of

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import safetensors
 
-from npgemma.checkpoints.gemma import GemmaConfig
+from npgemma.checkpoints.gemma_config import GemmaConfig
 from npgemma.checkpoints.paligemma import PaliGemmaConfig, hf_layout
 from npgemma.checkpoints.siglip import SiglipConfig
 from npgemma.layers.bits import pack

@@ -17,7 +17,7 @@ import numpy as np
 import safetensors
 
 from npgemma.checkpoints import paligemma
-from npgemma.checkpoints.gemma import GemmaConfig
+from npgemma.checkpoints.gemma_config import GemmaConfig
 from npgemma.checkpoints.layout import Stored
 from npgemma.checkpoints.paligemma import PaliGemmaConfig, config_json, hf_layout, npz_layout
 from npgemma.checkpoints.siglip import SiglipConfig

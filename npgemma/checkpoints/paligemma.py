@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from npgemma.checkpoints import gemma, generation_config, siglip
+from npgemma.checkpoints import gemma, gemma_config, generation_config, siglip
 from npgemma.checkpoints.config_keys import check_common
 from npgemma.checkpoints.footprint import Footprint, Run
-from npgemma.checkpoints.gemma import GemmaConfig
+from npgemma.checkpoints.gemma_config import IN_PALIGEMMA, GemmaConfig
 from npgemma.checkpoints.generation_config import GENERATION_CONFIG, read_generation_config
 from npgemma.checkpoints.image_processor import read_image_processor
 from npgemma.checkpoints.layout import FLOAT32, Layout, Part, Shaped, make_layout, name_of, table
@@ -90,7 +90,8 @@ def parse(s: Section) -> PaliGemmaConfig:
     check_common(s)
     s.ignore(HARMLESS)
     tower, inner = s.section("vision_config"), s.section("text_config")
-    vision, text = siglip.read(tower), gemma.read(inner)
+    vision, text = siglip.read(tower), gemma_config.read(inner, IN_PALIGEMMA)
+    inner.ignore(["use_bidirectional_attention"])  # transformers sets it, and builds the mask of the prefix anyway
     if (width := s.get("projection_dim")) not in (None, text.hidden_size):
         wrong = f"not the width of the decoder, {inner.named('hidden_size', text.hidden_size)}"
         raise s.fault("projection_dim", width, wrong)
@@ -129,7 +130,7 @@ def config_json(c: PaliGemmaConfig) -> dict[str, object]:
         "vision_config": {"model_type": "siglip_vision_model", "vision_use_head": False}
         | {"projection_dim": c.text.hidden_size}
         | asdict(c.vision),
-        "text_config": {"model_type": "gemma"} | asdict(c.text),
+        "text_config": gemma_config.config_json(c.text),
     }
 
 
@@ -144,7 +145,7 @@ def hf_parts(c: PaliGemmaConfig) -> tuple[Part, ...]:
     return (
         Part(siglip.HF, siglip.sizes(c.vision), "vision.", "vision_tower."),
         Part(HF_PROJECTOR, {"D": c.text.hidden_size, "E": c.vision.hidden_size}),
-        Part(gemma.HF, gemma.sizes(c.text), "text.", "language_model."),
+        Part(gemma.hf_lines(c.text), gemma.sizes(c.text), "text.", "language_model."),
         Part(gemma.HF_HEAD, gemma.sizes(c.text), "text."),
     )
 
@@ -168,7 +169,7 @@ def npz_layout(c: PaliGemmaConfig) -> Layout[PaliGemma]:
         blank(replace(c, tied=True)),
         Part(siglip.NPZ, siglip.sizes(c.vision), "vision.", "img/"),
         Part(NPZ_PROJECTOR, {"D": c.text.hidden_size, "E": c.vision.hidden_size}),
-        Part(gemma.NPZ, gemma.sizes(c.text), "text.", "llm/"),
+        Part(gemma.npz_lines(c.text), gemma.sizes(c.text), "text.", "llm/"),
     )
 
 
@@ -196,6 +197,7 @@ def read_tensors(model: Path, c: PaliGemmaConfig) -> dict[str, Array]:
     patches = tensors.get(PATCHES)
     if isinstance(patches, np.ndarray) and is_channels_last(patches.shape, c.vision, model):
         tensors[PATCHES] = patches.transpose(0, 3, 1, 2)
+    gemma.check_family(tensors, c.text, "language_model.", model)
     layout_of(tensors, c).check(tensors, model)
     return readable(tensors)
 
@@ -238,5 +240,5 @@ def footprint(c: PaliGemmaConfig, run: Run) -> Footprint:
     vision = pixels + patches * (3 * v.hidden_size + 2 * v.intermediate_size + t.hidden_size)
     text = rows * (4 * t.hidden_size + 3 * t.intermediate_size)
     logits = 2 * max(sequences, run.logit_rows) * t.vocab_size * run.itemsize + 4 * 8 * t.vocab_size
-    caches = (run.samples * rows + sequences * run.new_tokens) * gemma.cache_numbers(blank(c).text)
+    caches = run.samples * sum(gemma.cache_numbers(blank(c).text, length + run.new_tokens) for length in run.prompts)
     return Footprint(run.weights, caches * run.itemsize, max(vision, text) * run.itemsize + logits)

@@ -94,7 +94,7 @@ def inspect(model: Path, config: PaliGemmaConfig) -> Inspected:
         stored_as=dict(stored),
         bytes=mapped,
         tokens_per_image=config.vision.num_patches,
-        cache_bytes_per_token=4 * cache_numbers(skeleton.text),
+        cache_bytes_per_token=4 * cache_numbers(skeleton.text, 1),
         tokenizer_pieces=count_pieces(folder, config),
         mask_decoder=(folder / CODEC).exists(),
         memory_needed={

@@ -115,6 +115,12 @@ class Section:
             raise self.fault(key, value, "not a number above zero")
         return float(value)
 
+    def positive_or_null(self, key: str, default: float | None) -> float | None:
+        """A finite number above zero, or None for null, which differs from a missing key."""
+        if (key in self.values and self.get(key) is None) or (default is None and self.get(key) is None):
+            return None
+        return self.positive(key, default or 1.0)
+
     def token(self, key: str, default: int, at_most: int) -> int:
         """A token id."""
         value = self.get(key, default)

@@ -14,7 +14,7 @@ from small_model import PICTURES
 import npgemma
 from npgemma.api.guard import Budget, Guard
 from npgemma.checkpoints.footprint import BASE, Footprint, Run
-from npgemma.checkpoints.gemma import GemmaConfig
+from npgemma.checkpoints.gemma_config import GemmaConfig
 from npgemma.checkpoints.paligemma import PaliGemmaConfig, footprint, hf_layout, read_tensors
 from npgemma.checkpoints.siglip import SiglipConfig
 from npgemma.commands.cli import main

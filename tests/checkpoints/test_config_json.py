@@ -16,6 +16,10 @@ from npgemma.checkpoints.paligemma import read_config
 from npgemma.errors import BadModel
 from npgemma.io.strict_json import MAX_JSON_BYTES, read_json
 
+ONLY_IN_OTHER_FAMILIES = (
+    *("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"),
+    *("sliding_window", "layer_types", "rope_local_base_freq"),
+)
 JSON = st.recursive(
     st.none()
     | st.booleans()
@@ -81,7 +85,11 @@ def test_any_value_at_any_key_gives_a_usable_config_or_bad_model(changes):
             return
     for part in (found.vision, found.text):
         for name, value in vars(part).items():
-            if name.endswith("_eps") or name == "rope_theta":
+            if name in ONLY_IN_OTHER_FAMILIES:
+                assert not value
+            elif name == "model_type":
+                assert value == "gemma"
+            elif name.endswith("_eps") or name in ("rope_theta", "rope_factor"):
                 assert type(value) is float
                 assert 0 < value < math.inf
             else:

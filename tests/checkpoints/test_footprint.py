@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from npgemma.checkpoints.footprint import BASE, Footprint, Run
-from npgemma.checkpoints.gemma import GemmaConfig
+from npgemma.checkpoints.gemma_config import GemmaConfig
 from npgemma.checkpoints.paligemma import PaliGemmaConfig, footprint
 from npgemma.checkpoints.siglip import SiglipConfig
 from npgemma.io.system_memory import size

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from npgemma.checkpoints.convert import convert, infer_config
-from npgemma.checkpoints.gemma import GemmaConfig
+from npgemma.checkpoints.gemma_config import GemmaConfig
 from npgemma.checkpoints.paligemma import PaliGemmaConfig, npz_layout
 from npgemma.checkpoints.siglip import SiglipConfig
 from npgemma.io.npz_members import Member

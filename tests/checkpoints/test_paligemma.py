@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from npgemma.checkpoints.gemma import GemmaConfig
+from npgemma.checkpoints.gemma_config import GemmaConfig
 from npgemma.checkpoints.paligemma import PaliGemmaConfig, hf_layout, read_config, read_tensors
 from npgemma.checkpoints.siglip import SiglipConfig
 from npgemma.errors import BadModel

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from npgemma.checkpoints import gemma as checkpoint
-from npgemma.checkpoints.gemma import DEFAULTS
+from npgemma.checkpoints.gemma_config import LANGUAGE_MODELS
 from npgemma.checkpoints.layout import Part, make_layout
 from npgemma.models import gemma
 from npgemma.models.gemma import Rows, Segment, within
@@ -53,7 +53,7 @@ def family(request):
             x.copy_(torch.randn_like(x) * NOISE)
     fields = {name: value for name, value in (SIZES | more).items() if name != "rope_parameters"}
     factor = 8.0 if request.param == "gemma3_text" else 1.0
-    config = replace(DEFAULTS[request.param], **fields, rope_factor=factor)
+    config = replace(LANGUAGE_MODELS[request.param], **fields, rope_factor=factor)
     table = checkpoint.HF if request.param == "gemma" else checkpoint.HF_POST_NORMS
     layout = make_layout(checkpoint.blank(config, tied=True), Part(table, checkpoint.sizes(config)))
     tensors = {name: x.detach().numpy() for name, x in theirs.state_dict().items() if name != "lm_head.weight"}
