@@ -1,6 +1,7 @@
 """Decoding with Gemma 1, 2 and 3 as plain language models, against passes over whole sequences without a cache."""
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -22,23 +23,20 @@ ROUNDINGS = dict(rtol=0, atol=1e-9)
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
-def logprobs(family: str, ids: np.ndarray, answer: list[int]) -> list[float]:
+def logprobs(family: str, ids: np.ndarray, answer: Sequence[int]) -> list[float]:
     """log P of each token of the answer to `ids`."""
     rows = log_softmax(whole(weights(family), np.array([*ids, *answer])))[len(ids) - 1 : -1]
     return rows[np.arange(len(answer)), answer].tolist()
 
 
 @every_family
-def test_greedy_tokens_are_the_likeliest_of_each_pass(family: str) -> None:
-    p, new = weights(family), 5
+def test_drawn_tokens_have_the_log_probabilities_of_one_pass(family: str) -> None:
+    p = weights(family)
     prompts = [causal_prompt(p, ids, F64) for ids in PROMPTS]
-    tokens = list(generate_tokens(p, prompts, Limits(new, (V,), V), Sampling()))
+    tokens = list(generate_tokens(p, prompts, Limits(6, (V,), V), Sampling(temperature=2.0)))
     for i, ids in enumerate(PROMPTS):
-        answer = [token.id for token in tokens if token.sequence == i]
+        answer, found = zip(*((token.id, token.logprob) for token in tokens if token.sequence == i), strict=True)
         assert len(set(answer)) > 2
-        for t, token in enumerate(answer):
-            assert token == whole(p, np.array([*ids, *answer[:t]]))[-1, :V].argmax()
-        found = [token.logprob for token in tokens if token.sequence == i]
         np.testing.assert_allclose(found, logprobs(family, ids, answer), **ROUNDINGS)
 
 
@@ -47,7 +45,7 @@ def test_greedy_tokens_are_the_likeliest_of_each_pass(family: str) -> None:
 def test_enough_beams_find_the_likeliest_answers(family: str, ids: np.ndarray) -> None:
     """Of all answers of three tokens out of three, the nine likeliest, in order."""
     p = weights(family)
-    every = {answer: logprobs(family, ids, list(answer)) for answer in itertools.product(range(3), repeat=3)}
+    every = {answer: logprobs(family, ids, answer) for answer in itertools.product(range(3), repeat=3)}
     expected = sorted(every, key=lambda answer: -sum(every[answer]))[:9]
     found = beam_search(p, causal_prompt(p, ids, F64), 9, Limits(3, (V,), 3))
     assert [beam.ids for beam in found] == expected
