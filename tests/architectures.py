@@ -24,7 +24,7 @@ from npgemma.checkpoints.layout import Layout, Part, make_layout
 from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import Tap, silent
 from npgemma.layers.tree import SLOT, Slot, map_tree
-from npgemma.models import gemma, mask_vqvae, paligemma, siglip
+from npgemma.models import gemma, mask_vqvae, paligemma, prefix_lm, siglip
 
 C = tiny.CONFIG
 JSON = testing.config_json(C)
@@ -64,7 +64,7 @@ VISION_TOWER = Architecture(
 
 IDS = np.array([2, 5, 9, 3, 4])
 POSITIONS = np.arange(3, 8)
-MASK = paligemma.prefix_lm_mask(np.array([0, 0, 0, 1, 1]))
+MASK = prefix_lm.prefix_lm_mask(np.array([0, 0, 0, 1, 1]))
 TEXT_SIZES = gemma_checkpoint.sizes(C.text)
 
 
@@ -111,7 +111,7 @@ TYPES = np.array([0, 0, 0, 1, 1])
 
 def windowed_decoder(c: gemma_config.GemmaConfig) -> Architecture:
     """Five tokens in one pass; then the last two of them a token at a time."""
-    masks = [gemma.prefix_lm_mask(TYPES, window) for window in (None, c.sliding_window)]
+    masks = [prefix_lm.prefix_lm_mask(TYPES, window) for window in (None, c.sliding_window)]
     sizes = gemma_checkpoint.sizes(c)
     skeleton = gemma_checkpoint.blank(c, tied=True)
 
@@ -158,10 +158,10 @@ def answer(p: paligemma.PaliGemma, dtype: np.dtype, tap: Tap = silent) -> Array:
 def answer_cached(p: paligemma.PaliGemma, dtype: np.dtype) -> Array:
     features = paligemma.image_features(p, ROW.pixel_values.astype(dtype))
     ids, types = ROW.input_ids[:PREFIX], ROW.token_type_ids[:PREFIX]
-    prompt = paligemma.Prompt(ids, types, features.reshape(-1, features.shape[-1]))
+    prompt = paligemma.make_prompt(p, ids, types, features)
     caches = [gemma.new_caches(p.text, len(ROW.input_ids), dtype)]
-    found = [paligemma.start(p, [prompt], caches)]
-    found += [paligemma.step(p, np.array([token]), caches, dtype) for token in ROW.input_ids[PREFIX:]]
+    found = [prefix_lm.start(p.text, [prompt], caches)]
+    found += [prefix_lm.step(p.text, np.array([token]), caches) for token in ROW.input_ids[PREFIX:]]
     return np.concatenate(found)
 
 

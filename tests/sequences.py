@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import tiny
 
-from npgemma.models import gemma, paligemma
+from npgemma.models import gemma, prefix_lm
 from npgemma.models.gemma import Cache
-from npgemma.models.paligemma import PaliGemma, Prompt, image_features
+from npgemma.models.paligemma import PaliGemma, image_features, make_prompt
+from npgemma.models.prefix_lm import Prompt
 
 C = tiny.CONFIG
 IMAGE = [C.image_token_index] * C.vision.num_patches
@@ -25,13 +26,12 @@ def pictures(count: int = 1, dtype: str = "float64", side: int = C.vision.image_
 
 def prompt(p: PaliGemma, ids: Sequence[int], pixel_values: np.ndarray, suffix: int = 0) -> Prompt:
     """The last `suffix` ids are suffix, the others prefix."""
-    features = image_features(p, pixel_values)
     types = [0] * (len(ids) - suffix) + [1] * suffix
-    return Prompt(np.array(ids), np.array(types), features.reshape(-1, features.shape[-1]))
+    return make_prompt(p, np.array(ids), np.array(types), image_features(p, pixel_values))
 
 
 def new_caches(p: PaliGemma, prompts: Sequence[Prompt], capacity: int = 60) -> list[list[Cache]]:
-    return [gemma.new_caches(p.text, capacity, made.image_rows.dtype) for made in prompts]
+    return [gemma.new_caches(p.text, capacity, made.dtype) for made in prompts]
 
 
 def prefill(
@@ -39,4 +39,4 @@ def prefill(
 ) -> tuple[np.ndarray, list[list[Cache]]]:
     """The logits of every row, and the caches."""
     caches = new_caches(p, prompts, capacity)
-    return gemma.logits(p.text, paligemma.prefill(p, prompts, caches, first_position)), caches
+    return gemma.logits(p.text, prefix_lm.prefill(p.text, prompts, caches, first_position)), caches

@@ -17,7 +17,7 @@ from npgemma.checkpoints.gemma_config import GemmaConfig
 from npgemma.checkpoints.paligemma import PaliGemmaConfig, hf_layout
 from npgemma.checkpoints.paligemma import weights as weights_of
 from npgemma.checkpoints.siglip import SiglipConfig
-from npgemma.models import paligemma
+from npgemma.models import paligemma, prefix_lm
 from npgemma.models.gemma import logits, new_caches
 from npgemma.testing import DrawnModel, Row
 
@@ -39,20 +39,20 @@ class Port:
     def full(self, row: Row) -> np.ndarray:
         return self.full_at(row, 1)
 
-    def prompt(self, row: Row) -> paligemma.Prompt:
+    def prompt(self, row: Row) -> prefix_lm.Prompt:
         features = paligemma.image_features(self.weights, row.pixel_values.astype(self.dtype))
-        return paligemma.Prompt(row.input_ids, row.token_type_ids, features.reshape(-1, features.shape[-1]))
+        return paligemma.make_prompt(self.weights, row.input_ids, row.token_type_ids, features)
 
     def batch(self, rows: Sequence[Row]) -> list[np.ndarray]:
         caches = [new_caches(self.weights.text, len(row.input_ids), self.dtype) for row in rows]
-        hidden = paligemma.prefill(self.weights, [self.prompt(row) for row in rows], caches)
+        hidden = prefix_lm.prefill(self.weights.text, [self.prompt(row) for row in rows], caches)
         ends = np.cumsum([len(row.input_ids) for row in rows])
         return np.split(logits(self.weights.text, hidden), ends[:-1])
 
     def decode(self, row: Row, following: Sequence[int]) -> np.ndarray:
         caches = [new_caches(self.weights.text, len(row.input_ids) + len(following), self.dtype)]
-        found = [paligemma.start(self.weights, [self.prompt(row)], caches)]
-        found += [paligemma.step(self.weights, np.array([token]), caches, self.dtype) for token in following]
+        found = [prefix_lm.start(self.weights.text, [self.prompt(row)], caches)]
+        found += [prefix_lm.step(self.weights.text, np.array([token]), caches) for token in following]
         return np.concatenate(found)
 
 

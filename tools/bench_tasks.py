@@ -26,7 +26,8 @@ from npgemma.golden.record import record
 from npgemma.io.jobs import Job
 from npgemma.layers.tree import leaves
 from npgemma.models.gemma import new_caches
-from npgemma.models.paligemma import Prompt, image_features, start, step
+from npgemma.models.paligemma import image_features, make_prompt
+from npgemma.models.prefix_lm import start, step
 
 PREFIX = [2, 21603, 659, 108]  # <bos>, two words, newline
 REST = 0.3  # seconds after BLAS was at work: its threads wait for more, on the cores, for 0.12
@@ -58,15 +59,15 @@ class Run:
     def first(self) -> dict[str, float]:
         w = self.model.weights
         vision, features = timed(lambda: image_features(w, self.pixels))
-        prompt = Prompt(self.ids, np.zeros_like(self.ids), features.reshape(-1, features.shape[-1]))
+        prompt = make_prompt(w, self.ids, np.zeros_like(self.ids), features)
         self.caches = [new_caches(w.text, self.capacity, self.model.dtype)]
-        rest, scores = timed(lambda: start(w, [prompt], self.caches))
+        rest, scores = timed(lambda: start(w.text, [prompt], self.caches))
         self.tokens = [int(scores[0].argmax())]
         return {"first": vision + rest, "vision": vision}
 
     def step(self) -> float:
         last = np.array(self.tokens[-1:] * len(self.caches))
-        seconds, scores = timed(lambda: step(self.model.weights, last, self.caches, self.model.dtype))
+        seconds, scores = timed(lambda: step(self.model.weights.text, last, self.caches))
         self.tokens.append(int(scores[0].argmax()))
         return seconds
 

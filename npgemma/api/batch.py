@@ -22,7 +22,7 @@ from npgemma.errors import BadPicture, BadPrompt, TooLittleMemory
 from npgemma.io.jobs import Job
 from npgemma.io.picture import read_picture
 from npgemma.layers.taps import Tap
-from npgemma.models.paligemma import Prompt
+from npgemma.models.prefix_lm import Prompt
 
 IN_FLIGHT = 8  # how many jobs run at a time by default
 
@@ -153,7 +153,7 @@ class Batch:
     def again(self, tap: Tap) -> None:
         """The jobs that were started last, from their pictures to the ends of their answers."""
         prompts = generation.embed_pictures(self.model, *self.started, tap=tap)
-        deque(generate_tokens(self.model.weights, prompts, self.limits, self.options, tap=tap), maxlen=0)
+        deque(generate_tokens(self.model.weights.text, prompts, self.limits, self.options, tap=tap), maxlen=0)
 
     def results(self, jobs: Iterator[Job]) -> Iterator[JobResult]:
         """Start up to `in_flight` jobs, run one step of all, and repeat until no job is left."""
@@ -169,7 +169,7 @@ class Batch:
             yield from self.start(read)
             yield from self.choose()
             if self.running:
-                step_sequences(self.model.weights, [job.sequence for job in self.running])
+                step_sequences(self.model.weights.text, [job.sequence for job in self.running])
 
     def read(self, job: Job) -> ReadJob:
         """Pictures and prompt of one job. BadPicture, BadPrompt."""
@@ -211,7 +211,7 @@ class Batch:
         self.started = ids, pixels, [job.inputs.images[0] for job in read]
         prompts = generation.embed_pictures(self.model, *self.started)
         scores = [self.scored(job, prompt) for job, prompt in zip(read, prompts, strict=True)]
-        sequences = prefill_sequences(self.model.weights, prompts, self.limits, self.options)
+        sequences = prefill_sequences(self.model.weights.text, prompts, self.limits, self.options)
         together = zip(read, sequences, scores, strict=True)
         return [RunningJob(job.job, job.size, sequence, score) for job, sequence, score in together]
 
@@ -219,7 +219,7 @@ class Batch:
         """The score of a job's suffix, if asked for: a pass of its own over prompt and suffix."""
         if not job.suffix:
             return None
-        (logprobs,) = score_answers(self.model.weights, [prompt], [job.suffix])
+        (logprobs,) = score_answers(self.model.weights.text, [prompt], [job.suffix])
         return Score(job.suffix, logprobs.tolist())
 
     def choose(self) -> Iterator[JobResult]:

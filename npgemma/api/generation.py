@@ -21,7 +21,8 @@ from npgemma.errors import BadPrompt
 from npgemma.io.tokenizers import Tokenizer
 from npgemma.layers.shapes import Array, Float, Int
 from npgemma.layers.taps import Tap, silent
-from npgemma.models.paligemma import PaliGemma, Prompt, image_features
+from npgemma.models.paligemma import PaliGemma, image_features, make_prompt
+from npgemma.models.prefix_lm import Prompt
 
 DEFAULTS = GenerationOptions()
 
@@ -71,7 +72,7 @@ def run_tokens(
 ) -> Iterator[Token]:
     """Pictures through the vision tower, then token by token."""
     read = embed_pictures(model, inputs.input_ids, inputs.pixel_values, inputs.images, tap)
-    yield from generate_tokens(model.weights, read, ends, options, options.num_return_sequences, tap)
+    yield from generate_tokens(model.weights.text, read, ends, options, options.num_return_sequences, tap)
 
 
 def exhaust(run: Callable[..., Iterator[Token]], tap: Tap) -> None:
@@ -91,7 +92,7 @@ def search(model: LoadedModel, image: Pictures, prompt: str, options: Generation
 def run_search(model: LoadedModel, inputs: Inputs, ends: Limits, num_beams: int, tap: Tap = silent) -> list[Beam]:
     """Pictures through the vision tower, then all of a beam search."""
     (read,) = embed_pictures(model, inputs.input_ids, inputs.pixel_values, inputs.images, tap)
-    return beam_search(model.weights, read, num_beams, ends, tap)
+    return beam_search(model.weights.text, read, num_beams, ends, tap)
 
 
 def generate_ids(
@@ -145,8 +146,7 @@ def embed_pictures(
     features = image_features(model.weights, pixel_values.astype(model.dtype, copy=False), tap)
     prompts, first = [], 0
     for ids, count in zip(input_ids, images, strict=True):
-        rows = features[first : first + count].reshape(-1, features.shape[-1])
-        prompts.append(Prompt(ids, np.zeros_like(ids), rows))
+        prompts.append(make_prompt(model.weights, ids, np.zeros_like(ids), features[first : first + count]))
         first += count
     return prompts
 
@@ -180,4 +180,4 @@ def run_scores(
 ) -> list[Float[Array, "T"]]:
     """Pictures through the vision tower, then log P of each token of the answers; each prompt has `times` of them."""
     read = embed_pictures(model, inputs.input_ids, inputs.pixel_values, inputs.images, tap)
-    return score_answers(model.weights, read * times, answers, tap)
+    return score_answers(model.weights.text, read * times, answers, tap)

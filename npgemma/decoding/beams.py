@@ -16,8 +16,8 @@ import numpy as np
 from npgemma.decoding.loop import Limits, log_probabilities
 from npgemma.layers.shapes import Array, Float, Int
 from npgemma.layers.taps import Tap, at, silent
-from npgemma.models.gemma import Cache, new_caches
-from npgemma.models.paligemma import PaliGemma, Prompt, start, step
+from npgemma.models.gemma import Cache, Decoder, new_caches
+from npgemma.models.prefix_lm import Prompt, start, step
 
 
 class Beam(NamedTuple):
@@ -32,10 +32,9 @@ class Beam(NamedTuple):
         return sum(self.logprobs)
 
 
-def beam_search(p: PaliGemma, prompt: Prompt, num_beams: int, limits: Limits, tap: Tap = silent) -> list[Beam]:
+def beam_search(p: Decoder, prompt: Prompt, num_beams: int, limits: Limits, tap: Tap = silent) -> list[Beam]:
     """The best finished answers, the likeliest first, at most `num_beams`. NotFinite if the logits are not."""
-    dtype = prompt.image_rows.dtype
-    caches = [new_caches(p.text, len(prompt.input_ids) + limits.max_new_tokens - 1, dtype)]
+    caches = [new_caches(p, len(prompt.input_ids) + limits.max_new_tokens - 1, prompt.dtype)]
     logits = start(p, [prompt], caches, tap=tap)
     unfinished, finished = [Beam((), (), 0)], list[Beam]()
     while True:
@@ -47,7 +46,7 @@ def beam_search(p: PaliGemma, prompt: Prompt, num_beams: int, limits: Limits, ta
             return finished
         caches = caches_of(unfinished, caches)
         ids = np.array([beam.ids for beam in unfinished])
-        logits = step(p, ids[:, -1], caches, dtype, tap=at(tap, f"steps.{ids.shape[1]}"))
+        logits = step(p, ids[:, -1], caches, tap=at(tap, f"steps.{ids.shape[1]}"))
 
 
 def best_continuations(

@@ -17,8 +17,8 @@ from npgemma.errors import BadModel
 from npgemma.layers.activations import log_softmax
 from npgemma.layers.shapes import Array, Float, Int
 from npgemma.layers.taps import Tap, at, silent
-from npgemma.models.gemma import Cache, new_caches
-from npgemma.models.paligemma import PaliGemma, Prompt, start, step
+from npgemma.models.gemma import Cache, Decoder, new_caches
+from npgemma.models.prefix_lm import Prompt, start, step
 
 
 class NotFinite(BadModel):
@@ -77,7 +77,7 @@ class RunningSequence:
 
 
 def generate_tokens(
-    p: PaliGemma,
+    p: Decoder,
     prompts: Sequence[Prompt],
     limits: Limits,
     sampling: Sampling,
@@ -99,7 +99,7 @@ def generate_tokens(
 
 
 def prefill_sequences(
-    p: PaliGemma,
+    p: Decoder,
     prompts: Sequence[Prompt],
     limits: Limits,
     sampling: Sampling,
@@ -112,8 +112,7 @@ def prefill_sequences(
     every prompt has the seed itself, so a single sample equals the first of several.
     """
     capacity = limits.max_new_tokens - 1  # the last token is never read
-    dtype = prompts[0].image_rows.dtype
-    all_caches = [new_caches(p.text, len(prompt.input_ids) + capacity, dtype) for prompt in prompts]
+    all_caches = [new_caches(p, len(prompt.input_ids) + capacity, prompt.dtype) for prompt in prompts]
     sequences = []
     for prompt, caches, logits in zip(prompts, all_caches, start(p, prompts, all_caches, tap=tap), strict=True):
         for i in range(samples):
@@ -144,10 +143,9 @@ def log_probabilities(logits: Float[Array, "V"]) -> Float[Array, "V"]:
     return log_softmax(logits.astype(np.float64))
 
 
-def step_sequences(p: PaliGemma, sequences: Sequence[RunningSequence], tap: Tap = silent) -> None:
+def step_sequences(p: Decoder, sequences: Sequence[RunningSequence], tap: Tap = silent) -> None:
     """Run the last token of each sequence: one step of the decoder for all of them."""
     ids = np.array([sequence.written[-1] for sequence in sequences])
-    dtype = sequences[0].caches[0].keys.dtype
-    all_logits = step(p, ids, [sequence.caches for sequence in sequences], dtype, tap=tap)
+    all_logits = step(p, ids, [sequence.caches for sequence in sequences], tap=tap)
     for sequence, logits in zip(sequences, all_logits, strict=True):
         sequence.logits = logits

@@ -15,8 +15,8 @@ import numpy as np
 from npgemma.decoding.loop import log_probabilities
 from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import Tap, silent
-from npgemma.models.gemma import logits, new_caches
-from npgemma.models.paligemma import PaliGemma, Prompt, prefill
+from npgemma.models.gemma import Decoder, logits, new_caches
+from npgemma.models.prefix_lm import Prompt, followed_by, prefill
 
 
 @dataclass(frozen=True)
@@ -59,26 +59,19 @@ class Score:
 
 
 def score_answers(
-    p: PaliGemma, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]], tap: Tap = silent
+    p: Decoder, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]], tap: Tap = silent
 ) -> list[Float[Array, "T"]]:
     """For each prompt, log P of each token of its answer, in float64; all of them are rows of one pass.
 
     Raises NotFinite if the logits are not finite.
     """
-    whole = [
-        Prompt(
-            np.concatenate([prompt.input_ids, answer]),
-            np.repeat([0, 1], [len(prompt.input_ids), len(answer)]),
-            prompt.image_rows,
-        )
-        for prompt, answer in zip(prompts, answers, strict=True)
-    ]
-    caches = [new_caches(p.text, len(prompt.input_ids), prompt.image_rows.dtype) for prompt in whole]
+    whole = [followed_by(prompt, np.array(answer)) for prompt, answer in zip(prompts, answers, strict=True)]
+    caches = [new_caches(p, len(prompt.input_ids), prompt.dtype) for prompt in whole]
     hidden = prefill(p, whole, caches, tap=tap)
     found, end = [], 0
     for prompt, answer in zip(whole, answers, strict=True):
         end += len(prompt.input_ids)
         before = hidden[end - len(answer) - 1 : end - 1]  # row t scores the token after it
-        each = zip(tap("logits", logits(p.text, before), "T V"), answer, strict=True)
+        each = zip(tap("logits", logits(p, before), "T V"), answer, strict=True)
         found.append(np.array([log_probabilities(row)[token] for row, token in each]))
     return found

@@ -38,7 +38,8 @@ from npgemma.layers.shapes import Array, Float, Int
 from npgemma.layers.taps import Recorder, Tap, at
 from npgemma.layers.tree import Leaf, arrays, map_tree
 from npgemma.models.gemma import logits, new_caches
-from npgemma.models.paligemma import PaliGemma, Prompt, image_features, prefill, step
+from npgemma.models.paligemma import PaliGemma, image_features, make_prompt
+from npgemma.models.prefix_lm import prefill, step
 
 # The truth of a model with fewer parameters is stored in float64; that of a larger one in float32, half the size.
 SMALL = 100_000_000
@@ -155,9 +156,9 @@ def run(
 ) -> list[int]:
     """Run a prefill and its steps. Returns the likeliest token after each, or `forced`, which is decoded instead."""
     features = image_features(weights, case.pixel_values.astype(dtype), tap)
-    prompt = Prompt(case.input_ids, case.token_type_ids, features.reshape(-1, features.shape[-1]))
+    prompt = make_prompt(weights, case.input_ids, case.token_type_ids, features)
     caches = [new_caches(weights.text, len(case.input_ids) + case.steps, dtype)]
-    hidden = prefill(weights, [prompt], caches, tap=tap)
+    hidden = prefill(weights.text, [prompt], caches, tap=tap)
     scores = tap("logits", logits(weights.text, hidden[-1:]), "B V")
     ends, given = None if forced else limits(model), list(forced or ())
     ids: list[int] = []
@@ -165,7 +166,7 @@ def run(
         ids.append(given[len(ids)] if ends is None else int(ends.allowed(scores[0]).argmax()))
         if len(ids) > case.steps or ids[-1] in model.config.eos_token_ids:
             break
-        scores = step(weights, np.array(ids[-1:]), caches, dtype, tap=at(tap, f"steps.{len(ids)}"))
+        scores = step(weights.text, np.array(ids[-1:]), caches, tap=at(tap, f"steps.{len(ids)}"))
     tap("generated_ids", np.array(ids), "T")
     return ids
 

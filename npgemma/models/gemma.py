@@ -59,23 +59,6 @@ def last_rows(rows: Rows) -> Rows:
     return Rows(ends, rows.positions[ends], alone)
 
 
-def prefix_lm_mask(token_type_ids: Int[Array, "T"], window: int | None = None) -> Bool[Array, "T T"]:
-    """t may look at s if s is not after t, and less than `window` before it; or if both are prefix (type 0).
-
-    Source: PaliGemma (Beyer et al. 2024), section 3.2, figure 2. That the prefix overrides the window is what
-    transformers does; big_vision trained PaliGemma 2 without windows.
-    """
-    t = np.arange(len(token_type_ids))
-    prefix = token_type_ids == 0
-    return within(t, t, window) | (prefix & prefix[:, None])
-
-
-def within(t: Int[Array, "T"], s: Int[Array, "S"], window: int | None) -> Bool[Array, "T S"]:
-    """Row t may look at row s if s is not after t, and less than `window` before it."""
-    behind = t[:, None] - s
-    return (behind >= 0) if window is None else (behind >= 0) & (behind < window)
-
-
 class Cache:
     """Keys and values of one sequence in one layer, for up to `capacity` rows: allocated once, filled from the front.
 

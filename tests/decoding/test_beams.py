@@ -15,7 +15,8 @@ from npgemma.checkpoints.paligemma import PaliGemmaConfig
 from npgemma.decoding.beams import Beam, beam_search
 from npgemma.decoding.loop import Limits
 from npgemma.errors import BadModel
-from npgemma.models.paligemma import PaliGemma, Prompt, forward, image_features
+from npgemma.models.paligemma import PaliGemma, forward, image_features, make_prompt
+from npgemma.models.prefix_lm import Prompt
 
 V = tiny.CONFIG.text.vocab_size
 IMAGE = tiny.CONFIG.image_token_index
@@ -53,8 +54,7 @@ def inputs(row: int) -> tuple[np.ndarray, np.ndarray]:
 def prompts(model: PaliGemma) -> list[Prompt]:
     made = []
     for ids, pixels in map(inputs, range(len(ROWS))):
-        features = image_features(model, pixels)
-        made.append(Prompt(ids, np.zeros_like(ids), features.reshape(-1, features.shape[-1])))
+        made.append(make_prompt(model, ids, np.zeros_like(ids), image_features(model, pixels)))
     return made
 
 
@@ -157,7 +157,7 @@ def test_answers_equal_those_of_the_second_spelling(row, num_beams, prompts, mod
         for eos in ends:
             limits = Limits(new, eos, IMAGE)
             expected, _ = textbook(scorers[row], num_beams, limits)
-            compare(beam_search(model, prompts[row], num_beams, limits), expected)
+            compare(beam_search(model.text, prompts[row], num_beams, limits), expected)
 
 
 @pytest.mark.parametrize("rule", [{"kept": 1}, {"kept": 2}, {"enders": 9}, {"hasty": True}], ids=str)
@@ -173,7 +173,9 @@ def test_every_rule_of_the_second_spelling_matters(rule, scorers):
 
 def test_beams_find_what_greedy_misses(prompts, model):
     for prompt in prompts:
-        (greedy,), (likeliest, *_) = (beam_search(model, prompt, count, Limits(NEW, NEVER, IMAGE)) for count in (1, 8))
+        (greedy,), (likeliest, *_) = (
+            beam_search(model.text, prompt, count, Limits(NEW, NEVER, IMAGE)) for count in (1, 8)
+        )
         assert likeliest.total > greedy.total + ROUNDINGS
 
 
@@ -190,7 +192,7 @@ def test_the_search_ends_when_nothing_better_can_come(num_beams, prompts, model,
     for eos in some_ends(scorers[0], num_beams)[::2]:
         asked: list[int] = []
         limits = Limits(7, eos, IMAGE, functools.partial(note_length, asked))
-        beam_search(model, prompts[0], num_beams, limits)
+        beam_search(model.text, prompts[0], num_beams, limits)
         _, steps = textbook(scorers[0], num_beams, Limits(7, eos, IMAGE))
         assert max(asked) == steps
         made.add(steps)
@@ -203,14 +205,14 @@ def test_a_stop_condition_ends_an_answer(row, num_beams, prompts, model, scorers
     """So often that fewer go on than there are beams."""
     for eos in some_ends(scorers[row], num_beams)[:4]:
         limits = Limits(NEW, eos, IMAGE, lambda written: sum(written) % 4 > 0)
-        compare(beam_search(model, prompts[row], num_beams, limits), textbook(scorers[row], num_beams, limits)[0])
+        compare(beam_search(model.text, prompts[row], num_beams, limits), textbook(scorers[row], num_beams, limits)[0])
 
 
 @pytest.mark.parametrize("choices", [2, 5, 30])
 def test_ids_from_choices_on_are_never_chosen(choices, prompts, model, scorers):
     """And what they would have taken of the probability is not shared out among the others."""
     limits = Limits(NEW, (1,), choices)
-    found = beam_search(model, prompts[0], 3, limits)
+    found = beam_search(model.text, prompts[0], 3, limits)
     assert max(token for beam in found for token in beam.ids) < choices
     compare(found, textbook(scorers[0], 3, limits)[0])
 
@@ -226,12 +228,12 @@ def test_enough_beams_find_the_likeliest_answers(row, choices, new, eos, prompts
         ids = tokens[:length]
         every.add(Answer(ids, tuple(float(scorers[row](ids[:i])[token]) for i, token in enumerate(ids))))
     num_beams = choices ** (new - 1)
-    compare(beam_search(model, prompts[row], num_beams, Limits(new, eos, choices)), best(list(every), num_beams))
+    compare(beam_search(model.text, prompts[row], num_beams, Limits(new, eos, choices)), best(list(every), num_beams))
 
 
 def test_answers_are_distinct_and_no_more_than_exist(prompts, model):
     """Three of one token, of which one is an end, and six of two; none comes twice."""
-    found = beam_search(model, prompts[0], 50, Limits(2, (1,), 3))
+    found = beam_search(model.text, prompts[0], 50, Limits(2, (1,), 3))
     assert {beam.ids for beam in found} == {(1,), *itertools.product((0, 2), range(3))}
     assert len(found) == 7
 
@@ -249,11 +251,11 @@ def broken(model: PaliGemma, part: str, token: int, value: float) -> PaliGemma:
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_logits_that_are_not_finite_are_an_error(value, prompts, model):
     with np.errstate(all="ignore"), pytest.raises(BadModel, match="not finite"):
-        beam_search(broken(model, "head", 40, value), prompts[0], 2, Limits(NEW, NEVER, IMAGE))
+        beam_search(broken(model, "head", 40, value).text, prompts[0], 2, Limits(NEW, NEVER, IMAGE))
 
 
 def test_logits_of_one_beam_that_are_not_finite_are_an_error(prompts, model):
     """In a later step, and not in the likeliest beam, so the answer could do without it."""
-    _, (second, *_) = (beam.ids for beam in beam_search(model, prompts[0], 2, Limits(1, NEVER, IMAGE)))
+    _, (second, *_) = (beam.ids for beam in beam_search(model.text, prompts[0], 2, Limits(1, NEVER, IMAGE)))
     with np.errstate(all="ignore"), pytest.raises(BadModel, match="not finite"):
-        beam_search(broken(model, "embedding", second, np.nan), prompts[0], 2, Limits(2, NEVER, IMAGE))
+        beam_search(broken(model, "embedding", second, np.nan).text, prompts[0], 2, Limits(2, NEVER, IMAGE))

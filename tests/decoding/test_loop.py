@@ -14,7 +14,8 @@ from npgemma.decoding.options import Sampling
 from npgemma.decoding.sampling import probabilities
 from npgemma.errors import BadModel, NpgemmaError
 from npgemma.layers.taps import Recorder
-from npgemma.models.paligemma import PaliGemma, Prompt, forward, image_features
+from npgemma.models.paligemma import PaliGemma, forward, image_features, make_prompt
+from npgemma.models.prefix_lm import Prompt
 
 V = tiny.CONFIG.text.vocab_size
 IMAGE = tiny.CONFIG.image_token_index
@@ -48,14 +49,13 @@ def prompts(model: PaliGemma, rows: Sequence[int], dtype: type = np.float64) -> 
     made = []
     for row in rows:
         ids, pixels = inputs(row, dtype)
-        features = image_features(model, pixels)
-        made.append(Prompt(ids, np.zeros_like(ids), features.reshape(-1, features.shape[-1])))
+        made.append(make_prompt(model, ids, np.zeros_like(ids), image_features(model, pixels)))
     return made
 
 
 def generate(model, rows, sampling=Sampling(), eos=NEVER, new=NEW, choices=V, dtype=np.float64):  # noqa: B008 - frozen
     """The tokens of the given rows, run together, by row."""
-    tokens = list(generate_tokens(model, prompts(model, rows, dtype), Limits(new, eos, choices), sampling))
+    tokens = list(generate_tokens(model.text, prompts(model, rows, dtype), Limits(new, eos, choices), sampling))
     return [[token for token in tokens if token.sequence == i] for i in range(len(rows))]
 
 
@@ -100,14 +100,14 @@ def test_sequences_together_write_what_each_writes_alone(rows, dtype, model):
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.5, seed=4)], ids=["greedy", "drawn"])
 def test_a_recorder_changes_no_bit(sampling, dtype, model):
     made, taps = prompts(model, range(len(ROWS)), dtype), Recorder()
-    seen = list(generate_tokens(model, made, Limits(NEW, NEVER, V), sampling, tap=taps))
-    plain = list(generate_tokens(model, made, Limits(NEW, NEVER, V), sampling))
+    seen = list(generate_tokens(model.text, made, Limits(NEW, NEVER, V), sampling, tap=taps))
+    plain = list(generate_tokens(model.text, made, Limits(NEW, NEVER, V), sampling))
     assert seen == plain
     assert "text.layers.0.attn.q" in taps
 
 
 def test_tokens_come_step_by_step_and_sequences_in_order(model):
-    tokens = list(generate_tokens(model, prompts(model, range(4)), Limits(NEW, NEVER, V), Sampling()))
+    tokens = list(generate_tokens(model.text, prompts(model, range(4)), Limits(NEW, NEVER, V), Sampling()))
     assert [token.sequence for token in tokens] == [0, 1, 2, 3] * NEW
 
 
@@ -119,7 +119,7 @@ def test_a_token_is_given_before_the_next_is_computed(model):
         computed.extend([name] * name.endswith("logits"))
         return x
 
-    tokens = generate_tokens(model, prompts(model, [0, 1]), Limits(NEW, NEVER, V), Sampling(), tap=tap)
+    tokens = generate_tokens(model.text, prompts(model, [0, 1]), Limits(NEW, NEVER, V), Sampling(), tap=tap)
     assert computed == []
     for count in range(1, NEW + 1):
         next(tokens)
@@ -133,7 +133,9 @@ def test_a_tap_gets_the_logits_of_every_running_sequence(model):
     """Those of a step under a name of its own."""
     free = [ids(each) for each in generate(model, [0, 1, 2])]
     taps = Recorder("*logits")
-    for _ in generate_tokens(model, prompts(model, [0, 1, 2]), Limits(NEW, (free[0][0],), V), Sampling(), tap=taps):
+    for _ in generate_tokens(
+        model.text, prompts(model, [0, 1, 2]), Limits(NEW, (free[0][0],), V), Sampling(), tap=taps
+    ):
         pass
     assert list(taps) == ["logits", *(f"steps.{count}.logits" for count in range(1, NEW))]
     assert taps["logits"].shape == (3, V)

@@ -16,7 +16,8 @@ import npgemma
 from npgemma.decoding.beams import beam_search
 from npgemma.decoding.loop import Limits
 from npgemma.io.model_folder import EMBEDDED
-from npgemma.models.paligemma import PaliGemma, Prompt, image_features
+from npgemma.models.paligemma import PaliGemma, image_features, make_prompt
+from npgemma.models.prefix_lm import Prompt
 
 torch = pytest.importorskip("torch", reason="the live tests compare with torch")
 transformers = pytest.importorskip("transformers", reason="the live tests compare with transformers")
@@ -165,7 +166,7 @@ class RandomModel:
     ends: tuple[tuple[int, ...], ...]
 
     def ours(self, num_beams: int, limits: Limits) -> list[Answer]:
-        found = beam_search(self.weights, self.prompt, num_beams, limits)
+        found = beam_search(self.weights.text, self.prompt, num_beams, limits)
         return [Answer(beam.ids, beam.logprobs, beam.total) for beam in found]
 
     def theirs(self, num_beams: int, limits: Limits, **options: float) -> list[Answer]:
@@ -191,7 +192,7 @@ def random_model(seed: int, folder: Path) -> RandomModel:
     if "pixel_values" in inputs:
         inputs["pixel_values"] = pixels
     ids, features = inputs["input_ids"][0].numpy(), image_features(weights, pixels.numpy())
-    prompt = Prompt(ids, np.zeros_like(ids), features.reshape(-1, features.shape[-1]))
+    prompt = make_prompt(weights, ids, np.zeros_like(ids), features)
     free = RandomModel(weights, prompt, in_float64(model), inputs, (NEVER,))
     frequent = sorted({token for answer in free.theirs(4, Limits(max(NEW), NEVER, V)) for token in answer.ids})
     some = [tuple(Random(seed).sample(frequent, count)) for count in (1, 2, 3)]

@@ -9,8 +9,8 @@ import pytest
 from npgemma.checkpoints import gemma as checkpoint
 from npgemma.checkpoints.gemma_config import LANGUAGE_MODELS
 from npgemma.checkpoints.layout import Part, make_layout
-from npgemma.models import gemma
-from npgemma.models.gemma import Rows, Segment, within
+from npgemma.models.gemma import logits, new_caches
+from npgemma.models.prefix_lm import causal_prompt, prefill, step
 
 torch = pytest.importorskip("torch", reason="the live tests compare with torch")
 transformers = pytest.importorskip("transformers", reason="the live tests compare with transformers")
@@ -71,18 +71,14 @@ def exact(layout, tensors):
     )
 
 
-def run(p, ids, caches, start):
-    t, s = np.arange(start, start + len(ids)), np.arange(start + len(ids))
-    rows = Rows(slice(None), t, [Segment(slice(0, len(ids)), within(t, s, None), within(t, s, p.window))])
-    return gemma.logits(p, gemma.decoder(p, gemma.embed_tokens(p, ids, np.dtype(np.float64)), rows, [caches]))
-
-
 def test_logits_equal_those_of_transformers_past_the_window(family):
     ids = np.random.default_rng(1).integers(0, SIZES["vocab_size"], TOKENS + STEPS)
     with truth(), torch.no_grad():
         expected = family.theirs(torch.from_numpy(ids)[None]).logits[0].numpy()
     p = family.weights
-    caches = gemma.new_caches(p, len(ids), np.dtype(np.float64))
-    found = [run(p, ids[:TOKENS], caches, 0)] + [run(p, ids[t : t + 1], caches, t) for t in range(TOKENS, len(ids))]
+    prompt = causal_prompt(p, ids[:TOKENS], np.dtype(np.float64))
+    caches = [new_caches(p, len(ids), prompt.dtype)]
+    found = [logits(p, prefill(p, [prompt], caches))]
+    found += [step(p, ids[t : t + 1], caches) for t in range(TOKENS, len(ids))]
     scale = np.abs(expected).max()
     np.testing.assert_allclose(np.concatenate(found), expected, rtol=0, atol=1e-12 * scale, strict=True)

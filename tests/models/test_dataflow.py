@@ -9,7 +9,8 @@ import npgemma
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.layers.taps import Recorder, at
 from npgemma.models.gemma import new_caches
-from npgemma.models.paligemma import Prompt, image_features, start, step
+from npgemma.models.paligemma import image_features, make_prompt
+from npgemma.models.prefix_lm import start, step
 
 DIAGRAM = (Path(npgemma.__file__).parent / "models" / "README.md").read_text("utf-8")
 # One or several names, of which the later ones replace the last word of the first; then, after two spaces, the axes.
@@ -43,11 +44,11 @@ def recorded() -> dict[str, str]:
     model: VisionLanguageModel = npgemma.load()
     taps = Recorder()
     inputs = model.processor([npgemma.sample_picture()], ["caption en"], tap=taps)
-    features = image_features(model.weights, inputs.pixel_values, taps)
-    prompt = Prompt(inputs.input_ids[0], inputs.token_type_ids[0], features[0])
-    caches = [new_caches(model.weights.text, len(prompt.input_ids) + 1, features.dtype)]
-    start(model.weights, [prompt], caches, tap=taps)
-    step(model.weights, np.array([5]), caches, features.dtype, tap=at(taps, "steps.1"))
+    p, features = model.weights.text, image_features(model.weights, inputs.pixel_values, taps)
+    prompt = make_prompt(model.weights, inputs.input_ids[0], inputs.token_type_ids[0], features)
+    caches = [new_caches(p, len(prompt.input_ids) + 1, features.dtype)]
+    start(p, [prompt], caches, tap=taps)
+    step(p, np.array([5]), caches, tap=at(taps, "steps.1"))
     plain = {name.removeprefix("steps.1."): axes for name, axes in taps.axes.items()}
     counted = {re.sub(r"layers\.\d+", "layers.{i}", name): axes for name, axes in plain.items()}
     return {re.sub(r"(pictures|prompts|segments)\.\d+", r"\1.{b}", name): axes for name, axes in counted.items()}

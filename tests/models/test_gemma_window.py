@@ -1,4 +1,4 @@
-"""Layers that see a window of the last tokens: masks, caches that forget, and equal results with and without them."""
+"""Layers that see a window of the last tokens: caches that forget, and equal results with and without them."""
 
 import numpy as np
 import pytest
@@ -17,23 +17,10 @@ from npgemma.models.gemma import (
     Segment,
     cache_rows,
     decoder,
-    prefix_lm_mask,
-    within,
 )
+from npgemma.models.prefix_lm import within
 
 F64 = np.dtype(np.float64)
-
-
-def test_a_window_counts_the_row_itself() -> None:
-    expected = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
-    np.testing.assert_array_equal(prefix_lm_mask(np.ones(4, int), 2), np.array(expected, bool), strict=True)
-
-
-def test_the_prefix_overrides_the_window() -> None:
-    """Rows 0 to 2 are the prefix. Row 4, of the suffix, has lost row 0 to 2 to its window of two."""
-    expected = [[1, 1, 1, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 1, 1]]
-    types = np.array([0, 0, 0, 1, 1])
-    np.testing.assert_array_equal(prefix_lm_mask(types, 2), np.array(expected, bool), strict=True)
 
 
 @pytest.mark.parametrize(("tokens", "window", "rows"), [(9, None, 9), (9, 9, 9), (9, 4, 4), (99, 32, 34), (2, 4, 2)])

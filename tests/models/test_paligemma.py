@@ -1,4 +1,4 @@
-"""PaliGemma in one pass: features, prompts, the mask and logits; test_paligemma_cache holds decoding from a cache."""
+"""PaliGemma in one pass: features, prompts and logits; test_prefix_lm_cache holds decoding from a cache."""
 
 from dataclasses import replace
 
@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sequences import IDS, IMAGE, PREFIX, TYPES, C, pictures
 
-from npgemma.layers.norms import RMSNorm
 from npgemma.layers.taps import Recorder
-from npgemma.models import gemma, paligemma
-from npgemma.models.paligemma import embed_prompt, forward, image_features, prefix_lm_mask
+from npgemma.models.paligemma import forward, image_features, make_prompt
+from npgemma.models.prefix_lm import embed_prompt
 
 DTYPES = ["float32", "float64"]
 
@@ -35,55 +34,13 @@ def test_no_pictures_give_no_features(load) -> None:
 # prompts
 
 
-def test_text_is_scaled_and_image_rows_are_not(load) -> None:
-    """Width 4, so text counts twice; image rows replace the image tokens in order."""
-    table = np.arange(12, dtype=np.float32).reshape(3, 4)
-    text = gemma.Decoder(table, (), RMSNorm(np.zeros(4, np.float32), 1e-6))
-    projector = paligemma.Projector(np.zeros((4, 12), np.float32), np.zeros(4, np.float32))
-    p = replace(load(), projector=projector, text=text, image_token=9)
-    image_rows = np.array([[0.5] * 4, [0.25] * 4], np.float32)
-    expected = np.array([[16, 18, 20, 22], [0.5] * 4, [0, 2, 4, 6], [0.25] * 4, [8, 10, 12, 14]], np.float32)
-    x = embed_prompt(p, np.array([2, 9, 0, 9, 1]), image_rows)
-    np.testing.assert_array_equal(x, expected, strict=True)
-
-
 @given(st.lists(st.integers(0, C.text.vocab_size - 1), min_size=1, max_size=12))
 def test_an_embedded_prompt_agrees_with_the_second_spelling(load, spelled, ids: list[int]) -> None:
     """Wherever the image tokens are, with none of them and with nothing else."""
     image_rows = np.random.default_rng(0).standard_normal((ids.count(C.image_token_index), C.text.hidden_size))
-    x = embed_prompt(load(), np.array(ids), image_rows)
+    prompt = make_prompt(load(), np.array(ids), np.zeros(len(ids), int), image_rows[:, None])
+    x = embed_prompt(load().text, prompt)
     assert_agrees(x, one_page.embed_prompt(*spelled(), ids, image_rows))
-
-
-@pytest.mark.parametrize("count", [0, 1, 3])
-def test_another_number_of_image_rows_than_image_tokens_is_refused(load, count: int) -> None:
-    ids = np.array([C.image_token_index, 2, C.image_token_index])
-    with pytest.raises(ValueError, match=f"2 image tokens, the pictures give {count} rows"):
-        embed_prompt(load(), ids, np.zeros((count, C.text.hidden_size)))
-
-
-# the mask
-
-
-def test_the_mask_of_a_literal() -> None:
-    """Three rows of prefix see each other; two of suffix see the prefix, themselves and the suffix before them."""
-    expected = [[1, 1, 1, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
-    np.testing.assert_array_equal(prefix_lm_mask(np.array([0, 0, 0, 1, 1])), np.array(expected, bool), strict=True)
-
-
-@given(st.lists(st.integers(0, 1), min_size=1, max_size=9))
-def test_the_mask_agrees_with_its_definition(types: list[int]) -> None:
-    """In whatever order the types come."""
-    expected = [[s <= t or (types[t] == 0 and types[s] == 0) for s in range(len(types))] for t in range(len(types))]
-    np.testing.assert_array_equal(prefix_lm_mask(np.array(types)), np.array(expected), strict=True)
-
-
-@given(st.integers(0, 6), st.integers(0, 6))
-def test_the_mask_is_that_of_big_vision_if_the_prefix_comes_first(prefix: int, suffix: int) -> None:
-    """big_vision: t sees s if the count of suffix tokens up to s is at most the count up to t."""
-    types = np.array([0] * prefix + [1] * suffix, int)
-    count = np.cumsum(types)
-    np.testing.assert_array_equal(prefix_lm_mask(types), count <= count[:, None], strict=True)
 
 
 # the whole forward

@@ -1,4 +1,4 @@
-"""PaliGemma from a cache: positions, prefill, start and step, for one prompt and for several together."""
+"""A prefix language model from a cache: positions, prefill, start and step; PaliGemma, one prompt and several."""
 
 from dataclasses import replace
 
@@ -9,8 +9,9 @@ from agreement import assert_agrees
 from sequences import IDS, IMAGE, PREFIX, SUFFIX, TYPES, C, new_caches, pictures, prefill, prompt
 
 from npgemma.layers.taps import Recorder
-from npgemma.models import paligemma
-from npgemma.models.paligemma import PaliGemma, Prompt, forward, start, step
+from npgemma.models import prefix_lm
+from npgemma.models.paligemma import PaliGemma, forward
+from npgemma.models.prefix_lm import Prompt, start, step
 
 DTYPES = ["float32", "float64"]
 F64 = np.dtype(np.float64)
@@ -48,8 +49,11 @@ def test_positions_count_from_the_first_in_every_prompt(load, first: int) -> Non
     prompts = three_prompts(p, "float64")
     caches, lengths = new_caches(p, prompts), [len(made.input_ids) for made in prompts]
     for run, expected in (
-        (lambda: paligemma.prefill(p, prompts, caches, first, taps), [first + t for n in lengths for t in range(n)]),
-        (lambda: step(p, np.array([3, 4, 5]), caches, F64, first, taps), [first + n for n in lengths]),
+        (
+            lambda: prefix_lm.prefill(p.text, prompts, caches, first, taps),
+            [first + t for n in lengths for t in range(n)],
+        ),
+        (lambda: step(p.text, np.array([3, 4, 5]), caches, first, taps), [first + n for n in lengths]),
     ):
         run()
         np.testing.assert_array_equal(taps["positions"], expected)
@@ -61,13 +65,13 @@ def test_positions_count_from_one_by_default(load) -> None:
     """As in transformers. The keys differ between 0 and 1, so the default can be told apart."""
     p, made = load(), prompt(load(), PREFIX, pictures())
     by_default, by_start = new_caches(p, [made]), new_caches(p, [made])
-    paligemma.prefill(p, [made], by_default)
-    start(p, [made], by_start)
+    prefix_lm.prefill(p.text, [made], by_default)
+    start(p.text, [made], by_start)
     _, from_one = prefill(p, [made], first_position=1)
     _, from_zero = prefill(p, [made], first_position=0)
     tokens = np.array([3])
     for caches, first in ((by_default, []), (by_start, []), (from_one, [1]), (from_zero, [0])):
-        step(p, tokens, caches, F64, *first)
+        step(p.text, tokens, caches, *first)
     rows = len(PREFIX) + 1
     for caches in (by_default, by_start):
         assert_agrees(caches[0][0].keys[:rows], from_one[0][0].keys[:rows])
@@ -88,14 +92,14 @@ def test_cached_steps_equal_the_full_pass(load, first: int, in_the_prompt: int, 
     scores, caches = prefill(p, [prompt(p, IDS[:end].tolist(), x, in_the_prompt)], len(IDS), first)
     assert_agrees(scores, whole[:end])
     for t in range(end, len(IDS)):
-        assert_agrees(step(p, IDS[t : t + 1], caches, x.dtype, first), whole[t : t + 1])
+        assert_agrees(step(p.text, IDS[t : t + 1], caches, first), whole[t : t + 1])
 
 
 def test_a_step_beyond_the_capacity_is_refused(load) -> None:
     p = load()
     _, caches = prefill(p, [prompt(p, PREFIX, pictures())], capacity=len(PREFIX))
     with pytest.raises(ValueError, match=f"cache of {len(PREFIX)} rows"):
-        step(p, np.array([3]), caches, F64)
+        step(p.text, np.array([3]), caches)
 
 
 def test_greedy_steps_choose_what_the_second_spelling_chooses_without_a_cache(load, spelled) -> None:
@@ -107,7 +111,7 @@ def test_greedy_steps_choose_what_the_second_spelling_chooses_without_a_cache(lo
     scores, caches = prefill(p, [prompt(p, PREFIX, x)])
     chosen = [int(scores[-1].argmax())]
     while len(chosen) < count:
-        chosen.append(int(step(p, np.array(chosen[-1:]), caches, x.dtype)[0].argmax()))
+        chosen.append(int(step(p.text, np.array(chosen[-1:]), caches)[0].argmax()))
     assert chosen == one_page.generate({**tensors, "lm_head.weight": head}, config, PREFIX, x, count)
     assert len(set(chosen)) > 3
 
@@ -118,13 +122,13 @@ def test_prompts_together_are_what_each_is_alone(load, dtype: str) -> None:
     p = load()
     prompts, tokens = three_prompts(p, dtype), np.array([3, 4, 60])
     together, caches = prefill(p, prompts)
-    stepped = [step(p, ids, caches, np.dtype(dtype)) for ids in (tokens, tokens[::-1])]
+    stepped = [step(p.text, ids, caches) for ids in (tokens, tokens[::-1])]
     starts = np.cumsum([0, *(len(made.input_ids) for made in prompts)])
     for i, made in enumerate(prompts):
         alone, own = prefill(p, [made])
         assert_agrees(together[starts[i] : starts[i + 1]], alone.astype(np.float64))
         for ids, rows in zip((tokens, tokens[::-1]), stepped, strict=True):
-            expected = step(p, ids[i : i + 1], own, np.dtype(dtype))
+            expected = step(p.text, ids[i : i + 1], own)
             assert_agrees(rows[i : i + 1], expected.astype(np.float64))
 
 
@@ -132,10 +136,10 @@ def test_a_step_of_some_sequences_leaves_the_caches_of_the_others_unchanged(load
     p = load()
     prompts = [prompt(p, PREFIX, pictures()), prompt(p, [*IMAGE, 2], pictures(seed=1))]
     _, caches = prefill(p, prompts)
-    scores = step(p, np.array([3]), caches[1:], F64)
+    scores = step(p.text, np.array([3]), caches[1:])
     assert [sequence[0].length for sequence in caches] == [len(PREFIX), len(IMAGE) + 2]
     _, alone = prefill(p, prompts[1:])
-    assert_agrees(scores, step(p, np.array([3]), alone, F64))
+    assert_agrees(scores, step(p.text, np.array([3]), alone))
 
 
 # start
@@ -151,7 +155,7 @@ def test_a_start_gives_the_logits_of_the_last_row_of_each_prompt(load, count: in
     whole, expected_caches = prefill(p, prompts, 60, first)
     ends = np.cumsum([len(made.input_ids) for made in prompts])
     caches = new_caches(p, prompts)
-    y = start(p, prompts, caches, first)
+    y = start(p.text, prompts, caches, first)
     assert y.dtype == dtype
     assert_agrees(y, whole[ends - 1].astype(np.float64))
     for made, layers, expected_layers in zip(prompts, caches, expected_caches, strict=True):
@@ -164,10 +168,10 @@ def test_a_start_gives_the_logits_of_the_last_row_of_each_prompt(load, count: in
 def test_a_start_continues_with_what_a_tap_returns(load) -> None:
     """In the last layer only the last row of the prompt is left to change."""
     p, made = load(), prompt(load(), PREFIX, pictures())
-    plain, taps = start(p, [made], new_caches(p, [made])), Recorder("text.layers.2.mid")
-    start(p, [made], new_caches(p, [made]), tap=taps)
+    plain, taps = start(p.text, [made], new_caches(p, [made])), Recorder("text.layers.2.mid")
+    start(p.text, [made], new_caches(p, [made]), tap=taps)
     assert len(taps["text.layers.2.mid"]) == 1
-    doubled = start(p, [made], new_caches(p, [made]), tap=lambda name, x, axes: x * 2 if name in taps else x)
+    doubled = start(p.text, [made], new_caches(p, [made]), tap=lambda name, x, axes: x * 2 if name in taps else x)
     assert np.abs(doubled - plain).max() > 1e-3
 
 
@@ -178,12 +182,12 @@ def test_a_start_continues_with_what_a_tap_returns(load) -> None:
 def test_a_recorder_changes_no_bit_of_prefill_start_or_step(load, dtype: str) -> None:
     p, tokens = load(), np.array([3, 4, 60])
     prompts = three_prompts(p, dtype)
-    for run in (paligemma.prefill, start):
+    for run in (prefix_lm.prefill, start):
         caches, observed, taps = new_caches(p, prompts), new_caches(p, prompts), Recorder()
-        expected = run(p, prompts, caches)
-        np.testing.assert_array_equal(run(p, prompts, observed, tap=taps), expected, strict=True)
-        y = step(p, tokens, observed, np.dtype(dtype), tap=taps)
-        np.testing.assert_array_equal(y, step(p, tokens, caches, np.dtype(dtype)), strict=True)
+        expected = run(p.text, prompts, caches)
+        np.testing.assert_array_equal(run(p.text, prompts, observed, tap=taps), expected, strict=True)
+        y = step(p.text, tokens, observed, tap=taps)
+        np.testing.assert_array_equal(y, step(p.text, tokens, caches), strict=True)
         np.testing.assert_array_equal(taps["logits"], y, strict=True)
 
 
@@ -195,7 +199,7 @@ def test_every_tap_has_the_dtype_of_the_run(load, dtype: str) -> None:
     p, whole, stepped = load(), Recorder(), Recorder()
     forward(p, IDS, pictures(1, dtype), TYPES, tap=whole)
     _, caches = prefill(p, [prompt(p, PREFIX, pictures(1, dtype))])
-    step(p, np.array([3]), caches, np.dtype(dtype), tap=stepped)
+    step(p.text, np.array([3]), caches, tap=stepped)
     for taps in (whole, stepped):
         found = {name: x.dtype for name, x in taps.items() if np.issubdtype(x.dtype, np.floating)}
         angles = [name for name in found if name.endswith((".frequencies", ".angle"))]

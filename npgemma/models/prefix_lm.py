@@ -1,0 +1,156 @@
+"""Gemma as a prefix language model: prompts in, the logits of the next token out.
+
+    input_ids --> embedding table, scaled --.
+                                            |-- one row a token --> Gemma --> logits --> the next token
+    soft_rows (pictures), unscaled ---------'                        ^                         |
+                                                                     '------- one step --------'
+
+A prompt is [prefix | suffix]. The prefix attends to all of itself, the suffix is causal (PaliGemma, Beyer et al. 2024,
+section 3.2, figure 2). A plain language model is the case without a prefix: its prompts are suffix only. Rows that do
+not come from the embedding table, such as those of pictures, are soft.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from npgemma.layers.shapes import Array, Bool, Float, Int
+from npgemma.layers.taps import Tap, at, silent
+from npgemma.models.gemma import Cache, Decoder, Rows, Segment, decoder, embed_tokens, last_rows, logits
+
+
+class Prompt(NamedTuple):
+    """One sequence to start from: ids, the type of each (0 prefix, 1 suffix), and the rows of those that are soft.
+
+    The dtype of the soft rows is that of the run, also if there are none of them.
+    """
+
+    input_ids: Int[Array, "T"]
+    token_type_ids: Int[Array, "T"]
+    is_soft: Bool[Array, "T"]
+    soft_rows: Float[Array, "R D"]
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.soft_rows.dtype
+
+
+def causal_prompt(p: Decoder, input_ids: Int[Array, "T"], dtype: np.dtype) -> Prompt:
+    """The prompt of a plain language model: suffix only, and no token is soft."""
+    no_rows = np.empty((0, p.embedding.shape[1]), dtype)
+    return Prompt(input_ids, np.ones_like(input_ids), np.zeros(len(input_ids), bool), no_rows)
+
+
+def followed_by(prompt: Prompt, answer: Int[Array, "S"]) -> Prompt:
+    """The prompt and an answer to it: more suffix."""
+    return prompt._replace(
+        input_ids=np.concatenate([prompt.input_ids, answer]),
+        token_type_ids=np.concatenate([prompt.token_type_ids, np.ones_like(answer)]),
+        is_soft=np.concatenate([prompt.is_soft, np.zeros(len(answer), bool)]),
+    )
+
+
+def prefix_lm_mask(token_type_ids: Int[Array, "T"], window: int | None = None) -> Bool[Array, "T T"]:
+    """t may look at s if s is not after t, and less than `window` before it; or if both are prefix (type 0).
+
+    Source: PaliGemma (Beyer et al. 2024), section 3.2, figure 2. That the prefix overrides the window is what
+    transformers does; big_vision trained PaliGemma 2 without windows.
+    """
+    t = np.arange(len(token_type_ids))
+    prefix = token_type_ids == 0
+    return within(t, t, window) | (prefix & prefix[:, None])
+
+
+def within(t: Int[Array, "T"], s: Int[Array, "S"], window: int | None) -> Bool[Array, "T S"]:
+    """Row t may look at row s if s is not after t, and less than `window` before it."""
+    behind = t[:, None] - s
+    return (behind >= 0) if window is None else (behind >= 0) & (behind < window)
+
+
+def embed_prompt(p: Decoder, prompt: Prompt, tap: Tap = silent) -> Float[Array, "T D"]:
+    """Tokens are looked up and scaled; the soft ones become the soft rows, in order and unscaled.
+
+    Raises ValueError unless there are as many soft rows as soft tokens.
+    """
+    ids, _, is_soft, soft_rows = prompt
+    if is_soft.sum() != len(soft_rows):
+        raise ValueError(f"the prompt has {is_soft.sum()} soft tokens and {len(soft_rows)} soft rows")
+    x = np.empty((len(ids), soft_rows.shape[1]), prompt.dtype)
+    x[is_soft] = soft_rows
+    x[~is_soft] = embed_tokens(p, ids[~is_soft], prompt.dtype, tap)
+    return x
+
+
+def lay_out(
+    p: Decoder, prompts: Sequence[Prompt], first_position: int, tap: Tap = silent
+) -> tuple[Float[Array, "T D"], Rows]:
+    """All prompts concatenated: their embeddings, and which rows belong together.
+
+    Positions count from `first_position`: 1 in transformers, 0 in big_vision. Attention depends only on their
+    differences, so this changes only the cached keys.
+    """
+    ends = np.cumsum([len(prompt.input_ids) for prompt in prompts])
+    segments, positions, embeddings, window = [], [], [], p.window
+    for i, (prompt, end) in enumerate(zip(prompts, ends.tolist(), strict=True)):
+        prompt_tap = at(tap, f"prompts.{i}")
+        ids = prompt_tap("input_ids", prompt.input_ids, "T")
+        types = prompt_tap("token_type_ids", prompt.token_type_ids, "T")
+        mask = prompt_tap("mask", prefix_lm_mask(types), "T S")
+        near = None if window is None else prompt_tap("near", prefix_lm_mask(types, window), "T S")
+        segments.append(Segment(slice(end - len(ids), end), mask, near))
+        positions.append(np.arange(first_position, first_position + len(ids)))
+        embeddings.append(embed_prompt(p, prompt._replace(input_ids=ids), at(tap, "text")))
+    x = tap("text.embedding", np.concatenate(embeddings), "T D")
+    return x, Rows(slice(None), tap("positions", np.concatenate(positions), "T"), segments)
+
+
+def prefill(
+    p: Decoder,
+    prompts: Sequence[Prompt],
+    caches: Sequence[Sequence[Cache]],
+    first_position: int = 1,
+    tap: Tap = silent,
+) -> Float[Array, "T D"]:
+    """Run whole prompts through the decoder: fills their caches, and returns the hidden states of all their rows."""
+    x, rows = lay_out(p, prompts, first_position, tap)
+    return decoder(p, x, rows, caches, tap=at(tap, "text"))
+
+
+def start(
+    p: Decoder,
+    prompts: Sequence[Prompt],
+    caches: Sequence[Sequence[Cache]],
+    first_position: int = 1,
+    tap: Tap = silent,
+) -> Float[Array, "B V"]:
+    """Fill the caches of B prompts; returns the logits of the token after each.
+
+    In the last layer, only the last row of each prompt is computed beyond its keys and values.
+    """
+    x, rows = lay_out(p, prompts, first_position, tap)
+    x = decoder(p, x, rows, caches, last_rows(rows), at(tap, "text"))
+    return tap("logits", logits(p, x), "B V")
+
+
+def step(
+    p: Decoder,
+    input_ids: Int[Array, "T"],
+    caches: Sequence[Sequence[Cache]],
+    first_position: int = 1,
+    tap: Tap = silent,
+) -> Float[Array, "T V"]:
+    """Add one token to each of T sequences; returns the logits of the token after it, in the dtype of the caches.
+
+    It attends to everything cached, or to the last tokens where a layer has a window.
+    """
+    lengths = [sequence[0].length + 1 for sequence in caches]
+    segments = [
+        Segment(slice(t, t + 1), *(within(np.array([n - 1]), np.arange(n), w) for w in (None, p.window)))
+        for t, n in enumerate(lengths)
+    ]
+    rows = Rows(slice(None), tap("positions", np.array(lengths) - 1 + first_position, "T"), segments)
+    x = embed_tokens(p, tap("input_ids", input_ids, "T"), caches[0][0].keys.dtype, at(tap, "text"))
+    x = tap("text.embedding", x, "T D")
+    x = decoder(p, x, rows, caches, tap=at(tap, "text"))
+    return tap("logits", logits(p, x), "B V")
