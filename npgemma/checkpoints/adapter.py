@@ -16,8 +16,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from npgemma.checkpoints.adapter_config import is_trained_whole, require_known_formula, scale_of, token_ids
-from npgemma.checkpoints.names import is_unused, saved_name, unwrapped
-from npgemma.checkpoints.paligemma import HEAD, TABLE
+from npgemma.checkpoints.names import Names, unwrapped
+from npgemma.checkpoints.paligemma import NAMES
 from npgemma.errors import BadModel
 from npgemma.io.model_folder import member
 from npgemma.io.safetensors import open_any, readable
@@ -69,6 +69,7 @@ class Adapter:
     """
 
     path: Path
+    names: Names
     added: Mapping[str, LowRank]
     replaced: Mapping[str, Array]
     tables: Mapping[str, Array] = field(default_factory=dict)
@@ -95,35 +96,37 @@ class Once(dict[str, Value]):
         super().__setitem__(name, value)
 
 
-def read_adapter(folder: Path) -> Adapter:
-    """The adapter in a folder. BadModel if it is damaged, or if its formula is not one that npgemma computes."""
+def read_adapter(folder: Path, names: Names = NAMES) -> Adapter:
+    """The adapter in a folder, of a model with these names. BadModel if it is damaged, or if its formula is not one that npgemma computes."""
     config = Section(read_json(member(folder, ADAPTER_CONFIG)), str(folder / ADAPTER_CONFIG))
     require_known_formula(config)
     path = member(folder, ADAPTER_WEIGHTS)
     if not path.exists() and (folder / "adapter_model.bin").exists():
         pickled = folder / "adapter_model.bin"
         raise BadModel(f"{pickled} is a pickle, which npgemma does not read; save the adapter as {ADAPTER_WEIGHTS}")
-    used = {name: x for name, x in open_any(path)[0].items() if not NOT_USED.fullmatch(name) and not is_unused(name)}
-    parts, whole, tables = sorted_out(readable(used), config, path)
+    used = {
+        name: x for name, x in open_any(path)[0].items() if not NOT_USED.fullmatch(name) and not names.is_unused(name)
+    }
+    parts, whole, tables = sorted_out(readable(used), config, path, names)
     added, shifts, rows = Once[LowRank](path), Once[Array](path), Once[Rows](path)
     for module, part in parts.items():
         if "trainable_tokens_delta" in part:
             values = np.array(widened(part.pop("trainable_tokens_delta"), FLOAT64))
-            rows[saved_name(f"{module}.weight")] = Rows(np.array(token_ids(config, module, values.shape)), values)
+            rows[names.saved_name(f"{module}.weight")] = Rows(np.array(token_ids(config, module, values.shape)), values)
         if part:
             update = low_rank(config, module, part, path)
-            added[saved_name(f"{module}.weight")] = update
+            added[names.saved_name(f"{module}.weight")] = update
             if "lora_B.bias" in part:
-                shifts[saved_name(f"{module}.bias")] = update.scale * widened(part["lora_B.bias"], FLOAT64)
+                shifts[names.saved_name(f"{module}.bias")] = update.scale * widened(part["lora_B.bias"], FLOAT64)
     if not (added or whole or tables or rows):
         raise BadModel(f"{path} contains no tensors; the adapter was not saved completely")
     if config.values.get("trainable_token_indices") and not rows:
         raise BadModel(f"{path} has no trainable_tokens_delta, the rows of trainable_token_indices in {config.where}")
-    return Adapter(path, added, whole, tables, rows, shifts)
+    return Adapter(path, names, added, whole, tables, rows, shifts)
 
 
 def sorted_out(
-    tensors: Mapping[str, Array], config: Section, path: Path
+    tensors: Mapping[str, Array], config: Section, path: Path, names: Names
 ) -> tuple[dict[str, dict[str, Array]], Once[Array], Once[Array]]:
     """The parts of updates by module, tensors that were trained whole, and tables that were stored beside them."""
     parts: dict[str, dict[str, Array]] = {}
@@ -135,11 +138,13 @@ def sorted_out(
             kind = f"{found['kind']}.bias" if found["end"] == "bias" else found["kind"]
             parts.setdefault(found["module"], {})[kind] = known[f"{found['module']}.{kind}"] = x
         elif found := SAVED.fullmatch(name):
-            whole[saved_name(f"{found['module']}.{found['end']}")] = x
-        elif saved_name(name) in (HEAD, TABLE) and not is_trained_whole(config, name.removesuffix(".weight")):
-            tables[saved_name(name)] = np.array(x)  # a copy: the adapter's file may be deleted
+            whole[names.saved_name(f"{found['module']}.{found['end']}")] = x
+        elif names.saved_name(name) in (names.head, names.table) and not is_trained_whole(
+            config, name.removesuffix(".weight")
+        ):
+            tables[names.saved_name(name)] = np.array(x)  # a copy: the adapter's file may be deleted
         else:
-            whole[saved_name(name)] = x
+            whole[names.saved_name(name)] = x
         if found and found["adapter"]:
             adapters.add(found["adapter"])
     if len(adapters) > 1:

@@ -4,6 +4,7 @@ from collections.abc import Container
 from dataclasses import replace
 from pathlib import Path
 
+from npgemma.checkpoints.footprint import Footprint, Run
 from npgemma.checkpoints.gemma_config import SLIDING, GemmaConfig
 from npgemma.checkpoints.layout import Line, table
 from npgemma.errors import BadModel
@@ -133,6 +134,20 @@ def cache_numbers(decoder: Decoder, tokens: int) -> int:
     """The number of keys and values that the caches of all layers hold for a sequence of so many tokens."""
     layers = [block.attn for block in decoder.blocks]
     return sum(2 * p.k.shape[0] * p.k.shape[1] * cache_rows(tokens, p.window) for p in layers)
+
+
+def footprint(decoder: Decoder, c: GemmaConfig, run: Run, before: int = 0) -> Footprint:
+    """The memory for a run that answers all prompts at the same time.
+
+    Activations peak in an MLP for the rows of all prompts, or in what runs before the decoder, which needs `before`
+    numbers. Logits come on top: those of a step and of the step before, one row per answer or `logit_rows`, and one row
+    in float64.
+    """
+    rows, sequences = sum(run.prompts), run.samples * len(run.prompts)
+    activations = max(before, rows * (4 * c.hidden_size + 3 * c.intermediate_size))
+    logits = 2 * max(sequences, run.logit_rows) * c.vocab_size * run.itemsize + 4 * 8 * c.vocab_size
+    caches = run.samples * sum(cache_numbers(decoder, length + run.new_tokens) for length in run.prompts)
+    return Footprint(run.weights, caches * run.itemsize, activations * run.itemsize + logits)
 
 
 def check_family(tensors: Container[str], c: GemmaConfig, prefix: str, where: Path) -> None:

@@ -1,5 +1,6 @@
 """generation_config.json, where transformers looks for the tokens that end an answer before it looks in config.json."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,22 @@ HARMLESS = words("""
 KEYS = HARMLESS | WITHOUT_EFFECT.keys()
 
 
-def read_generation_config(folder: Path) -> Section | None:
-    """The file, checked; None if the folder has none. BadModel as for `check`."""
+def read_end_tokens(
+    folder: Path, config: Sequence[Section], default: tuple[int, ...], vocab_size: int
+) -> tuple[tuple[int, ...], dict[str, Section]]:
+    """The tokens that end an answer, and the file that they were read from, if the folder has it.
+
+    Without it they are `default`, and the settings for generation in the sections of config.json are in force. BadModel
+    as for `check`.
+    """
+    for each in config:
+        each.ignore(KEYS)
     s = find_section(member(folder, GENERATION_CONFIG))
-    if s is not None:
-        check(s)
-    return s
+    for each in config if s is None else [s]:
+        check(each)
+    if s is None:
+        return default, {}
+    return s.tokens("eos_token_id", default, vocab_size - 1), {GENERATION_CONFIG: s}
 
 
 def check(s: Section) -> None:

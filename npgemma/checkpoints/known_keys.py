@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from npgemma.checkpoints.paligemma import read_sections
+from npgemma.checkpoints.model_types import module_of
 from npgemma.io.model_folder import member
-from npgemma.io.strict_json import find_section, words
+from npgemma.io.strict_json import Section, find_section, words
 
 SPECIAL_TOKENS = words("""
     bos_token eos_token unk_token sep_token pad_token cls_token mask_token image_token boi_token eoi_token
@@ -35,7 +35,8 @@ def unknown_keys(folder: Path) -> list[str]:
 
     The keys of added_tokens.json are tokens, and chat_template.jinja has none.
     """
-    _, files = read_sections(folder)
+    files: dict[str, Section]
+    _, files = module_of(folder).read_sections(folder)
     for name, known in TOKENIZER_FILES.items():
         if s := find_section(member(folder, name)):
             s.ignore(known)

@@ -12,7 +12,6 @@ from difflib import get_close_matches
 import numpy as np
 
 from npgemma.checkpoints.adapter import FLOAT64, Adapter, LowRank, Rows
-from npgemma.checkpoints.paligemma import HEAD, TABLE
 from npgemma.errors import BadModel, listed
 from npgemma.layers.bits import widened
 from npgemma.layers.packed import BLOCK, row_blocks
@@ -29,22 +28,23 @@ def prepared(tensors: Mapping[str, Array], adapter: Adapter) -> dict[str, Array]
     As in PEFT, an adapter that changes only the table leaves a tied head unchanged, but rows of certain tokens change
     in both. BadModel if table and head would have different numbers of rows, or if the order of changes would matter.
     """
-    whole, tables, is_tied = dict(tensors), dict(adapter.tables), HEAD not in tensors
+    table, head = adapter.names.table, adapter.names.head
+    whole, tables, is_tied = dict(tensors), dict(adapter.tables), head not in tensors
     changed = {*adapter.added, *adapter.replaced}
-    if adapter.rows.keys() & changed or (is_tied and TABLE in adapter.rows and HEAD in changed):
+    if adapter.rows.keys() & changed or (is_tied and table in adapter.rows and head in changed):
         what = "trainable_token_indices together with another change of the same table or of the head tied to it"
         raise BadModel(f"{adapter.path}: {what} is not supported")
-    if is_tied and HEAD in tables and np.array_equal(tables[HEAD], tables.get(TABLE, tables[HEAD])):
-        tables[TABLE] = tables.pop(HEAD)  # tied: one matrix under two names
+    if is_tied and head in tables and np.array_equal(tables[head], tables.get(table, tables[head])):
+        tables[table] = tables.pop(head)  # tied: one matrix under two names
     for name, x in tables.items():
-        whole[name] = of_any_size(x, whole.get(name, whole[TABLE]), name, adapter)
-    if HEAD not in whole and (changed & {HEAD, TABLE} or HEAD in adapter.rows):
-        whole[HEAD] = whole[TABLE]
-    for name in {HEAD, TABLE} & adapter.replaced.keys():
+        whole[name] = of_any_size(x, whole.get(name, whole[table]), name, adapter)
+    if head not in whole and (changed & {head, table} or head in adapter.rows):
+        whole[head] = whole[table]
+    for name in {head, table} & adapter.replaced.keys():
         whole[name] = of_any_size(adapter.replaced[name], whole[name], name, adapter)
-    for name in {HEAD, TABLE} & adapter.rows.keys():
+    for name in {head, table} & adapter.rows.keys():
         whole[name] = grown(whole[name], adapter.rows[name], adapter)
-    rows = {name: len(whole[name]) for name in (TABLE, HEAD) if name in whole}
+    rows = {name: len(whole[name]) for name in (table, head) if name in whole}
     if len({*rows.values()}) > 1:
         sizes = ", ".join(f"{name} has {count} rows" for name, count in rows.items())
         raise BadModel(f"{adapter.path}: {sizes}; save the adapter with save_embedding_layers=True, which saves both")

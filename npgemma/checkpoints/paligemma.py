@@ -1,5 +1,6 @@
 """PaliGemma on disk: config.json, the names of its tensors, and the memory that a run needs."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -7,16 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from npgemma.checkpoints import gemma, gemma_config, generation_config, siglip
+from npgemma.checkpoints import gemma, gemma_config, siglip
 from npgemma.checkpoints.config_keys import check_common
 from npgemma.checkpoints.footprint import Footprint, Run
 from npgemma.checkpoints.gemma_config import IN_PALIGEMMA, GemmaConfig
-from npgemma.checkpoints.generation_config import GENERATION_CONFIG, read_generation_config
+from npgemma.checkpoints.generation_config import read_end_tokens
 from npgemma.checkpoints.image_processor import read_image_processor
 from npgemma.checkpoints.layout import FLOAT32, Layout, Part, Shaped, make_layout, name_of, table
-from npgemma.checkpoints.names import by_saved_name
+from npgemma.checkpoints.names import BUFFERS, Names, by_saved_name, check_head, paligemma_name
 from npgemma.checkpoints.siglip import SiglipConfig
-from npgemma.errors import BadModel
 from npgemma.io.model_folder import member
 from npgemma.io.pixels import PALIGEMMA, PixelSettings
 from npgemma.io.safetensors import open_any, open_model, readable, weight_files
@@ -48,6 +48,7 @@ class PaliGemmaConfig:
     pixels: PixelSettings = PALIGEMMA
 
 
+MODEL_TYPE = "paligemma"
 # Keys that do not matter: transformers takes these two sizes from text_config, and the loss is not computed.
 HARMLESS = words("hidden_size vocab_size _vocab_size pad_token_id ignore_index _ignore_index transformers_weights")
 
@@ -62,31 +63,18 @@ def read_config(folder: Path) -> PaliGemmaConfig:
 
 
 def read_sections(folder: Path) -> tuple[PaliGemmaConfig, dict[str, Section]]:
-    """The config of a model folder, and the files that it was read from. BadModel as for `read_config`.
-
-    Only without a generation_config.json are the settings for generation in config.json in force.
-    """
+    """The config of a model folder, and the files that it was read from. BadModel as for `read_config`."""
     s = read_section(member(folder, "config.json"))
-    config, generation = parse(s), read_generation_config(folder)
+    config = parse(s)
     pixels, files = read_image_processor(folder, config.vision)
-    if generation is None:
-        generation_config.check(s)
-        generation_config.check(s.section("text_config"))
-    for each in (s, s.section("text_config"), s.section("vision_config")):
-        each.ignore(generation_config.KEYS)
-    ends = config.eos_token_ids
-    if generation is not None:
-        files[GENERATION_CONFIG] = generation
-        ends = generation.tokens("eos_token_id", ends, config.text.vocab_size - 1)
-    return replace(config, eos_token_ids=ends, pixels=pixels), {"config.json": s} | files
+    sections = s, s.section("text_config"), s.section("vision_config")
+    ends, generation = read_end_tokens(folder, sections, config.eos_token_ids, config.text.vocab_size)
+    return replace(config, eos_token_ids=ends, pixels=pixels), {"config.json": s} | files | generation
 
 
 def parse(s: Section) -> PaliGemmaConfig:
     """The config of the whole config.json. BadModel as for `read_config`."""
-    kind = s.get("model_type")
-    if kind != "paligemma":
-        found = "missing" if kind is None else repr(kind)
-        raise BadModel(f"{s.where}: model_type is {found}; npgemma reads models with the model_type 'paligemma'")
+    s.require("model_type", MODEL_TYPE)
     check_common(s)
     s.ignore(HARMLESS)
     tower, inner = s.section("vision_config"), s.section("text_config")
@@ -119,7 +107,7 @@ def parse(s: Section) -> PaliGemmaConfig:
 def config_json(c: PaliGemmaConfig) -> dict[str, object]:
     """The content of config.json for Hugging Face."""
     return {
-        "model_type": "paligemma",
+        "model_type": MODEL_TYPE,
         "image_token_index": c.image_token_index,
         "bos_token_id": c.bos_token_id,
         "eos_token_id": c.eos_token_ids[0] if len(c.eos_token_ids) == 1 else list(c.eos_token_ids),
@@ -155,6 +143,9 @@ HEAD, TABLE, PATCHES = (
     name_of(path, hf_parts(PaliGemmaConfig(SiglipConfig(), GemmaConfig())))
     for path in ("text.head", "text.embedding", "vision.embedding.weight")
 )
+# Some checkpoints hold SigLIP's pooling head.
+UNUSED = re.compile(rf"vision_tower\.head\..*|{BUFFERS}")
+NAMES = Names(paligemma_name, "multi_modal_projector.", UNUSED, TABLE, HEAD)
 
 
 @lru_cache(maxsize=8)
@@ -184,16 +175,8 @@ def read_tensors(model: Path, c: PaliGemmaConfig) -> dict[str, Array]:
     Every tensor that the config asks for must exist with its shape, and no other may: a checkpoint that almost fits
     would run and give wrong answers. BadModel as for `by_saved_name`, `Layout.check`, `readable` and `open_model`.
     """
-    tensors = by_saved_name(open_model(model), model)
-    if c.tied and HEAD in tensors and TABLE not in tensors:
-        # one matrix under two names: a writer that stores it once may choose either
-        tensors[TABLE] = tensors.pop(HEAD)
-    if not c.tied and TABLE in tensors and HEAD not in tensors:
-        raise BadModel(
-            f"{model}: {HEAD} {tensors[TABLE].shape} is missing, and config.json says that the head is not the "
-            "embedding table (tie_word_embeddings is false); save the model again with its head, or remove "
-            "tie_word_embeddings if the two are one matrix"
-        )
+    tensors = by_saved_name(open_model(model), model, NAMES)
+    check_head(tensors, c.tied, NAMES, model)
     patches = tensors.get(PATCHES)
     if isinstance(patches, np.ndarray) and is_channels_last(patches.shape, c.vision, model):
         tensors[PATCHES] = patches.transpose(0, 3, 1, 2)
@@ -229,16 +212,8 @@ def names_of(p: PaliGemma, c: PaliGemmaConfig) -> dict[str, str]:
 
 
 def footprint(c: PaliGemmaConfig, run: Run) -> Footprint:
-    """The memory for a run that answers all prompts at the same time.
-
-    Activations peak in an MLP: of the vision tower for all pictures, or of the decoder for all prompts. Logits come on
-    top: those of a step and of the step before, one row per answer or `logit_rows`, and one row in float64.
-    """
-    v, t = c.vision, c.text
-    patches, rows, sequences = run.pictures * v.num_patches, sum(run.prompts), run.samples * len(run.prompts)
-    pixels = run.pictures * 3 * v.image_size**2
-    vision = pixels + patches * (3 * v.hidden_size + 2 * v.intermediate_size + t.hidden_size)
-    text = rows * (4 * t.hidden_size + 3 * t.intermediate_size)
-    logits = 2 * max(sequences, run.logit_rows) * t.vocab_size * run.itemsize + 4 * 8 * t.vocab_size
-    caches = run.samples * sum(gemma.cache_numbers(blank(c).text, length + run.new_tokens) for length in run.prompts)
-    return Footprint(run.weights, caches * run.itemsize, max(vision, text) * run.itemsize + logits)
+    """The memory for a run that answers all prompts at the same time, their pictures before anything else."""
+    v = c.vision
+    pixels, patches = run.pictures * 3 * v.image_size**2, run.pictures * v.num_patches
+    tower = pixels + patches * (3 * v.hidden_size + 2 * v.intermediate_size + c.text.hidden_size)
+    return gemma.footprint(blank(c).text, c.text, run, tower)

@@ -8,7 +8,7 @@ import safetensors
 import tiny
 
 import npgemma
-from npgemma.checkpoints.names import saved_name
+from npgemma.checkpoints.names import paligemma_name
 from npgemma.checkpoints.paligemma import hf_layout, layout_of, read_config, read_tensors
 from npgemma.errors import BadModel
 from npgemma.io.model_folder import EMBEDDED
@@ -72,13 +72,13 @@ def assert_read(folder, config=tiny.CONFIG, expected=None):
     ],
 )
 def test_saved_name_of_every_spelling(stored, saved):
-    assert saved_name(stored) == saved
+    assert paligemma_name(stored) == saved
 
 
 @pytest.mark.parametrize("spelling", tiny.SPELLINGS)
 def test_no_spelling_gives_two_tensors_one_name(spelling):
     names = hf_layout(tiny.CONFIG).shapes
-    assert {saved_name(tiny.spell(name, spelling)) for name in names} == names.keys()
+    assert {paligemma_name(tiny.spell(name, spelling)) for name in names} == names.keys()
 
 
 def test_a_tensor_in_two_spellings_is_refused_with_both(tmp_path):

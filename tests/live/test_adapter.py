@@ -10,7 +10,7 @@ import pytest
 import npgemma
 from npgemma.checkpoints.adapter import read_adapter
 from npgemma.checkpoints.merging import merged
-from npgemma.checkpoints.names import saved_name
+from npgemma.checkpoints.names import paligemma_name
 from npgemma.checkpoints.paligemma import read_config, read_tensors
 from npgemma.errors import BadModel
 from npgemma.io.model_folder import EMBEDDED
@@ -169,12 +169,12 @@ def test_merged_matrices_equal_peft(tmp_path: Path) -> None:
         7 + 3
     )  # four layers of the decoder, and of the tower, which also has q_proj, k_proj, v_proj
     with torch.no_grad():
-        whole = {saved_name(name): x.numpy().copy() for name, x in model.merge_and_unload().state_dict().items()}
+        whole = {paligemma_name(name): x.numpy().copy() for name, x in model.merge_and_unload().state_dict().items()}
     adapter = adapted(peft.LoraConfig(**CASES["patterns, rank-stabilised"].config), wide=True)
     adapter.to(torch.float32).save_pretrained(tmp_path)
     tensors = read_tensors(EMBEDDED, read_config(EMBEDDED))
     found = merged(tensors, read_adapter(tmp_path), np.dtype(np.float64))
-    changed = [saved_name(f"{name.removeprefix('base_model.model.')}.weight") for name in names]
+    changed = [paligemma_name(f"{name.removeprefix('base_model.model.')}.weight") for name in names]
     for name in changed:
         scale = float(np.abs(whole[name]).max())
         np.testing.assert_allclose(found[name], whole[name], rtol=0, atol=8 * 2.0**-52 * scale, strict=True)
