@@ -1,6 +1,7 @@
 """A sequence for the small PaliGemma of `tiny`, and prompts of the models made of ids and pictures."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import tiny
@@ -34,9 +35,12 @@ def new_caches(p: PaliGemma, prompts: Sequence[Prompt], capacity: int = 60) -> l
     return [gemma.new_caches(p.text, capacity, made.dtype) for made in prompts]
 
 
-def prefill(
-    p: PaliGemma, prompts: Sequence[Prompt], capacity: int = 60, first_position: int = 1
-) -> tuple[np.ndarray, list[list[Cache]]]:
+def counting_from(p: PaliGemma, first: int) -> PaliGemma:
+    """The same model, whose positions count from `first`."""
+    return replace(p, text=replace(p.text, first_position=first))
+
+
+def prefill(p: PaliGemma, prompts: Sequence[Prompt], capacity: int = 60) -> tuple[np.ndarray, list[list[Cache]]]:
     """The logits of every row, and the caches."""
     caches = new_caches(p, prompts, capacity)
-    return gemma.logits(p.text, prefix_lm.prefill(p.text, prompts, caches, first_position)), caches
+    return gemma.logits(p.text, prefix_lm.prefill(p.text, prompts, caches)), caches

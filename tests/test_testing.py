@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from sequences import counting_from
 
 import npgemma
 from npgemma import testing
@@ -34,7 +35,8 @@ class Port:
 
     def full_at(self, row: Row, first: int) -> np.ndarray:
         pixels = row.pixel_values.astype(self.dtype)
-        return paligemma.forward(self.weights, row.input_ids, pixels, row.token_type_ids, first)
+        moved = counting_from(self.weights, first)
+        return paligemma.forward(moved, row.input_ids, pixels, row.token_type_ids)
 
     def full(self, row: Row) -> np.ndarray:
         return self.full_at(row, 1)

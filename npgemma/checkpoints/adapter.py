@@ -97,7 +97,10 @@ class Once(dict[str, Value]):
 
 
 def read_adapter(folder: Path, names: Names = NAMES) -> Adapter:
-    """The adapter in a folder, of a model with these names. BadModel if it is damaged, or if its formula is not one that npgemma computes."""
+    """The adapter in a folder, of a model with these names.
+
+    BadModel if it is damaged, or if its formula is not one that npgemma computes.
+    """
     config = Section(read_json(member(folder, ADAPTER_CONFIG)), str(folder / ADAPTER_CONFIG))
     require_known_formula(config)
     path = member(folder, ADAPTER_WEIGHTS)

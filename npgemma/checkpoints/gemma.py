@@ -98,7 +98,7 @@ def sizes(c: GemmaConfig) -> dict[str, int]:
     }
 
 
-def blank(c: GemmaConfig, tied: bool) -> Decoder:
+def blank(c: GemmaConfig, tied: bool, first_position: int = 0) -> Decoder:
     """The weights with a Slot in place of each array; `head` is None if it is tied to the embedding."""
     norm = RMSNorm(SLOT, c.rms_norm_eps)
     post_norm = None if c.model_type == "gemma" else norm
@@ -106,7 +106,8 @@ def blank(c: GemmaConfig, tied: bool) -> Decoder:
         kind: sized(Block(norm, blank_attention(c, kind), norm, MLP(SLOT, SLOT, SLOT), post_norm, post_norm), sizes(c))
         for kind in set(c.layer_kinds)
     }
-    ends = sized(Decoder(SLOT, (), norm, None if tied else SLOT, c.final_logit_softcapping), sizes(c))
+    head = None if tied else SLOT
+    ends = sized(Decoder(SLOT, (), norm, head, c.final_logit_softcapping, first_position), sizes(c))
     return replace(ends, blocks=tuple(kinds[kind] for kind in c.layer_kinds))
 
 

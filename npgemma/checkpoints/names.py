@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from npgemma.errors import BadModel
 
@@ -129,7 +129,7 @@ def common_prefix(names: Iterable[str], anchor: str) -> str:
     return prefix if all(name.startswith(prefix) for name in names) else ""
 
 
-def check_head(tensors: dict[str, Tensor], tied: bool, names: Names, where: Path) -> None:
+def check_head(tensors: dict[str, Any], tied: bool, names: Names, where: Path) -> None:
     """Give a tied model's one matrix the name of the embedding table, under whichever of its two names it is stored.
 
     BadModel if the config says that the model has a head of its own, and it is missing.

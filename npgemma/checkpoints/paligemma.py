@@ -17,6 +17,7 @@ from npgemma.checkpoints.image_processor import read_image_processor
 from npgemma.checkpoints.layout import FLOAT32, Layout, Part, Shaped, make_layout, name_of, table
 from npgemma.checkpoints.names import BUFFERS, Names, by_saved_name, check_head, paligemma_name
 from npgemma.checkpoints.siglip import SiglipConfig
+from npgemma.errors import BadModel
 from npgemma.io.model_folder import member
 from npgemma.io.pixels import PALIGEMMA, PixelSettings
 from npgemma.io.safetensors import open_any, open_model, readable, weight_files
@@ -49,6 +50,7 @@ class PaliGemmaConfig:
 
 
 MODEL_TYPE = "paligemma"
+FIRST_POSITION = 1  # as in transformers
 # Keys that do not matter: transformers takes these two sizes from text_config, and the loss is not computed.
 HARMLESS = words("hidden_size vocab_size _vocab_size pad_token_id ignore_index _ignore_index transformers_weights")
 
@@ -74,7 +76,8 @@ def read_sections(folder: Path) -> tuple[PaliGemmaConfig, dict[str, Section]]:
 
 def parse(s: Section) -> PaliGemmaConfig:
     """The config of the whole config.json. BadModel as for `read_config`."""
-    s.require("model_type", MODEL_TYPE)
+    if (kind := s.get("model_type")) != MODEL_TYPE:
+        raise BadModel(f"{s.where}: model_type is {'missing' if kind is None else repr(kind)}, not {MODEL_TYPE!r}")
     check_common(s)
     s.ignore(HARMLESS)
     tower, inner = s.section("vision_config"), s.section("text_config")
@@ -126,7 +129,9 @@ def config_json(c: PaliGemmaConfig) -> dict[str, object]:
 def blank(c: PaliGemmaConfig) -> PaliGemma:
     """The weights with a Slot in place of each array."""
     projector = sized(Projector(SLOT, SLOT), {"D": c.text.hidden_size, "E": c.vision.hidden_size})
-    return PaliGemma(siglip.blank(c.vision), projector, gemma.blank(c.text, c.tied), c.image_token_index)
+    return PaliGemma(
+        siglip.blank(c.vision), projector, gemma.blank(c.text, c.tied, FIRST_POSITION), c.image_token_index
+    )
 
 
 def hf_parts(c: PaliGemmaConfig) -> tuple[Part, ...]:

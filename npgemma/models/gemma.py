@@ -222,13 +222,18 @@ def block(
 
 @dataclass(frozen=True)
 class Decoder:
-    """`head` is None if the embedding table is also the head, as in nearly every Gemma; `cap` is Gemma 2's."""
+    """`head` is None if the embedding table is also the head, as in nearly every Gemma; `cap` is Gemma 2's.
+
+    Positions count from `first_position`: 0 in a language model, and in PaliGemma 1 in transformers, 0 in big_vision.
+    Attention depends only on their differences, so this changes only the cached keys.
+    """
 
     embedding: Weight[Array, "V D"]
     blocks: tuple[Block, ...]
     norm: RMSNorm
     head: Weight[Array, "V D"] | None = None
     cap: float | None = None
+    first_position: int = 0
 
     @property
     def window(self) -> int | None:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from npgemma.layers.linear import linear
 from npgemma.layers.shapes import Array, Float, Int, Weight
 from npgemma.layers.taps import Tap, at, silent
-from npgemma.models.gemma import Decoder, logits, new_caches
-from npgemma.models.prefix_lm import Prompt, prefill
+from npgemma.models import prefix_lm
+from npgemma.models.gemma import Decoder
+from npgemma.models.prefix_lm import Prompt
 from npgemma.models.siglip import VisionTower, vision_tower
 
 
@@ -51,10 +52,8 @@ def forward(
     input_ids: Int[Array, "T"],
     pixel_values: Float[Array, "B C Y X"],
     token_type_ids: Int[Array, "T"],
-    first_position: int = 1,
     tap: Tap = silent,
 ) -> Float[Array, "T V"]:
-    """The logits of every row of one sequence in one pass, as in training; its caches are dropped."""
+    """The logits of every row of one sequence in one pass, as in training."""
     prompt = make_prompt(p, input_ids, token_type_ids, image_features(p, pixel_values, tap))
-    caches = [new_caches(p.text, len(input_ids), prompt.dtype)]
-    return tap("logits", logits(p.text, prefill(p.text, [prompt], caches, first_position, tap)), "T V")
+    return prefix_lm.forward(p.text, prompt, tap)

@@ -17,7 +17,7 @@ import numpy as np
 
 from npgemma.layers.shapes import Array, Bool, Float, Int
 from npgemma.layers.taps import Tap, at, silent
-from npgemma.models.gemma import Cache, Decoder, Rows, Segment, decoder, embed_tokens, last_rows, logits
+from npgemma.models.gemma import Cache, Decoder, Rows, Segment, decoder, embed_tokens, last_rows, logits, new_caches
 
 
 class Prompt(NamedTuple):
@@ -82,14 +82,8 @@ def embed_prompt(p: Decoder, prompt: Prompt, tap: Tap = silent) -> Float[Array, 
     return x
 
 
-def lay_out(
-    p: Decoder, prompts: Sequence[Prompt], first_position: int, tap: Tap = silent
-) -> tuple[Float[Array, "T D"], Rows]:
-    """All prompts concatenated: their embeddings, and which rows belong together.
-
-    Positions count from `first_position`: 1 in transformers, 0 in big_vision. Attention depends only on their
-    differences, so this changes only the cached keys.
-    """
+def lay_out(p: Decoder, prompts: Sequence[Prompt], tap: Tap = silent) -> tuple[Float[Array, "T D"], Rows]:
+    """All prompts concatenated: their embeddings, and which rows belong together."""
     ends = np.cumsum([len(prompt.input_ids) for prompt in prompts])
     segments, positions, embeddings, window = [], [], [], p.window
     for i, (prompt, end) in enumerate(zip(prompts, ends.tolist(), strict=True)):
@@ -99,7 +93,7 @@ def lay_out(
         mask = prompt_tap("mask", prefix_lm_mask(types), "T S")
         near = None if window is None else prompt_tap("near", prefix_lm_mask(types, window), "T S")
         segments.append(Segment(slice(end - len(ids), end), mask, near))
-        positions.append(np.arange(first_position, first_position + len(ids)))
+        positions.append(p.first_position + np.arange(len(ids)))
         embeddings.append(embed_prompt(p, prompt._replace(input_ids=ids), at(tap, "text")))
     x = tap("text.embedding", np.concatenate(embeddings), "T D")
     return x, Rows(slice(None), tap("positions", np.concatenate(positions), "T"), segments)
@@ -109,11 +103,10 @@ def prefill(
     p: Decoder,
     prompts: Sequence[Prompt],
     caches: Sequence[Sequence[Cache]],
-    first_position: int = 1,
     tap: Tap = silent,
 ) -> Float[Array, "T D"]:
     """Run whole prompts through the decoder: fills their caches, and returns the hidden states of all their rows."""
-    x, rows = lay_out(p, prompts, first_position, tap)
+    x, rows = lay_out(p, prompts, tap)
     return decoder(p, x, rows, caches, tap=at(tap, "text"))
 
 
@@ -121,14 +114,13 @@ def start(
     p: Decoder,
     prompts: Sequence[Prompt],
     caches: Sequence[Sequence[Cache]],
-    first_position: int = 1,
     tap: Tap = silent,
 ) -> Float[Array, "B V"]:
     """Fill the caches of B prompts; returns the logits of the token after each.
 
     In the last layer, only the last row of each prompt is computed beyond its keys and values.
     """
-    x, rows = lay_out(p, prompts, first_position, tap)
+    x, rows = lay_out(p, prompts, tap)
     x = decoder(p, x, rows, caches, last_rows(rows), at(tap, "text"))
     return tap("logits", logits(p, x), "B V")
 
@@ -137,7 +129,6 @@ def step(
     p: Decoder,
     input_ids: Int[Array, "T"],
     caches: Sequence[Sequence[Cache]],
-    first_position: int = 1,
     tap: Tap = silent,
 ) -> Float[Array, "T V"]:
     """Add one token to each of T sequences; returns the logits of the token after it, in the dtype of the caches.
@@ -149,8 +140,14 @@ def step(
         Segment(slice(t, t + 1), *(within(np.array([n - 1]), np.arange(n), w) for w in (None, p.window)))
         for t, n in enumerate(lengths)
     ]
-    rows = Rows(slice(None), tap("positions", np.array(lengths) - 1 + first_position, "T"), segments)
+    rows = Rows(slice(None), tap("positions", p.first_position + np.array(lengths) - 1, "T"), segments)
     x = embed_tokens(p, tap("input_ids", input_ids, "T"), caches[0][0].keys.dtype, at(tap, "text"))
     x = tap("text.embedding", x, "T D")
     x = decoder(p, x, rows, caches, tap=at(tap, "text"))
     return tap("logits", logits(p, x), "B V")
+
+
+def forward(p: Decoder, prompt: Prompt, tap: Tap = silent) -> Float[Array, "T V"]:
+    """The logits of every row of one sequence in one pass, as in training; its caches are dropped."""
+    caches = [new_caches(p, len(prompt.input_ids), prompt.dtype)]
+    return tap("logits", logits(p, prefill(p, [prompt], caches, tap)), "T V")

@@ -206,7 +206,7 @@ def test_another_models_config_is_refused(kind, tmp_path):
 def test_a_config_without_model_type_is_refused(tmp_path):
     config = tiny.config_json()
     del config["model_type"]
-    with pytest.raises(BadModel, match=r"config\.json: model_type is missing; .*'paligemma'"):
+    with pytest.raises(BadModel, match=r"config\.json: model_type is missing, not 'paligemma'"):
         read(config, tmp_path)
 
 

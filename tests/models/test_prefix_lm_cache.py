@@ -6,7 +6,7 @@ import numpy as np
 import one_page
 import pytest
 from agreement import assert_agrees
-from sequences import IDS, IMAGE, PREFIX, SUFFIX, TYPES, C, new_caches, pictures, prefill, prompt
+from sequences import IDS, IMAGE, PREFIX, SUFFIX, TYPES, C, counting_from, new_caches, pictures, prefill, prompt
 
 from npgemma.layers.taps import Recorder
 from npgemma.models import prefix_lm
@@ -34,9 +34,10 @@ def test_the_first_position_changes_the_cached_keys_and_nothing_else(load, first
     p = load()
     made = prompt(p, [*PREFIX, *SUFFIX], pictures(), len(SUFFIX))
     scores, (caches,) = prefill(p, [made])
-    moved_scores, (moved,) = prefill(p, [made], first_position=first)
+    other = counting_from(p, first)
+    moved_scores, (moved,) = prefill(other, [made])
     assert_agrees(moved_scores, scores)
-    assert_agrees(forward(p, IDS, pictures(), TYPES, first), scores)
+    assert_agrees(forward(other, IDS, pictures(), TYPES), scores)
     rows = len(IDS)
     assert all(np.abs(a.keys[:rows] - b.keys[:rows]).max() > 0.1 for a, b in zip(caches, moved, strict=True))
     np.testing.assert_array_equal(moved[0].values[:rows], caches[0].values[:rows], strict=True)
@@ -45,15 +46,15 @@ def test_the_first_position_changes_the_cached_keys_and_nothing_else(load, first
 @pytest.mark.parametrize("first", [0, 1, 100])
 def test_positions_count_from_the_first_in_every_prompt(load, first: int) -> None:
     """Pictures and text alike; a step continues where its prompt ended."""
-    p, taps = load(), Recorder("text.layers.0.attn.k", "text.layers.0.attn.k_rope", "positions")
+    p, taps = counting_from(load(), first), Recorder("text.layers.0.attn.k", "text.layers.0.attn.k_rope", "positions")
     prompts = three_prompts(p, "float64")
     caches, lengths = new_caches(p, prompts), [len(made.input_ids) for made in prompts]
     for run, expected in (
         (
-            lambda: prefix_lm.prefill(p.text, prompts, caches, first, taps),
+            lambda: prefix_lm.prefill(p.text, prompts, caches, taps),
             [first + t for n in lengths for t in range(n)],
         ),
-        (lambda: step(p.text, np.array([3, 4, 5]), caches, first, taps), [first + n for n in lengths]),
+        (lambda: step(p.text, np.array([3, 4, 5]), caches, taps), [first + n for n in lengths]),
     ):
         run()
         np.testing.assert_array_equal(taps["positions"], expected)
@@ -67,11 +68,16 @@ def test_positions_count_from_one_by_default(load) -> None:
     by_default, by_start = new_caches(p, [made]), new_caches(p, [made])
     prefix_lm.prefill(p.text, [made], by_default)
     start(p.text, [made], by_start)
-    _, from_one = prefill(p, [made], first_position=1)
-    _, from_zero = prefill(p, [made], first_position=0)
+    _, from_one = prefill(counting_from(p, 1), [made])
+    _, from_zero = prefill(counting_from(p, 0), [made])
     tokens = np.array([3])
-    for caches, first in ((by_default, []), (by_start, []), (from_one, [1]), (from_zero, [0])):
-        step(p.text, tokens, caches, *first)
+    for caches, model in (
+        (by_default, p),
+        (by_start, p),
+        (from_one, counting_from(p, 1)),
+        (from_zero, counting_from(p, 0)),
+    ):
+        step(model.text, tokens, caches)
     rows = len(PREFIX) + 1
     for caches in (by_default, by_start):
         assert_agrees(caches[0][0].keys[:rows], from_one[0][0].keys[:rows])
@@ -86,13 +92,13 @@ def test_positions_count_from_one_by_default(load) -> None:
 @pytest.mark.parametrize("first", [0, 1, 100])
 def test_cached_steps_equal_the_full_pass(load, first: int, in_the_prompt: int, dtype: str) -> None:
     """Part of the suffix prefilled with the prefix, the rest one token at a time: each row as in one full pass."""
-    p, x = load(), pictures(1, dtype)
-    whole = forward(p, IDS, pictures(1), TYPES, first)
+    p, x = counting_from(load(), first), pictures(1, dtype)
+    whole = forward(p, IDS, pictures(1), TYPES)
     end = len(PREFIX) + in_the_prompt
-    scores, caches = prefill(p, [prompt(p, IDS[:end].tolist(), x, in_the_prompt)], len(IDS), first)
+    scores, caches = prefill(p, [prompt(p, IDS[:end].tolist(), x, in_the_prompt)], len(IDS))
     assert_agrees(scores, whole[:end])
     for t in range(end, len(IDS)):
-        assert_agrees(step(p.text, IDS[t : t + 1], caches, first), whole[t : t + 1])
+        assert_agrees(step(p.text, IDS[t : t + 1], caches), whole[t : t + 1])
 
 
 def test_a_step_beyond_the_capacity_is_refused(load) -> None:
@@ -150,12 +156,12 @@ def test_a_step_of_some_sequences_leaves_the_caches_of_the_others_unchanged(load
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_start_gives_the_logits_of_the_last_row_of_each_prompt(load, count: int, first: int, dtype: str) -> None:
     """Those of the full prefill to rounding, and its caches."""
-    p = load()
+    p = counting_from(load(), first)
     prompts = three_prompts(p, dtype)[:count]
-    whole, expected_caches = prefill(p, prompts, 60, first)
+    whole, expected_caches = prefill(p, prompts)
     ends = np.cumsum([len(made.input_ids) for made in prompts])
     caches = new_caches(p, prompts)
-    y = start(p.text, prompts, caches, first)
+    y = start(p.text, prompts, caches)
     assert y.dtype == dtype
     assert_agrees(y, whole[ends - 1].astype(np.float64))
     for made, layers, expected_layers in zip(prompts, caches, expected_caches, strict=True):
