@@ -20,7 +20,7 @@ from npgemma.decoding.text import Generation, pieces
 from npgemma.io.model_folder import member
 from npgemma.io.picture import Picture, read_picture
 from npgemma.io.pixels import pixel_values
-from npgemma.io.tokenizers import Tokenizer, read_tokenizer, tokenizer_of
+from npgemma.io.tokenizers import Tokenizer, paligemma_family, read_tokenizer, tokenizer_of
 from npgemma.layers.shapes import Array, Float, Int
 from npgemma.layers.taps import Tap, checked, silent
 from npgemma.models.mask_vqvae import MaskVQVAE
@@ -70,7 +70,9 @@ class VisionLanguageModel:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         c = self.config
-        return read_tokenizer(self.folder, c.image_token_index, c.text.vocab_size, self.tokenizer_file)
+        return read_tokenizer(
+            self.folder, paligemma_family(c.image_token_index), c.text.vocab_size, self.tokenizer_file
+        )
 
     @cached_property
     def mask_codec(self) -> MaskVQVAE:
