@@ -69,10 +69,8 @@ class VisionLanguageModel:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        c = self.config
-        return read_tokenizer(
-            self.folder, paligemma_family(c.image_token_index), c.text.vocab_size, self.tokenizer_file
-        )
+        c, family = self.config, paligemma_family(self.config.image_token_index)
+        return read_tokenizer(self.folder, family, c.text.vocab_size, self.tokenizer_file)
 
     @cached_property
     def mask_codec(self) -> MaskVQVAE:

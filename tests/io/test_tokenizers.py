@@ -9,6 +9,7 @@ import pytest
 import sentencepiece
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tokenizer_files import BASE, MODEL
 
 from npgemma.errors import BadModel, BadPrompt
 from npgemma.io.model_folder import EMBEDDED
@@ -25,9 +26,6 @@ from npgemma.io.tokenizers import (
 
 ROOT = Path(__file__).resolve().parents[2]
 PALIGEMMA = ROOT.parent / "shared" / "data" / "tokenizer"
-MODEL = (EMBEDDED / "tokenizer.model").read_bytes()
-# MODEL without locations and codes, which are at its end. The text of the first one follows two tags and two lengths.
-BASE = MODEL[: MODEL.index(LOCATIONS[0].encode()) - 4]
 
 
 @pytest.fixture(scope="module")
