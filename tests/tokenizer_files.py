@@ -7,10 +7,13 @@ from typing import Any
 
 import sentencepiece
 
+from npgemma.io.added_tokens import LOCATIONS
 from npgemma.io.model_folder import EMBEDDED
 from npgemma.io.sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, read_pieces
 
 MODEL = (EMBEDDED / "tokenizer.model").read_bytes()
+# MODEL without locations and codes, which are at its end. The text of the first one follows two tags and two lengths.
+BASE = MODEL[: MODEL.index(LOCATIONS[0].encode()) - 4]
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 FLAGS = {"single_word": False, "lstrip": False, "rstrip": False}
 

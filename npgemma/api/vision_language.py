@@ -20,7 +20,7 @@ from npgemma.decoding.text import Generation, pieces
 from npgemma.io.model_folder import member
 from npgemma.io.picture import Picture, read_picture
 from npgemma.io.pixels import pixel_values
-from npgemma.io.tokenizers import Tokenizer, read_tokenizer, tokenizer_of
+from npgemma.io.tokenizers import Tokenizer, paligemma_family, read_tokenizer, tokenizer_of
 from npgemma.layers.shapes import Array, Float, Int
 from npgemma.layers.taps import Tap, checked, silent
 from npgemma.models.mask_vqvae import MaskVQVAE
@@ -69,8 +69,8 @@ class VisionLanguageModel:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        c = self.config
-        return read_tokenizer(self.folder, c.image_token_index, c.text.vocab_size, self.tokenizer_file)
+        c, family = self.config, paligemma_family(self.config.image_token_index)
+        return read_tokenizer(self.folder, family, c.text.vocab_size, self.tokenizer_file)
 
     @cached_property
     def mask_codec(self) -> MaskVQVAE:

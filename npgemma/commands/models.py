@@ -23,7 +23,7 @@ from npgemma.io.file_kinds import foreign_kind
 from npgemma.io.model_folder import find_model, folder_of
 from npgemma.io.safetensors import unused_weights, weight_files
 from npgemma.io.system_memory import available_memory, size
-from npgemma.io.tokenizers import read_tokenizer, tokenizer_of
+from npgemma.io.tokenizers import paligemma_family, read_tokenizer, tokenizer_of
 from npgemma.layers.tree import leaves
 
 PROMPT_TOKENS, NEW_TOKENS = 32, 256  # the prompt and the answer for which inspect computes the memory
@@ -112,7 +112,7 @@ def count_pieces(folder: Path, config: PaliGemmaConfig) -> int:
     """The number of ids that the tokenizer knows; 0 without one."""
     if not tokenizer_of(folder).exists():
         return 0
-    return len(read_tokenizer(folder, config.image_token_index, config.text.vocab_size))
+    return len(read_tokenizer(folder, paligemma_family(config.image_token_index), config.text.vocab_size))
 
 
 def described(found: Inspected, config: PaliGemmaConfig) -> Iterator[str]:

@@ -2,11 +2,11 @@
 
 tokenizer_config.json lists them with ids under `added_tokens_decoder`, tokenizer.json under `added_tokens`; flags of
 the first win. Older folders have added_tokens.json, without flags. Tokens that tokenizer_config.json or
-special_tokens_map.json only name take the ids that follow, and so do `<image>`, locations and codes where they lack.
+special_tokens_map.json only name take the ids that follow, and so do PaliGemma's own where they lack.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,35 @@ from npgemma.io.tokenizer_json import MAX_ID, parse_token
 LOCATIONS = tuple(f"<loc{i:04d}>" for i in range(1024))
 SEGMENTS = tuple(f"<seg{i:03d}>" for i in range(128))
 IMAGE = "<image>"
-PALIGEMMAS = {*LOCATIONS, *SEGMENTS}
-PALIGEMMA = "PaliGemma"  # which the tokens above come from
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a family of models needs beside the files of a folder.
+
+    `base` is a model to copy a tokenizer from. `adds` are tokens that the family has even if no file declares them; the
+    id of one that has an id comes from config.json. `rowless` tokens may have ids beyond the embedding table.
+    """
+
+    base: str
+    adds: tuple[AddedToken, ...] = ()
+    rowless: frozenset[str] = frozenset()
+
+
+def paligemma_family(image_id: int = UNPLACED) -> Family:
+    """PaliGemma: 1,024 locations, 128 segmentation codes, and `<image>`, whose id config.json gives."""
+    plain = [AddedToken(text, normalized=True, source="PaliGemma") for text in (*LOCATIONS, *SEGMENTS)]
+    image = AddedToken(IMAGE, image_id, special=True, source="PaliGemma")
+    return Family("google/paligemma-3b-pt-224", (image, *plain), frozenset({IMAGE}))
+
+
+PALIGEMMA = paligemma_family()
+GEMMAS: Mapping[str, Family] = {  # by the model_type of config.json
+    "gemma": Family("google/gemma-2b"),
+    "gemma2": Family("google/gemma-2-2b"),
+    # Gemma 3's files declare a token for pictures, which its models without vision have no row for.
+    "gemma3_text": Family("google/gemma-3-1b-pt", rowless=frozenset({"<image_soft_token>"})),
+}
 
 TOKENIZER_CONFIG, ADDED_TOKENS = "tokenizer_config.json", "added_tokens.json"
 SPECIAL_TOKENS_MAP = "special_tokens_map.json"
@@ -91,24 +118,28 @@ def extra_tokens(s: Section, keys: Sequence[str]) -> Iterator[AddedToken]:
             yield parse_token(value, s.where, key, special=True)
 
 
-def placed_tokens(pieces: Sequence[str], declared: Iterable[AddedToken], image_id: int | None) -> list[AddedToken]:
-    """`declared`, `<image>`, locations and codes, each with its id: that of a piece, or one of those that follow.
+def placed_tokens(
+    pieces: Sequence[str], declared: Iterable[AddedToken], adds: Iterable[AddedToken]
+) -> list[AddedToken]:
+    """`declared` and what a family `adds`, each with its id: that of a piece, or one of those that follow.
 
     Where Gemma's own 256,000 pieces lack locations and codes, these come before `<image>`, as in PaliGemma's files,
-    unless `image_id` says that they come after it, as PaliGemmaProcessor adds them.
+    unless the id of `<image>` says that they come after it, as PaliGemmaProcessor adds them.
     BadModel for an id that belongs to another piece or token, and for ids with a gap before them.
     """
     known = {token.content: token for token in declared}
-    for text in (IMAGE, *LOCATIONS, *SEGMENTS):  # PaliGemmaProcessor adds them once more, with these flags
-        token = known.get(text, AddedToken(text))
-        known[text] = AddedToken(text, token.id, text == IMAGE, text != IMAGE, source=token.source or PALIGEMMA)
+    plain = {token.content for token in adds if not token.special}
+    image_id = next((token.id for token in adds if token.content == IMAGE), UNPLACED)
+    for added in adds:  # PaliGemmaProcessor adds them once more, with the family's flags
+        token = known.get(added.content, replace(added, id=UNPLACED))
+        known[added.content] = replace(added, id=token.id, source=token.source)
     ids = fixed_ids(pieces, known.values())
     used = set(ids.values())
     free = [i for i in range(len(pieces), len(pieces) + len(known)) if i not in used]
     absent = [text for text in known if text not in ids]
-    late = [text for text in absent if text not in PALIGEMMAS]
+    late = [text for text in absent if text not in plain]
     if IMAGE in absent and len(late) < len(absent) and image_id != free[absent.index(IMAGE)]:
-        absent = [*(text for text in absent if text in PALIGEMMAS), IMAGE, *(text for text in late if text != IMAGE)]
+        absent = [*(text for text in absent if text in plain), IMAGE, *(text for text in late if text != IMAGE)]
     ids |= zip(absent, free, strict=False)
     placed = [replace(token, id=ids[token.content]) for token in known.values()]
     check_gaps(placed, len(pieces))

@@ -1,13 +1,13 @@
-"""Gemma's SentencePiece tokenizer with PaliGemma's pieces: 1,024 locations, 128 segmentation codes and the image token.
+"""Gemma's SentencePiece tokenizer, with what PaliGemma adds: locations, segmentation codes and the image token.
 
-A tokenizer.model has either the 256,000 pieces of Gemma, or PaliGemma's 257,152, which include locations and codes.
-Both give the same tokenizer here. A tokenizer.json takes its place if it is missing. Where both are there, the pieces
-come from tokenizer.model, which the model was trained with, and must be those of tokenizer.json; added tokens come from
-the JSON files.
+A tokenizer.model has 256,000 pieces (Gemma 1 and 2), 262,144 (Gemma 3) or PaliGemma's 257,152, which include locations
+and codes. For PaliGemma, the first and the last give the same tokenizer. A tokenizer.json takes its place if it is
+missing. Where both are there, the pieces come from tokenizer.model, which the model was trained with, and must be those
+of tokenizer.json; added tokens come from the JSON files.
 """
 
 import gc
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import groupby
@@ -16,41 +16,62 @@ from pathlib import Path
 import sentencepiece
 
 from npgemma.errors import BadModel, BadPrompt
-from npgemma.io.added_tokens import IMAGE, LOCATIONS, PALIGEMMAS, SEGMENTS, declared_tokens, placed_tokens
+from npgemma.io.added_tokens import (
+    GEMMAS,
+    IMAGE,
+    LOCATIONS,
+    PALIGEMMA,
+    SEGMENTS,
+    Family,
+    declared_tokens,
+    paligemma_family,
+    placed_tokens,
+)
 from npgemma.io.file_kinds import foreign_kind
 from npgemma.io.model_folder import member
 from npgemma.io.sentencepiece_model import CONTROL, UNKNOWN, USER_DEFINED, append_pieces, read_pieces, serialised
-from npgemma.io.token_matching import AddedToken, Matcher
+from npgemma.io.token_matching import UNPLACED, AddedToken, Matcher
 from npgemma.io.tokenizer_json import MAX_ID, SPACE, TOKENIZER_JSON, TokenizerJson, read_tokenizer_json
 
-__all__ = ["CONTROL", "IMAGE", "LOCATIONS", "SEGMENTS", "TOKENIZER", "Tokenizer", "append_pieces", "read_tokenizer"]
+__all__ = [
+    "CONTROL",
+    "GEMMAS",
+    "IMAGE",
+    "LOCATIONS",
+    "SEGMENTS",
+    "TOKENIZER",
+    "Family",
+    "Tokenizer",
+    "append_pieces",
+    "paligemma_family",
+    "read_tokenizer",
+]
 
 MASK = "<mask>"
 TOKENIZER = "tokenizer.model"  # in a model folder
-BASE = "google/paligemma-3b-pt-224"
 
 
 class Tokenizer:
-    """Text <-> token ids, equal to transformers' GemmaTokenizer as PaliGemmaProcessor configures it.
+    """Text <-> token ids, equal to transformers' GemmaTokenizer, for PaliGemma as PaliGemmaProcessor configures it.
 
     The two differ where transformers differs from SentencePiece, which the model was trained with: runs of more than
     31 spaces, and, unless files declare added tokens, a literal U+2581 next to spaces.
     """
 
-    def __init__(self, model: bytes, declared: Iterable[AddedToken] = (), image_id: int | None = None) -> None:
-        """Parse the bytes of a tokenizer.model, and add the tokens that other files declare.
+    def __init__(self, model: bytes, declared: Iterable[AddedToken] = (), family: Family = PALIGEMMA) -> None:
+        """Parse the bytes of a tokenizer.model, and add the tokens that other files declare and the family has.
 
-        `image_id` says where `<image>` is, if there is a choice. RuntimeError or UnicodeDecodeError if the bytes are
-        damaged, BadModel if the tokens do not fit.
+        RuntimeError or UnicodeDecodeError if the bytes are damaged, BadModel if the tokens do not fit.
         """
         if not model:
             raise RuntimeError("the file is empty")
         # Read every piece now: one that is not valid text raises an error here, not in the middle of a generation.
         base = read_pieces(sentencepiece.SentencePieceProcessor(model_proto=model).serialized_model_proto())
         declared = list(declared)
-        tokens = placed_tokens([text for text, _ in base], declared, image_id)
+        tokens = placed_tokens([text for text, _ in base], declared, family.adds)
         appended = sorted((token for token in tokens if token.id >= len(base)), key=lambda token: token.id)
-        kinds = [USER_DEFINED if token.content in PALIGEMMAS else CONTROL for token in appended]
+        plain = {token.content for token in family.adds if not token.special}
+        kinds = [USER_DEFINED if token.content in plain else CONTROL for token in appended]
         model += serialised((token.content, 0.0, kind) for token, kind in zip(appended, kinds, strict=True))
         self.pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.ids = {text: i for i, (text, _) in enumerate(base)} | {token.content: token.id for token in appended}
@@ -58,7 +79,7 @@ class Tokenizer:
         for token in tokens if declared else ():
             special = token.special or (token.content in cut and cut[token.content].special)
             cut[token.content] = replace(token, special=special)
-        cut[IMAGE] = AddedToken(IMAGE, special=True)
+        cut |= {token.content: token for token in family.adds if token.special}
         self.specials = {text: self.ids[text] for text, token in cut.items() if token.special}
         self.skipped = frozenset(self.specials.values())
         self.written = {
@@ -137,37 +158,40 @@ def tokenizer_of(folder: Path) -> Path:
 
 
 @no_garbage_collection()
-def read_tokenizer(folder: Path, image_id: int, rows: int = MAX_ID, file: Path | None = None) -> Tokenizer:
+def read_tokenizer(folder: Path, family: Family, rows: int = MAX_ID, file: Path | None = None) -> Tokenizer:
     """The tokenizer of a model folder, with the pieces of `file` if it is given, a tokenizer.model or tokenizer.json.
 
     The added tokens are those of the folder's JSON files in any case. BadModel if a file is missing or damaged, if
-    `<image>` is not `image_id`, or if a token's id is not below `rows`, the height of the embedding table.
+    `<image>` is not where the family has it, or if an id is not below `rows`, the height of the embedding table.
     """
     path = file or tokenizer_of(folder)
     if not path.exists():
-        raise missing(folder)
+        raise missing(folder, family.base)
     content = content_of(path)
     json_path = path if is_json(content) else member(folder, TOKENIZER_JSON)
     described = read_tokenizer_json(json_path) if json_path.exists() else None
     declared = declared_tokens(folder, described.added if described else [])
     model = described.sentencepiece_model() if described and json_path == path else content
     try:
-        tokenizer = Tokenizer(model, declared, image_id)
+        tokenizer = Tokenizer(model, declared, family)
     except (RuntimeError, UnicodeDecodeError) as error:
         raise BadModel(f"{path} is not a valid SentencePiece model: {error}") from None
     if described:
         check_same_pieces(tokenizer, described, path)
-    if tokenizer.image_id != image_id:
-        source = next((token.source for token in declared if token.content == IMAGE), path)
-        ids = f"<image> is token {tokenizer.image_id} in {source} and {image_id} in config.json"
-        raise BadModel(f"{ids}; the two files belong to different models")
-    check_rows(tokenizer, declared, rows)
+    sources = {token.content: token.source for token in declared}
+    for token in family.adds:
+        if token.id not in (UNPLACED, found := tokenizer.ids[token.content]):
+            ids = (
+                f"{token.content} is token {found} in {sources.get(token.content, path)} and {token.id} in config.json"
+            )
+            raise BadModel(f"{ids}; the two files belong to different models")
+    check_rows(tokenizer.ids, sources, path, family, rows)
     return tokenizer
 
 
-def missing(folder: Path) -> BadModel:
+def missing(folder: Path, base: str) -> BadModel:
     """The error for a folder without a tokenizer, which says where to take one from."""
-    take = f"copy that of the base model into the folder (hf download {BASE} {TOKENIZER})"
+    take = f"copy that of the base model into the folder (hf download {base} {TOKENIZER})"
     name = "or name either file with --tokenizer (tokenizer= in Python)"
     needed = f"{folder / TOKENIZER} is missing, and so is {TOKENIZER_JSON}: prompts need one of them"
     return BadModel(f"{needed}; {take}, {name}; generate_ids works without one")
@@ -198,11 +222,11 @@ def check_same_pieces(tokenizer: Tokenizer, described: TokenizerJson, path: Path
             raise BadModel(f"{both}; delete the file that does not belong to the model")
 
 
-def check_rows(tokenizer: Tokenizer, declared: Iterable[AddedToken], rows: int) -> None:
-    """BadModel if a declared token has no row in the embedding table. `<image>` needs none."""
-    for token in declared:
-        if token.content != IMAGE and (id_ := tokenizer.ids[token.content]) >= rows:
-            raise BadModel(
-                f"{token.source} adds {token.content!r} as token {id_}, but the embedding table has {rows} rows "
-                f"(config.json: text_config: vocab_size); the files belong to different models"
-            )
+def check_rows(ids: Mapping[str, int], sources: Mapping[str, str], path: Path, family: Family, rows: int) -> None:
+    """BadModel if a token has no row in the embedding table, unless its family has none for it."""
+    high = {text: id_ for text, id_ in ids.items() if id_ >= rows and text not in family.rowless}
+    if high:
+        text, id_ = min(high.items(), key=lambda each: each[1])
+        says = f"{sources[text]} adds" if text in sources else f"{path} has"
+        table = f"the embedding table has {rows} rows (config.json: vocab_size)"
+        raise BadModel(f"{says} {text!r} as token {id_}, but {table}; the files belong to different models")

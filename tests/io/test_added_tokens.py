@@ -4,7 +4,7 @@ import pytest
 from tokenizer_files import MODEL, token, tokenizer_json, write
 
 from npgemma.errors import BadModel
-from npgemma.io.tokenizers import LOCATIONS, SEGMENTS, Tokenizer, read_tokenizer
+from npgemma.io.tokenizers import LOCATIONS, SEGMENTS, Tokenizer, paligemma_family, read_tokenizer
 
 EMBEDDED = Tokenizer(MODEL)
 N = EMBEDDED.image_id  # the number of pieces
@@ -29,7 +29,7 @@ def listed(*tokens: dict) -> dict:
 def read(folder, image_id=N, rows=N + 64, model: bytes | None = MODEL) -> Tokenizer:
     if model is not None:
         (folder / "tokenizer.model").write_bytes(model)
-    return read_tokenizer(folder, image_id, rows)
+    return read_tokenizer(folder, paligemma_family(image_id), rows)
 
 
 # ---------------------------------------------------------------------------------------------------------------- ids

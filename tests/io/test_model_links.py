@@ -19,7 +19,7 @@ from npgemma.commands.cli import build_parser, main
 from npgemma.errors import BadModel
 from npgemma.io.model_folder import EMBEDDED, find_model, member
 from npgemma.io.safetensors import open_folder
-from npgemma.io.tokenizers import read_tokenizer
+from npgemma.io.tokenizers import paligemma_family, read_tokenizer
 
 PICTURE = EMBEDDED.parent / "sample.png"
 INDEX, SHARD = "model.safetensors.index.json", "model-00002-of-00002.safetensors"
@@ -48,7 +48,7 @@ def folder(whole, tmp_path) -> Path:
 # By file: a function that opens it.
 OPENERS = {
     "config.json": lambda folder: read_config(folder),
-    "tokenizer.model": lambda folder: read_tokenizer(folder, read_config(folder).image_token_index),
+    "tokenizer.model": lambda folder: read_tokenizer(folder, paligemma_family(read_config(folder).image_token_index)),
     INDEX: open_folder,
     SHARD: open_folder,
     CODEC: lambda folder: segment(folder),

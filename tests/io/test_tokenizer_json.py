@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizer_files import MODEL, SPACE, tokenizer_json, write
 
 from npgemma.errors import BadModel, NpgemmaError
-from npgemma.io.tokenizers import Tokenizer, read_tokenizer
+from npgemma.io.tokenizers import Tokenizer, paligemma_family, read_tokenizer
 
 FILE = tokenizer_json()
 REPLACE = FILE["normalizer"]
@@ -21,7 +21,7 @@ PALIGEMMA = Path(__file__).resolve().parents[3] / "shared" / "data" / "tokenizer
 
 @pytest.fixture(scope="module")
 def rebuilt(tmp_path_factory) -> Tokenizer:
-    return read_tokenizer(write(tmp_path_factory.mktemp("json"), tokenizer=FILE), IMAGE)
+    return read_tokenizer(write(tmp_path_factory.mktemp("json"), tokenizer=FILE), paligemma_family(IMAGE))
 
 
 def edited(*keys, value, of=FILE):
@@ -83,14 +83,14 @@ def test_every_piece_has_its_id_and_its_text(rebuilt):
     ],
 )
 def test_forms_that_mean_the_same_are_read(content, tmp_path):
-    read = read_tokenizer(write(tmp_path, tokenizer=content), IMAGE)
+    read = read_tokenizer(write(tmp_path, tokenizer=content), paligemma_family(IMAGE))
     for text in ("detect a blue star\n", "\t\tx\ty", "<loc0001><seg127> cat", "a  b   c", "<image><bos>é😀\n\n"):
         assert read.encode(text) == EMBEDDED.encode(text)
 
 
 def test_tokenizer_model_and_tokenizer_json_together_are_one_tokenizer(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(MODEL)
-    read = read_tokenizer(write(tmp_path, tokenizer=FILE), IMAGE)
+    read = read_tokenizer(write(tmp_path, tokenizer=FILE), paligemma_family(IMAGE))
     assert read.ids == EMBEDDED.ids
 
 
@@ -124,7 +124,7 @@ OTHER_PARTS = {
 @pytest.mark.parametrize("said", OTHER_PARTS)
 def test_tokenizers_that_work_otherwise_than_gemmas_are_refused_by_name(said, tmp_path):
     with pytest.raises(BadModel) as error:
-        read_tokenizer(write(tmp_path, tokenizer=OTHER_PARTS[said]), IMAGE)
+        read_tokenizer(write(tmp_path, tokenizer=OTHER_PARTS[said]), paligemma_family(IMAGE))
     assert said in str(error.value)
     assert str(tmp_path / "tokenizer.json") in str(error.value)
 
@@ -180,7 +180,7 @@ DAMAGED = {
 def test_a_damaged_file_is_one_sentence(name, tmp_path):
     content, said = DAMAGED[name]
     with pytest.raises(BadModel) as error:
-        read_tokenizer(write(tmp_path, tokenizer=content), IMAGE)
+        read_tokenizer(write(tmp_path, tokenizer=content), paligemma_family(IMAGE))
     assert said in str(error.value)
     assert str(tmp_path / "tokenizer.json") in str(error.value)
     assert "\n" not in str(error.value)
@@ -191,7 +191,7 @@ def test_a_damaged_file_is_one_sentence(name, tmp_path):
 def test_a_file_that_is_not_such_json_is_refused(content, tmp_path):
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(BadModel, match=r"tokenizer\.json"):
-        read_tokenizer(tmp_path, IMAGE)
+        read_tokenizer(tmp_path, paligemma_family(IMAGE))
 
 
 def test_a_tokenizer_json_that_contradicts_tokenizer_model_is_refused(tmp_path):
@@ -199,7 +199,7 @@ def test_a_tokenizer_json_that_contradicts_tokenizer_model_is_refused(tmp_path):
     vocab = {("\u0416\u0416" if text == renamed else text): i for text, i in VOCAB.items()}
     (tmp_path / "tokenizer.model").write_bytes(MODEL)
     with pytest.raises(BadModel) as error:
-        read_tokenizer(write(tmp_path, tokenizer=edited("model", "vocab", value=vocab)), IMAGE)
+        read_tokenizer(write(tmp_path, tokenizer=edited("model", "vocab", value=vocab)), paligemma_family(IMAGE))
     assert f"token {VOCAB[renamed]} is '\u0416\u0416' in {tmp_path / 'tokenizer.json'}" in str(error.value)
     assert f"{renamed!r} in {tmp_path / 'tokenizer.model'}" in str(error.value)
 
@@ -219,7 +219,7 @@ def test_damaged_files_are_refused_or_read(tmp_path):
                 del raw[at : at + rng.randrange(1, 20)]
         (tmp_path / "tokenizer.json").write_bytes(raw)
         try:
-            read = read_tokenizer(tmp_path, IMAGE)
+            read = read_tokenizer(tmp_path, paligemma_family(IMAGE))
             assert isinstance(read.decode(read.encode("detect cat\n<loc0001>é")), str)
         except NpgemmaError:
             pass

@@ -9,16 +9,23 @@ import pytest
 import sentencepiece
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tokenizer_files import BASE, MODEL
 
 from npgemma.errors import BadModel, BadPrompt
 from npgemma.io.model_folder import EMBEDDED
-from npgemma.io.tokenizers import CONTROL, IMAGE, LOCATIONS, SEGMENTS, Tokenizer, append_pieces, read_tokenizer
+from npgemma.io.tokenizers import (
+    CONTROL,
+    IMAGE,
+    LOCATIONS,
+    SEGMENTS,
+    Tokenizer,
+    append_pieces,
+    paligemma_family,
+    read_tokenizer,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 PALIGEMMA = ROOT.parent / "shared" / "data" / "tokenizer"
-MODEL = (EMBEDDED / "tokenizer.model").read_bytes()
-# MODEL without locations and codes, which are at its end. The text of the first one follows two tags and two lengths.
-BASE = MODEL[: MODEL.index(LOCATIONS[0].encode()) - 4]
 
 
 @pytest.fixture(scope="module")
@@ -201,26 +208,28 @@ def folder_with(model: bytes, tmp_path: Path) -> Path:
 
 
 def test_the_tokenizer_of_a_folder_is_read(tokenizer, tmp_path):
-    assert pieces(read_tokenizer(folder_with(MODEL, tmp_path), tokenizer.image_id)) == pieces(tokenizer)
+    assert pieces(read_tokenizer(folder_with(MODEL, tmp_path), paligemma_family(tokenizer.image_id))) == pieces(
+        tokenizer
+    )
 
 
 @pytest.mark.parametrize("off", [-1, 1, 64])
 def test_a_tokenizer_of_another_model_is_refused_with_both_ids(off, tokenizer, tmp_path):
     with pytest.raises(BadModel) as error:
-        read_tokenizer(folder_with(MODEL, tmp_path), tokenizer.image_id + off)
+        read_tokenizer(folder_with(MODEL, tmp_path), paligemma_family(tokenizer.image_id + off))
     assert f"<image> is token {tokenizer.image_id} in {tmp_path / 'tokenizer.model'}" in str(error.value)
     assert f"{tokenizer.image_id + off} in config.json" in str(error.value)
 
 
 def test_a_missing_tokenizer_error_names_generate_ids(tmp_path):
     with pytest.raises(BadModel, match=r"tokenizer\.model is missing.*generate_ids"):
-        read_tokenizer(tmp_path, 0)
+        read_tokenizer(tmp_path, paligemma_family(0))
 
 
 def test_a_folder_in_place_of_the_tokenizer_is_refused(tmp_path):
     (tmp_path / "tokenizer.model").mkdir()
     with pytest.raises(BadModel, match=r"tokenizer\.model is not a valid SentencePiece model"):
-        read_tokenizer(tmp_path, 0)
+        read_tokenizer(tmp_path, paligemma_family(0))
 
 
 DAMAGED = {
@@ -242,20 +251,22 @@ DAMAGED = {
 @pytest.mark.parametrize("model", DAMAGED.values(), ids=DAMAGED)
 def test_a_damaged_tokenizer_is_named_in_the_error(model, tokenizer, tmp_path):
     with pytest.raises(BadModel) as error:
-        read_tokenizer(folder_with(model, tmp_path), tokenizer.image_id)
+        read_tokenizer(folder_with(model, tmp_path), paligemma_family(tokenizer.image_id))
     assert str(tmp_path / "tokenizer.model") in str(error.value)
 
 
 def test_an_empty_tokenizer_is_refused_without_other_output(capfd, tokenizer, tmp_path):
     with pytest.raises(BadModel, match=r"tokenizer\.model"):
-        read_tokenizer(folder_with(b"", tmp_path), tokenizer.image_id)
+        read_tokenizer(folder_with(b"", tmp_path), paligemma_family(tokenizer.image_id))
     assert capfd.readouterr() == ("", "")
 
 
 def test_a_tokenizer_with_an_error_message_that_is_not_utf_8_is_refused(tokenizer, tmp_path):
     """The message of SentencePiece quotes the damaged name of a byte piece, which contains the byte 0xd9."""
     with pytest.raises(BadModel):
-        read_tokenizer(folder_with(MODEL.replace(b"<0x41>", b"<0\xd941>"), tmp_path), tokenizer.image_id)
+        read_tokenizer(
+            folder_with(MODEL.replace(b"<0x41>", b"<0\xd941>"), tmp_path), paligemma_family(tokenizer.image_id)
+        )
 
 
 def test_a_piece_that_is_not_utf_8_is_refused_or_decoded(tokenizer, tmp_path):
@@ -266,7 +277,7 @@ def test_a_piece_that_is_not_utf_8_is_refused_or_decoded(tokenizer, tmp_path):
     )
     assert damaged != MODEL
     try:
-        read = read_tokenizer(folder_with(damaged, tmp_path), tokenizer.image_id)
+        read = read_tokenizer(folder_with(damaged, tmp_path), paligemma_family(tokenizer.image_id))
     except BadModel:
         return
     assert isinstance(read.decode(list(range(len(read)))), str)
@@ -276,7 +287,7 @@ FUZZ = """
 import random, sys
 from pathlib import Path
 from npgemma.errors import NpgemmaError
-from npgemma.io.tokenizers import read_tokenizer
+from npgemma.io.tokenizers import paligemma_family, read_tokenizer
 
 model, image_id, folder = Path(sys.argv[1]).read_bytes(), int(sys.argv[2]), Path(sys.argv[3])
 rng = random.Random(0)
@@ -295,7 +306,7 @@ for i in range(60):
             del raw[at : at + rng.randrange(1, 100)]
     (folder / "tokenizer.model").write_bytes(raw)
     try:
-        tokenizer = read_tokenizer(folder, image_id)
+        tokenizer = read_tokenizer(folder, paligemma_family(image_id))
         text = tokenizer.decode(tokenizer.encode("detect cat ; <loc0001>\\u00e9\\n"))
         print("read", type(text).__name__)
     except NpgemmaError as error:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from npgemma.io.tokenizers import Tokenizer, read_tokenizer
+from npgemma.io.tokenizers import Tokenizer, paligemma_family, read_tokenizer
 
 pytest.importorskip("torch", reason="the live tests compare with torch")
 pytest.importorskip("google.protobuf", reason="transformers reads a tokenizer.model with protobuf")
@@ -188,7 +188,7 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("folder") / "tokenizer"
     request.param(alone, folder)
     theirs = processed(transformers.AutoTokenizer.from_pretrained(folder))
-    return read_tokenizer(folder, theirs.convert_tokens_to_ids("<image>")), theirs
+    return read_tokenizer(folder, paligemma_family(theirs.convert_tokens_to_ids("<image>"))), theirs
 
 
 def compare(both: Pair, text: str) -> None:
@@ -243,7 +243,7 @@ def paligemma(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Toke
     folder = tmp_path_factory.mktemp("paligemma")
     shutil.copy(source, folder / "tokenizer.model")
     unchanged(folder, folder / "saved")
-    return Tokenizer(source.read_bytes()), read_tokenizer(folder / "saved", 257152)
+    return Tokenizer(source.read_bytes()), read_tokenizer(folder / "saved", paligemma_family(257152))
 
 
 def test_paligemmas_tokenizer_json_gives_the_ids_of_its_tokenizer_model(paligemma: tuple[Tokenizer, Tokenizer]) -> None:
