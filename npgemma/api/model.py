@@ -1,0 +1,158 @@
+"""What all loaded models have in common: files, weights, tokenizer, and the checks before a run."""
+
+import os
+from abc import ABC, abstractmethod
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+import numpy as np
+
+from npgemma.api.finite import quiet
+from npgemma.api.guard import Budget, Guard
+from npgemma.api.processor import Inputs, PromptProcessor
+from npgemma.checkpoints.adapter import read_adapter
+from npgemma.checkpoints.gemma_config import GemmaConfig
+from npgemma.checkpoints.layout import in_memory
+from npgemma.checkpoints.merging import merged, prepared
+from npgemma.checkpoints.model_types import module_of
+from npgemma.decoding.scoring import Score
+from npgemma.errors import BadModel
+from npgemma.io.added_tokens import Family
+from npgemma.io.model_folder import find_adapter, find_model, folder_of
+from npgemma.io.safetensors import weight_files
+from npgemma.io.tokenizers import Tokenizer, read_tokenizer, tokenizer_of
+from npgemma.layers.taps import Tap, silent
+from npgemma.models.gemma import Decoder
+from npgemma.models.prefix_lm import Prompt
+
+Config = TypeVar("Config")
+Weights = TypeVar("Weights")
+
+
+class LoadedModel(ABC, Generic[Config, Weights]):
+    """A model with its tokenizer, of one of the kinds below.
+
+    `checkpoint` is the module that reads folders of this kind, and `guard_type` the checks that its runs need.
+    """
+
+    checkpoint: ClassVar[ModuleType]
+    guard_type: ClassVar[type[Guard]] = Guard
+
+    def __init__(
+        self,
+        folder: Path,
+        config: Config,
+        weights: Weights,
+        dtype: np.dtype,
+        guard: Guard | None = None,
+        tokenizer_file: Path | None = None,
+    ) -> None:
+        self.folder = folder
+        self.config = config
+        self.weights = weights
+        self.dtype = dtype
+        self.guard = guard or self.guard_type(config, dtype)
+        self.tokenizer_file = tokenizer_file or tokenizer_of(folder)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path | None = None,
+        dtype: str = "float32",
+        resident: bool = False,
+        adapter: str | Path | None = None,
+        max_memory: int | None = None,
+        tokenizer: str | Path | None = None,
+    ) -> Self:
+        """Load a model of this class; `npgemma.load` loads one of any class.
+
+        Parameters
+        ----------
+        path, dtype, resident, adapter, max_memory, tokenizer
+            As for `npgemma.load`.
+
+        Returns
+        -------
+        A model of this class.
+
+        Raises
+        ------
+        BadModel
+            If the folder holds a model of another class, and as for `npgemma.load`.
+        TooLittleMemory, ValueError
+            As for `npgemma.load`.
+
+        Examples
+        --------
+        >>> import npgemma
+        >>> npgemma.VisionLanguageModel.load().generate(npgemma.sample_picture(), "ocr").text
+        'FNY'
+        """
+        if dtype not in ("float32", "float64"):
+            raise ValueError(f"dtype is {dtype!r}; npgemma computes in 'float32' or 'float64'")
+        model = find_model(path)
+        if module_of(folder_of(model)) is not cls.checkpoint:
+            raise BadModel(f"{folder_of(model)} does not hold a {cls.__name__}; npgemma.load loads any model")
+        return cls.map(model, np.dtype(dtype), resident, adapter, max_memory, tokenizer)
+
+    @classmethod
+    @quiet()  # a weight that is not finite is an error of the run, which names it
+    def map(
+        cls,
+        model: Path,
+        dtype: np.dtype,
+        resident: bool,
+        adapter: str | Path | None,
+        max_memory: int | None,
+        tokenizer: str | Path | None,
+    ) -> Self:
+        """Map, check and merge the weights of a model, once the memory for them and for a short run is sure to suffice."""
+        if tokenizer is not None and not os.path.isfile(tokenizer):
+            raise BadModel(f"tokenizer {tokenizer} is not a file; name a tokenizer.model or a tokenizer.json")
+        folder, pieces, checkpoint = folder_of(model), None if tokenizer is None else Path(tokenizer), cls.checkpoint
+        config = checkpoint.read_config(folder)
+
+        def require(weights: int, mapped: int = 0) -> None:
+            run = checkpoint.shortest_run(config, weights, dtype.itemsize)
+            Budget(allowed=max_memory, mapped=mapped).require(checkpoint.footprint(config, run))
+
+        files = {path: path.stat() for path in weight_files(model)}
+        require(sum(file.st_size for file in files.values()))
+        tensors = checkpoint.read_tensors(model, config)  # mapped: nothing of them is read yet
+        stored = sum(w.nbytes for w in tensors.values())
+        changes = None if adapter is None else read_adapter(find_adapter(adapter), checkpoint.NAMES)
+        if changes:
+            tensors = prepared(tensors, changes)
+            config = checkpoint.with_vocabulary(config, len(tensors[checkpoint.TABLE]))
+        copied = {*tensors} if resident else changes.changed if changes else set()
+        held = sum(w.size * dtype.itemsize for name, w in tensors.items() if name in copied)
+        held += sum(w.nbytes for name, w in tensors.items() if name not in copied and w.flags.owndata)
+        weights = held + sum(w.nbytes for name, w in tensors.items() if name not in copied and not w.flags.owndata)
+        require(weights, stored)
+        if changes:
+            tensors = merged(tensors, changes, dtype)
+        if resident:
+            tensors = in_memory(tensors, dtype)
+        guard = cls.guard_type(config, dtype, {} if resident else files, Budget(weights, held, max_memory, weights - held))
+        return cls(folder, config, checkpoint.weights(tensors, config, dtype), dtype, guard, pieces)
+
+    def tensor_names(self) -> dict[str, str]:
+        """What the arrays of the weights are called on disk, by their paths in the weights."""
+        names: dict[str, str] = self.checkpoint.names_of(self.weights, self.config)
+        return names
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return read_tokenizer(self.folder, self.family, self.decoder_config.vocab_size, self.tokenizer_file)
+
+    @property
+    @abstractmethod
+    def family(self) -> Family:
+        """What the tokenizer of the model has beside the files of its folder."""
+
+    @property
+    @abstractmethod
+    def decoder(self) -> Decoder: ...
+
