@@ -106,17 +106,8 @@ def stop_ids(eos_ids: Sequence[int], ids: Mapping[str, int]) -> tuple[int, ...]:
 # ------------------------------------------------------------------------------------------- templates of model folders
 
 # What Gemma's templates write besides the messages, and what fine-tunes of the same format write.
-WRITTEN = {
-    "",
-    "\n",
-    "\n\n",
-    BOS,
-    START,
-    END,
-    f"{END}\n",
-    *(f"{START}{role}{end}" for role in TURNS for end in ("", "\n")),
-}
-WRITTEN |= {"<start_of_image>"}
+WRITTEN = {"", "\n", "\n\n", BOS, START, END, f"{END}\n", "<start_of_image>"}
+WRITTEN |= {f"{START}{role}{end}" for role in TURNS for end in ("", "\n")}
 STRING = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
 COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
 TAG = re.compile(r"\{\{.*?\}\}|\{%.*?%\}", re.DOTALL)

@@ -17,7 +17,7 @@ def parts(*texts: str) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("model_type", FAMILIES)
 @pytest.mark.parametrize("role", ["model", "assistant"])
-def test_turns_of_user_and_model_and_the_begin_of_an_answer(model_type, role):
+def test_a_prompt_has_the_turns_and_the_beginning_of_an_answer(model_type, role):
     messages = [{"role": "user", "content": "  Hi\n there \n"}, HELLO | {"role": role}, HI]
     assert chat_prompt(messages, model_type) == (
         "<bos><start_of_turn>user\nHi\n there<end_of_turn>\n"
