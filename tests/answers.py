@@ -7,7 +7,7 @@ import numpy as np
 from agreement import UNITS
 
 from npgemma import Generation, VisionLanguageModel
-from npgemma.api.guard import Guard
+from npgemma.api.guard import PictureGuard
 
 # What runs beside a sequence changes the order of its sums, so its logits may be off by UNITS of the last place. The
 # largest logits of the models here are about 40, and a log-probability is the difference of two.
@@ -24,7 +24,7 @@ def assert_same(found: Sequence[Generation], expected: Sequence[Generation]) -> 
 
 
 @dataclass(frozen=True)
-class Observer(Guard):
+class Observer(PictureGuard):
     """A guard that notes how many sequences every allowed run has, and how often a prompt was read."""
 
     running: list[int] = field(default_factory=list)

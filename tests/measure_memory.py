@@ -20,7 +20,7 @@ from processes import ROOT
 from small_model import config_of, with_tokenizer
 
 import npgemma
-from npgemma.api.guard import Budget, Guard
+from npgemma.api.guard import Budget, PictureGuard
 from npgemma.checkpoints.footprint import Footprint
 from npgemma.commands.cli import main
 from npgemma.io.system_memory import kernel_value
@@ -89,7 +89,7 @@ def task_runs(folder: str) -> dict[str, Any]:
     for i, (name, (config, work)) in enumerate(RUNS.items()):
         made = with_tokenizer(write_folder(Path(folder) / str(i), config, random_tensors(config), "bfloat16"))
         model, budget = npgemma.load(made), Recording()
-        model.guard = Guard(model.config, model.dtype, budget=budget)
+        model.guard = PictureGuard(model.config, model.dtype, budget=budget)
         model.processor  # noqa: B018 - the tokenizer is read before
         peak = traced(lambda work=work, model=model: work(model))
         (needed,) = budget.asked
@@ -109,7 +109,7 @@ def task_kernel(folder: str, options: str) -> dict[str, Any]:
     model = npgemma.load(folder, **json.loads(options))
     budget = model.guard.budget
     recording = Recording(budget.weights)
-    model.guard = Guard(model.config, model.dtype, budget=recording)
+    model.guard = PictureGuard(model.config, model.dtype, budget=recording)
     model.generate([np.zeros((30, 30, 3), np.uint8)] * 2, ["star " * 60] * 2, max_new_tokens=3)
     (needed,) = recording.asked
     # getrusage's maximum would be that of the tests, if theirs was larger

@@ -12,8 +12,8 @@ import numpy as np
 
 from npgemma.api import generation
 from npgemma.api.finite import Overflows, watched
+from npgemma.api.generation import Model
 from npgemma.api.processor import Inputs
-from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.decoding.loop import RunningSequence, choose_next, generate_tokens, prefill_sequences, step_sequences
 from npgemma.decoding.options import GenerationOptions, StreamKeywords, require_count
 from npgemma.decoding.scoring import Score, score_answers
@@ -80,7 +80,7 @@ class RunningJob(NamedTuple):
 
 
 def answer_jobs(
-    model: VisionLanguageModel,
+    model: Model,
     jobs: Iterable[Job],
     in_flight: int = IN_FLIGHT,
     score: bool = False,
@@ -135,7 +135,7 @@ def answer_jobs(
 class Batch:
     """The jobs that run, and those that are read and wait for memory."""
 
-    def __init__(self, model: VisionLanguageModel, options: GenerationOptions, in_flight: int, score: bool) -> None:
+    def __init__(self, model: Model, options: GenerationOptions, in_flight: int, score: bool) -> None:
         self.model = model
         self.options = options
         self.in_flight = in_flight
@@ -152,8 +152,8 @@ class Batch:
 
     def again(self, tap: Tap) -> None:
         """The jobs that were started last, from their pictures to the ends of their answers."""
-        prompts = generation.embed_pictures(self.model, *self.started, tap=tap)
-        deque(generate_tokens(self.model.weights.text, prompts, self.limits, self.options, tap=tap), maxlen=0)
+        prompts = generation.embed(self.model, self.started, tap)
+        deque(generate_tokens(self.model.decoder, prompts, self.limits, self.options, tap=tap), maxlen=0)
 
     def results(self, jobs: Iterator[Job]) -> Iterator[JobResult]:
         """Start up to `in_flight` jobs, run one step of all, and repeat until no job is left."""
@@ -169,7 +169,7 @@ class Batch:
             yield from self.start(read)
             yield from self.choose()
             if self.running:
-                step_sequences(self.model.weights.text, [job.sequence for job in self.running])
+                step_sequences(self.model.decoder, [job.sequence for job in self.running])
 
     def read(self, job: Job) -> ReadJob:
         """Pictures and prompt of one job. BadPicture, BadPrompt."""
@@ -179,7 +179,7 @@ class Batch:
         pictures = [read_picture(job.folder / image, max_pixels) for image in job.images]
         inputs = self.model.processor([pictures], [job.prompt])
         self.model.guard.check_length(inputs.input_ids, self.options.max_new_tokens)
-        suffix = generation.answer_ids(self.model, job.suffix) if self.score and job.suffix is not None else []
+        suffix = self.model.processor.suffix_ids(job.suffix) if self.score and job.suffix is not None else []
         self.model.guard.check_scored([len(inputs.input_ids[0]) + len(suffix)])
         return ReadJob(job, pictures[0].size if pictures else (0, 0), inputs, suffix)
 
@@ -208,10 +208,11 @@ class Batch:
         most = max(len(job.suffix) for job in read)
         self.model.guard.check_memory(lengths + scored, len(pixels), self.options.max_new_tokens, logit_rows=most)
         self.overflows.harmless = False  # nothing is known of new jobs
-        self.started = ids, pixels, [job.inputs.images[0] for job in read]
-        prompts = generation.embed_pictures(self.model, *self.started)
+        types, images = [job.inputs.token_type_ids[0] for job in read], [job.inputs.images[0] for job in read]
+        self.started = Inputs(ids, types, pixels, images)
+        prompts = generation.embed(self.model, self.started)
         scores = [self.scored(job, prompt) for job, prompt in zip(read, prompts, strict=True)]
-        sequences = prefill_sequences(self.model.weights.text, prompts, self.limits, self.options)
+        sequences = prefill_sequences(self.model.decoder, prompts, self.limits, self.options)
         together = zip(read, sequences, scores, strict=True)
         return [RunningJob(job.job, job.size, sequence, score) for job, sequence, score in together]
 
@@ -219,7 +220,7 @@ class Batch:
         """The score of a job's suffix, if asked for: a pass of its own over prompt and suffix."""
         if not job.suffix:
             return None
-        (logprobs,) = score_answers(self.model.weights.text, [prompt], [job.suffix])
+        (logprobs,) = score_answers(self.model.decoder, [prompt], [job.suffix])
         return Score(job.suffix, logprobs.tolist())
 
     def choose(self) -> Iterator[JobResult]:

@@ -10,18 +10,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from types import ModuleType
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 
 from npgemma.checkpoints.layout import not_finite
-from npgemma.checkpoints.paligemma import PaliGemmaConfig, names_of
 from npgemma.decoding.loop import NotFinite
 from npgemma.errors import BadModel, listed
 from npgemma.layers.shapes import Array
 from npgemma.layers.taps import Tap, silent
 from npgemma.layers.tree import leaves
-from npgemma.models.paligemma import PaliGemma
 
 T = TypeVar("T")
 MOST_NAMES = 3  # how many tensors an error names
@@ -32,9 +31,10 @@ Rerun = Callable[..., Any]
 class Running(Protocol):
     """What the checks need of a model."""
 
+    checkpoint: ClassVar[ModuleType]
     folder: Path
-    config: PaliGemmaConfig
-    weights: PaliGemma
+    config: Any
+    weights: Any
     dtype: np.dtype
 
 
@@ -121,7 +121,7 @@ def in_range(x: Array) -> bool:
 
 def explained(model: Running, rerun: Rerun) -> BadModel | None:
     """Why a run is not finite: weights that are not, or activations that overflow. None if neither is found."""
-    names = names_of(model.weights, model.config)
+    names = model.checkpoint.names_of(model.weights, model.config)
     bad = not_finite({names[leaf.path]: leaf.value for leaf in leaves(model.weights)})
     if bad:
         found = f"{listed(bad, MOST_NAMES)} contain{'s' * (len(bad) == 1)} NaN or infinity"

@@ -1,20 +1,26 @@
 """What a run is checked against before it starts: the model's inputs, its files, and the memory there is."""
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from npgemma.api.processor import Inputs
+from npgemma.checkpoints import language_model, paligemma
 from npgemma.checkpoints.footprint import Footprint, Run
-from npgemma.checkpoints.paligemma import PaliGemmaConfig, footprint
+from npgemma.checkpoints.gemma_config import DecoderConfig
+from npgemma.checkpoints.language_model import LanguageModelConfig
+from npgemma.checkpoints.paligemma import PaliGemmaConfig
 from npgemma.errors import BadModel, BadPrompt, TooLittleMemory
 from npgemma.io.system_memory import available_memory, size
 from npgemma.layers.shapes import Array, Int
 
+Config = TypeVar("Config", bound=DecoderConfig)
 # What makes each part of a footprint smaller.
 REMEDIES = {
     "weights": "use a smaller model, or weights that stay mapped (not resident)",
@@ -51,44 +57,31 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Guard:
+class Guard(ABC, Generic[Config]):
     """Checks of a model's runs. `files` are the mapped weight files, as they were when they were mapped."""
 
-    config: PaliGemmaConfig
+    config: Config
     dtype: np.dtype
     files: Mapping[Path, os.stat_result] = field(default_factory=dict)
     budget: Budget = Budget()
 
-    def check_inputs(self, input_ids: Any, pixel_values: Any) -> tuple[Array, Array]:
-        """Ids [T] and pixels [B 3 Y X] as arrays; None for pixels means no pictures.
+    @property
+    @abstractmethod
+    def made_of(self) -> str:
+        """What to use less of where a prompt is too long."""
 
-        BadPrompt unless the ids are one row of this model's tokens, with the image tokens of exactly these pictures.
-        """
-        rows, side = self.config.text.vocab_size, self.config.vision.image_size
-        ids = as_array(input_ids, "input_ids")
+    @abstractmethod
+    def footprint(self, run: Run) -> Footprint:
+        """The memory that a run needs."""
+
+    def check_ids(self, input_ids: Any, absent: Sequence[int] = ()) -> Int[Array, "T"]:
+        """Ids [T] as an array. BadPrompt unless they are one row of tokens that have embeddings, or are `absent`."""
+        rows, ids = self.config.text.vocab_size, as_array(input_ids, "input_ids")
         if ids.ndim != 1 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
             raise BadPrompt(f"input_ids must be one row of whole numbers, not {ids.dtype} {list(ids.shape)}")
-        is_image = ids == self.config.image_token_index
-        if ((ids < 0) | (ids >= rows))[~is_image].any():
+        if ((ids < 0) | (ids >= rows))[~np.isin(ids, absent)].any():
             raise BadPrompt(f"input_ids run from {ids.min()} to {ids.max()}; this model has tokens 0 to {rows - 1}")
-        pixels = np.empty((0, 3, side, side)) if pixel_values is None else as_array(pixel_values, "pixel_values")
-        if pixels.shape[1:] != (3, side, side) or not np.issubdtype(pixels.dtype, np.floating):
-            found = f"{pixels.dtype} {list(pixels.shape)}"
-            raise BadPrompt(f"pixel_values must be floats of shape [pictures, 3, {side}, {side}], not {found}")
-        if not np.isfinite(pixels).all():
-            bad = next(i for i, picture in enumerate(pixels) if not np.isfinite(picture).all())
-            raise BadPrompt(f"pixel_values are not finite: picture {bad} has NaN or infinity; pass values in -1 .. 1")
-        tokens, wanted = is_image.sum(), len(pixels) * self.config.vision.num_patches
-        if tokens != wanted:
-            raise BadPrompt(f"input_ids hold {tokens} image tokens; {len(pixels)} pictures need {wanted}")
-        return ids, pixels
-
-    def check_types(self, token_type_ids: Any, input_ids: Int[Array, "T"]) -> Int[Array, "T"]:
-        """A type for each id, all prefix by default. BadPrompt for anything else."""
-        types = np.zeros_like(input_ids) if token_type_ids is None else as_array(token_type_ids, "token_type_ids")
-        if types.shape != input_ids.shape or not np.isin(types, (0, 1)).all():
-            raise BadPrompt(f"token_type_ids must be 0 (prefix) or 1 (suffix) for each of {len(input_ids)} input_ids")
-        return types.astype(np.int64)
+        return ids
 
     def check_length(self, input_ids: Sequence[Int[Array, "T"]], max_new_tokens: int) -> None:
         """BadPrompt unless every prompt and its answer fit the model's positions."""
@@ -108,14 +101,14 @@ class Guard:
     def shorten(self, length: int) -> str:
         """What to do about a prompt of this length, which leaves no position for a token after it."""
         more = length - self.config.text.max_position_embeddings + 1
-        return f"use fewer pictures, of {self.config.vision.num_patches} tokens each, or words: {more} tokens less"
+        return f"use {self.made_of}: {more} tokens less"
 
     def check_memory(
         self, lengths: Sequence[int], pictures: int, max_new_tokens: int, samples: int = 1, logit_rows: int = 0
     ) -> None:
         """TooLittleMemory unless prompts of these lengths can be answered all at once; see `footprint`."""
         run = (self.dtype.itemsize, pictures, lengths, max_new_tokens, samples, logit_rows)
-        self.budget.require(footprint(self.config, Run(self.budget.weights, *run)))
+        self.budget.require(self.footprint(Run(self.budget.weights, *run)))
 
     def check_files(self) -> None:
         """BadModel if a mapped file has become shorter: reading the lost part would kill the process.
@@ -128,6 +121,51 @@ class Guard:
                 if found.st_ino == was.st_ino and found.st_size < was.st_size:
                     sizes = f"{found.st_size} bytes, {was.st_size} when it was loaded"
                     raise BadModel(f"{path} has been cut short ({sizes}); load the model again once the file is whole")
+
+
+@dataclass(frozen=True)
+class TextGuard(Guard[LanguageModelConfig]):
+    """Checks of the runs of a language model."""
+
+    made_of = "fewer words"
+
+    def footprint(self, run: Run) -> Footprint:
+        return language_model.footprint(self.config, run)
+
+
+@dataclass(frozen=True)
+class PictureGuard(Guard[PaliGemmaConfig]):
+    """Checks of the runs of a PaliGemma."""
+
+    @property
+    def made_of(self) -> str:
+        return f"fewer pictures, of {self.config.vision.num_patches} tokens each, or words"
+
+    def footprint(self, run: Run) -> Footprint:
+        return paligemma.footprint(self.config, run)
+
+    def check_inputs(self, input_ids: Any, pixel_values: Any, token_type_ids: Any = None) -> Inputs:
+        """Ids [T], pixels [B 3 Y X] and types [T] as arrays. Without pixels there are no pictures; types are 0 if None.
+
+        BadPrompt unless the ids are one row of this model's tokens, with the image tokens of exactly these pictures,
+        and there is a type for each.
+        """
+        side, image = self.config.vision.image_size, self.config.image_token_index
+        ids = self.check_ids(input_ids, [image])
+        pixels = np.empty((0, 3, side, side)) if pixel_values is None else as_array(pixel_values, "pixel_values")
+        if pixels.shape[1:] != (3, side, side) or not np.issubdtype(pixels.dtype, np.floating):
+            found = f"{pixels.dtype} {list(pixels.shape)}"
+            raise BadPrompt(f"pixel_values must be floats of shape [pictures, 3, {side}, {side}], not {found}")
+        if not np.isfinite(pixels).all():
+            bad = next(i for i, picture in enumerate(pixels) if not np.isfinite(picture).all())
+            raise BadPrompt(f"pixel_values are not finite: picture {bad} has NaN or infinity; pass values in -1 .. 1")
+        tokens, wanted = (ids == image).sum(), len(pixels) * self.config.vision.num_patches
+        if tokens != wanted:
+            raise BadPrompt(f"input_ids hold {tokens} image tokens; {len(pixels)} pictures need {wanted}")
+        types = np.zeros_like(ids) if token_type_ids is None else as_array(token_type_ids, "token_type_ids")
+        if types.shape != ids.shape or not np.isin(types, (0, 1)).all():
+            raise BadPrompt(f"token_type_ids must be 0 (prefix) or 1 (suffix) for each of {len(ids)} input_ids")
+        return Inputs([ids], [types.astype(np.int64)], pixels, [len(pixels)])
 
 
 def as_array(value: Any, name: str) -> Array:

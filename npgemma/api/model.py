@@ -11,23 +11,20 @@ import numpy as np
 
 from npgemma.api.finite import quiet
 from npgemma.api.guard import Budget, Guard
-from npgemma.api.processor import Inputs, PromptProcessor
+from npgemma.api.processor import Processor
 from npgemma.checkpoints.adapter import read_adapter
-from npgemma.checkpoints.gemma_config import GemmaConfig
+from npgemma.checkpoints.gemma_config import DecoderConfig
 from npgemma.checkpoints.layout import in_memory
 from npgemma.checkpoints.merging import merged, prepared
 from npgemma.checkpoints.model_types import module_of
-from npgemma.decoding.scoring import Score
 from npgemma.errors import BadModel
 from npgemma.io.added_tokens import Family
 from npgemma.io.model_folder import find_adapter, find_model, folder_of
 from npgemma.io.safetensors import weight_files
 from npgemma.io.tokenizers import Tokenizer, read_tokenizer, tokenizer_of
-from npgemma.layers.taps import Tap, silent
 from npgemma.models.gemma import Decoder
-from npgemma.models.prefix_lm import Prompt
 
-Config = TypeVar("Config")
+Config = TypeVar("Config", bound=DecoderConfig)
 Weights = TypeVar("Weights")
 
 
@@ -38,7 +35,7 @@ class LoadedModel(ABC, Generic[Config, Weights]):
     """
 
     checkpoint: ClassVar[ModuleType]
-    guard_type: ClassVar[type[Guard]] = Guard
+    guard_type: ClassVar[type[Guard[Any]]]
 
     def __init__(
         self,
@@ -46,7 +43,7 @@ class LoadedModel(ABC, Generic[Config, Weights]):
         config: Config,
         weights: Weights,
         dtype: np.dtype,
-        guard: Guard | None = None,
+        guard: Guard[Config] | None = None,
         tokenizer_file: Path | None = None,
     ) -> None:
         self.folder = folder
@@ -108,7 +105,7 @@ class LoadedModel(ABC, Generic[Config, Weights]):
         max_memory: int | None,
         tokenizer: str | Path | None,
     ) -> Self:
-        """Map, check and merge the weights of a model, once the memory for them and for a short run is sure to suffice."""
+        """Map, check and merge the weights of a model, once the memory for them and for a short run suffices."""
         if tokenizer is not None and not os.path.isfile(tokenizer):
             raise BadModel(f"tokenizer {tokenizer} is not a file; name a tokenizer.model or a tokenizer.json")
         folder, pieces, checkpoint = folder_of(model), None if tokenizer is None else Path(tokenizer), cls.checkpoint
@@ -135,24 +132,31 @@ class LoadedModel(ABC, Generic[Config, Weights]):
             tensors = merged(tensors, changes, dtype)
         if resident:
             tensors = in_memory(tensors, dtype)
-        guard = cls.guard_type(config, dtype, {} if resident else files, Budget(weights, held, max_memory, weights - held))
+        guard = cls.guard_type(
+            config, dtype, {} if resident else files, Budget(weights, held, max_memory, weights - held)
+        )
         return cls(folder, config, checkpoint.weights(tensors, config, dtype), dtype, guard, pieces)
-
-    def tensor_names(self) -> dict[str, str]:
-        """What the arrays of the weights are called on disk, by their paths in the weights."""
-        names: dict[str, str] = self.checkpoint.names_of(self.weights, self.config)
-        return names
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        return read_tokenizer(self.folder, self.family, self.decoder_config.vocab_size, self.tokenizer_file)
+        return read_tokenizer(self.folder, self.family, self.config.text.vocab_size, self.tokenizer_file)
 
     @property
     @abstractmethod
     def family(self) -> Family:
-        """What the tokenizer of the model has beside the files of its folder."""
+        """What the tokenizer has beside the files of the folder."""
 
     @property
     @abstractmethod
-    def decoder(self) -> Decoder: ...
+    def processor(self) -> Processor:
+        """Turns prompts, and pictures where the model reads any, into inputs."""
 
+    @property
+    @abstractmethod
+    def decoder(self) -> Decoder:
+        """The part of the weights that writes."""
+
+    @property
+    def never(self) -> tuple[int, ...]:
+        """The tokens that stand for something else than text, such as pictures, and are never written."""
+        return tuple(self.tokenizer.ids[text] for text in self.family.rowless if text in self.tokenizer.ids)

@@ -1,8 +1,7 @@
-"""Pictures and prompts -> what the model reads, as transformers' PaliGemmaProcessor makes it."""
+"""Prompts and pictures -> what a model reads, as transformers' tokenizers and PaliGemmaProcessor make it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -16,9 +15,8 @@ from npgemma.layers.taps import Tap, silent
 Pictures: TypeAlias = Picture | Sequence[Picture]
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """A row of ids and of types (all 0: prefix) for each prompt, all pictures in order, and how many each has."""
+class Inputs(NamedTuple):
+    """A row of ids and of types (0 prefix, 1 suffix) for each prompt, all pictures, and how many each prompt has."""
 
     input_ids: list[Array]
     token_type_ids: list[Array]
@@ -26,11 +24,66 @@ class Inputs:
     images: list[int]
 
 
-class Processor:
-    """Knows a tokenizer, how pictures become pixels, how many tokens a picture stands for, and the id of <bos>.
+def text_inputs(input_ids: list[Array]) -> Inputs:
+    """Inputs without pictures, all suffix."""
+    types, no_pictures = [np.ones_like(ids) for ids in input_ids], np.empty((0, 3, 0, 0), np.float32)
+    return Inputs(input_ids, types, no_pictures, [0] * len(input_ids))
 
-    A file of more than `max_pixels` is refused, which may be changed.
-    """
+
+class Processor(Protocol):
+    """Prompts, each with its pictures, as a model reads them. A file of more than `max_pixels` is refused."""
+
+    max_pixels: int
+
+    def __call__(self, images: Sequence[Pictures], text: Sequence[str], tap: Tap = silent) -> Inputs: ...
+
+    def suffix_ids(self, suffix: str) -> list[int]: ...
+
+
+class TextProcessor:
+    """For a language model: knows a tokenizer and the id of <bos>, with which every prompt begins."""
+
+    max_pixels = MAX_PIXELS
+
+    def __init__(self, tokenizer: Tokenizer, bos_id: int, rows: int) -> None:
+        self.tokenizer = tokenizer
+        self.bos_id = bos_id
+        self.rows = rows
+
+    def __call__(self, images: Sequence[Pictures], text: Sequence[str], tap: Tap = silent) -> Inputs:
+        """`images` are empty, one for each prompt of `text`. A prompt that begins with <bos> does not get another.
+
+        Raises BadPrompt for a picture, or a token that the model has no row for.
+        """
+        check_pairs(images, text)
+        if any(not isinstance(each, Sequence) or isinstance(each, str) or len(each) for each in images):
+            raise BadPrompt("a language model reads no pictures; leave them out, or load a PaliGemma")
+        ids = [self.encode(prompt) for prompt in text]
+        return text_inputs(ids)
+
+    def encode(self, prompt: str) -> Array:
+        """The ids of one prompt."""
+        ids = self.checked(self.tokenizer.encode(prompt))
+        return np.array(ids if ids[:1] == [self.bos_id] else [self.bos_id, *ids], np.int64)
+
+    def checked(self, ids: list[int]) -> list[int]:
+        """The ids. BadPrompt if one of them stands for something else than text, such as a picture, and has no row."""
+        for i in ids:
+            if i >= self.rows:
+                name = next(text for text, known in self.tokenizer.ids.items() if known == i)
+                raise BadPrompt(f"the text contains {name}, which a language model cannot read; leave it out")
+        return ids
+
+    def suffix_ids(self, suffix: str) -> list[int]:
+        """The tokens of a continuation that is scored. BadPrompt if there are none."""
+        ids = self.tokenizer.encode(suffix)
+        if not ids:
+            raise BadPrompt("a suffix is empty: there is no token to score")
+        return self.checked(ids)
+
+
+class PictureProcessor:
+    """For a PaliGemma: knows a tokenizer, how pictures become pixels, how many tokens each stands for, and <bos>."""
 
     def __init__(
         self,
@@ -38,12 +91,14 @@ class Processor:
         side: int,
         tokens_per_image: int,
         bos_id: int,
+        eos_id: int,
         settings: PixelSettings = PALIGEMMA,
     ) -> None:
         self.tokenizer = tokenizer
         self.side = side
         self.tokens_per_image = tokens_per_image
         self.bos_id = bos_id
+        self.eos_id = eos_id
         self.settings = settings
         self.max_pixels = MAX_PIXELS
 
@@ -82,6 +137,10 @@ class Processor:
         before, after = self.tokenizer.encode(prompt[:cut]), self.tokenizer.encode(prompt[cut:] + "\n")
         ids = np.array([*before, self.bos_id, *after], np.int64)
         return np.repeat(ids, np.where(ids == self.tokenizer.image_id, self.tokens_per_image, 1))
+
+    def suffix_ids(self, suffix: str) -> list[int]:
+        """The tokens of an answer that is scored: its own, and the end token."""
+        return [*self.tokenizer.encode(suffix), self.eos_id]
 
 
 def check_pairs(images: Sequence[Pictures], text: Sequence[str]) -> None:

@@ -3,31 +3,35 @@
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, Unpack, overload
+from types import ModuleType
+from typing import Any, ClassVar, Literal, Unpack, overload
 
 import numpy as np
 from PIL import Image
 
 from npgemma.api import generation
 from npgemma.api.finite import computed
-from npgemma.api.guard import Guard
-from npgemma.api.processor import Pictures, Processor
+from npgemma.api.guard import PictureGuard
+from npgemma.api.model import LoadedModel
+from npgemma.api.processor import PictureProcessor, Pictures
+from npgemma.checkpoints import paligemma
 from npgemma.checkpoints.mask_vqvae import CODEC, read_mask_codec
 from npgemma.checkpoints.paligemma import PaliGemmaConfig
 from npgemma.decoding.options import GenerationKeywords, GenerationOptions, SamplingKeywords, StreamKeywords
 from npgemma.decoding.scoring import Score
 from npgemma.decoding.text import Generation, pieces
+from npgemma.io.added_tokens import Family, paligemma_family
 from npgemma.io.model_folder import member
 from npgemma.io.picture import Picture, read_picture
 from npgemma.io.pixels import pixel_values
-from npgemma.io.tokenizers import Tokenizer, paligemma_family, read_tokenizer, tokenizer_of
 from npgemma.layers.shapes import Array, Float, Int
 from npgemma.layers.taps import Tap, checked, silent
+from npgemma.models.gemma import Decoder
 from npgemma.models.mask_vqvae import MaskVQVAE
 from npgemma.models.paligemma import PaliGemma, forward, image_features
 
 
-class VisionLanguageModel:
+class VisionLanguageModel(LoadedModel[PaliGemmaConfig, PaliGemma]):
     """A PaliGemma with its tokenizer and its processor; `npgemma.load` makes one.
 
     Attributes
@@ -40,8 +44,8 @@ class VisionLanguageModel:
         `processor(images, text)` gives the ids and the pixel values that `forward` takes.
     mask_codec : MaskVQVAE
         Turns the codes in an answer into masks. Raises BadModel if the folder has none.
-    folder, weights, dtype, guard, tokenizer_file
-        Where the model is, its weights, the dtype of a run, the checks before it, and where the pieces come from.
+    folder, weights, dtype
+        Where the model is, its weights, and the dtype of a run.
 
     Examples
     --------
@@ -51,36 +55,29 @@ class VisionLanguageModel:
     'FNY'
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        config: PaliGemmaConfig,
-        weights: PaliGemma,
-        dtype: np.dtype,
-        guard: Guard | None = None,
-        tokenizer_file: Path | None = None,
-    ) -> None:
-        self.folder = folder
-        self.config = config
-        self.weights = weights
-        self.dtype = dtype
-        self.guard = guard or Guard(config, dtype)
-        self.tokenizer_file = tokenizer_file or tokenizer_of(folder)
+    checkpoint: ClassVar[ModuleType] = paligemma
+    guard_type = PictureGuard
+    guard: PictureGuard
 
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        c, family = self.config, paligemma_family(self.config.image_token_index)
-        return read_tokenizer(self.folder, family, c.text.vocab_size, self.tokenizer_file)
+    @property
+    def family(self) -> Family:
+        return paligemma_family(self.config.image_token_index)
+
+    @property
+    def decoder(self) -> Decoder:
+        return self.weights.text
 
     @cached_property
     def mask_codec(self) -> MaskVQVAE:
         return read_mask_codec(member(self.folder, CODEC))
 
     @cached_property
-    def processor(self) -> Processor:
+    def processor(self) -> PictureProcessor:
         c = self.config
         bos_id = self.tokenizer.specials.get("<bos>", c.bos_token_id)  # transformers does not read the config's
-        return Processor(self.tokenizer, c.vision.image_size, c.vision.num_patches, bos_id, c.pixels)
+        return PictureProcessor(
+            self.tokenizer, c.vision.image_size, c.vision.num_patches, bos_id, c.eos_token_ids[0], c.pixels
+        )
 
     def forward(
         self,
@@ -100,8 +97,8 @@ class VisionLanguageModel:
         token_type_ids : int array [T], optional
             0 for the prefix, which attends to all of itself (the default), 1 for the suffix, which is causal.
         tap : callable, optional
-            A function (name, tensor, axes) -> tensor, or (name, tensor) -> tensor, such as a Recorder, that every
-            tensor worth comparing passes through; the model continues with what it returns.
+            A function (name, tensor[, axes]) -> tensor, such as a Recorder, that every tensor worth comparing passes
+            through; the model continues with what it returns.
 
         Returns
         -------
@@ -109,10 +106,9 @@ class VisionLanguageModel:
 
         Raises
         ------
-        BadPrompt, TooLittleMemory
-            If ids, types and pixels do not fit the model and each other, or need more memory than is available.
-        BadModel
-            If the logits are not finite, unless the tap makes them so.
+        BadPrompt, BadModel, TooLittleMemory
+            If ids, types and pixels do not fit the model and each other, the logits are not finite (unless the tap
+            makes them so), or the run needs more memory than is available.
         TypeError
             If the tap takes other arguments, or returns something else than an array like its tensor.
 
@@ -127,9 +123,8 @@ class VisionLanguageModel:
         """
         tap = checked(tap)
         self.guard.check_files()
-        ids, pixels = self.guard.check_inputs(input_ids, pixel_values)
+        (ids,), (types,), pixels, _ = self.guard.check_inputs(input_ids, pixel_values, token_type_ids)
         self.guard.check_memory([len(ids)], len(pixels), 0, logit_rows=len(ids))
-        types = self.guard.check_types(token_type_ids, ids)
         return computed(self, partial(forward, self.weights, ids, pixels.astype(self.dtype, copy=False), types), tap)
 
     @overload
@@ -138,7 +133,7 @@ class VisionLanguageModel:
         images: Pictures,
         prompts: str,
         *,
-        num_return_sequences: Literal[1] = ...,
+        num_return_sequences: Literal[1] = 1,
         **options: Unpack[GenerationKeywords],
     ) -> Generation: ...
 
@@ -174,15 +169,13 @@ class VisionLanguageModel:
         Returns
         -------
         Generation or list of Generation
-            One Generation for a single prompt; a list for several prompts or several sequences, in which the answers
-            to one prompt are next to each other.
+            A list for several prompts or several sequences, in which the answers to one prompt are next to each other.
 
         Raises
         ------
-        BadPicture, BadPrompt
-            If a picture cannot be read, or prompts and pictures do not pair up or are too long.
-        BadModel, TooLittleMemory
-            If the logits are not finite, or the run needs more memory than is available.
+        BadPicture, BadPrompt, BadModel, TooLittleMemory
+            If a picture cannot be read, prompts and pictures do not pair up or are too long, the logits are not finite,
+            or the run needs more memory than is available.
         ValueError
             If an option is out of range, or options exclude each other.
 
@@ -205,10 +198,9 @@ class VisionLanguageModel:
         return generation.generate(self, images, prompts, read)
 
     def stream(self, image: Pictures, prompt: str, **options: Unpack[StreamKeywords]) -> Iterator[str]:
-        """Answer one prompt piece by piece: the text of `generate`, as it is written.
+        """Answer one prompt piece by piece: the text of `generate`, each piece once no later token can change it.
 
-        A piece comes once no later token can change it: a character of several tokens when it is whole, and what may be
-        the beginning of a stop string when it is clear that it is not. Raises as `generate` does.
+        Raises as `generate` does.
 
         Parameters
         ----------
@@ -250,7 +242,7 @@ class VisionLanguageModel:
         max_new_tokens : int
             The most ids to return.
         eos_ids : sequence of int, optional
-            The ids that end the answer; by default those of the config. An empty one lets it run to max_new_tokens.
+            The ids that end the answer; by default those of the config. Without any, it runs to max_new_tokens.
         **sampling
             As for `generate`: temperature, top_k, top_p, min_p, repetition_penalty, seed.
 
@@ -268,7 +260,7 @@ class VisionLanguageModel:
         'FNY'
         """
         options = GenerationOptions(max_new_tokens=max_new_tokens, **sampling)
-        return generation.generate_ids(self, input_ids, pixel_values, eos_ids, options)
+        return generation.generate_ids(self, self.guard.check_inputs(input_ids, pixel_values), eos_ids, options)
 
     @overload
     def score(self, images: Pictures, prompts: str, suffixes: str) -> Score: ...

@@ -1,6 +1,7 @@
 """The section of config.json that describes a Gemma 1, 2 or 3 decoder, read with each family's own defaults."""
 
 from dataclasses import asdict, dataclass, replace
+from typing import Protocol
 
 from npgemma.checkpoints.config_keys import TANH_GELU, check_common
 from npgemma.errors import BadModel
@@ -42,6 +43,17 @@ class GemmaConfig:
     def layer_kinds(self) -> tuple[str, ...]:
         """The kind of each layer."""
         return self.layer_types or family_kinds(self.model_type, self.num_hidden_layers)
+
+
+class DecoderConfig(Protocol):
+    """What the config of every model with a Gemma decoder says."""
+
+    @property
+    def text(self) -> GemmaConfig: ...
+    @property
+    def bos_token_id(self) -> int: ...
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]: ...
 
 
 GEMMA_2 = GemmaConfig(

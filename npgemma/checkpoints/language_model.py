@@ -146,3 +146,8 @@ def names_of(p: Decoder, c: LanguageModelConfig) -> dict[str, str]:
 def footprint(c: LanguageModelConfig, run: Run) -> Footprint:
     """The memory for a run that answers all prompts at the same time."""
     return gemma.footprint(blank(c), c.text, run)
+
+
+def shortest_run(c: LanguageModelConfig, weights: int, itemsize: int) -> Run:
+    """One token, with so many bytes of weights."""
+    return Run(weights, itemsize, 0, [1])

@@ -222,3 +222,8 @@ def footprint(c: PaliGemmaConfig, run: Run) -> Footprint:
     pixels, patches = run.pictures * 3 * v.image_size**2, run.pictures * v.num_patches
     tower = pixels + patches * (3 * v.hidden_size + 2 * v.intermediate_size + c.text.hidden_size)
     return gemma.footprint(blank(c).text, c.text, run, tower)
+
+
+def shortest_run(c: PaliGemmaConfig, weights: int, itemsize: int) -> Run:
+    """One picture and one token, with so many bytes of weights."""
+    return Run(weights, itemsize, 1, [c.vision.num_patches])

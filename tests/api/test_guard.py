@@ -12,7 +12,7 @@ from shapecheck import ShapeError
 from small_model import PICTURES
 
 import npgemma
-from npgemma.api.guard import Budget, Guard
+from npgemma.api.guard import Budget, PictureGuard
 from npgemma.checkpoints.footprint import BASE, Footprint, Run
 from npgemma.checkpoints.gemma_config import GemmaConfig
 from npgemma.checkpoints.paligemma import PaliGemmaConfig, footprint, hf_layout, read_tensors
@@ -182,7 +182,7 @@ CALLS = {
 def test_a_run_that_needs_too_much_is_refused_before_it_starts(call):
     """One is allowed and twenty are not. Without weights, a run that started would be a ShapeError."""
     model = npgemma.load()
-    model.guard = Guard(model.config, model.dtype, budget=Budget(allowed=BASE + MB))
+    model.guard = PictureGuard(model.config, model.dtype, budget=Budget(allowed=BASE + MB))
     call(model, 1)
     empty = npgemma.VisionLanguageModel(model.folder, model.config, None, model.dtype, model.guard)
     with pytest.raises(ShapeError):
@@ -195,7 +195,7 @@ def test_a_picture_of_a_prompt_counts_once_for_all_suffixes_and_beams(small):
     """The tower reads it once."""
     asked = []
 
-    class Asking(Guard):
+    class Asking(PictureGuard):
         def check_memory(self, lengths, pictures, *rest, **options):
             asked.append(pictures)
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from npgemma.api.processor import Processor
+from npgemma.api.processor import PictureProcessor
 from npgemma.errors import BadPicture, BadPrompt
 from npgemma.io.model_folder import EMBEDDED
 from npgemma.io.picture import read_picture
@@ -15,7 +15,8 @@ from npgemma.io.tokenizers import Tokenizer
 
 TOKENIZER = Tokenizer((EMBEDDED / "tokenizer.model").read_bytes())
 SIDE, EACH, BOS = 6, 4, 2
-PROCESSOR = Processor(TOKENIZER, SIDE, EACH, BOS)
+EOS = 1
+PROCESSOR = PictureProcessor(TOKENIZER, SIDE, EACH, BOS, EOS)
 PICTURE = [TOKENIZER.image_id] * EACH
 WHITE, BLACK, RED = (Image.new("RGB", (5, 3), color) for color in ("white", "black", "red"))
 

@@ -61,7 +61,7 @@ def test_beams_become_generations_with_text_and_reason(num_beams, speaker):
     new, ends = 7, speaker.config.eos_token_ids
     options = GenerationOptions(max_new_tokens=new, num_beams=num_beams, num_return_sequences=num_beams)
     inputs = generation.read_inputs(speaker, [PICTURE], ["caption en"], options)
-    (prompt,) = generation.embed_pictures(speaker, inputs.input_ids, inputs.pixel_values, inputs.images)
+    (prompt,) = generation.embed(speaker, inputs)
     beams = beam_search(speaker.weights.text, prompt, num_beams, Limits(new, ends, TOKENIZER.image_id))
     found = speaker.generate(*ASKED, num_beams=num_beams, num_return_sequences=num_beams, max_new_tokens=new)
     reasons = ["stop" if beam.ids[-1] in ends else "length" for beam in beams]

@@ -1,0 +1,309 @@
+"""`LanguageModel`: weights and tokenizer of a Gemma together, to continue texts and to chat."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property, partial
+from types import ModuleType
+from typing import Any, ClassVar, Literal, Unpack, overload
+
+from npgemma.api import generation
+from npgemma.api.finite import computed
+from npgemma.api.guard import TextGuard
+from npgemma.api.model import LoadedModel
+from npgemma.api.processor import Pictures, TextProcessor, text_inputs
+from npgemma.checkpoints import language_model
+from npgemma.checkpoints.chat_template import read_chat_template
+from npgemma.checkpoints.language_model import LanguageModelConfig
+from npgemma.decoding.options import GenerationKeywords, GenerationOptions, SamplingKeywords, StreamKeywords
+from npgemma.decoding.scoring import Score
+from npgemma.decoding.text import Generation, Transcript, pieces
+from npgemma.io.added_tokens import GEMMAS, Family
+from npgemma.layers.shapes import Array, Float, Int
+from npgemma.layers.taps import Tap, checked, silent
+from npgemma.models.gemma import Decoder
+from npgemma.models.prefix_lm import causal_prompt, forward
+from npgemma.tasks.chat import chat_prompt, check_template, stop_ids
+
+
+class LanguageModel(LoadedModel[LanguageModelConfig, Decoder]):
+    """A Gemma 1, 2 or 3 with its tokenizer; `npgemma.load` makes one.
+
+    Attributes
+    ----------
+    config : LanguageModelConfig
+        The sizes of the model, from config.json.
+    tokenizer : Tokenizer
+        `encode(text)` and `decode(ids)`. Raises BadModel if the folder has no tokenizer that fits the config.
+    processor : TextProcessor
+        `processor.encode(text)` gives the ids that `forward` takes.
+    folder, weights, dtype
+        Where the model is, its weights, and the dtype of a run.
+
+    Examples
+    --------
+    EXAMPLE
+    """
+
+    checkpoint: ClassVar[ModuleType] = language_model
+    guard_type = TextGuard
+    guard: TextGuard
+
+    @property
+    def family(self) -> Family:
+        return GEMMAS[self.config.text.model_type]
+
+    @property
+    def decoder(self) -> Decoder:
+        return self.weights
+
+    @cached_property
+    def processor(self) -> TextProcessor:
+        bos_id = self.tokenizer.specials.get("<bos>", self.config.bos_token_id)
+        return TextProcessor(self.tokenizer, bos_id, self.config.text.vocab_size)
+
+    def forward(self, input_ids: Int[Array, "T"], tap: Tap = silent) -> Float[Array, "T V"]:
+        """Run one sequence and return the logits of every row: row t scores the token after input_ids[t].
+
+        Parameters
+        ----------
+        input_ids : int array [T]
+            Token ids, with <bos> first, as `processor.encode` makes them.
+        tap : callable, optional
+            A function (name, tensor, axes) -> tensor, or (name, tensor) -> tensor, such as a Recorder, that every
+            tensor worth comparing passes through; the model continues with what it returns.
+
+        Returns
+        -------
+        float array [T V]
+
+        Raises
+        ------
+        BadPrompt, TooLittleMemory
+            If the ids are not the model's, or the run needs more memory than is available.
+        BadModel
+            If the logits are not finite, unless the tap makes them so.
+        TypeError
+            If the tap takes other arguments, or returns something else than an array like its tensor.
+
+        Examples
+        --------
+        EXAMPLE
+        """
+        tap = checked(tap)
+        ids = self.guard.check_ids(input_ids)
+        self.guard.check_files()
+        self.guard.check_memory([len(ids)], 0, 0, logit_rows=len(ids))
+        return computed(self, partial(forward, self.weights, causal_prompt(self.weights, ids, self.dtype)), tap)
+
+    @overload
+    def generate(
+        self, prompts: str, *, num_return_sequences: Literal[1] = ..., **options: Unpack[GenerationKeywords]
+    ) -> Generation: ...
+
+    @overload
+    def generate(
+        self, prompts: str, *, num_return_sequences: int, **options: Unpack[GenerationKeywords]
+    ) -> Generation | list[Generation]: ...
+
+    @overload
+    def generate(
+        self, prompts: list[str], *, num_return_sequences: int = ..., **options: Unpack[GenerationKeywords]
+    ) -> list[Generation]: ...
+
+    def generate(self, prompts: str | list[str], **options: Any) -> Generation | list[Generation]:
+        """Continue texts.
+
+        Parameters
+        ----------
+        prompts : str or list of str
+            The texts; <bos> is put before each, unless it is there.
+        **options
+            Fields of `decoding.options.GenerationOptions`: max_new_tokens, stop, temperature, top_k, top_p, min_p,
+            repetition_penalty, seed, num_beams, num_return_sequences.
+
+        Returns
+        -------
+        Generation or list of Generation
+            One Generation for a single prompt; a list for several prompts or several sequences, in which the
+            continuations of one prompt are next to each other.
+
+        Raises
+        ------
+        BadPrompt
+            If a prompt is too long.
+        BadModel, TooLittleMemory
+            If the logits are not finite, or the run needs more memory than is available.
+        ValueError
+            If an option is out of range, or options exclude each other.
+
+        Examples
+        --------
+        EXAMPLE
+        """
+        read, several = GenerationOptions(**options), [prompts] if isinstance(prompts, str) else prompts
+        found = generation.generate(self, without_pictures(several), several, read)
+        return found[0] if isinstance(prompts, str) and read.num_return_sequences == 1 else found
+
+    def stream(self, prompt: str, **options: Unpack[StreamKeywords]) -> Iterator[str]:
+        """Continue a text piece by piece: the text of `generate`, as it is written.
+
+        A piece comes once no later token can change it. Raises as `generate` does.
+
+        Parameters
+        ----------
+        prompt, **options
+            As for `generate`, without num_beams and num_return_sequences.
+
+        Returns
+        -------
+        iterator of str
+
+        Examples
+        --------
+        EXAMPLE
+        """
+        read = GenerationOptions(**options).single()
+        return pieces(generation.detokenizer(self, read), generation.tokens(self, [()], [prompt], read))
+
+    def generate_ids(
+        self,
+        input_ids: Int[Array, "T"],
+        max_new_tokens: int = GenerationOptions.max_new_tokens,
+        eos_ids: Sequence[int] | None = None,
+        **sampling: Unpack[SamplingKeywords],
+    ) -> list[int]:
+        """Continue token ids, without a tokenizer. Raises as `generate` does.
+
+        Parameters
+        ----------
+        input_ids
+            As for `forward`.
+        max_new_tokens : int
+            The most ids to return.
+        eos_ids : sequence of int, optional
+            The ids that end the text; by default those of the config. An empty one lets it run to max_new_tokens.
+        **sampling
+            As for `generate`: temperature, top_k, top_p, min_p, repetition_penalty, seed.
+
+        Returns
+        -------
+        list of int
+            The ids that follow, the end token included. Any row of the embedding table may be chosen.
+
+        Examples
+        --------
+        EXAMPLE
+        """
+        options = GenerationOptions(max_new_tokens=max_new_tokens, **sampling)
+        ids = self.guard.check_ids(input_ids)
+        return generation.generate_ids(self, text_inputs([ids]), eos_ids, options)
+
+    @overload
+    def score(self, prompts: str, suffixes: str) -> Score: ...
+
+    @overload
+    def score(self, prompts: str | list[str], suffixes: list[str]) -> list[Score]: ...
+
+    def score(self, prompts: str | list[str], suffixes: str | list[str]) -> Score | list[Score]:
+        """Score given continuations: how likely the model finds them. Raises as `generate` does.
+
+        Parameters
+        ----------
+        prompts : str or list of str
+            One prompt, or one for each suffix; an empty one scores a whole text.
+        suffixes : str or list of str
+            The continuations, with the space before them, such as " Paris". The end of the text is not scored.
+
+        Returns
+        -------
+        Score or list of Score
+            The log-probability of each token. One Score for a single suffix.
+
+        Examples
+        --------
+        EXAMPLE
+        """
+        images = () if isinstance(prompts, str) else without_pictures(prompts)
+        found = generation.score(self, images, prompts, [suffixes] if isinstance(suffixes, str) else suffixes)
+        return found[0] if isinstance(suffixes, str) else found
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[StreamKeywords]) -> Generation:
+        """Answer the last message of a conversation, as an instruction-tuned model.
+
+        Parameters
+        ----------
+        messages : sequence of mappings
+            Each has a "role", "user" or "model" ("assistant" is the same), by turns from the user, and a "content". In
+            Gemma 3, a first message may have the role "system".
+        **options
+            As for `stream`.
+
+        Returns
+        -------
+        Generation
+            The answer: append {"role": "model", "content": answer.text} and the next message to go on.
+
+        Raises
+        ------
+        BadPrompt
+            If roles do not alternate, or the conversation is too long.
+        BadModel
+            If the model has no chat template, or another format than Gemma's; and as for `generate`.
+
+        Examples
+        --------
+        EXAMPLE
+        """
+        read = GenerationOptions(**options).single()
+        transcript = Transcript(generation.detokenizer(self, read), 1)
+        for token in generation.tokens(self, [()], [self.chat_prompt(messages)], read, self.chat_ends):
+            transcript.add(token)
+        return transcript.generation(0)
+
+    def stream_chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[StreamKeywords]) -> Iterator[str]:
+        """Answer the last message of a conversation piece by piece. Raises as `chat` does.
+
+        Parameters
+        ----------
+        messages, **options
+            As for `chat`.
+
+        Returns
+        -------
+        iterator of str
+
+        Examples
+        --------
+        EXAMPLE
+        """
+        read = GenerationOptions(**options).single()
+        tokens = generation.tokens(self, [()], [self.chat_prompt(messages)], read, self.chat_ends)
+        return pieces(generation.detokenizer(self, read), tokens)
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The text of a conversation in Gemma's format, for the model to continue. Raises as `chat` does.
+
+        Parameters
+        ----------
+        messages
+            As for `chat`.
+
+        Returns
+        -------
+        str
+
+        Examples
+        --------
+        EXAMPLE
+        """
+        check_template(*read_chat_template(self.folder))
+        return chat_prompt(messages, self.config.text.model_type)
+
+    @property
+    def chat_ends(self) -> tuple[int, ...]:
+        """The tokens that end an answer in a conversation."""
+        return stop_ids(self.config.eos_token_ids, self.tokenizer.ids)
+
+
+def without_pictures(prompts: Sequence[str]) -> list[Pictures]:
+    """No pictures for each prompt."""
+    return [[] for _ in prompts]
