@@ -16,7 +16,6 @@ from npgemma.checkpoints.language_model import LanguageModelConfig
 from npgemma.decoding.options import GenerationKeywords, GenerationOptions, SamplingKeywords, StreamKeywords
 from npgemma.decoding.scoring import Score
 from npgemma.decoding.text import Generation, Transcript, pieces
-from npgemma.io.added_tokens import GEMMAS, Family
 from npgemma.layers.shapes import Array, Float, Int
 from npgemma.layers.taps import Tap, checked, silent
 from npgemma.models.gemma import Decoder
@@ -46,10 +45,6 @@ class LanguageModel(LoadedModel[LanguageModelConfig, Decoder]):
     checkpoint: ClassVar[ModuleType] = language_model
     guard_type = TextGuard
     guard: TextGuard
-
-    @property
-    def family(self) -> Family:
-        return GEMMAS[self.config.text.model_type]
 
     @property
     def decoder(self) -> Decoder:

@@ -142,9 +142,10 @@ class LoadedModel(ABC, Generic[Config, Weights]):
         return read_tokenizer(self.folder, self.family, self.config.text.vocab_size, self.tokenizer_file)
 
     @property
-    @abstractmethod
     def family(self) -> Family:
         """What the tokenizer has beside the files of the folder."""
+        found: Family = self.checkpoint.family(self.config)
+        return found
 
     @property
     @abstractmethod

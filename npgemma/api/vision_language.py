@@ -20,7 +20,6 @@ from npgemma.checkpoints.paligemma import PaliGemmaConfig
 from npgemma.decoding.options import GenerationKeywords, GenerationOptions, SamplingKeywords, StreamKeywords
 from npgemma.decoding.scoring import Score
 from npgemma.decoding.text import Generation, pieces
-from npgemma.io.added_tokens import Family, paligemma_family
 from npgemma.io.model_folder import member
 from npgemma.io.picture import Picture, read_picture
 from npgemma.io.pixels import pixel_values
@@ -58,10 +57,6 @@ class VisionLanguageModel(LoadedModel[PaliGemmaConfig, PaliGemma]):
     checkpoint: ClassVar[ModuleType] = paligemma
     guard_type = PictureGuard
     guard: PictureGuard
-
-    @property
-    def family(self) -> Family:
-        return paligemma_family(self.config.image_token_index)
 
     @property
     def decoder(self) -> Decoder:

@@ -16,6 +16,7 @@ from npgemma.checkpoints.generation_config import read_end_tokens
 from npgemma.checkpoints.layout import FLOAT32, Layout, Part, Shaped, make_layout, name_of
 from npgemma.checkpoints.names import BUFFERS, Names, by_saved_name, check_head, language_model_name
 from npgemma.errors import BadModel
+from npgemma.io.added_tokens import GEMMAS, Family
 from npgemma.io.model_folder import member
 from npgemma.io.safetensors import open_model, readable
 from npgemma.io.strict_json import Section, read_section, words
@@ -141,6 +142,11 @@ def with_vocabulary(c: LanguageModelConfig, rows: int) -> LanguageModelConfig:
 def names_of(p: Decoder, c: LanguageModelConfig) -> dict[str, str]:
     """The names that transformers 5 saves, by the path of each array of the weights."""
     return {each.leaf.path: each.name for each in hf_layout(replace(c, tied=p.head is None)).stored}
+
+
+def family(c: LanguageModelConfig) -> Family:
+    """What the tokenizer of the model has beside the files of its folder."""
+    return GEMMAS[c.text.model_type]
 
 
 def footprint(c: LanguageModelConfig, run: Run) -> Footprint:

@@ -18,6 +18,7 @@ from npgemma.checkpoints.layout import FLOAT32, Layout, Part, Shaped, make_layou
 from npgemma.checkpoints.names import BUFFERS, Names, by_saved_name, check_head, paligemma_name
 from npgemma.checkpoints.siglip import SiglipConfig
 from npgemma.errors import BadModel
+from npgemma.io.added_tokens import Family, paligemma_family
 from npgemma.io.model_folder import member
 from npgemma.io.pixels import PALIGEMMA, PixelSettings
 from npgemma.io.safetensors import open_any, open_model, readable, weight_files
@@ -214,6 +215,11 @@ def with_vocabulary(c: PaliGemmaConfig, rows: int) -> PaliGemmaConfig:
 def names_of(p: PaliGemma, c: PaliGemmaConfig) -> dict[str, str]:
     """The names that transformers 5 saves, by the path of each array of the weights."""
     return {each.leaf.path: each.name for each in hf_layout(replace(c, tied=p.text.head is None)).stored}
+
+
+def family(c: PaliGemmaConfig) -> Family:
+    """What the tokenizer of the model has beside the files of its folder."""
+    return paligemma_family(c.image_token_index)
 
 
 def footprint(c: PaliGemmaConfig, run: Run) -> Footprint:

@@ -2,10 +2,26 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from npgemma.api import generation
+from npgemma.api.generation import Model
+from npgemma.api.language import LanguageModel
 from npgemma.api.vision_language import VisionLanguageModel
-from npgemma.commands.flags import AddParser, generate, load_model, model_flags, options, positive, search_flags
+from npgemma.commands.flags import (
+    EMBEDDED_LANGUAGE_MODEL,
+    AddParser,
+    WrongUsage,
+    generate,
+    load_model,
+    model_flags,
+    options,
+    positive,
+    reading,
+    search_flags,
+)
 from npgemma.commands.notes import note_answers, note_embedded
 from npgemma.commands.output import (
     INTERRUPTED,
@@ -31,9 +47,9 @@ def add_ask(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
         metavar="N",
         help="with a temperature: N answers (default: 1)",
     )
-    generate = add_parser("generate", parents=[common], help="answer any prompt about one or several pictures")
-    generate.add_argument("images", nargs="+", metavar="IMAGE", help="one picture or several")
-    generate.add_argument("text", metavar="PROMPT", help="such as 'caption en' or 'detect cat'")
+    generate = add_parser("generate", parents=[common], help="answer any prompt about pictures, or continue a text")
+    generate.add_argument("images", nargs="*", metavar="IMAGE", help="pictures; none for a language model")
+    generate.add_argument("text", metavar="PROMPT", help="such as 'caption en', or a text to continue")
     generate.set_defaults(run=run_prompt, prompt=lambda a: a.text, stdin={"images": (PICTURE,), "text": (PROMPT,)})
 
     caption = add_parser("caption", parents=[common], help="describe the picture")
@@ -60,16 +76,22 @@ def add_ask(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
         parents=[form, model_flags()],
         help="score given answers: log P, perplexity, answer, log P of each token",
     )
-    score.add_argument("image", metavar="IMAGE", help="a picture")
+    score.add_argument("image", metavar="IMAGE", help="a picture; leave it out for a language model")
     score.add_argument("prompt", metavar="PROMPT", help="the prompt that the answers belong to")
-    score.add_argument("suffixes", nargs="+", metavar="ANSWER", help="several are ranked")
+    score.add_argument("suffixes", nargs="*", metavar="ANSWER", help="several are ranked")
     score.set_defaults(run=run_score, stdin={"image": (PICTURE,), "prompt": (PROMPT,), "suffixes": (ANSWERS,)})
 
 
 def run_prompt(a: argparse.Namespace) -> int:
     """The answer, streamed; or a line for each of several samples; or JSON, one answer a line."""
     chosen = options(a)  # wrong usage is reported before a model is loaded
-    model, prompt = load_model(a), a.prompt(a)
+    prompt = a.prompt(a)
+    if not a.images:
+        require_text(prompt)
+        a.model = a.model or EMBEDDED_LANGUAGE_MODEL
+    model = load_model(a)
+    if not a.images and isinstance(model, VisionLanguageModel):
+        raise WrongUsage(f"{printable(a.model)} answers about pictures; name one before the prompt")
     if a.format == "text" and chosen.num_beams == chosen.num_return_sequences == 1:
         answers, status = stream(model, a.images, prompt, chosen)
     else:
@@ -85,15 +107,25 @@ def run_prompt(a: argparse.Namespace) -> int:
     return status
 
 
+def require_text(prompt: str) -> None:
+    """WrongUsage if the only argument is a file: a picture without a prompt."""
+    with suppress(OSError, ValueError):
+        if Path(prompt).is_file():
+            raise WrongUsage(f"{printable(prompt)} is a file; give a prompt after it, such as 'caption en'")
+
+
 def stream(
-    model: VisionLanguageModel, images: list[str], prompt: str, chosen: GenerationOptions
+    model: Model, images: list[str], prompt: str, chosen: GenerationOptions, ends: Sequence[int] | None = None
 ) -> tuple[list[Generation], int]:
-    """Each piece of the answer as it comes, and the exit status. After Ctrl-C, the text so far is a line of its own."""
+    """Each piece of the answer as it comes, and the exit status. After Ctrl-C, the text so far is a line of its own.
+
+    `ends` are the tokens that end the answer, by default those of the model's config.
+    """
     transcript, status = Transcript(generation.detokenizer(model, chosen), 1), 0
     written = False
-    with working("reading the picture") as done:
+    with working(reading(images)) as done:
         try:
-            tokens = map(transcript.add, generation.tokens(model, [images], [prompt], chosen))
+            tokens = map(transcript.add, generation.tokens(model, [images], [prompt], chosen, ends))
             for piece in pieces(transcript.detokenizer, tokens):
                 done()
                 print(printable(piece), end="", flush=sys.stdout.isatty())
@@ -110,8 +142,15 @@ def stream(
 def run_score(a: argparse.Namespace) -> None:
     """A line a suffix, the likeliest first: log-probability, perplexity, suffix, log-probability of each token."""
     model = load_model(a)
-    with working("reading the picture"):
-        scores = model.score(a.image, a.prompt, a.suffixes)
+    if isinstance(model, LanguageModel):  # its arguments are a prompt and suffixes
+        a.image, a.prompt, a.suffixes = None, a.image, [a.prompt, *a.suffixes]
+    if not a.suffixes:
+        raise WrongUsage("score needs a picture, a prompt, and at least one answer")
+    with working(reading([a.image] if a.image else [])):
+        if isinstance(model, LanguageModel):
+            scores = model.score(a.prompt, a.suffixes)
+        else:
+            scores = model.score(a.image, a.prompt, a.suffixes)
     ranked = sorted(zip(a.suffixes, scores, strict=True), key=lambda pair: -pair[1].total)
     for suffix, score in ranked:
         if a.format == "json":
@@ -121,4 +160,4 @@ def run_score(a: argparse.Namespace) -> None:
             total, *each = (f"{round(number, 4) + 0.0:.4f}" for number in (score.total, *score.logprobs))
             words = printable(" ".join(suffix.split()))
             print(total, f"{score.perplexity:.4g}", words, " ".join(each), sep="\t")
-    note_embedded(model, [a.image])
+    note_embedded(model, [a.image] if a.image else [])

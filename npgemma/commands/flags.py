@@ -2,19 +2,23 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from npgemma.api import generation
+from npgemma.api.generation import Model
+from npgemma.api.language import LanguageModel
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.commands.output import INTERRUPTED, working
 from npgemma.decoding.options import GenerationOptions
 from npgemma.decoding.text import Generation, Transcript
+from npgemma.errors import BadModel
 from npgemma.io.picture import MAX_PIXELS
 from npgemma.io.system_memory import parse_size
 
+EMBEDDED_LANGUAGE_MODEL = "tiny-gemma"
 AddParser = Callable[..., argparse.ArgumentParser]
 
 
@@ -148,11 +152,21 @@ class WrongUsage(Exception):
     """Flags that exclude each other: the command line says so and ends with 2."""
 
 
-def load_model(a: argparse.Namespace) -> VisionLanguageModel:
+def load_model(a: argparse.Namespace) -> VisionLanguageModel | LanguageModel:
     """The model that `model_flags` ask for."""
-    loaded: VisionLanguageModel = a.load(a.model, a.dtype, a.resident, a.adapter, a.max_memory, a.tokenizer)
+    loaded: VisionLanguageModel | LanguageModel = a.load(
+        a.model, a.dtype, a.resident, a.adapter, a.max_memory, a.tokenizer
+    )
     if a.max_pixels:
         loaded.processor.max_pixels = a.max_pixels
+    return loaded
+
+
+def load_vision_language_model(a: argparse.Namespace) -> VisionLanguageModel:
+    """The same, for commands about pictures. BadModel for a language model."""
+    loaded = load_model(a)
+    if not isinstance(loaded, VisionLanguageModel):
+        raise BadModel(f"{loaded.folder} holds a language model, which reads no pictures; load a PaliGemma")
     return loaded
 
 
@@ -176,18 +190,18 @@ DRAWING = ("top_k", "top_p", "min_p")
 
 
 def generate(
-    model: VisionLanguageModel, images: Any, prompt: str, chosen: GenerationOptions
+    model: Model, images: Any, prompt: str, chosen: GenerationOptions, ends: Sequence[int] | None = None
 ) -> tuple[list[Generation], int]:
     """The answers to one prompt, and the exit status.
 
     After Ctrl-C, the answers so far and 130. A beam search has none yet.
     """
     transcript = Transcript(generation.detokenizer(model, chosen), chosen.num_return_sequences)
-    with working("reading the picture"):
+    with working(reading(images)):
         try:
             if chosen.num_beams > 1:
                 return generation.search(model, images, prompt, chosen), 0
-            for token in generation.tokens(model, [images], [prompt], chosen):
+            for token in generation.tokens(model, [images], [prompt], chosen, ends):
                 transcript.add(token)
         except KeyboardInterrupt:
             if chosen.num_beams > 1:
@@ -196,3 +210,8 @@ def generate(
             so_far = transcript.generations()
             return [replace(each, finish_reason=each.finish_reason or "interrupted") for each in so_far], INTERRUPTED
     return transcript.generations(), 0
+
+
+def reading(images: Sequence[object]) -> str:
+    """What a model does before it answers."""
+    return "reading the picture" if images else "reading the prompt"

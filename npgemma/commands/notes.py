@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from npgemma.api.generation import Model
 from npgemma.api.load import sample_picture
-from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.decoding.text import Generation
 from npgemma.io.model_folder import EMBEDDED
 
@@ -18,9 +18,7 @@ DRAWN_ONLY = (
 )
 
 
-def note_answers(
-    a: argparse.Namespace, model: VisionLanguageModel, answers: Sequence[Generation], found: bool = True
-) -> None:
+def note_answers(a: argparse.Namespace, model: Model, answers: Sequence[Generation], found: bool = True) -> None:
     """At most one line: that answers were cut off, that no object was `found`, or that there is no answer at all."""
     cut = [len(answer.token_ids) for answer in answers if answer.finish_reason == "length"]
     said = [] if found else ["nothing found"]
@@ -35,7 +33,7 @@ def note_answers(
         print(f"npgemma: {': '.join(said)}", file=sys.stderr)
 
 
-def note_embedded(model: VisionLanguageModel, pictures: Iterable[str | Path]) -> None:
+def note_embedded(model: Model, pictures: Iterable[str | Path]) -> None:
     """One line if the embedded model was asked about a picture that is not the package's own, whatever its name."""
     if model.folder == EMBEDDED and any(map(is_foreign, pictures)):
         print(DRAWN_ONLY, file=sys.stderr)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from npgemma.checkpoints.mask_vqvae import CODEC, read_mask_codec
-from npgemma.commands.flags import AddParser, generate, load_model, options, search_flags
+from npgemma.commands.flags import AddParser, generate, load_vision_language_model, options, search_flags
 from npgemma.commands.notes import note_answers, note_embedded
 from npgemma.commands.output import box_fields, model_name, print_json
 from npgemma.commands.streams import PICTURE
@@ -77,7 +77,7 @@ def run_detect(a: argparse.Namespace) -> int:
     """A line a box: label, x0, y0, x1, y1 in pixels, with tabs between."""
     check_outputs(a)
     chosen = options(a)
-    model, prompt = load_model(a), detect_prompt(a.objects)
+    model, prompt = load_vision_language_model(a), detect_prompt(a.objects)
     image = read_picture(a.image, model.processor.max_pixels)
     (answer,), status = generate(model, image, prompt, chosen)
     objects = parse_objects(answer.text)
@@ -99,7 +99,7 @@ def run_segment(a: argparse.Namespace) -> int:
     """A line an object: label, x0, y0, x1, y1 in pixels, and how many pixels its mask has."""
     check_outputs(a, a.masks)
     chosen = options(a)
-    model, prompt = load_model(a), segment_prompt(a.objects)
+    model, prompt = load_vision_language_model(a), segment_prompt(a.objects)
     image = read_picture(a.image, model.processor.max_pixels)
     codec = read_mask_codec(a.codec) if a.codec else model.mask_codec
     (answer,), status = generate(model, image, prompt, chosen)

@@ -73,7 +73,7 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     def answer(text: str, interrupted_after: int | None = None, reason: str = "stop") -> list[str]:
         asked: list[str] = []
 
-        def tokens(model, images, prompts, options):
+        def tokens(model, images, prompts, options, ends=None):
             asked.extend(prompts)
             for i in range(len(text[:interrupted_after])):
                 yield Token(0, i, reason if i == len(text) - 1 else None, 0.0)

@@ -91,7 +91,7 @@ USAGE = [
     ["draw"],
     ["ocr"],
     ["ocr", PICTURE, PICTURE],
-    ["generate", PICTURE],
+    ["generate"],
     ["answer", PICTURE],
     ["detect", PICTURE],
     ["inspect", "a", "b"],

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
+from npgemma.checkpoints import paligemma
 from npgemma.checkpoints.footprint import Run
 from npgemma.checkpoints.paligemma import footprint, read_config
 from npgemma.commands.cli import main
@@ -204,7 +205,7 @@ def test_control_characters_of_a_file_name_are_escaped(snapshot: Path, verify: V
 def test_inspect_computes_the_memory_of_a_prompt_with_a_picture(folder: Path) -> None:
     """32 tokens after those of the picture, and an answer of 256; weights as stored, or widened."""
     config = read_config(folder)
-    found = inspect(folder, config)
+    found = inspect(folder, paligemma, config)
     for name, weights, itemsize in (
         ("float32", found.bytes, 4),
         ("float32 resident", 2 * found.bytes, 4),
@@ -216,7 +217,7 @@ def test_inspect_computes_the_memory_of_a_prompt_with_a_picture(folder: Path) ->
 
 def test_inspect_describes_masks_and_an_unknown_amount_of_memory(folder: Path) -> None:
     config = read_config(folder)
-    found = inspect(folder, config)
+    found = inspect(folder, paligemma, config)
     *_, masks, memory = described(found._replace(memory_available=None), config)
     assert masks == "masks      vae-oid.npz is missing; segment needs it"
     assert memory.endswith("; an unknown amount available")
