@@ -7,6 +7,8 @@ import pytest
 from config_files import read as read_folder
 from gemma_configs import gemma_configs
 from hypothesis import given, settings
+from hypothesis import strategies as st
+from json_values import JSON
 
 from npgemma.checkpoints import gemma_config
 from npgemma.checkpoints.gemma_config import FULL, IN_PALIGEMMA, LANGUAGE_MODELS, SLIDING, GemmaConfig, config_json
@@ -299,6 +301,32 @@ def test_a_written_config_reads_as_the_same(config: GemmaConfig) -> None:
     s = Section(config_json(config), "config.json")
     assert gemma_config.read(s, LANGUAGE_MODELS) == config
     assert s.unknown() == []
+
+
+ROTATIONS = ("rope_scaling", "rope_parameters", "full_attention", "sliding_attention")
+KEYS = st.sampled_from([*config_json(GEMMA_3), *CAPS, "sliding_window_pattern", "hidden_activation", *ROTATIONS[:2]])
+# Values that come near to valid ones, beside any JSON.
+NEAR = st.one_of(
+    st.lists(st.sampled_from([FULL, SLIDING, "x"]), max_size=4),
+    st.dictionaries(st.sampled_from(ROTATIONS), st.sampled_from([LINEAR, {"rope_theta": 7}, {"type": "yarn"}, None])),
+    st.dictionaries(st.sampled_from(["rope_type", "type", "factor"]), st.sampled_from(["linear", "default", 1, 2.5])),
+)
+
+
+@given(st.sampled_from(sorted(LANGUAGE_MODELS)), st.dictionaries(KEYS, JSON | NEAR, min_size=1, max_size=3))
+@settings(max_examples=150)
+def test_any_value_at_any_key_gives_a_usable_config_or_bad_model(kind: str, changes: dict) -> None:
+    """A usable config has a kind for each layer, numbers above zero, and reads as itself once it is written."""
+    small = replace(LANGUAGE_MODELS[kind], num_hidden_layers=3)
+    try:
+        config = read(config_json(small) | changes)
+    except BadModel as error:
+        assert str(error).startswith("config.json: ")  # noqa: PT017 - either outcome is right
+        return
+    assert len(config.layer_kinds) == config.num_hidden_layers
+    assert set(config.layer_kinds) <= {FULL, SLIDING}
+    assert all(value > 0 for value in vars(config).values() if isinstance(value, int | float))
+    assert read(config_json(config)) == config
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
