@@ -6,6 +6,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
+UNCHANGED: Mapping[str, object] = MappingProxyType({})
+
 PALIGEMMA_TEXT = {
     "hidden_size": 2048,
     "intermediate_size": 16384,
@@ -63,6 +68,21 @@ TOWER = {
     "num_hidden_layers": 27,
     "patch_size": 14,
     "vision_use_head": False,
+}
+PALIGEMMA = {
+    "architectures": ["PaliGemmaForConditionalGeneration"],
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+    "hidden_size": 2048,
+    "image_token_index": 257152,
+    "model_type": "paligemma",
+    "pad_token_id": 0,
+}
+LEFTOVERS = {
+    "paligemma-3b": {"config": {"ignore_index": -100}, "vision_config": {"projector_hidden_act": "gelu_fast"}},
+    "paligemma2-3b": {"config": {"num_hidden_layers": 26}, "vision_config": {"num_positions": 256}},
+    "paligemma2-10b": {"config": {"num_hidden_layers": 42}, "vision_config": {"num_positions": 1024}},
+    "paligemma2-28b": {"config": {"num_hidden_layers": 46}, "vision_config": {"num_positions": 4096}},
 }
 
 LANGUAGE_MODEL = {
@@ -160,34 +180,34 @@ GEMMA_3_4B_TEXT = {
 NAMES = (*PALIGEMMA_TEXTS, *LANGUAGE_MODELS)
 
 
-def content(name: str, image_size: int = 224, dtype: str = "bfloat16") -> dict:
-    """config.json of a model; only PaliGemma's depends on the size of the picture."""
+def content(
+    name: str,
+    vision: Mapping[str, object] = UNCHANGED,
+    text: Mapping[str, object] = UNCHANGED,
+    dtype: str = "bfloat16",
+) -> dict:
+    """config.json of a model, with other values in the section of the vision tower or of the decoder.
+
+    A language model has no vision tower, and its decoder's section is the file.
+    """
     written = {"torch_dtype": dtype, "transformers_version": "4.47.0.dev0"}
     if name in LANGUAGE_MODELS:
-        return LANGUAGE_MODELS[name] | written
-    text, patches = PALIGEMMA_TEXTS[name], (image_size // TOWER["patch_size"]) ** 2
-    tower = TOWER | {"num_image_tokens": patches, "projection_dim": text["hidden_size"]}
-    if image_size != 224:
-        tower |= {"image_size": image_size}
-    if text["model_type"] == "gemma":
-        tower |= {"projector_hidden_act": "gelu_fast"}
-        leftovers = {"ignore_index": -100}
-    else:
-        tower |= {"num_positions": 256, "torch_dtype": dtype}
-        leftovers = {"num_hidden_layers": 26}
+        return with_as_many_kinds(LANGUAGE_MODELS[name] | text | written)
+    decoder, tower = PALIGEMMA_TEXTS[name] | text, TOWER | LEFTOVERS[name]["vision_config"] | vision
+    width, patches = decoder["hidden_size"], (tower.get("image_size", 224) // tower["patch_size"]) ** 2
     return (
-        written
-        | leftovers
+        PALIGEMMA
+        | LEFTOVERS[name]["config"]
+        | written
         | {
-            "architectures": ["PaliGemmaForConditionalGeneration"],
-            "bos_token_id": 2,
-            "eos_token_id": 1,
-            "hidden_size": 2048,
-            "image_token_index": 257152,
-            "model_type": "paligemma",
-            "pad_token_id": 0,
-            "projection_dim": text["hidden_size"],
-            "text_config": text | {"num_image_tokens": patches, "torch_dtype": dtype},
-            "vision_config": tower,
+            "projection_dim": width,
+            "text_config": decoder | {"num_image_tokens": patches, "torch_dtype": dtype},
+            "vision_config": tower | {"num_image_tokens": patches, "projection_dim": width},
         }
     )
+
+
+def with_as_many_kinds(values: dict) -> dict:
+    """A decoder's section whose list of kinds, if there is one, fits the number of its layers."""
+    layers, kinds = values["num_hidden_layers"], values.get("layer_types")
+    return values if kinds is None else values | {"layer_types": (kinds * layers)[:layers]}

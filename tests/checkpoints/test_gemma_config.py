@@ -129,7 +129,7 @@ def test_the_text_section_of_gemma_3_4b_has_the_values_of_its_model() -> None:
 @pytest.mark.parametrize("name", hub_configs.PALIGEMMA_TEXTS)
 def test_the_leftovers_of_a_published_paligemma_are_known_and_change_nothing(name: str, size: int, tmp_path) -> None:
     """Its own end token counts, not those of gemma-2-2b-it; its hidden_size is another model's."""
-    config = read_folder(hub_configs.content(name, size), tmp_path)
+    config = read_folder(hub_configs.content(name, {"image_size": size}), tmp_path)
     assert unknown_keys(tmp_path) == []
     assert config.text == PUBLISHED[name]
     assert (config.vision.image_size, config.vision.hidden_size, config.vision.num_attention_heads) == (size, 1152, 16)

@@ -152,7 +152,7 @@ SIZES = {  # name: shapes, elements
 
 def published(name: str, size: int = 224) -> PaliGemmaConfig:
     """The config of a model on the hub, without the rows that its table has beyond big_vision's."""
-    config = parse(Section(hub_configs.content(name, size), "config.json"))
+    config = parse(Section(hub_configs.content(name, {"image_size": size}), "config.json"))
     return replace(config, text=replace(config.text, vocab_size=257152))
 
 

@@ -63,7 +63,7 @@ def test_published_language_models(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", hub_configs.PALIGEMMA_TEXTS)
 def test_published_paligemmas(name: str, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(hub_configs.content(name, 448)))
+    (tmp_path / "config.json").write_text(json.dumps(hub_configs.content(name, {"image_size": 448})))
     expected = transformers.PaliGemmaConfig.from_pretrained(tmp_path)
     found = read_config(tmp_path)
     assert ours(found.text) == theirs(expected.text_config)
