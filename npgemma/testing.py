@@ -31,7 +31,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import safetensors
 
-from npgemma.checkpoints.gemma_config import GemmaConfig
+from npgemma.checkpoints.gemma_config import IN_PALIGEMMA, GemmaConfig
 from npgemma.checkpoints.layout import Layout
 from npgemma.checkpoints.paligemma import PaliGemmaConfig, config_json, hf_layout
 from npgemma.checkpoints.siglip import SiglipConfig
@@ -65,9 +65,10 @@ FullAt: TypeAlias = Callable[[Row, int], Array]
 
 @st.composite
 def configs(draw: st.DrawFn) -> PaliGemmaConfig:
-    """Small PaliGemmas of every kind: multi-head, grouped and multi-query, odd grids, pixels left over, tied or not.
+    """Small PaliGemmas 1 and 2: multi-head, grouped and multi-query, odd grids, pixels left over, tied or not.
 
-    Widths of the two halves, of heads and of the MLPs are mostly distinct, so that a swapped axis cannot fit.
+    Widths of the two halves, of heads and of the MLPs are mostly distinct, so that a swapped axis cannot fit. PaliGemma
+    2 has windows shorter than most prompts, caps near the scores and logits, and another scale than its heads' width.
     """
     heads, patch = draw(st.integers(1, 3)), draw(st.integers(2, 5))
     vision = SiglipConfig(
@@ -78,19 +79,36 @@ def configs(draw: st.DrawFn) -> PaliGemmaConfig:
         image_size=patch * draw(st.integers(1, 4)) + draw(st.integers(0, patch - 1)),
         patch_size=patch,
     )
-    key_heads, vocabulary = draw(st.integers(1, 3)), draw(st.integers(30, 70))
-    text = GemmaConfig(
+    text = draw(st.sampled_from(sorted(IN_PALIGEMMA)).flatmap(decoder_configs))
+    return PaliGemmaConfig(
+        vision, text, tied=draw(st.booleans()), image_token_index=text.vocab_size - draw(st.integers(1, 3))
+    )
+
+
+@st.composite
+def decoder_configs(draw: st.DrawFn, family: str) -> GemmaConfig:
+    """Small decoders of a PaliGemma whose text_config has this model_type."""
+    key_heads = draw(st.integers(1, 3))
+    text = replace(
+        IN_PALIGEMMA[family],
         hidden_size=draw(st.integers(7, 17)),
         intermediate_size=draw(st.integers(6, 29)),
         num_hidden_layers=draw(st.integers(1, 3)),
         num_attention_heads=key_heads * draw(st.integers(1, 3)),
         num_key_value_heads=key_heads,
         head_dim=2 * draw(st.integers(2, 6)),
-        vocab_size=vocabulary,
+        vocab_size=draw(st.integers(30, 70)),
         max_position_embeddings=512,
     )
-    return PaliGemmaConfig(
-        vision, text, tied=draw(st.booleans()), image_token_index=vocabulary - draw(st.integers(1, 3))
+    if family == "gemma":
+        return text
+    return replace(
+        text,
+        hidden_size=text.num_attention_heads * draw(st.integers(2, 5)),  # transformers wants a multiple
+        query_pre_attn_scalar=2 * draw(st.integers(0, 4)) + 1,
+        attn_logit_softcapping=draw(st.sampled_from([0.5, 1.0, 2.0])),
+        final_logit_softcapping=draw(st.sampled_from([1.0, 2.0, 5.0])),
+        sliding_window=draw(st.integers(3, 9)),
     )
 
 

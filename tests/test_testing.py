@@ -3,10 +3,11 @@
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sequences import counting_from
@@ -14,7 +15,7 @@ from sequences import counting_from
 import npgemma
 from npgemma import testing
 from npgemma.api.vision_language import VisionLanguageModel
-from npgemma.checkpoints.gemma_config import GemmaConfig
+from npgemma.checkpoints.gemma_config import IN_PALIGEMMA, GemmaConfig
 from npgemma.checkpoints.paligemma import PaliGemmaConfig, hf_layout
 from npgemma.checkpoints.paligemma import weights as weights_of
 from npgemma.checkpoints.siglip import SiglipConfig
@@ -84,6 +85,32 @@ ROW = testing.draw_row(GROUPED.config)
 PORT = Port(GROUPED.config, GROUPED.tensors)
 
 
+PALIGEMMA_2 = DrawnModel(
+    replace(
+        GROUPED.config,
+        text=replace(
+            IN_PALIGEMMA["gemma2"],
+            hidden_size=12,
+            intermediate_size=11,
+            num_hidden_layers=2,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            head_dim=8,
+            vocab_size=40,
+            query_pre_attn_scalar=3,
+            sliding_window=4,
+        ),
+    ),
+    seed=3,
+)
+
+
+def with_text(**changes: object) -> Port:
+    """The PaliGemma 2 above with other values in its text_config."""
+    config = PALIGEMMA_2.config
+    return Port(replace(config, text=replace(config.text, **changes)), PALIGEMMA_2.tensors)
+
+
 def types_of(row: Row, types: np.ndarray) -> Row:
     return row._replace(token_type_ids=types)
 
@@ -128,12 +155,19 @@ def wrong_groups(config, tensors) -> Callable[[Row], np.ndarray]:
     return Port(config, changed).full
 
 
+NO_WINDOW = with_text(sliding_window=512)
+
+
 @pytest.mark.parametrize(
     ("check", "message"),
     [
         (lambda: testing.check_cached_decoding(PORT.full, one_step_late, ROW), "cached step.*row 2 is off by"),
         (lambda: testing.check_cached_decoding(PORT.full, lambda *_: np.ones((2, 3)), ROW), r"shape \[2, 3\]"),
         (lambda: testing.check_cached_decoding(all_prefix, PORT.decode, ROW), "cached step"),
+        (
+            lambda: testing.check_cached_decoding(with_text().full, NO_WINDOW.decode, ROW),
+            "cached step.*row 1 is off by",
+        ),
         (lambda: testing.check_suffix_causality(all_prefix, ROW), "is seen before its place: row 0"),
         (lambda: testing.check_prefix_bidirectionality(causal, ROW), "prefix row 0 does not see"),
         (lambda: testing.check_rows_independent(leaking, [ROW, ROW]), "sequence 0 depends on its neighbours"),
@@ -155,6 +189,32 @@ def test_a_tolerance_is_a_hundred_units_of_the_largest_logit() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------- strategies
+
+
+@pytest.mark.parametrize("family", IN_PALIGEMMA)
+def test_paligemmas_of_both_kinds_are_drawn(family: str) -> None:
+    generated = settings(database=None, phases=[Phase.generate])
+    find(testing.configs(), lambda config: config.text.model_type == family, settings=generated)
+
+
+@pytest.mark.parametrize(
+    "without",
+    [
+        {"sliding_window": 512},
+        {"attn_logit_softcapping": None},
+        {"final_logit_softcapping": None},
+        {"query_pre_attn_scalar": None},
+    ],
+)
+@settings(max_examples=5)
+@given(testing.decoder_configs("gemma2"), st.integers(0, 99))
+def test_what_paligemma_2_adds_is_felt_by_every_drawn_model(without: dict, text: GemmaConfig, seed: int) -> None:
+    """A port that leaves it out has other logits, by far more than rounding."""
+    model = DrawnModel(replace(GROUPED.config, text=text, image_token_index=29), seed)
+    row = testing.draw_row(model.config, prefix=9, suffix=4)
+    full = Port(model.config, model.tensors).full(row)
+    other = Port(replace(model.config, text=replace(text, **without)), model.tensors).full(row)
+    assert np.abs(full - other).max() > 100 * testing.tolerance(full)
 
 
 @EXAMPLES

@@ -1,46 +1,56 @@
-"""Write a checkpoint with random weights in the layout of PaliGemma 3B, to measure without the real weights.
+"""Write a checkpoint with random weights in the layout of a published model, to measure without the real weights.
 
     python tools/make_checkpoint.py FOLDER --image-size 224 --dtype bfloat16
+    python tools/make_checkpoint.py FOLDER --model paligemma2-3b
     python tools/make_checkpoint.py FOLDER --set vision.num_hidden_layers=4 --set text.num_key_value_heads=2
 
-Every field of SiglipConfig and GemmaConfig can be set; the defaults are those of the 3B model.
+Every number in the sections of the vision tower and of the decoder can be set.
 
 The folder resembles the hub's, without a tokenizer: shards with an index, the hub's spelling of the names, and a
 config.json as sparse as the hub's. Weights are normal with a deviation of 1/sqrt(fan-in), so that activations neither
-vanish nor explode. One shard is in memory at a time.
+vanish nor explode. Only a block of a tensor is in memory at a time.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
+import hub_configs
 import numpy as np
-import safetensors
 
-from npgemma.checkpoints.gemma_config import GemmaConfig
-from npgemma.checkpoints.paligemma import PaliGemmaConfig, hf_layout
-from npgemma.checkpoints.siglip import SiglipConfig
+from npgemma.checkpoints import gemma, gemma_config, paligemma
+from npgemma.checkpoints.layout import Part, make_layout
+from npgemma.io.strict_json import Section
 from npgemma.layers.bits import pack
 
 SHARD_BYTES = 1_500_000_000
+BLOCK_NUMBERS = 1 << 16
+STORED_AS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
-
-def hub_name(name: str) -> str:
-    """A name that transformers 5 saves as the files on the hub spell it."""
-    return name.replace("vision_tower.", "vision_tower.vision_model.", 1)
+Shapes = dict[str, tuple[int, ...]]
 
 
-def shards(shapes: dict[str, tuple[int, ...]], item_bytes: int) -> Iterator[dict[str, tuple[int, ...]]]:
+def tensor_shapes(content: dict) -> Shapes:
+    """The shape of every tensor that a config.json asks for, by the name that the files on the hub have."""
+    s = Section(content, "config.json")
+    if content["model_type"] == "paligemma":
+        shapes = paligemma.hf_layout(paligemma.parse(s)).shapes
+        return {name.replace("vision_tower.", "vision_tower.vision_model.", 1): shape for name, shape in shapes.items()}
+    c = gemma_config.read(s, gemma_config.LANGUAGE_MODELS)
+    return make_layout(gemma.blank(c, tied=True), Part(gemma.hf_lines(c), gemma.sizes(c))).shapes
+
+
+def shards(shapes: Shapes, item_bytes: int) -> Iterator[Shapes]:
     """The tensors in order, cut into groups of about SHARD_BYTES."""
-    group: dict[str, tuple[int, ...]] = {}
+    group: Shapes = {}
     size = 0
     for name, shape in shapes.items():
-        nbytes = int(np.prod(shape)) * item_bytes
+        nbytes = math.prod(shape) * item_bytes
         if group and size + nbytes > SHARD_BYTES:
             yield group
             group, size = {}, 0
@@ -49,101 +59,68 @@ def shards(shapes: dict[str, tuple[int, ...]], item_bytes: int) -> Iterator[dict
     yield group
 
 
-def random_tensor(rng: np.random.Generator, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+def random_blocks(rng: np.random.Generator, name: str, shape: tuple[int, ...], dtype: str) -> Iterator[np.ndarray]:
     """Normal numbers of deviation 1/sqrt(fan-in) for a matrix, 0.02 about the neutral value for a vector."""
-    neutral = 1.0 if "norm" in name and not name.startswith("language_model.") and name.endswith("weight") else 0.0
-    scale = 0.02 if len(shape) == 1 else float(np.prod(shape[1:])) ** -0.5
-    x = np.empty(shape, np.uint16 if dtype == "bfloat16" else dtype)
-    rows = max(1, (1 << 22) // int(np.prod(shape[1:])))
-    for start in range(0, shape[0], rows):
-        block = x[start : start + rows]
-        values = rng.standard_normal(block.shape, np.float32) * np.float32(scale) + np.float32(neutral)
-        block[:] = pack(values) if dtype == "bfloat16" else values
-    return x
+    layer_norm = name.startswith("vision_tower.") and "norm" in name and name.endswith("weight")
+    scale = 0.02 if len(shape) == 1 else math.prod(shape[1:]) ** -0.5
+    numbers = math.prod(shape)
+    for start in range(0, numbers, BLOCK_NUMBERS):
+        x = rng.standard_normal(min(BLOCK_NUMBERS, numbers - start), np.float32)
+        x *= np.float32(scale)
+        if layer_norm:
+            x += np.float32(1)
+        yield pack(x) if dtype == "bfloat16" else x.astype(dtype, copy=False)
 
 
-def sparse_config(config: PaliGemmaConfig, dtype: str) -> dict:
-    """config.json as the hub has it: what equals a default of its day is left out, such as image_size at 224."""
-    vision, text = config.vision, config.text
-    return {
-        "architectures": ["PaliGemmaForConditionalGeneration"],
-        "model_type": "paligemma",
-        "bos_token_id": 2,
-        "eos_token_id": 1,
-        "pad_token_id": 0,
-        "hidden_size": text.hidden_size,
-        "ignore_index": -100,
-        "image_token_index": config.image_token_index,
-        "projection_dim": text.hidden_size,
-        "torch_dtype": dtype,
-        "text_config": {
-            "model_type": "gemma",
-            "hidden_size": text.hidden_size,
-            "intermediate_size": text.intermediate_size,
-            "num_attention_heads": text.num_attention_heads,
-            "num_hidden_layers": text.num_hidden_layers,
-            "num_key_value_heads": text.num_key_value_heads,
-            "num_image_tokens": vision.num_patches,
-            "torch_dtype": dtype,
-            "vocab_size": text.vocab_size,
-        }
-        | changed(text),
-        "vision_config": {
-            "model_type": "siglip_vision_model",
-            "hidden_size": vision.hidden_size,
-            "intermediate_size": vision.intermediate_size,
-            "num_attention_heads": vision.num_attention_heads,
-            "num_hidden_layers": vision.num_hidden_layers,
-            "num_image_tokens": vision.num_patches,
-            "patch_size": vision.patch_size,
-            "projection_dim": text.hidden_size,
-            "projector_hidden_act": "gelu_fast",
-            "vision_use_head": False,
-        }
-        | changed(vision),
-    }
-
-
-def changed(part: SiglipConfig | GemmaConfig) -> dict[str, float]:
-    """The sizes that are not 3B's."""
-    return {key: value for key, value in asdict(part).items() if value != getattr(type(part)(), key)}
+def write_shard(path: Path, rng: np.random.Generator, group: Shapes, dtype: str) -> int:
+    """A safetensors file, written block by block; returns the size of its tensors."""
+    header: dict[str, object] = {"__metadata__": {"format": "np"}}
+    end = 0
+    for name, shape in group.items():
+        start, end = end, end + math.prod(shape) * BYTES[dtype]
+        header[name] = {"dtype": STORED_AS[dtype], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, shape in group.items():
+            for block in random_blocks(rng, name, shape, dtype):
+                file.write(block.data)
+    return end
 
 
 def setting(text: str) -> tuple[str, str, float]:
     """'vision.patch_size=7' as (vision, patch_size, 7)."""
     name, _, number = text.partition("=")
     part, _, key = name.partition(".")
-    default = getattr({"vision": SiglipConfig, "text": GemmaConfig}[part](), key)
-    return part, key, type(default)(number)
+    if part not in ("vision", "text"):
+        raise ValueError(text)
+    return part, key, json.loads(number)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--image-size", type=int, default=224, help="224, 448 or 896 (default: 224)")
+    parser.add_argument("--model", default="paligemma-3b", choices=hub_configs.NAMES, help="(default: %(default)s)")
+    parser.add_argument("--image-size", type=int, help="224, 448 or 896 (default: 224)")
     parser.add_argument("--dtype", default="bfloat16", choices=sorted(BYTES))
     parser.add_argument("--set", type=setting, action="append", default=[], metavar="PART.KEY=NUMBER")
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
-    sizes = {part: {key: number for home, key, number in a.set if home == part} for part in ("vision", "text")}
-    config = PaliGemmaConfig(
-        SiglipConfig(**{"image_size": a.image_size} | sizes["vision"]), GemmaConfig(**sizes["text"])
-    )
+    vision, text = ({key: number for home, key, number in a.set if home == part} for part in ("vision", "text"))
+    if a.image_size is not None:
+        vision["image_size"] = a.image_size
+    content = hub_configs.content(a.model, vision, text, a.dtype)
+    groups = list(shards(tensor_shapes(content), BYTES[a.dtype]))
     a.folder.mkdir(parents=True, exist_ok=True)
-    (a.folder / "config.json").write_text(json.dumps(sparse_config(config, a.dtype), indent=2))
+    (a.folder / "config.json").write_text(json.dumps(content, indent=2))
     rng = np.random.Generator(np.random.SFC64(a.seed))
-    groups = list(shards(hf_layout(config).shapes, BYTES[a.dtype]))
     weight_map = {}
     for i, group in enumerate(groups, 1):
         shard = f"model-{i:05d}-of-{len(groups):05d}.safetensors"
-        tensors = {hub_name(name): random_tensor(rng, name, shape, a.dtype) for name, shape in group.items()}
-        specs = {
-            name: safetensors.TensorSpec(dtype=a.dtype, shape=list(x.shape), data_ptr=x.ctypes.data, data_len=x.nbytes)
-            for name, x in tensors.items()
-        }
-        safetensors.serialize_file(specs, a.folder / shard, {"format": "np"})
-        weight_map |= dict.fromkeys(tensors, shard)
-        print(f"{shard}: {len(tensors)} tensors, {sum(x.nbytes for x in tensors.values()):,} bytes", flush=True)
+        size = write_shard(a.folder / shard, rng, group, a.dtype)
+        weight_map |= dict.fromkeys(group, shard)
+        print(f"{shard}: {len(group)} tensors, {size:,} bytes", flush=True)
     index = {"metadata": {}, "weight_map": weight_map}
     (a.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
 

@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import safetensors
 
 from npgemma.checkpoints import paligemma
-from npgemma.checkpoints.gemma_config import GemmaConfig
+from npgemma.checkpoints.gemma_config import IN_PALIGEMMA, GemmaConfig
 from npgemma.checkpoints.layout import Stored
 from npgemma.checkpoints.paligemma import PaliGemmaConfig, config_json, hf_layout, npz_layout
 from npgemma.checkpoints.siglip import SiglipConfig
@@ -29,13 +30,18 @@ from npgemma.io.tokenizers import TOKENIZER
 from npgemma.layers.shapes import Array
 
 SHARD_BYTES = 2_000_000_000
+# The norms that PaliGemma 2 has and PaliGemma 1 has not.
+POST_NORMS = {"llm/layers/post_attention_norm/scale", "llm/layers/post_ffw_norm/scale"}
+# PaliGemma 2's query_pre_attn_scalar, which leaves no trace in the weights, by hidden_size / heads and head_dim: in 3b
+# and 10b it is the width of a head, in 28b it is not.
+QUERY_SCALARS: dict[tuple[float, int], int] = {(288, 256): 256, (224, 256): 256, (144, 128): 144}
 DTYPE_NAMES = {"<f4": "float32", "<f2": "float16", "<u2": "bfloat16"}
 
 
 def convert(path: Path, folder: Path, tokenizer: Path | None = None, shard_bytes: int = SHARD_BYTES) -> None:
     """Write the model of an .npz file as `folder`, with the tokenizer if there is one. The dtype is the file's.
 
-    Raises BadModel if the file is not a PaliGemma 1 of big_vision, if the folder exists and is not empty, or if
+    Raises BadModel if the file is not a PaliGemma of big_vision, if the folder exists and is not empty, or if
     anything cannot be read or written; then nothing is left behind.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -90,11 +96,9 @@ def unprefixed(members: Mapping[str, Member], path: Path) -> dict[str, Member]:
 
 
 def infer_config(members: Mapping[str, Member], path: Path) -> PaliGemmaConfig:
-    """The sizes of a model from the shapes of its arrays. BadModel for other models than PaliGemma 1."""
-    if "llm/layers/post_ffw_norm/scale" in members or "llm/layers/post_attention_norm/scale" in members:
-        raise BadModel(f"{path} is a PaliGemma 2 (four norms a layer); npgemma converts PaliGemma 1")
+    """The config of a model from the shapes of its arrays. BadModel for other models than PaliGemma 1 and 2."""
     if "llm/layers/attn/qkv_einsum/w" in members:
-        raise BadModel(f"{path} has fused q, k and v (qkv_einsum), as Gemma 7B; npgemma converts PaliGemma's Gemma 2B")
+        raise BadModel(f"{path} has fused q, k and v (qkv_einsum), as Gemma 7B; npgemma converts PaliGemma 1 and 2")
 
     def shape(name: str, axes: int) -> tuple[int, ...]:
         found = members[name].shape if name in members else None
@@ -114,9 +118,32 @@ def infer_config(members: Mapping[str, Member], path: Path) -> PaliGemmaConfig:
     layers, query_heads, _, head_width = shape("llm/layers/attn/q_einsum/w", 4)
     _, _, key_heads, _, _ = shape("llm/layers/attn/kv_einsum/w", 5)
     _, _, _, text_mlp_width = shape("llm/layers/mlp/gating_einsum", 4)
-    text = GemmaConfig(text_width, text_mlp_width, layers, query_heads, key_heads, head_width, rows)
+    text = replace(
+        IN_PALIGEMMA["gemma2" if POST_NORMS & members.keys() else "gemma"],
+        hidden_size=text_width,
+        intermediate_size=text_mlp_width,
+        num_hidden_layers=layers,
+        num_attention_heads=query_heads,
+        num_key_value_heads=key_heads,
+        head_dim=head_width,
+        vocab_size=rows,
+    )
+    if text.model_type == "gemma2":
+        text = replace(text, query_pre_attn_scalar=query_scalar(text, path))
     # read as it will be once it is written: the sizes must be those of a model that npgemma runs
     return paligemma.parse(Section(config_json(PaliGemmaConfig(vision, text)), str(path)))
+
+
+def query_scalar(text: GemmaConfig, path: Path) -> int:
+    """The query_pre_attn_scalar of PaliGemma 2. BadModel for sizes that none of its models has."""
+    heads, width = text.num_attention_heads, text.hidden_size
+    scalar = QUERY_SCALARS.get((width / heads, text.head_dim))
+    if scalar is None:
+        raise BadModel(
+            f"{path} does not say by what its attention scores are scaled (query_pre_attn_scalar), and {heads} heads "
+            f"of {text.head_dim} for a width of {width} are not those of PaliGemma 2 3b, 10b or 28b"
+        )
+    return scalar
 
 
 def write_weights(members: Mapping[str, Member], config: PaliGemmaConfig, folder: Path, shard_bytes: int) -> None:

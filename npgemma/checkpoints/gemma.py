@@ -68,6 +68,7 @@ NPZ_POST_NORMS = NPZ + table("""
     blocks[i].mlp_post_norm.weight   layers/post_ffw_norm/scale[i]                   D
 """)
 
+EVERY_FAMILY_HAS = "input_layernorm.weight"
 # The tensors by which the families differ, and the model_types of those that have them.
 MARKS = {
     "pre_feedforward_layernorm.weight": ("gemma2", "gemma3_text"),
@@ -152,15 +153,16 @@ def footprint(decoder: Decoder, c: GemmaConfig, run: Run, before: int = 0) -> Fo
 
 
 def check_family(tensors: Container[str], c: GemmaConfig, prefix: str, where: Path) -> None:
-    """BadModel if all layers have the norms of another family than the config says.
+    """BadModel if the norms of all layers are those of another family than the config says.
 
     `prefix` stands before the names of the decoder's tensors.
     """
+    names = (f"{prefix}model.layers.{i}." for i in range(c.num_hidden_layers))
+    layers = [layer for layer in names if layer + EVERY_FAMILY_HAS in tensors]
     for mark, families in MARKS.items():
-        names = [f"{prefix}model.layers.{i}.{mark}" for i in range(c.num_hidden_layers)]
-        count = sum(name in tensors for name in names)
-        if count == (0 if c.model_type in families else len(names)):
-            found = f"{'hold' if count else 'lack'} {names[0]}, which belongs to {' and '.join(families)}"
+        count = sum(layer + mark in tensors for layer in layers)
+        if layers and count == (0 if c.model_type in families else len(layers)):
+            found = f"{'hold' if count else 'lack'} {layers[0] + mark}, which belongs to {' and '.join(families)}"
             raise BadModel(
                 f"{where}: the tensors {found}, and config.json says that the model_type is {c.model_type!r}; "
                 "the two belong to different models"

@@ -31,7 +31,7 @@ class GemmaConfig:
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     model_type: str = "gemma"
-    query_pre_attn_scalar: float | None = None
+    query_pre_attn_scalar: int | None = None
     attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
     sliding_window: int | None = None
@@ -63,7 +63,7 @@ GEMMA_2 = GemmaConfig(
     num_key_value_heads=4,
     vocab_size=256000,
     model_type="gemma2",
-    query_pre_attn_scalar=256.0,
+    query_pre_attn_scalar=256,
     attn_logit_softcapping=50.0,
     final_logit_softcapping=30.0,
     sliding_window=4096,
@@ -95,9 +95,11 @@ IN_PALIGEMMA = {"gemma": GemmaConfig(), "gemma2": replace(GEMMA_2, vocab_size=25
 # One layer in so many has no window.
 PERIODS = {"gemma": 1, "gemma2": 2, "gemma3_text": 6}
 
-# Keys that do not matter to the decoder. transformers reads tie_word_embeddings outside this section only.
+# Keys that do not matter to the decoder. transformers reads tie_word_embeddings outside this section only, and never
+# reads the last two, which its own files and Gemma 2's contain.
 HARMLESS = words("""
     bos_token_id eos_token_id pad_token_id tie_word_embeddings use_cache attention_dropout initializer_range
+    _sliding_window_pattern sliding_window_size
 """)
 # With a factor of 1, these rotary positions are the plain ones, up to max_position_embeddings.
 SCALED_BY_FACTOR = ("dynamic", "llama3")
@@ -154,7 +156,7 @@ def read_caps(s: Section, d: GemmaConfig) -> GemmaConfig:
     """The factor of the scores and the caps of Gemma 2 and 3. null means no cap, a missing key the cap of `d`."""
     return replace(
         d,
-        query_pre_attn_scalar=s.positive("query_pre_attn_scalar", d.query_pre_attn_scalar or d.head_dim),
+        query_pre_attn_scalar=s.count("query_pre_attn_scalar", d.query_pre_attn_scalar or d.head_dim, 65536),
         attn_logit_softcapping=s.positive_or_null("attn_logit_softcapping", d.attn_logit_softcapping),
         final_logit_softcapping=s.positive_or_null("final_logit_softcapping", d.final_logit_softcapping),
     )

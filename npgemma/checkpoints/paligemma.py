@@ -52,8 +52,10 @@ class PaliGemmaConfig:
 
 MODEL_TYPE = "paligemma"
 FIRST_POSITION = 1  # as in transformers
-# Keys that do not matter: transformers takes these two sizes from text_config, and the loss is not computed.
-HARMLESS = words("hidden_size vocab_size _vocab_size pad_token_id ignore_index _ignore_index transformers_weights")
+# Keys that do not matter: transformers takes these sizes from text_config, and the loss is not computed.
+HARMLESS = words("""
+    hidden_size num_hidden_layers vocab_size _vocab_size pad_token_id ignore_index _ignore_index transformers_weights
+""")
 
 
 def read_config(folder: Path) -> PaliGemmaConfig:

@@ -85,7 +85,7 @@ class SiglipConfig:
 # Keys that do not matter to the tower: PaliGemma has no head, and its projector has no activation.
 HARMLESS = words("""
     vision_use_head projection_dim projector_hidden_act num_image_tokens vocab_size attention_dropout
-    initializer_range initializer_factor use_labels is_training
+    initializer_range initializer_factor use_labels is_training num_positions
 """)
 
 

@@ -12,7 +12,9 @@ from npgemma.io.tokenizers import TOKENIZER
 
 def add_convert(add_parser: AddParser) -> None:
     parser = add_parser("convert", help="write big_vision's .npz file as a folder in Hugging Face layout")
-    parser.add_argument("npz", type=Path, metavar="FILE.npz", help="PaliGemma 1 as big_vision or Kaggle publish it")
+    parser.add_argument(
+        "npz", type=Path, metavar="FILE.npz", help="PaliGemma 1 or 2 as big_vision or Kaggle publish it"
+    )
     parser.add_argument(
         "folder",
         type=Path,

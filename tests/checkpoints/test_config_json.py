@@ -10,6 +10,7 @@ import tiny
 from config_files import paths, read
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from json_values import JSON
 
 from npgemma.checkpoints.known_keys import unknown_keys
 from npgemma.checkpoints.paligemma import read_config
@@ -20,22 +21,6 @@ ONLY_IN_OTHER_FAMILIES = (
     *("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"),
     *("sliding_window", "layer_types", "rope_local_base_freq"),
 )
-JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-10, 70)
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.sampled_from([1e-320, 1e300, 10**40, 2**31, 2**63, 2**64, -(2**63)])
-    | st.text(max_size=5)
-    | st.sampled_from(["gemma", "paligemma", "gelu", "default", "\ud800", "\x1b[2J"]),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["rope_theta", "rope_type", "hidden_size", "model_type", "x"]), inner)
-    ),
-    max_leaves=6,
-)
-
 # By file: keys that are read
 KEYS = {
     "generation_config.json": ("eos_token_id", "bos_token_id", "sequence_bias", "min_length", "top_p"),

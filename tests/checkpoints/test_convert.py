@@ -15,7 +15,7 @@ import pytest
 import npgemma
 from npgemma import testing
 from npgemma.checkpoints.convert import convert, infer_config, shards
-from npgemma.checkpoints.paligemma import hf_layout, npz_layout
+from npgemma.checkpoints.paligemma import PaliGemmaConfig, hf_layout, npz_layout
 from npgemma.errors import BadModel
 from npgemma.io.npz_members import read_members
 from npgemma.io.safetensors import open_folder
@@ -28,29 +28,43 @@ BLOCK = "img/Transformer/encoderblock"
 DTYPES = ["float32", "float16", "bfloat16"]
 
 
-def expected() -> npgemma.models.paligemma.PaliGemma:
-    return npz_layout(CONFIG).fill(npz_checkpoints.arrays())
+MODELS = pytest.mark.parametrize("config", npz_checkpoints.CONFIGS.values(), ids=npz_checkpoints.CONFIGS)
+
+
+def expected(config: PaliGemmaConfig) -> npgemma.models.paligemma.PaliGemma:
+    return npz_layout(config).fill(npz_checkpoints.arrays(config=config))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("compressed", [False, True], ids=["stored", "compressed"])
-@pytest.mark.parametrize("prefix", ["", "params/"])
-def test_every_array_of_a_converted_model_is_the_original_one(prefix, compressed, dtype, tmp_path) -> None:
-    path = npz_checkpoints.write(tmp_path / "model.npz", npz_checkpoints.arrays(dtype), compressed, prefix)
+@pytest.mark.parametrize(
+    ("config", "prefix", "compressed"),
+    [
+        (CONFIG, "", False),
+        (CONFIG, "", True),
+        (CONFIG, "params/", False),
+        (CONFIG, "params/", True),
+        (npz_checkpoints.PALIGEMMA_2, "", False),
+    ],
+    ids=["stored", "compressed", "stored with params/", "compressed with params/", "PaliGemma 2"],
+)
+def test_every_array_of_a_converted_model_is_the_original_one(config, prefix, compressed, dtype, tmp_path) -> None:
+    path = npz_checkpoints.write(tmp_path / "model.npz", npz_checkpoints.arrays(dtype, config), compressed, prefix)
     convert(path, tmp_path / "folder")
     model = npgemma.load(tmp_path / "folder")
-    assert model.config == CONFIG
-    for leaf, other in zip(leaves(expected()), leaves(model.weights), strict=True):
+    assert model.config == config
+    for leaf, other in zip(leaves(expected(config)), leaves(model.weights), strict=True):
         x = widen(other.value) if other.value.dtype == np.uint16 else other.value.astype(np.float32)
         np.testing.assert_array_equal(x, leaf.value, err_msg=leaf.path, strict=True)
 
 
-def test_a_converted_model_computes_the_same_logits(tmp_path) -> None:
-    convert(npz_checkpoints.write(tmp_path / "model.npz", npz_checkpoints.arrays()), tmp_path / "folder")
-    row = testing.draw_row(CONFIG)
+@MODELS
+def test_a_converted_model_computes_the_same_logits(config, tmp_path) -> None:
+    path = npz_checkpoints.write(tmp_path / "model.npz", npz_checkpoints.arrays(config=config))
+    convert(path, tmp_path / "folder")
+    row = testing.draw_row(config)
     logits = npgemma.load(tmp_path / "folder").forward(row.input_ids, row.pixel_values, row.token_type_ids)
     inputs = row.input_ids, row.pixel_values, row.token_type_ids
-    np.testing.assert_array_equal(logits, forward(expected(), *inputs), strict=True)
+    np.testing.assert_array_equal(logits, forward(expected(config), *inputs), strict=True)
 
 
 @pytest.mark.parametrize(("dtype", "stored"), [("float32", "<f4"), ("float16", "<f2"), ("bfloat16", "<u2")])
@@ -130,15 +144,33 @@ def test_an_array_of_another_shape_is_named(tmp_path) -> None:
     assert "mis-shaped  llm/final_norm/scale: stored (10,), expected (11,)" in refused(tmp_path, tensors)
 
 
+def test_a_gemma_7b_is_refused_by_name(tmp_path) -> None:
+    fused = {"llm/layers/attn/qkv_einsum/w": np.zeros((3, 11), np.float32)}
+    assert "has fused q, k and v" in refused(tmp_path, npz_checkpoints.arrays() | fused)
+
+
+@pytest.mark.parametrize("name", ["post_attention_norm", "post_ffw_norm"])
+def test_a_paligemma_2_without_one_of_its_norms_is_refused_by_that_norm(name, tmp_path) -> None:
+    tensors = npz_checkpoints.arrays(config=npz_checkpoints.PALIGEMMA_2)
+    del tensors[f"llm/layers/{name}/scale"]
+    assert f"missing     llm/layers/{name}/scale (3, 288)" in refused(tmp_path, tensors)
+
+
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("sizes", "found"),
     [
-        ("llm/layers/post_ffw_norm/scale", "is a PaliGemma 2"),
-        ("llm/layers/attn/qkv_einsum/w", "has fused q, k and v"),
+        ({"head_dim": 64}, "2 heads of 64 for a width of 288 are not"),
+        ({"head_dim": 256}, "2 heads of 256 for a width of 288 are not"),
+        ({"num_attention_heads": 4}, "4 heads of 128 for a width of 288 are not"),
+        ({"hidden_size": 289}, "2 heads of 128 for a width of 289 are not"),
     ],
 )
-def test_other_models_are_refused_by_name(name, says, tmp_path) -> None:
-    assert says in refused(tmp_path, npz_checkpoints.arrays() | {name: np.zeros((3, 11), np.float32)})
+def test_a_paligemma_2_whose_scores_are_scaled_by_an_unknown_number_is_refused(sizes, found, tmp_path) -> None:
+    config = npz_checkpoints.PALIGEMMA_2
+    other = dataclasses.replace(config, text=dataclasses.replace(config.text, **sizes))
+    message = refused(tmp_path, npz_checkpoints.arrays(config=other))
+    assert "model.npz does not say by what its attention scores are scaled (query_pre_attn_scalar)" in message
+    assert f"{found} those of PaliGemma 2 3b, 10b or 28b" in message
 
 
 def test_a_file_of_something_else_is_refused(tmp_path) -> None:
@@ -244,6 +276,17 @@ def test_a_folder_that_is_not_empty_is_refused_and_an_empty_one_is_filled(tmp_pa
     assert npgemma.load(tmp_path / "empty").config == CONFIG
 
 
-def test_the_config_follows_from_the_shapes(tmp_path) -> None:
-    path = npz_checkpoints.write(tmp_path / "model.npz", npz_checkpoints.arrays())
-    assert infer_config(read_members(path), path) == CONFIG
+@MODELS
+def test_the_config_follows_from_the_shapes(config, tmp_path) -> None:
+    path = npz_checkpoints.write(tmp_path / "model.npz", npz_checkpoints.arrays(config=config))
+    assert infer_config(read_members(path), path) == config
+
+
+def test_a_converted_paligemma_2_states_window_and_caps(tmp_path) -> None:
+    path = npz_checkpoints.write(tmp_path / "model.npz", npz_checkpoints.arrays(config=npz_checkpoints.PALIGEMMA_2))
+    convert(path, tmp_path / "folder")
+    text = json.loads((tmp_path / "folder" / "config.json").read_text())["text_config"]
+    stated = {"query_pre_attn_scalar": 144, "sliding_window": 4096}
+    stated |= {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+    assert text.items() >= stated.items()
+    assert text["layer_types"] == ["sliding_attention", "full_attention", "sliding_attention"]

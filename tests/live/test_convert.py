@@ -18,16 +18,26 @@ pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore"), pytest.mar
 NEW_TOKENS = 8
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("shard_bytes", [20_000, 10**9], ids=["shards", "one file"])
-def test_transformers_computes_the_logits_and_tokens_of_a_converted_folder(shard_bytes, dtype, tmp_path) -> None:
-    arrays = npz_checkpoints.arrays(dtype)
+@pytest.mark.parametrize(
+    ("model", "dtype", "shard_bytes"),
+    [
+        ("PaliGemma 1", "float32", 10**9),
+        ("PaliGemma 1", "float16", 10**9),
+        ("PaliGemma 1", "bfloat16", 10**9),
+        ("PaliGemma 1", "float32", 20_000),
+        ("PaliGemma 2", "bfloat16", 10**9),
+        ("PaliGemma 2", "float32", 10**6),
+    ],
+)
+def test_transformers_computes_the_logits_and_tokens_of_a_converted_folder(model, dtype, shard_bytes, tmp_path) -> None:
+    config = npz_checkpoints.CONFIGS[model]
+    arrays = npz_checkpoints.arrays(dtype, config)
     convert(npz_checkpoints.write(tmp_path / "model.npz", arrays), tmp_path / "folder", shard_bytes=shard_bytes)
     theirs, report = transformers.PaliGemmaForConditionalGeneration.from_pretrained(
         tmp_path / "folder", dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    ours, row = npgemma.load(tmp_path / "folder"), testing.draw_row(npz_checkpoints.CONFIG)
+    ours, row = npgemma.load(tmp_path / "folder"), testing.draw_row(config)
     inputs = {
         "input_ids": torch.from_numpy(row.input_ids)[None],
         "token_type_ids": torch.from_numpy(row.token_type_ids)[None],
