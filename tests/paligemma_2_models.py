@@ -78,6 +78,6 @@ def noisy(case: Case, generator: torch.Generator) -> PaliGemmaForConditionalGene
 
 
 def save(model: PaliGemmaForConditionalGeneration, case: Case, folder: Path) -> Path:
-    """The model as transformers saves it, in the case's stored dtype; a copy is cast, since the angles would be, too."""
+    """The model as transformers saves it, in the case's stored dtype. A copy is cast: its angles become inexact."""
     copy.deepcopy(model).to(case.stored).save_pretrained(folder)
     return folder
