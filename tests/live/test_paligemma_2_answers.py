@@ -21,8 +21,8 @@ from torch_beams import ROUNDINGS, as_answers, compare, transformers_beams  # no
 pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("one_torch_thread")]
 
 CASE = replace(case(image_token=IMAGE_ID, vocab_size=IMAGE_ID + 8), tied=False)
-NEW = 16
-ENDS = tuple(range(1, IMAGE_ID, 12))  # many, so that answers end at various lengths
+NEW = 24
+ENDS = tuple(range(1, IMAGE_ID, 20))  # many, so that answers end at various lengths
 # Prompts of various lengths about no, one and two pictures; a picture has nine tokens, more than the window.
 QUESTIONS = [
     (PICTURES[:1], "caption en"),
@@ -71,24 +71,59 @@ def logprobs_of(model: torch.nn.Module, inputs: dict, answer: list[int]) -> np.n
     return rows.numpy()[np.arange(len(answer)), answer]
 
 
-@pytest.mark.parametrize("num_beams", [1, 2, 3, 5])
+@pytest.mark.parametrize(("num_beams", "new"), [(1, NEW), (2, 10), (5, 10)])
 @pytest.mark.parametrize("question", QUESTIONS, ids=[prompt for _, prompt in QUESTIONS])
-def test_answers_equal_those_of_transformers(question: tuple, num_beams: int, ours, theirs) -> None:
+def test_answers_equal_those_of_transformers(question: tuple, num_beams: int, new: int, ours, theirs) -> None:
     """Ids, order, log-probabilities and totals; greedy with one beam."""
     answers = ours.generate(
-        *([each] for each in question), num_beams=num_beams, num_return_sequences=num_beams, max_new_tokens=NEW
+        *([each] for each in question), num_beams=num_beams, num_return_sequences=num_beams, max_new_tokens=new
     )
     with truth():
-        expected = transformers_beams(theirs, inputs_of(ours, *question), num_beams, Limits(NEW, ENDS, IMAGE_ID))
+        expected = transformers_beams(theirs, inputs_of(ours, *question), num_beams, Limits(new, ENDS, IMAGE_ID))
     compare(as_answers(answers), expected)
 
 
-@pytest.mark.parametrize("options", [{}, {"temperature": 1.5, "seed": 3}], ids=["greedy", "sampled"])
-def test_answers_to_several_prompts_equal_answers_to_each(options: dict, ours) -> None:
-    """Which run together without padding: several prompts of `generate`, and jobs in flight."""
+def assert_same(found: npgemma.Generation, expected: npgemma.Generation) -> None:
+    """Ids, reason and, up to the rounding of float64, log-probabilities."""
+    assert (found.token_ids, found.finish_reason) == (expected.token_ids, expected.finish_reason)
+    np.testing.assert_allclose(found.logprobs, expected.logprobs, rtol=0, atol=ROUNDINGS, strict=True)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.fixture(scope="module")
+def alone(ours) -> list[npgemma.Generation]:
+    """The answer to each question in a run of its own; they end one after another, in both ways."""
+    answers = [ours.generate(*question, max_new_tokens=NEW) for question in QUESTIONS]
+    assert len({len(answer.token_ids) for answer in answers}) > 2
+    assert {answer.finish_reason for answer in answers} == {"stop", "length"}
+    return answers
+
+
+def test_several_prompts_together(ours, alone: list[npgemma.Generation]) -> None:
+    """Prompts of unequal lengths are rows of one pass, and each has caches of its own."""
+    together = ours.generate(*(list(each) for each in zip(*QUESTIONS, strict=True)), max_new_tokens=NEW)
+    for found, expected in zip(together, alone, strict=True):
+        assert_same(found, expected)
+
+
+@pytest.mark.parametrize("in_flight", [2, 9])
+def test_jobs_together(in_flight: int, ours, theirs, alone: list[npgemma.Generation], tmp_path: Path) -> None:
+    """With two in flight, a job joins another in the middle of its answer. Each is scored in passing."""
+    jobs = []
+    for i, (pictures, prompt) in enumerate(QUESTIONS):
+        for k, picture in enumerate(pictures):
+            picture.save(tmp_path / f"{i}-{k}.png")
+        names = tuple(f"{i}-{k}.png" for k in range(len(pictures)))
+        jobs += [npgemma.Job(i, names, prompt, tmp_path, suffix=SUFFIXES[i])] if names else []
+    results = list(npgemma.answer_jobs(ours, jobs, in_flight, score=True, max_new_tokens=NEW))
+    assert sorted(result.job.id for result in results) == [job.id for job in jobs]
+    for result in results:
+        assert_same(result.generation, alone[result.job.id])
+        answer = result.score.token_ids
+        expected = logprobs_of(theirs, inputs_of(ours, *QUESTIONS[result.job.id], answer), answer)
+        np.testing.assert_allclose(result.score.logprobs, expected, rtol=0, atol=ROUNDINGS, strict=True)
+
+
+@pytest.mark.parametrize("seed", range(2))
 def test_log_probabilities_of_sampled_tokens_equal_those_of_transformers(seed: int, ours, theirs) -> None:
     for pictures, prompt in QUESTIONS:
         answer = ours.generate(pictures, prompt, temperature=2.0, seed=seed, max_new_tokens=NEW)
