@@ -36,19 +36,23 @@ def case(
 
 CASES = {
     "one picture": case(),
-    "two pictures": case((IMAGE, IMAGE, 5)),
+    "two pictures, image token beyond the table": case((IMAGE, IMAGE, 5), image_token=70),
     "text alone": case((12,)),
+    "window 1": case(sliding_window=1),
     "window 3": case(sliding_window=3),
     "window 9": case((IMAGE, 3, IMAGE, 2), sliding_window=9),
-    "window 1": case(sliding_window=1),
+    "window 30": case(sliding_window=30),
     "layers listed": case(layer_types=LISTED),
-    "only full layers": case(layer_types=["full_attention"] * 4),
     "only sliding layers": case(layer_types=["sliding_attention"] * 4),
+    "only full layers, no cap": case(
+        layer_types=["full_attention"] * 4, attn_logit_softcapping=None, final_logit_softcapping=None
+    ),
     "no final cap": case(final_logit_softcapping=None),
     "no cap of scores": case(attn_logit_softcapping=None),
-    "no cap": case(attn_logit_softcapping=None, final_logit_softcapping=None),
     "one key head": case(num_key_value_heads=1),
-    "as many key heads as query heads": case(num_key_value_heads=4),
+    "as many key heads as query heads, other angles": case(
+        num_key_value_heads=4, rope_parameters=dict(rope_type="default", rope_theta=50.0)
+    ),
     "odd sizes": case(
         (IMAGE, 6),
         vision=ODD,
@@ -59,9 +63,6 @@ CASES = {
         final_logit_softcapping=2.5,
         rms_norm_eps=1e-3,
     ),
-    "other angles": case(rope_parameters=dict(rope_type="default", rope_theta=50.0)),
-    "image token beyond the table": case(image_token=70),
-    "bfloat16": case(stored=torch.bfloat16),
 }
 
 

@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch", reason="the live tests compare with torch")
 transformers = pytest.importorskip("transformers", reason="the live tests compare with transformers")
 
 from make_fixtures import IMAGE, greedy, in_float64, make_inputs, truth  # noqa: E402
-from paligemma_2_models import CASES, case, noisy, save  # noqa: E402
+from paligemma_2_models import CASES, LISTED, case, noisy, save  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from torch_logits import FLOAT32_RATIO, compare_logits, prompt_of  # noqa: E402
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask  # noqa: E402
@@ -27,8 +27,9 @@ pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore"), pytest.mar
 
 PROMPTS = 4
 STEPS = 40
-# The cases whose caches differ. With a window of 1 transformers' own cache keeps all rows (`[-sliding_window + 1 :]`).
-DECODED = ("one picture", "two pictures", "window 3", "layers listed", "no cap of scores", "one key head", "odd sizes")
+# Prompts longer than the window and shorter, and what else a cached step reads. Not a window of 1: transformers' cache
+# then keeps all rows, `keys[:, :, -1 + 1 :]`, and its answers differ from those of its full pass.
+DECODED = ("one picture", "text alone", "window 30", "layers listed", "no cap of scores", "one key head", "odd sizes")
 
 
 def pixels_of(inputs: dict) -> np.ndarray | None:
@@ -148,3 +149,28 @@ def test_configs_as_on_the_hub(absent: tuple[str, ...], bfloat16: tuple[Path, li
         del config["text_config"][key]
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert compare_logits(tmp_path, prompts) <= FLOAT32_RATIO
+
+
+# Other values than the config's, and what they change a logit by, at least; float32 rounds by less than 1e-4.
+NOTICED = 0.01
+OTHER_VALUES = {
+    "query_pre_attn_scalar": 8,
+    "sliding_window": 6,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "layer_types": LISTED,
+    "rms_norm_eps": 1e-2,
+}
+
+
+@pytest.mark.parametrize("key", OTHER_VALUES)
+def test_every_value_of_the_config_changes_the_logits(key: str, bfloat16: tuple[Path, list[dict]], tmp_path) -> None:
+    """So a test above would fail if npgemma read it wrongly."""
+    folder, prompts = bfloat16
+    shutil.copy(folder / "model.safetensors", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"][key] = OTHER_VALUES[key]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    ids, types = (prompts[0][name][0].numpy() for name in ("input_ids", "token_type_ids"))
+    found, other = (npgemma.load(each).forward(ids, pixels_of(prompts[0]), types) for each in (folder, tmp_path))
+    assert np.abs(found - other).max() > NOTICED
