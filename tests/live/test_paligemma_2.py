@@ -25,7 +25,7 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 
 pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("one_torch_thread")]
 
-PROMPTS = 4
+PROMPTS = 3
 STEPS = 40
 # Prompts longer than the window and shorter, and what else a cached step reads. Not a window of 1: transformers' cache
 # then keeps all rows, `keys[:, :, -1 + 1 :]`, and its answers differ from those of its full pass.
@@ -72,7 +72,7 @@ def test_greedy_ids_equal_those_of_transformers_past_the_window(name: str, dtype
     assert len(set(expected)) > 3  # otherwise equal ids would say little
 
 
-@pytest.fixture(scope="module", params=[1, 3, 5, 9, 100])
+@pytest.fixture(scope="module", params=[1, 3, 9, 100])
 def window(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a model with that window."""
     window = case(sliding_window=request.param)
@@ -136,7 +136,7 @@ DERIVED = ("layer_types", "rope_parameters", "use_bidirectional_attention", "hid
 DEFAULTS = ("query_pre_attn_scalar", "sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
 
 
-@pytest.mark.parametrize("absent", [DERIVED, *((key,) for key in DEFAULTS), DERIVED + DEFAULTS], ids=str)
+@pytest.mark.parametrize("absent", [DERIVED, DERIVED + DEFAULTS], ids=["derived", "all"])
 def test_configs_as_on_the_hub(absent: tuple[str, ...], bfloat16: tuple[Path, list[dict]], tmp_path: Path) -> None:
     """With leftovers, and without what has a default."""
     folder, prompts = bfloat16
