@@ -1,6 +1,7 @@
-"""Adapters that PEFT makes of the embedded model, with random trained parameters, and the logits of both."""
+"""Adapters that PEFT makes, with random trained parameters, and the logits of PEFT and of npgemma."""
 
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import peft
@@ -13,14 +14,19 @@ from npgemma.io.model_folder import EMBEDDED
 
 
 def adapted(
-    config: peft.PeftConfig, wide: bool, saved: str = "float32", std: float = 0.1, rows: int | None = None
+    config: peft.PeftConfig,
+    wide: bool,
+    saved: str = "float32",
+    std: float = 0.1,
+    rows: int | None = None,
+    folder: Path = EMBEDDED,
 ) -> peft.PeftModel:
-    """The embedded model in PEFT, with random trained parameters, including B, that `saved` represents exactly.
+    """The model of a folder in PEFT, with random trained parameters, including B, that `saved` represents exactly.
 
     `rows` is the number of rows that its embedding table is resized to.
     """
     torch.manual_seed(0)  # PEFT draws A
-    base = load_model(EMBEDDED, torch.float32, "eager")
+    base = load_model(folder, torch.float32, "eager")
     if rows is not None:
         base.resize_token_embeddings(rows)
     model = peft.get_peft_model(in_float64(base) if wide else base, config).eval()

@@ -52,7 +52,7 @@ class Case:
         width = self.text["hidden_size"]
         return PaliGemmaConfig(
             vision_config=dict(model_type="siglip_vision_model", vision_use_head=False, **self.vision),
-            text_config=dict(model_type="gemma", pad_token_id=0, eos_token_id=1, bos_token_id=2, **self.text),
+            text_config=dict(model_type="gemma", pad_token_id=0, eos_token_id=1, bos_token_id=2) | self.text,
             hidden_size=width,
             projection_dim=width,
             image_token_index=self.image_token,

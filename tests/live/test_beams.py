@@ -3,11 +3,9 @@
 Both sides compute in float64 throughout (see `truth`), so no order depends on the rounding of float32.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -25,15 +23,14 @@ transformers = pytest.importorskip("transformers", reason="the live tests compar
 import make_fixtures  # noqa: E402
 from dump_transformers import load_model, make_inputs  # noqa: E402
 from make_fixtures import IMAGE, in_float64, truth  # noqa: E402
+from torch_beams import Answer, as_answers, compare, transformers_beams  # noqa: E402
 
 pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("one_torch_thread")]
 
 SAMPLE = npgemma.sample_picture()
 PROMPTS = ("caption en", "detect blue star", "answer en what color is the star?", "ocr")
 NUM_BEAMS = (1, 2, 3, 4, 8)
-# Sums of float64 in another order: totals of a few tens are off by 5e-14, on either kind of model.
-ROUNDINGS = 1e-11
-# The same of float32, whose roundings are 2^29 times as wide.
+# ROUNDINGS of float32, which are 2^29 times as wide.
 FLOAT32 = 1e-4
 
 SEEDS = range(6)
@@ -43,67 +40,9 @@ NEVER = (V,)  # an end token that does not exist
 TEXTS = ((IMAGE, 7), (9,), (IMAGE, 3, IMAGE, 4))
 
 
-class Answer(NamedTuple):
-    ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    total: float
-
-
-@torch.no_grad()
-def transformers_beams(
-    model: "transformers.PaliGemmaForConditionalGeneration",
-    inputs: dict,
-    num_beams: int,
-    limits: Limits,
-    **options: float,
-) -> list[Answer]:
-    """What generate returns, the likeliest first; `options` are its own.
-
-    The totals are its sequences_scores. With one beam it is greedy and has none, so there they are sums.
-    """
-    length, size = inputs["input_ids"].shape[1], model.config.text_config.vocab_size
-    out = model.generate(
-        **inputs,
-        attention_mask=torch.ones_like(inputs["input_ids"]),
-        num_beams=num_beams,
-        num_return_sequences=num_beams,
-        do_sample=False,
-        max_new_tokens=limits.max_new_tokens,
-        eos_token_id=list(limits.eos_ids),
-        pad_token_id=0,
-        suppress_tokens=list(range(limits.choices, size)) or None,
-        return_dict_in_generate=True,
-        output_scores=True,
-        output_logits=True,
-        **dict(length_penalty=0.0, early_stopping=False) | options if num_beams > 1 else {},
-    )
-    written = out.sequences[:, length:]
-    if num_beams == 1:
-        each = torch.stack(out.logits).log_softmax(-1)[:, 0].gather(1, written.T)[:, 0]
-        return [Answer(tuple(written[0].tolist()), tuple(each.tolist()), float(each.sum()))]
-    logprobs = model.compute_transition_scores(out.sequences, out.scores, out.beam_indices)
-    lengths = (out.beam_indices >= 0).sum(1)
-    return [
-        Answer(tuple(ids[:n].tolist()), tuple(each[:n].tolist()), float(total))
-        for ids, each, n, total in zip(written, logprobs, lengths, out.sequences_scores, strict=True)
-    ]
-
-
-def compare(ours: Sequence[Answer], theirs: Sequence[Answer], rounding: float = ROUNDINGS) -> None:
-    """The same ids in the same order, the log-probability of every token, and the totals."""
-    assert [answer.ids for answer in ours] == [answer.ids for answer in theirs]
-    for our, their in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(our.logprobs, their.logprobs, rtol=0, atol=rounding, strict=True)
-        assert our.total == pytest.approx(their.total, rel=0, abs=rounding)
-
-
 def beams(model: npgemma.VisionLanguageModel, prompt: str, num_beams: int, new: int) -> list[npgemma.Generation]:
     """All of the best beams; with one beam, the greedy answer."""
     return model.generate([SAMPLE], [prompt], num_beams=num_beams, num_return_sequences=num_beams, max_new_tokens=new)
-
-
-def as_answers(answers: Sequence[npgemma.Generation]) -> list[Answer]:
-    return [Answer(tuple(answer.token_ids), tuple(answer.logprobs), sum(answer.logprobs)) for answer in answers]
 
 
 # ------------------------------------------------------------------------------------------------------ embedded model

@@ -12,21 +12,15 @@ import npgemma
 torch = pytest.importorskip("torch", reason="the live tests compare with torch")
 transformers = pytest.importorskip("transformers", reason="the live tests compare with transformers")
 
-from make_fixtures import IMAGE, Case, build, greedy, in_float64, make_inputs, run, truth  # noqa: E402
+from make_fixtures import IMAGE, Case, build, greedy, make_inputs  # noqa: E402
+from torch_logits import FLOAT32_RATIO, compare_logits, prompt_of, read  # noqa: E402
 
 pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore")]
 
 SEEDS = range(12)
 STORED = ("float32", "bfloat16", "float16")
 MAX_NEW_TOKENS = 8
-
-# Both float32 runs round the same sums in another order; an error of up to twice transformers' is rounding alone.
-# The test compares the median row of several prompts: the error of one row is random, and that of a badly conditioned
-# row hides the others.
-FLOAT32_RATIO = 2.0
 PROMPTS = 8
-# The roundings of a float64 run are 2^29 times smaller than those of a float32 run; 8 for another order of the sums.
-FLOAT64_SHARE = 8 * 2.0**-29
 
 
 def random_case(seed: int) -> Case:
@@ -69,43 +63,6 @@ def random_case(seed: int) -> Case:
         tied=rng.random() < 0.7,
         stored=getattr(torch, STORED[seed % len(STORED)]),
     )
-
-
-def read(folder: Path) -> "transformers.PaliGemmaForConditionalGeneration":
-    """transformers' model of a folder in float32; AssertionError if it misses a tensor or finds an unexpected one."""
-    model, report = transformers.PaliGemmaForConditionalGeneration.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
-    )
-    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    return model.eval()
-
-
-def compare_logits(folder: Path, prompts: list[dict]) -> float:
-    """Compare float64 logits up to rounding; returns npgemma's float32 error divided by transformers'."""
-    hugging_face = read(folder)
-    with truth():
-        wide = in_float64(hugging_face)
-    single, double = npgemma.load(folder), npgemma.load(folder, "float64")
-    errors: tuple[list[float], list[float]] = ([], [])
-    for inputs in prompts:
-        theirs = run(hugging_face, inputs)["logits"].numpy()
-        with truth():
-            exact = run(wide, inputs)["logits"].numpy()
-        ids, types = (inputs[name][0].numpy() for name in ("input_ids", "token_type_ids"))
-        pixels = inputs["pixel_values"].numpy()
-        atol = FLOAT64_SHARE * float(np.abs(theirs - exact).max())
-        np.testing.assert_allclose(double.forward(ids, pixels, types), exact, rtol=0, atol=atol, strict=True)
-        ours = single.forward(ids, pixels, types)
-        assert ours.dtype == theirs.dtype == np.float32
-        for each, logits in zip(errors, (ours, theirs), strict=True):
-            each += np.sqrt(np.square(logits - exact).mean(-1)).tolist()
-    return float(np.median(errors[0]) / np.median(errors[1]))
-
-
-def prompt_of(inputs: dict) -> dict:
-    """The inputs without their suffix."""
-    length = int((inputs["token_type_ids"] == 0).sum())
-    return inputs | {name: inputs[name][:, :length] for name in ("input_ids", "token_type_ids")}
 
 
 @pytest.mark.parametrize("seed", SEEDS)
