@@ -29,7 +29,7 @@ from npgemma.api.generation import limits
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.errors import BadGolden
 from npgemma.golden.file import Spool, write_golden
-from npgemma.golden.names import entry_of, is_in_level, row_axes
+from npgemma.golden.names import is_in_level, row_axes
 from npgemma.golden.provenance import describe
 from npgemma.golden.rounding import FLOAT32, SCHEDULES, rounding
 from npgemma.io.picture import Picture
@@ -138,13 +138,6 @@ def check_used(patterns: Sequence[str], taps: Sequence[str], level: str) -> None
             )
 
 
-def axes_by_pattern(model: VisionLanguageModel, image: Picture) -> dict[str, str]:
-    """The axes of each entry of names.TABLE by its pattern, from a short run of `model`."""
-    case, taps = read_case(model, [image], "caption en", steps=1)
-    run(model, model.weights, case, np.dtype(np.float32), taps)
-    return {entry_of(name).pattern: axes for name, axes in taps.axes.items()}
-
-
 def run(
     model: VisionLanguageModel,
     weights: PaliGemma,
@@ -158,7 +151,7 @@ def run(
     prompt = Prompt(case.input_ids, case.token_type_ids, features.reshape(-1, features.shape[-1]))
     caches = [new_caches(weights.text, len(case.input_ids) + case.steps, dtype)]
     hidden = prefill(weights, [prompt], caches, tap=tap)
-    scores = tap("logits", logits(weights.text, hidden[-1:]), "B V")
+    scores = tap("logits", logits(weights.text, hidden[-1:], at(tap, "logits")), "B V")
     ends, given = None if forced else limits(model), list(forced or ())
     ids: list[int] = []
     while True:

@@ -126,7 +126,7 @@ def start(
     """
     x, rows = lay_out(p, prompts, first_position, tap)
     x = decoder(p.text, x, rows, caches, last_rows(rows), at(tap, "text"))
-    return tap("logits", logits(p.text, x), "B V")
+    return tap("logits", logits(p.text, x, at(tap, "logits")), "B V")
 
 
 def step(
@@ -150,7 +150,7 @@ def step(
     x = embed_tokens(p.text, tap("input_ids", input_ids, "T"), dtype, at(tap, "text"))
     x = tap("text.embedding", x, "T D")
     x = decoder(p.text, x, rows, caches, tap=at(tap, "text"))
-    return tap("logits", logits(p.text, x), "B V")
+    return tap("logits", logits(p.text, x, at(tap, "logits")), "B V")
 
 
 def forward(
@@ -165,4 +165,5 @@ def forward(
     features = image_features(p, pixel_values, tap)
     prompt = Prompt(input_ids, token_type_ids, features.reshape(-1, features.shape[-1]))
     caches = [new_caches(p.text, len(input_ids), features.dtype)]
-    return tap("logits", logits(p.text, prefill(p, [prompt], caches, first_position, tap)), "T V")
+    x = prefill(p, [prompt], caches, first_position, tap)
+    return tap("logits", logits(p.text, x, at(tap, "logits")), "T V")

@@ -1,4 +1,4 @@
-"""A golden file of the embedded model with every tap, and the dumps of ports that compute as npgemma does."""
+"""Golden files of the embedded model and of a PaliGemma 2 with every tap, and dumps of ports that compute the same."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ports import port
+from random_paligemma_2 import write_paligemma_2
 
 import npgemma
 from npgemma.api.vision_language import VisionLanguageModel
@@ -27,6 +28,14 @@ def golden_path(model: VisionLanguageModel, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="session")
 def golden(golden_path: Path) -> Golden:
     return read_golden(golden_path)
+
+
+@pytest.fixture(scope="session")
+def golden_2(tmp_path_factory: pytest.TempPathFactory) -> Golden:
+    """Of a random PaliGemma 2 whose window is shorter than the prompt."""
+    folder = write_paligemma_2(tmp_path_factory.mktemp("paligemma_2"))
+    record(npgemma.load(folder), [npgemma.sample_picture()], "caption en", folder / "ops.safetensors", "ops", steps=1)
+    return read_golden(folder / "ops.safetensors")
 
 
 @pytest.fixture(scope="session")
