@@ -9,28 +9,36 @@ module that uses them. With --bug, a mistake that ports have made is planted in 
 
 import argparse
 import math
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from unittest import mock
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PaliGemmaForConditionalGeneration, masking_utils
+from transformers import Cache, PaliGemmaForConditionalGeneration, masking_utils
 from transformers.models.gemma import modeling_gemma
 
 import npgemma
 
 # Modules whose inputs are kept: the heads before the output projection, the MLP's hidden row, the middle of a layer.
-INPUTS = ("o_proj", "out_proj", "down_proj", "fc2", "post_attention_layernorm", "layer_norm2")
+INPUTS = ("o_proj", "out_proj", "down_proj", "fc2", "layer_norm2")
+INPUTS += ("post_attention_layernorm", "pre_feedforward_layernorm")
 
 
 def load_model(folder: Path, dtype: torch.dtype, attention: str) -> PaliGemmaForConditionalGeneration:
-    """The model of a folder; `attention` is 'eager' or 'sdpa'."""
-    model = PaliGemmaForConditionalGeneration.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
+    """The model of a folder; `attention` is 'eager' or 'sdpa'.
+
+    transformers prefers sdpa where a part of the model supports it; the decoder of PaliGemma 2 does not, since the
+    kernel does not cap scores.
+    """
+    wanted = None if attention == "sdpa" else attention
+    model = PaliGemmaForConditionalGeneration.from_pretrained(folder, dtype=dtype, attn_implementation=wanted)
     return model.eval()
 
 
@@ -49,23 +57,16 @@ def dump(
     model: PaliGemmaForConditionalGeneration, inputs: dict[str, Tensor], ids: Sequence[int] = ()
 ) -> dict[str, Tensor]:
     """Every tensor of the prefill, and of a step for each of `ids` under `steps.{n}.`."""
-    found = dict(inputs)
-    with recording(model, found, ""):
-        out = model(**inputs, use_cache=True, logits_to_keep=1)
-    keep_cache(found, out.past_key_values, "")
-    for n, token in enumerate(ids, 1):
-        found[f"steps.{n}.input_ids"] = torch.tensor([[token]])
-        with recording(model, found, f"steps.{n}."):
-            out = model(found[f"steps.{n}.input_ids"], past_key_values=out.past_key_values, logits_to_keep=1)
-        keep_cache(found, out.past_key_values, f"steps.{n}.")
+    found, cache = dict(inputs), None
+    for n, token in enumerate([None, *ids]):
+        scope = f"steps.{n}." if n else ""
+        if n:
+            inputs = {"input_ids": torch.tensor([[token]])}
+            found[f"{scope}input_ids"] = inputs["input_ids"]
+        with recording(model, found, scope):
+            out = model(**inputs, cache=cache, use_cache=True, logits_to_keep=1)
+        cache, found[f"{scope}logits"] = out.cache, out.logits
     return {name: x.detach().clone().contiguous() for name, x in found.items()}
-
-
-def keep_cache(found: dict[str, Tensor], cache: object, scope: str) -> None:
-    """Copy the keys and values of every layer's cache, which later steps would change."""
-    for i, layer in enumerate(cache.layers):
-        found[f"{scope}past_key_values.{i}.key"] = layer.keys.clone()
-        found[f"{scope}past_key_values.{i}.value"] = layer.values.clone()
 
 
 class Hooks:
@@ -94,11 +95,13 @@ class Hooks:
             self.attention = name
         if name.rpartition(".")[2] in INPUTS:
             self.keep(f"{name}.input", args[0])
-        if name.endswith("language_model.layers.0"):
-            mask = kwargs["attention_mask"]
-            self.keep("inputs_embeds", args[0])
+        if name.endswith("language_model"):
+            self.keep("inputs_embeds", kwargs["inputs_embeds"])
             self.keep("position_ids", kwargs["position_ids"])
-            self.keep("attention_mask", mask if mask is None or mask.dtype == torch.bool else mask == 0)
+            masks = kwargs["attention_mask"]
+            for kind, mask in masks.items() if isinstance(masks, dict) else [("", masks)]:
+                seen = mask if mask is None or mask.dtype == torch.bool else mask == 0
+                self.keep(f"attention_mask.{kind}".removesuffix("."), seen)
 
     def rotate(self, original: Callable, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
         rotated = original(*args, **kwargs)
@@ -106,12 +109,26 @@ class Hooks:
             self.keep(f"{self.attention}.{name}", x)
         return rotated
 
+    def extend(self, original: Callable, cache: Cache, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+        """The keys and values that attention sees: a cache of the last rows may keep fewer of them."""
+        seen = original(cache, *args, **kwargs)
+        for name, x in zip(("key", "value"), seen, strict=True):
+            self.keep(f"past_key_values.{args[2]}.{name}", x)
+        return seen
+
+
+def code_of(model: PaliGemmaForConditionalGeneration) -> ModuleType:
+    """transformers' file of the decoder: modeling_gemma or modeling_gemma2."""
+    return sys.modules[type(model.model.language_model).__module__]
+
 
 def recording(model: PaliGemmaForConditionalGeneration, found: dict[str, Tensor], scope: str) -> ExitStack:
     """While it is open, `found` receives the tensors of every module."""
     stack, hooks = ExitStack(), Hooks(found, scope)
-    rotate = partial(hooks.rotate, modeling_gemma.apply_rotary_pos_emb)
-    stack.enter_context(mock.patch.object(modeling_gemma, "apply_rotary_pos_emb", rotate))
+    code, update = code_of(model), Cache.update
+    rotate = partial(hooks.rotate, code.apply_rotary_pos_emb)
+    stack.enter_context(mock.patch.object(code, "apply_rotary_pos_emb", rotate))
+    stack.enter_context(mock.patch.object(Cache, "update", lambda *args, **more: hooks.extend(update, *args, **more)))
     for name, module in model.named_modules():
         if name:
             after = module.register_forward_hook(partial(hooks.output, name), with_kwargs=True)

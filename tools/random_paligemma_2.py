@@ -35,7 +35,7 @@ CONFIG = PaliGemmaConfig(
     ),
     text=replace(
         GEMMA_2,
-        hidden_size=40,
+        hidden_size=48,
         intermediate_size=56,
         num_hidden_layers=4,
         num_attention_heads=6,

@@ -19,7 +19,7 @@ from npgemma.golden.dump import read_dump
 from npgemma.golden.file import EMBEDDED_GOLDEN, read_golden
 from npgemma.golden.mapping import SAME_NAMES, read_mapping
 from npgemma.golden.names import LEVELS, TABLE
-from npgemma.golden.presets import PRESETS
+from npgemma.golden.presets import PRESETS, preset
 from npgemma.golden.record import record
 from npgemma.golden.replay import replay
 from npgemma.golden.report import as_json, as_text
@@ -140,7 +140,7 @@ def run_compare(a: argparse.Namespace) -> int:
     dump = read_dump(a.dump)
     if a.suggest_map:
         return write_suggestion(a.suggest_map, suggest_map(golden, dump))
-    names = PRESETS[a.preset] if a.preset else read_mapping(a.map) if a.map else SAME_NAMES
+    names = preset(a.preset, golden) if a.preset else read_mapping(a.map) if a.map else SAME_NAMES
     report = compare(golden, dump, names, a.dtype, a.allow_missing)
     if a.replay:
         report = replay(load(a.model), golden, dump, report)
