@@ -43,7 +43,7 @@ CONFIG = PaliGemmaConfig(
         head_dim=10,
         vocab_size=IMAGE_TOKEN + 8,
         query_pre_attn_scalar=22.0,
-        attn_logit_softcapping=4.0,
+        attn_logit_softcapping=5.0,
         final_logit_softcapping=6.0,
         sliding_window=WINDOW,
     ),

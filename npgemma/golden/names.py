@@ -98,6 +98,8 @@ TABLE: tuple[Entry, ...] = (
     Entry(f"{_SEGMENT}.keys", "S K H", "blocks", "the keys of the prompt, rotated: the cache after the prefill"),
     Entry(f"{_SEGMENT}.values", "S K H", "blocks", "the values of the prompt: the cache after the prefill"),
     *_inside(_SEGMENT, SCORES),
+    Entry(f"{_SEGMENT}.over_cap", "N T S", "ops", "score / cap; Gemma 2"),
+    Entry(f"{_SEGMENT}.tanh", "N T S", "ops", "tanh(score / cap); Gemma 2"),
     Entry(f"{_SEGMENT}.capped", "N T S", "ops", "cap tanh(score / cap), before the mask; Gemma 2"),
     *_inside(_SEGMENT, SOFTMAX),
     Entry(f"{_TEXT}.attn.heads", "T N H", "ops", "probs . values of each head"),
@@ -114,6 +116,8 @@ TABLE: tuple[Entry, ...] = (
     Entry(f"{_TEXT}.out", "T D", "blocks", "residual stream after the layer"),
     Entry("text.norm", "T D", "blocks", "final RMS norm"),
     Entry("logits.uncapped", "T V", "ops", "the logits before their cap, cap tanh(x / cap); Gemma 2"),
+    Entry("logits.over_cap", "T V", "ops", "uncapped / cap; Gemma 2"),
+    Entry("logits.tanh", "T V", "ops", "tanh(uncapped / cap); Gemma 2"),
     Entry("logits", "B V", "io", "scores of the token after the last row"),
     Entry("generated_ids", "T", "io", "the likeliest token by each of the logits"),
 )
@@ -157,4 +161,8 @@ def block_of(name: str) -> str:
     shows only there is in the cache, the positions or the mask of the step.
     """
     layer = re.match(STEP + r"(vision|text)\.layers\.\d+", name)
-    return layer[0] if layer else re.sub(r"\.(patches|uncapped)$", "", name).replace("text.scale", "text.embedding")
+    return (
+        layer[0]
+        if layer
+        else re.sub(r"\.(patches|uncapped|over_cap|tanh)$", "", name).replace("text.scale", "text.embedding")
+    )

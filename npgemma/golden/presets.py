@@ -101,8 +101,18 @@ def _logits(policy: Policy, theirs: str) -> list[dict[str, Any]]:
 
 # Taps that no module of transformers returns, or not with every attention; they are compared if they are dumped.
 _INSIDE = [
-    *("pictures.*", "generated_ids", "*text.scale", "*.dots", "*.scores", "*.capped", "*.exp", "*.probs"),
-    *("*.keys", "*.values", "*_rope", "*_rope.*", "*prompts.0.mask", "*prompts.0.near", "*positions"),
+    *("pictures.*", "generated_ids", "*text.scale", "*.dots", "*.scores", "*.over_cap", "*.tanh", "*.capped"),
+    *(
+        "*.exp",
+        "*.probs",
+        "*.keys",
+        "*.values",
+        "*_rope",
+        "*_rope.*",
+        "*prompts.0.mask",
+        "*prompts.0.near",
+        "*positions",
+    ),
 ]
 
 
