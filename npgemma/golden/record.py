@@ -90,9 +90,14 @@ def record(
     BadPicture, BadPrompt, BadModel
         If a picture or the prompt cannot be used, or a tensor is not finite or overflows in float32.
     BadGolden
-        If the folder of `path` does not exist, or a glob matches no tap.
+        If the folder of `path` does not exist, a glob matches no tap, or `schedule` does not fit the model.
     """
     path = Path(path)
+    if schedule == "hf_sdpa" and model.config.text.attn_logit_softcapping is not None:
+        raise BadGolden(
+            f"{model.folder}: the rounding 'hf_sdpa' does not fit this model: its scores are capped, and transformers' "
+            "sdpa attention does not cap scores, so it runs such a decoder with eager attention; use 'hf_eager'"
+        )
     if not path.parent.is_dir():
         raise BadGolden(f"{path} cannot be written: the folder {path.parent} does not exist")
     case, preprocessed = read_case(model, images, prompt, steps)

@@ -31,11 +31,16 @@ def golden(golden_path: Path) -> Golden:
 
 
 @pytest.fixture(scope="session")
-def golden_2(tmp_path_factory: pytest.TempPathFactory) -> Golden:
-    """Of a random PaliGemma 2 whose window is shorter than the prompt."""
-    folder = write_paligemma_2(tmp_path_factory.mktemp("paligemma_2"))
-    record(npgemma.load(folder), [npgemma.sample_picture()], "caption en", folder / "ops.safetensors", "ops", steps=1)
-    return read_golden(folder / "ops.safetensors")
+def model_2(tmp_path_factory: pytest.TempPathFactory) -> VisionLanguageModel:
+    """A random PaliGemma 2 whose window is shorter than its prompts."""
+    return npgemma.load(write_paligemma_2(tmp_path_factory.mktemp("paligemma_2")))
+
+
+@pytest.fixture(scope="session")
+def golden_2(model_2: VisionLanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Golden:
+    path = tmp_path_factory.mktemp("golden_2") / "ops.safetensors"
+    record(model_2, [npgemma.sample_picture()], "caption en", path, "ops", steps=1)
+    return read_golden(path)
 
 
 @pytest.fixture(scope="session")
