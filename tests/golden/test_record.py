@@ -137,7 +137,7 @@ def test_policy_says_what_paligemma_2_adds_and_where_big_vision_differs(golden: 
 
 
 def test_sdpa_rounding_of_capped_scores_is_refused(model_2: VisionLanguageModel, tmp_path: Path) -> None:
-    with pytest.raises(npgemma.NpgemmaError, match="'hf_sdpa' does not fit .* use 'hf_eager'"):
+    with pytest.raises(npgemma.NpgemmaError, match=r"'hf_sdpa' does not fit .* use 'hf_eager'"):
         record(model_2, [npgemma.sample_picture()], "x", tmp_path / "g.safetensors", schedule="hf_sdpa")
     assert list(tmp_path.iterdir()) == []
 
