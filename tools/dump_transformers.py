@@ -4,15 +4,14 @@
     npgemma compare golden.safetensors dump.safetensors --preset transformers
 
 A forward hook on every module keeps its output. For tensors that no module returns, a hook keeps the input of the
-module that uses them. With --bug, a mistake that ports have made is planted in transformers' code first.
+module that uses them. With --bug, a mistake that ports have made is planted in transformers' code first: see
+transformers_bugs.py.
 """
 
 import argparse
-import math
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -21,8 +20,8 @@ from unittest import mock
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import Cache, PaliGemmaForConditionalGeneration, masking_utils
-from transformers.models.gemma import modeling_gemma
+from transformers import Cache, PaliGemmaForConditionalGeneration
+from transformers_bugs import BUGS, BUGS_2
 
 import npgemma
 
@@ -138,98 +137,6 @@ def recording(model: PaliGemmaForConditionalGeneration, found: dict[str, Tensor]
     return stack
 
 
-# ---------------------------------------------------------------------------------------------------------------- bugs
-
-
-@dataclass(frozen=True)
-class Bug:
-    """A mistake. `plant` makes it in a model until the stack closes; `block` is npgemma's block where it first acts."""
-
-    block: str
-    plant: Callable[[PaliGemmaForConditionalGeneration, ExitStack], object]
-
-
-def theta(model: PaliGemmaForConditionalGeneration, stack: ExitStack) -> None:
-    rotary = model.model.language_model.rotary_emb
-    width = 2 * len(rotary.inv_freq)
-    rotary.inv_freq = 1.0 / (20000.0 ** (torch.arange(0, width, 2, dtype=torch.float) / width))
-
-
-def norm_without_one(model: PaliGemmaForConditionalGeneration, stack: ExitStack) -> None:
-    def forward(self: modeling_gemma.GemmaRMSNorm, x: Tensor) -> Tensor:
-        return (self._norm(x.float()) * self.weight.float()).type_as(x)
-
-    stack.enter_context(mock.patch.object(modeling_gemma.GemmaRMSNorm, "forward", forward))
-
-
-def causal_mask(model: PaliGemmaForConditionalGeneration, stack: ExitStack) -> None:
-    """Every token is its own block: none sees a later one."""
-
-    def overlay(*_: object) -> Callable:
-        return lambda batch, head, q, kv: kv <= q
-
-    stack.enter_context(mock.patch.object(masking_utils, "blockwise_overlay", overlay))
-
-
-def erf_gelu(model: PaliGemmaForConditionalGeneration, stack: ExitStack) -> None:
-    for layer in model.model.language_model.layers:
-        layer.mlp.act_fn = torch.nn.GELU()
-
-
-def vision_erf_gelu(model: PaliGemmaForConditionalGeneration, stack: ExitStack) -> None:
-    for layer in model.model.vision_tower.encoder.layers:
-        layer.mlp.activation_fn = torch.nn.GELU()
-
-
-def image_scaled(model: PaliGemmaForConditionalGeneration, stack: ExitStack) -> None:
-    projector = model.model.multi_modal_projector
-    width = projector.linear.out_features
-    stack.callback(projector.register_forward_hook(lambda module, args, y: y / math.sqrt(width)).remove)
-
-
-def heads_swapped(model: PaliGemmaForConditionalGeneration, stack: ExitStack) -> None:
-    """Query heads 0 and 1 of layer 2 are swapped before the output projection."""
-    attention = model.model.language_model.layers[2].self_attn
-
-    def swap(module: object, args: tuple) -> tuple:
-        x = args[0].unflatten(-1, (-1, attention.head_dim))
-        order = torch.tensor([1, 0, *range(2, x.shape[-2])])
-        return (x[..., order, :].flatten(-2),)
-
-    stack.callback(attention.o_proj.register_forward_pre_hook(swap, prepend=True).remove)
-
-
-def eps(model: PaliGemmaForConditionalGeneration, stack: ExitStack) -> None:
-    for module in model.modules():
-        if isinstance(module, modeling_gemma.GemmaRMSNorm):
-            module.eps = 1e-3
-
-
-def rotated_one_late(model: PaliGemmaForConditionalGeneration, stack: ExitStack) -> None:
-    """Layer 1 rotates its queries, but not its keys, by one more position."""
-    angle = model.model.language_model.rotary_emb.inv_freq.repeat(2)
-
-    def turn(module: object, args: tuple, q: Tensor) -> Tensor:
-        heads = q.unflatten(-1, (-1, len(angle)))
-        turned = heads * angle.cos() + modeling_gemma.rotate_half(heads) * angle.sin()
-        return turned.flatten(-2).to(q.dtype)
-
-    stack.callback(model.model.language_model.layers[1].self_attn.q_proj.register_forward_hook(turn).remove)
-
-
-BUGS = {
-    "rope_theta": Bug("text.layers.0", theta),
-    "norm_without_one": Bug("text.layers.0", norm_without_one),
-    "causal_mask": Bug("prompts.0.mask", causal_mask),
-    "erf_gelu": Bug("text.layers.0", erf_gelu),
-    "vision_erf_gelu": Bug("vision.layers.0", vision_erf_gelu),
-    "image_scaled": Bug("projector", image_scaled),
-    "heads_swapped": Bug("text.layers.2", heads_swapped),
-    "eps": Bug("text.layers.0", eps),
-    "rotated_one_late": Bug("text.layers.1", rotated_one_late),
-}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model", type=Path)
@@ -241,12 +148,12 @@ def main() -> None:
     parser.add_argument(
         "--ids", type=int, nargs="*", default=[], help="tokens to decode after the prefill, a step each"
     )
-    parser.add_argument("--bug", choices=BUGS, help="plant this mistake first")
+    parser.add_argument("--bug", choices=BUGS | BUGS_2, help="plant this mistake first")
     a = parser.parse_args()
     model = load_model(a.model, getattr(torch, a.dtype), a.attention)
     with ExitStack() as stack:
         if a.bug:
-            BUGS[a.bug].plant(model, stack)
+            (BUGS | BUGS_2)[a.bug].plant(model, stack)
         tensors = dump(model, make_inputs(a.model, a.picture, a.prompt), a.ids)
     temporary = a.output.with_name(f".{a.output.name}")
     save_file(tensors, temporary)

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+import npgemma
+from npgemma.api.processor import Inputs, Processor
+from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.checkpoints.gemma_config import GEMMA_2
 from npgemma.checkpoints.paligemma import PaliGemmaConfig, hf_layout
 from npgemma.checkpoints.siglip import SiglipConfig
@@ -22,6 +25,7 @@ from npgemma.testing import write_folder
 IMAGE_TOKEN = Tokenizer((EMBEDDED / "tokenizer.model").read_bytes()).image_id
 NOISE = 0.5  # the standard deviation of every parameter
 WINDOW = 5
+SUFFIX = 3  # the last tokens of a prompt: the mask hides nothing from a prefix
 # So many tokens after the prompt that the last see no row of it in layers with a window.
 STEPS = WINDOW + 1
 CONFIG = PaliGemmaConfig(
@@ -62,3 +66,21 @@ def write_paligemma_2(folder: Path, seed: int = 0) -> Path:
     write_folder(folder, CONFIG, tensors)
     shutil.copyfile(EMBEDDED / "tokenizer.model", folder / "tokenizer.model")
     return folder
+
+
+class SuffixProcessor(Processor):
+    """Makes the last tokens of every prompt a suffix."""
+
+    def __call__(self, *args: object, **kwargs: object) -> Inputs:
+        inputs = super().__call__(*args, **kwargs)
+        for types in inputs.token_type_ids:
+            types[-SUFFIX:] = 1
+        return inputs
+
+
+def load_with_suffix(folder: Path) -> VisionLanguageModel:
+    """The model of a folder, whose prompts end with a suffix."""
+    model = npgemma.load(folder)
+    p = model.processor
+    model.processor = SuffixProcessor(p.tokenizer, p.side, p.tokens_per_image, p.bos_id, p.settings)
+    return model

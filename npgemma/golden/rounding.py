@@ -14,8 +14,8 @@ name pass unchanged, so that a new tap changes no numbers.
     True
 
 The two schedules for bfloat16 were checked against transformers in bfloat16 on a CPU, tap by tap, where each operation
-received transformers' own inputs (tests/live/test_rounding.py). The sdpa kernel does not cap scores, so that transformers
-runs the decoder of a PaliGemma 2 with eager attention, whatever its tower has.
+received transformers' own inputs (tests/live/test_rounding.py). Its sdpa attention does not cap scores, and it runs the
+decoder of a PaliGemma 2 with eager attention, whatever its tower has.
 """
 
 from typing import TypeAlias

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ports import port
-from random_paligemma_2 import write_paligemma_2
+from random_paligemma_2 import load_with_suffix, write_paligemma_2
 
 import npgemma
 from npgemma.api.vision_language import VisionLanguageModel
@@ -32,8 +32,8 @@ def golden(golden_path: Path) -> Golden:
 
 @pytest.fixture(scope="session")
 def model_2(tmp_path_factory: pytest.TempPathFactory) -> VisionLanguageModel:
-    """A random PaliGemma 2 whose window is shorter than its prompts."""
-    return npgemma.load(write_paligemma_2(tmp_path_factory.mktemp("paligemma_2")))
+    """A random PaliGemma 2. Its window is shorter than its prompts, which end with a suffix."""
+    return load_with_suffix(write_paligemma_2(tmp_path_factory.mktemp("paligemma_2")))
 
 
 @pytest.fixture(scope="session")
