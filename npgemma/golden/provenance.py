@@ -13,10 +13,10 @@ import numpy as np
 import PIL
 
 from npgemma.api.vision_language import VisionLanguageModel
-from npgemma.checkpoints.gemma_config import SLIDING, GemmaConfig
 from npgemma.golden.rounding import FLOAT32, SCHEDULES
 from npgemma.io.picture import Picture, read_picture
 from npgemma.io.pixels import PALIGEMMA
+from npgemma.models.gemma import Decoder
 
 # What npgemma computes where implementations differ. These texts are in every golden file: its bytes depend on them.
 POLICY: dict[str, Any] = {
@@ -57,7 +57,7 @@ def describe(
         "model": model_hashes(model.folder) | {"truth_stored_as": wide},
         "preprocessing": preprocessing(model) | {"pillow": PIL.__version__, "side": model.config.vision.image_size},
         "tokenizer": {"sha256": file_hash(model.tokenizer_file)},
-        "policy": policy(model.config.text),
+        "policy": policy(model.weights.text),
         "schedules": {
             "float32": {"name": "float32", "rounds": FLOAT32},
             "bfloat16": {"name": schedule, "rounds": SCHEDULES[schedule]},
@@ -67,23 +67,18 @@ def describe(
     }
 
 
-def policy(c: GemmaConfig) -> dict[str, Any]:
+def policy(p: Decoder) -> dict[str, Any]:
     """POLICY, with what the decoder of PaliGemma 2 adds or computes otherwise."""
-    if c.model_type == "gemma":
+    first = p.blocks[0]
+    if first.attn_post_norm is None:
         return POLICY
-    scale = POLICY["scale"].replace("sqrt(H)", f"sqrt({c.query_pre_attn_scalar:g})")
-    caps = {"scores": c.attn_logit_softcapping, "logits": c.final_logit_softcapping}
-    window = {
-        "rows": c.sliding_window,
-        "layers": [i for i, kind in enumerate(c.layer_kinds) if kind == SLIDING],
-        "prefix": PREFIX,
-        "elsewhere": UNWINDOWED,
-    }
+    caps = {"scores": first.attn.cap, "logits": p.cap}
+    layers = [i for i, block in enumerate(p.blocks) if block.attn.window is not None]
     return POLICY | {
-        "scale": scale,
+        "scale": POLICY["scale"].replace("divided by sqrt(H)", f"times {first.attn.scale or 'sqrt(1/H)'}"),
         "soft_caps": caps | {"scores_before": "the mask", "elsewhere": UNCAPPED} if any(caps.values()) else None,
         "post_norms": POST_NORMS,
-        "window": window,
+        "window": {"rows": p.window, "layers": layers, "prefix": PREFIX, "elsewhere": UNWINDOWED},
     }
 
 

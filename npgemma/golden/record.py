@@ -93,7 +93,7 @@ def record(
         If the folder of `path` does not exist, a glob matches no tap, or `schedule` does not fit the model.
     """
     path = Path(path)
-    if schedule == "hf_sdpa" and model.config.text.attn_logit_softcapping is not None:
+    if schedule == "hf_sdpa" and model.weights.text.blocks[0].attn.cap is not None:
         raise BadGolden(
             f"{model.folder}: the rounding 'hf_sdpa' does not fit this model: its scores are capped, and transformers' "
             "sdpa attention does not cap scores, so it runs such a decoder with eager attention; use 'hf_eager'"

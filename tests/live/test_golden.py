@@ -153,7 +153,7 @@ def test_folder_of_transformers_debugger_is_explained(
         model(**case.inputs(), logits_to_keep=1)
     report = compare(case.golden, read_dump(tmp_path), preset("transformers-debugger", case.golden))
     assert report.status == 0
-    assert len(report.verdicts) > 100
+    assert len(report.verdicts) > 80
     assert {f"text.layers.{i}.out" for i in range(3)} <= {verdict.name for verdict in report.verdicts}
 
 
