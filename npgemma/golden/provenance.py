@@ -72,10 +72,11 @@ def policy(p: Decoder) -> dict[str, Any]:
     first = p.blocks[0]
     if first.attn_post_norm is None:
         return POLICY
+    scale = first.attn.scale or first.attn.q.shape[2] ** -0.5
     caps = {"scores": first.attn.cap, "logits": p.cap}
     layers = [i for i, block in enumerate(p.blocks) if block.attn.window is not None]
     return POLICY | {
-        "scale": POLICY["scale"].replace("divided by sqrt(H)", f"times {first.attn.scale or 'sqrt(1/H)'}"),
+        "scale": POLICY["scale"].replace("divided by sqrt(H)", f"times {scale}"),
         "soft_caps": caps | {"scores_before": "the mask", "elsewhere": UNCAPPED} if any(caps.values()) else None,
         "post_norms": POST_NORMS,
         "window": {"rows": p.window, "layers": layers, "prefix": PREFIX, "elsewhere": UNWINDOWED},

@@ -93,11 +93,7 @@ def record(
         If the folder of `path` does not exist, a glob matches no tap, or `schedule` does not fit the model.
     """
     path = Path(path)
-    if schedule == "hf_sdpa" and model.weights.text.blocks[0].attn.cap is not None:
-        raise BadGolden(
-            f"{model.folder}: the rounding 'hf_sdpa' does not fit this model: its scores are capped, and transformers' "
-            "sdpa attention does not cap scores, so it runs such a decoder with eager attention; use 'hf_eager'"
-        )
+    check_schedule(model, schedule)
     if not path.parent.is_dir():
         raise BadGolden(f"{path} cannot be written: the folder {path.parent} does not exist")
     case, preprocessed = read_case(model, images, prompt, steps)
@@ -132,6 +128,15 @@ def record_envelopes(spool: Spool, model: VisionLanguageModel, case: Case, ids: 
     ):
         tap = rounding(measuring(spool, taps, dtype), rounded)
         run(model, weights, case, np.dtype(np.float32), tap, ids)
+
+
+def check_schedule(model: VisionLanguageModel, schedule: str) -> None:
+    """BadGolden if transformers does not run such a decoder with the attention that `schedule` emulates."""
+    if schedule == "hf_sdpa" and model.weights.text.blocks[0].attn.cap is not None:
+        raise BadGolden(
+            f"{model.folder}: the rounding 'hf_sdpa' does not fit this model: its scores are capped, and transformers' "
+            "sdpa attention does not cap scores, so it runs such a decoder with eager attention; use 'hf_eager'"
+        )
 
 
 def check_used(patterns: Sequence[str], taps: Sequence[str], level: str) -> None:
