@@ -4,33 +4,40 @@
     npgemma compare golden.safetensors dump.safetensors --preset transformers
 
 A forward hook on every module keeps its output. For tensors that no module returns, a hook keeps the input of the
-module that uses them. With --bug, a mistake that ports have made is planted in transformers' code first.
+module that uses them. With --bug, a mistake that ports have made is planted in transformers' code first: see
+transformers_bugs.py.
 """
 
 import argparse
-import math
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from unittest import mock
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PaliGemmaForConditionalGeneration, masking_utils
-from transformers.models.gemma import modeling_gemma
+from transformers import Cache, PaliGemmaForConditionalGeneration
+from transformers_bugs import BUGS, BUGS_2
 
 import npgemma
 
 # Modules whose inputs are kept: the heads before the output projection, the MLP's hidden row, the middle of a layer.
-INPUTS = ("o_proj", "out_proj", "down_proj", "fc2", "post_attention_layernorm", "layer_norm2")
+INPUTS = ("o_proj", "out_proj", "down_proj", "fc2", "layer_norm2")
+INPUTS += ("post_attention_layernorm", "pre_feedforward_layernorm")
 
 
 def load_model(folder: Path, dtype: torch.dtype, attention: str) -> PaliGemmaForConditionalGeneration:
-    """The model of a folder; `attention` is 'eager' or 'sdpa'."""
-    model = PaliGemmaForConditionalGeneration.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
+    """The model of a folder; `attention` is 'eager' or 'sdpa'.
+
+    transformers prefers sdpa where a part of the model supports it; the decoder of PaliGemma 2 does not, since the
+    kernel does not cap scores.
+    """
+    wanted = None if attention == "sdpa" else attention
+    model = PaliGemmaForConditionalGeneration.from_pretrained(folder, dtype=dtype, attn_implementation=wanted)
     return model.eval()
 
 
@@ -49,23 +56,16 @@ def dump(
     model: PaliGemmaForConditionalGeneration, inputs: dict[str, Tensor], ids: Sequence[int] = ()
 ) -> dict[str, Tensor]:
     """Every tensor of the prefill, and of a step for each of `ids` under `steps.{n}.`."""
-    found = dict(inputs)
-    with recording(model, found, ""):
-        out = model(**inputs, use_cache=True, logits_to_keep=1)
-    keep_cache(found, out.past_key_values, "")
-    for n, token in enumerate(ids, 1):
-        found[f"steps.{n}.input_ids"] = torch.tensor([[token]])
-        with recording(model, found, f"steps.{n}."):
-            out = model(found[f"steps.{n}.input_ids"], past_key_values=out.past_key_values, logits_to_keep=1)
-        keep_cache(found, out.past_key_values, f"steps.{n}.")
+    found, cache = dict(inputs), None
+    for n, token in enumerate([None, *ids]):
+        scope = f"steps.{n}." if n else ""
+        if n:
+            inputs = {"input_ids": torch.tensor([[token]])}
+            found[f"{scope}input_ids"] = inputs["input_ids"]
+        with recording(model, found, scope):
+            out = model(**inputs, cache=cache, use_cache=True, logits_to_keep=1)
+        cache, found[f"{scope}logits"] = out.cache, out.logits
     return {name: x.detach().clone().contiguous() for name, x in found.items()}
-
-
-def keep_cache(found: dict[str, Tensor], cache: object, scope: str) -> None:
-    """Copy the keys and values of every layer's cache, which later steps would change."""
-    for i, layer in enumerate(cache.layers):
-        found[f"{scope}past_key_values.{i}.key"] = layer.keys.clone()
-        found[f"{scope}past_key_values.{i}.value"] = layer.values.clone()
 
 
 class Hooks:
@@ -94,11 +94,13 @@ class Hooks:
             self.attention = name
         if name.rpartition(".")[2] in INPUTS:
             self.keep(f"{name}.input", args[0])
-        if name.endswith("language_model.layers.0"):
-            mask = kwargs["attention_mask"]
-            self.keep("inputs_embeds", args[0])
+        if name.endswith("language_model"):
+            self.keep("inputs_embeds", kwargs["inputs_embeds"])
             self.keep("position_ids", kwargs["position_ids"])
-            self.keep("attention_mask", mask if mask is None or mask.dtype == torch.bool else mask == 0)
+            masks = kwargs["attention_mask"]
+            for kind, mask in masks.items() if isinstance(masks, dict) else [("", masks)]:
+                seen = mask if mask is None or mask.dtype == torch.bool else mask == 0
+                self.keep(f"attention_mask.{kind}".removesuffix("."), seen)
 
     def rotate(self, original: Callable, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
         rotated = original(*args, **kwargs)
@@ -106,12 +108,26 @@ class Hooks:
             self.keep(f"{self.attention}.{name}", x)
         return rotated
 
+    def extend(self, original: Callable, cache: Cache, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+        """The keys and values that attention sees: a cache of the last rows may keep fewer of them."""
+        seen = original(cache, *args, **kwargs)
+        for name, x in zip(("key", "value"), seen, strict=True):
+            self.keep(f"past_key_values.{args[2]}.{name}", x)
+        return seen
+
+
+def code_of(model: PaliGemmaForConditionalGeneration) -> ModuleType:
+    """transformers' file of the decoder: modeling_gemma or modeling_gemma2."""
+    return sys.modules[type(model.model.language_model).__module__]
+
 
 def recording(model: PaliGemmaForConditionalGeneration, found: dict[str, Tensor], scope: str) -> ExitStack:
     """While it is open, `found` receives the tensors of every module."""
     stack, hooks = ExitStack(), Hooks(found, scope)
-    rotate = partial(hooks.rotate, modeling_gemma.apply_rotary_pos_emb)
-    stack.enter_context(mock.patch.object(modeling_gemma, "apply_rotary_pos_emb", rotate))
+    code, update = code_of(model), Cache.update
+    rotate = partial(hooks.rotate, code.apply_rotary_pos_emb)
+    stack.enter_context(mock.patch.object(code, "apply_rotary_pos_emb", rotate))
+    stack.enter_context(mock.patch.object(Cache, "update", lambda *args, **more: hooks.extend(update, *args, **more)))
     for name, module in model.named_modules():
         if name:
             after = module.register_forward_hook(partial(hooks.output, name), with_kwargs=True)
@@ -119,98 +135,6 @@ def recording(model: PaliGemmaForConditionalGeneration, found: dict[str, Tensor]
             stack.callback(after.remove)
             stack.callback(before.remove)
     return stack
-
-
-# ---------------------------------------------------------------------------------------------------------------- bugs
-
-
-@dataclass(frozen=True)
-class Bug:
-    """A mistake. `plant` makes it in a model until the stack closes; `block` is npgemma's block where it first acts."""
-
-    block: str
-    plant: Callable[[PaliGemmaForConditionalGeneration, ExitStack], object]
-
-
-def theta(model: PaliGemmaForConditionalGeneration, stack: ExitStack) -> None:
-    rotary = model.model.language_model.rotary_emb
-    width = 2 * len(rotary.inv_freq)
-    rotary.inv_freq = 1.0 / (20000.0 ** (torch.arange(0, width, 2, dtype=torch.float) / width))
-
-
-def norm_without_one(model: PaliGemmaForConditionalGeneration, stack: ExitStack) -> None:
-    def forward(self: modeling_gemma.GemmaRMSNorm, x: Tensor) -> Tensor:
-        return (self._norm(x.float()) * self.weight.float()).type_as(x)
-
-    stack.enter_context(mock.patch.object(modeling_gemma.GemmaRMSNorm, "forward", forward))
-
-
-def causal_mask(model: PaliGemmaForConditionalGeneration, stack: ExitStack) -> None:
-    """Every token is its own block: none sees a later one."""
-
-    def overlay(*_: object) -> Callable:
-        return lambda batch, head, q, kv: kv <= q
-
-    stack.enter_context(mock.patch.object(masking_utils, "blockwise_overlay", overlay))
-
-
-def erf_gelu(model: PaliGemmaForConditionalGeneration, stack: ExitStack) -> None:
-    for layer in model.model.language_model.layers:
-        layer.mlp.act_fn = torch.nn.GELU()
-
-
-def vision_erf_gelu(model: PaliGemmaForConditionalGeneration, stack: ExitStack) -> None:
-    for layer in model.model.vision_tower.encoder.layers:
-        layer.mlp.activation_fn = torch.nn.GELU()
-
-
-def image_scaled(model: PaliGemmaForConditionalGeneration, stack: ExitStack) -> None:
-    projector = model.model.multi_modal_projector
-    width = projector.linear.out_features
-    stack.callback(projector.register_forward_hook(lambda module, args, y: y / math.sqrt(width)).remove)
-
-
-def heads_swapped(model: PaliGemmaForConditionalGeneration, stack: ExitStack) -> None:
-    """Query heads 0 and 1 of layer 2 are swapped before the output projection."""
-    attention = model.model.language_model.layers[2].self_attn
-
-    def swap(module: object, args: tuple) -> tuple:
-        x = args[0].unflatten(-1, (-1, attention.head_dim))
-        order = torch.tensor([1, 0, *range(2, x.shape[-2])])
-        return (x[..., order, :].flatten(-2),)
-
-    stack.callback(attention.o_proj.register_forward_pre_hook(swap, prepend=True).remove)
-
-
-def eps(model: PaliGemmaForConditionalGeneration, stack: ExitStack) -> None:
-    for module in model.modules():
-        if isinstance(module, modeling_gemma.GemmaRMSNorm):
-            module.eps = 1e-3
-
-
-def rotated_one_late(model: PaliGemmaForConditionalGeneration, stack: ExitStack) -> None:
-    """Layer 1 rotates its queries, but not its keys, by one more position."""
-    angle = model.model.language_model.rotary_emb.inv_freq.repeat(2)
-
-    def turn(module: object, args: tuple, q: Tensor) -> Tensor:
-        heads = q.unflatten(-1, (-1, len(angle)))
-        turned = heads * angle.cos() + modeling_gemma.rotate_half(heads) * angle.sin()
-        return turned.flatten(-2).to(q.dtype)
-
-    stack.callback(model.model.language_model.layers[1].self_attn.q_proj.register_forward_hook(turn).remove)
-
-
-BUGS = {
-    "rope_theta": Bug("text.layers.0", theta),
-    "norm_without_one": Bug("text.layers.0", norm_without_one),
-    "causal_mask": Bug("prompts.0.mask", causal_mask),
-    "erf_gelu": Bug("text.layers.0", erf_gelu),
-    "vision_erf_gelu": Bug("vision.layers.0", vision_erf_gelu),
-    "image_scaled": Bug("projector", image_scaled),
-    "heads_swapped": Bug("text.layers.2", heads_swapped),
-    "eps": Bug("text.layers.0", eps),
-    "rotated_one_late": Bug("text.layers.1", rotated_one_late),
-}
 
 
 def main() -> None:
@@ -224,12 +148,12 @@ def main() -> None:
     parser.add_argument(
         "--ids", type=int, nargs="*", default=[], help="tokens to decode after the prefill, a step each"
     )
-    parser.add_argument("--bug", choices=BUGS, help="plant this mistake first")
+    parser.add_argument("--bug", choices=BUGS | BUGS_2, help="plant this mistake first")
     a = parser.parse_args()
     model = load_model(a.model, getattr(torch, a.dtype), a.attention)
     with ExitStack() as stack:
         if a.bug:
-            BUGS[a.bug].plant(model, stack)
+            (BUGS | BUGS_2)[a.bug].plant(model, stack)
         tensors = dump(model, make_inputs(a.model, a.picture, a.prompt), a.ids)
     temporary = a.output.with_name(f".{a.output.name}")
     save_file(tensors, temporary)

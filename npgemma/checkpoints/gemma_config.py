@@ -266,6 +266,8 @@ def config_json(c: GemmaConfig) -> dict[str, object]:
     for key, value in asdict(c).items():
         if key not in SPELLED_OTHERWISE and (value is not None or had[key] is not None):
             found[key] = value
+    if c.query_pre_attn_scalar is not None and float(c.query_pre_attn_scalar).is_integer():
+        found["query_pre_attn_scalar"] = int(c.query_pre_attn_scalar)  # transformers 5 refuses 256.0
     if c.sliding_window is not None:
         found["layer_types"] = list(c.layer_kinds)
     if c.rope_factor != 1:

@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from npgemma.api.load import load, sample_picture
+from npgemma.api.load import load
 from npgemma.commands.flags import AddParser
 from npgemma.commands.streams import DUMP, PICTURE, PROMPT, shown
 from npgemma.errors import BadGolden
@@ -19,8 +19,8 @@ from npgemma.golden.dump import read_dump
 from npgemma.golden.file import EMBEDDED_GOLDEN, read_golden
 from npgemma.golden.mapping import SAME_NAMES, read_mapping
 from npgemma.golden.names import LEVELS, TABLE
-from npgemma.golden.presets import PRESETS
-from npgemma.golden.record import axes_by_pattern, record
+from npgemma.golden.presets import PRESETS, preset
+from npgemma.golden.record import record
 from npgemma.golden.replay import replay
 from npgemma.golden.report import as_json, as_text
 from npgemma.golden.rounding import SCHEDULES
@@ -126,11 +126,10 @@ def run_golden(a: argparse.Namespace) -> None:
 
 
 def print_taps() -> None:
-    """Print every tap on a line: name, axes (- for a single number), level and meaning. The axes come from a run."""
-    axes = {pattern: letters or "-" for pattern, letters in axes_by_pattern(load(), sample_picture()).items()}
-    names, letters = (max(map(len, column)) for column in (axes, axes.values()))
+    """Print every tap on a line: name, axes (- for a single number), level and meaning."""
+    names, letters = (max(map(len, column)) for column in zip(*((e.pattern, e.axes) for e in TABLE), strict=True))
     for entry in TABLE:
-        print(f"{entry.pattern:<{names}}  {axes[entry.pattern]:<{letters}}  {entry.level:<6}  {entry.meaning}")
+        print(f"{entry.pattern:<{names}}  {entry.axes or '-':<{letters}}  {entry.level:<6}  {entry.meaning}")
 
 
 def run_compare(a: argparse.Namespace) -> int:
@@ -141,7 +140,7 @@ def run_compare(a: argparse.Namespace) -> int:
     dump = read_dump(a.dump)
     if a.suggest_map:
         return write_suggestion(a.suggest_map, suggest_map(golden, dump))
-    names = PRESETS[a.preset] if a.preset else read_mapping(a.map) if a.map else SAME_NAMES
+    names = preset(a.preset, golden) if a.preset else read_mapping(a.map) if a.map else SAME_NAMES
     report = compare(golden, dump, names, a.dtype, a.allow_missing)
     if a.replay:
         report = replay(load(a.model), golden, dump, report)

@@ -14,7 +14,7 @@ import numpy as np
 
 from npgemma.decoding.loop import log_probabilities
 from npgemma.layers.shapes import Array, Float
-from npgemma.layers.taps import Tap, silent
+from npgemma.layers.taps import Tap, at, silent
 from npgemma.models.gemma import Decoder, logits, new_caches
 from npgemma.models.prefix_lm import Prompt, followed_by, prefill
 
@@ -72,6 +72,6 @@ def score_answers(
     for prompt, answer in zip(whole, answers, strict=True):
         end += len(prompt.input_ids)
         before = hidden[end - len(answer) - 1 : end - 1]  # row t scores the token after it
-        each = zip(tap("logits", logits(p, before), "T V"), answer, strict=True)
+        each = zip(tap("logits", logits(p, before, at(tap, "logits")), "T V"), answer, strict=True)
         found.append(np.array([log_probabilities(row)[token] for row, token in each]))
     return found

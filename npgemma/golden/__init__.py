@@ -9,7 +9,7 @@ from npgemma.golden.compare import Report, compare
 from npgemma.golden.dump import Dump, read_dump
 from npgemma.golden.file import Golden, read_golden
 from npgemma.golden.mapping import NameMap, Rule, read_mapping
-from npgemma.golden.presets import PRESETS
+from npgemma.golden.presets import PRESETS, preset
 from npgemma.golden.record import record
 from npgemma.golden.replay import replay
 
@@ -21,6 +21,7 @@ __all__ = [
     "Report",
     "Rule",
     "compare",
+    "preset",
     "read_dump",
     "read_golden",
     "read_mapping",

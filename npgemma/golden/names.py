@@ -1,8 +1,8 @@
-"""The table of taps: every name of a run, with its level and its meaning.
+"""The table of taps: every name of a run, with its axes, its level and its meaning.
 
-Axes are not in the table: they come from a run (record.axes_by_pattern). A test compares the table with a recording, in
-both directions. The steps of decoding have the same names after `steps.{n}.`; `{i}` counts layers, `{b}` the pictures,
-prompts or segments of a run.
+A test compares the table with recordings of PaliGemma 1 and 2, in both directions. The steps of decoding have the same
+names after `steps.{n}.`; `{i}` counts layers, `{b}` the pictures, prompts or segments of a run. A tap that not every
+model has names those that do.
 """
 
 import re
@@ -14,18 +14,20 @@ STEP = r"(steps\.\d+\.)?"
 
 # One rotation of RoPE, and the attention of one picture or sequence; the table below has both in several places.
 ROPE = (
-    ("frequencies", "theta^(-2j/H), float64 in every run; J = H/2"),
-    ("angle", "position * frequency"),
-    ("cos", "cosine of the angle"),
-    ("sin", "sine of the angle"),
-    ("x_cos", "each number times the cosine of its pair"),
-    ("x_sin", "the other number of its pair times the sine, negated in the first half"),
+    ("frequencies", "J", "theta^(-2j/H), float64 in every run; J = H/2"),
+    ("angle", "T J", "position * frequency"),
+    ("cos", "T J", "cosine of the angle"),
+    ("sin", "T J", "sine of the angle"),
+    ("x_cos", "T N H", "each number times the cosine of its pair"),
+    ("x_sin", "T N H", "the other number of its pair times the sine, negated in the first half"),
 )
-ATTEND = (
-    ("dots", "q . k of each query head"),
-    ("scores", "q . k / sqrt(H), before the mask"),
-    ("exp", "exp(score - largest score), 0 where masked"),
-    ("probs", "softmax of the scores"),
+SCORES = (
+    ("dots", "N T S", "q . k of each query head"),
+    ("scores", "N T S", "q . k times the scale, which is 1 / sqrt(H) in Gemma 1 and in the tower; before the mask"),
+)
+SOFTMAX = (
+    ("exp", "N T S", "exp(score - largest score), 0 where masked"),
+    ("probs", "N T S", "softmax of the scores"),
 )
 
 
@@ -34,6 +36,7 @@ class Entry:
     """`pattern` is the name with {i}, {b}, {n} for numbers. `level` is the first level that holds the tap."""
 
     pattern: str
+    axes: str
     level: str
     meaning: str
 
@@ -46,8 +49,8 @@ def row_axes(axes: str) -> tuple[int, ...]:
     return tuple(i for i, letter in enumerate(axes.split()) if letter in "BPT" or (letter == "S" and i == 0))
 
 
-def _inside(scope: str, level: str, rows: tuple[tuple[str, str], ...]) -> list[Entry]:
-    return [Entry(f"{scope}.{name}", level, meaning) for name, meaning in rows]
+def _inside(scope: str, rows: tuple[tuple[str, str, str], ...], heads: str = "N") -> list[Entry]:
+    return [Entry(f"{scope}.{name}", axes.replace("N", heads), "ops", meaning) for name, axes, meaning in rows]
 
 
 _VISION = "vision.layers.{i}"
@@ -55,56 +58,68 @@ _TEXT = "text.layers.{i}"
 _SEGMENT = f"{_TEXT}.attn.segments.{{b}}"
 
 TABLE: tuple[Entry, ...] = (
-    Entry("pictures.{b}.resized", "io", "the picture, resized to a square, 8 bits"),
-    Entry("pixel_values", "io", "the pixels in -1 .. 1"),
-    Entry("vision.embedding.patches", "ops", "the patch convolution with its bias"),
-    Entry("vision.embedding", "blocks", "patches + position table"),
-    Entry(f"{_VISION}.attn_norm", "ops", "layer norm before attention"),
-    *(Entry(f"{_VISION}.attn.{x}", "ops", f"{x} projection with its bias") for x in "qkv"),
-    *_inside(f"{_VISION}.attn.pictures.{{b}}", "ops", ATTEND),
-    Entry(f"{_VISION}.attn.heads", "ops", "probs . values of each head"),
-    Entry(f"{_VISION}.attn.out", "ops", "output projection with its bias"),
-    Entry(f"{_VISION}.mid", "ops", "residual stream after attention"),
-    Entry(f"{_VISION}.mlp_norm", "ops", "layer norm before the MLP"),
-    Entry(f"{_VISION}.mlp.fc1", "ops", "first linear layer with its bias"),
-    Entry(f"{_VISION}.mlp.hidden", "ops", "gelu(fc1)"),
-    Entry(f"{_VISION}.mlp.out", "ops", "second linear layer with its bias"),
-    Entry(f"{_VISION}.out", "blocks", "residual stream after the layer"),
-    Entry("vision.norm", "blocks", "final layer norm of the tower"),
-    Entry("projector", "io", "image features: the rows that replace the image tokens"),
-    Entry("prompts.{b}.input_ids", "io", "token ids of the prompt"),
-    Entry("prompts.{b}.token_type_ids", "io", "0 for prefix, 1 for suffix"),
-    Entry("prompts.{b}.mask", "io", "1 where row t may look at row s"),
-    Entry("input_ids", "io", "the input token of a step, one per sequence"),
-    Entry("positions", "io", "position of each row; the first is 1"),
-    Entry("text.scale", "ops", "sqrt(D), the factor of text embeddings"),
-    Entry("text.embedding", "blocks", "the decoder's input: image features, and text embeddings times sqrt(D)"),
-    Entry(f"{_TEXT}.attn_norm", "ops", "RMS norm before attention"),
-    Entry(f"{_TEXT}.attn.q", "ops", "q projection"),
-    *_inside(f"{_TEXT}.attn.q_rope", "ops", ROPE),
-    Entry(f"{_TEXT}.attn.q_rope", "ops", "q, rotated"),
-    Entry(f"{_TEXT}.attn.k", "ops", "k projection"),
-    Entry(f"{_TEXT}.attn.v", "ops", "v projection"),
-    *_inside(f"{_TEXT}.attn.k_rope", "ops", ROPE),
-    Entry(f"{_TEXT}.attn.k_rope", "ops", "k, rotated"),
-    Entry(f"steps.{{n}}.{_SEGMENT}.keys", "ops", "the cache after the step: keys, rotated"),
-    Entry(f"steps.{{n}}.{_SEGMENT}.values", "ops", "the cache after the step: values"),
-    Entry(f"{_SEGMENT}.keys", "blocks", "the cache after the prefill: keys, rotated"),
-    Entry(f"{_SEGMENT}.values", "blocks", "the cache after the prefill: values"),
-    *_inside(_SEGMENT, "ops", ATTEND),
-    Entry(f"{_TEXT}.attn.heads", "ops", "probs . values of each head"),
-    Entry(f"{_TEXT}.attn.out", "ops", "output projection"),
-    Entry(f"{_TEXT}.mid", "ops", "residual stream after attention"),
-    Entry(f"{_TEXT}.mlp_norm", "ops", "RMS norm before the MLP"),
-    Entry(f"{_TEXT}.mlp.gate", "ops", "gate projection"),
-    Entry(f"{_TEXT}.mlp.up", "ops", "up projection"),
-    Entry(f"{_TEXT}.mlp.act", "ops", "gelu(gate)"),
-    Entry(f"{_TEXT}.mlp.hidden", "ops", "gelu(gate) * up"),
-    Entry(f"{_TEXT}.mlp.out", "ops", "down projection"),
-    Entry(f"{_TEXT}.out", "blocks", "residual stream after the layer"),
-    Entry("text.norm", "blocks", "final RMS norm"),
-    Entry("logits", "io", "scores of the token after the last row"),
-    Entry("generated_ids", "io", "the likeliest token by each of the logits"),
+    Entry("pictures.{b}.resized", "Y X C", "io", "the picture, resized to a square, 8 bits"),
+    Entry("pixel_values", "B C Y X", "io", "the pixels in -1 .. 1"),
+    Entry("vision.embedding.patches", "B P D", "ops", "the patch convolution with its bias"),
+    Entry("vision.embedding", "B P D", "blocks", "patches + position table"),
+    Entry(f"{_VISION}.attn_norm", "B P D", "ops", "layer norm before attention"),
+    *(Entry(f"{_VISION}.attn.{x}", "B P N H", "ops", f"{x} projection with its bias") for x in "qkv"),
+    *_inside(f"{_VISION}.attn.pictures.{{b}}", SCORES + SOFTMAX),
+    Entry(f"{_VISION}.attn.heads", "B P N H", "ops", "probs . values of each head"),
+    Entry(f"{_VISION}.attn.out", "B P D", "ops", "output projection with its bias"),
+    Entry(f"{_VISION}.mid", "B P D", "ops", "residual stream after attention"),
+    Entry(f"{_VISION}.mlp_norm", "B P D", "ops", "layer norm before the MLP"),
+    Entry(f"{_VISION}.mlp.fc1", "B P F", "ops", "first linear layer with its bias"),
+    Entry(f"{_VISION}.mlp.hidden", "B P F", "ops", "gelu(fc1)"),
+    Entry(f"{_VISION}.mlp.out", "B P D", "ops", "second linear layer with its bias"),
+    Entry(f"{_VISION}.out", "B P D", "blocks", "residual stream after the layer"),
+    Entry("vision.norm", "B P D", "blocks", "final layer norm of the tower"),
+    Entry("projector", "B P D", "io", "image features: the rows that replace the image tokens"),
+    Entry("prompts.{b}.input_ids", "T", "io", "token ids of the prompt"),
+    Entry("prompts.{b}.token_type_ids", "T", "io", "0 for prefix, 1 for suffix"),
+    Entry("prompts.{b}.mask", "T S", "io", "1 where row t may look at row s"),
+    Entry("prompts.{b}.near", "T S", "io", "the same in layers with a window; Gemma 2, 3"),
+    Entry("input_ids", "T", "io", "the input token of a step, one per sequence"),
+    Entry("positions", "T", "io", "position of each row; the first is 1"),
+    Entry("text.scale", "", "ops", "sqrt(D), the factor of text embeddings"),
+    Entry("text.embedding", "T D", "blocks", "the decoder's input: image features, and text embeddings times sqrt(D)"),
+    Entry(f"{_TEXT}.attn_norm", "T D", "ops", "RMS norm before attention"),
+    Entry(f"{_TEXT}.attn.q", "T N H", "ops", "q projection"),
+    Entry(f"{_TEXT}.attn.q_norm", "T N H", "ops", "RMS norm of each head of q; Gemma 3"),
+    *_inside(f"{_TEXT}.attn.q_rope", ROPE),
+    Entry(f"{_TEXT}.attn.q_rope", "T N H", "ops", "q, rotated"),
+    Entry(f"{_TEXT}.attn.k", "T K H", "ops", "k projection"),
+    Entry(f"{_TEXT}.attn.k_norm", "T K H", "ops", "RMS norm of each head of k; Gemma 3"),
+    Entry(f"{_TEXT}.attn.v", "T K H", "ops", "v projection"),
+    *_inside(f"{_TEXT}.attn.k_rope", ROPE, heads="K"),
+    Entry(f"{_TEXT}.attn.k_rope", "T K H", "ops", "k, rotated"),
+    Entry(f"steps.{{n}}.{_SEGMENT}.keys", "S K H", "ops", "all keys so far, rotated; with a window, the last of them"),
+    Entry(f"steps.{{n}}.{_SEGMENT}.values", "S K H", "ops", "all values so far; with a window, the last of them"),
+    Entry(f"{_SEGMENT}.keys", "S K H", "blocks", "the keys of the prompt, rotated: the cache after the prefill"),
+    Entry(f"{_SEGMENT}.values", "S K H", "blocks", "the values of the prompt: the cache after the prefill"),
+    *_inside(_SEGMENT, SCORES),
+    Entry(f"{_SEGMENT}.over_cap", "N T S", "ops", "score / cap; Gemma 2"),
+    Entry(f"{_SEGMENT}.tanh", "N T S", "ops", "tanh(score / cap); Gemma 2"),
+    Entry(f"{_SEGMENT}.capped", "N T S", "ops", "cap tanh(score / cap), before the mask; Gemma 2"),
+    *_inside(_SEGMENT, SOFTMAX),
+    Entry(f"{_TEXT}.attn.heads", "T N H", "ops", "probs . values of each head"),
+    Entry(f"{_TEXT}.attn.out", "T D", "ops", "output projection"),
+    Entry(f"{_TEXT}.attn_post_norm", "T D", "ops", "RMS norm of what attention writes; Gemma 2, 3"),
+    Entry(f"{_TEXT}.mid", "T D", "ops", "residual stream after attention"),
+    Entry(f"{_TEXT}.mlp_norm", "T D", "ops", "RMS norm before the MLP"),
+    Entry(f"{_TEXT}.mlp.gate", "T F", "ops", "gate projection"),
+    Entry(f"{_TEXT}.mlp.up", "T F", "ops", "up projection"),
+    Entry(f"{_TEXT}.mlp.act", "T F", "ops", "gelu(gate)"),
+    Entry(f"{_TEXT}.mlp.hidden", "T F", "ops", "gelu(gate) * up"),
+    Entry(f"{_TEXT}.mlp.out", "T D", "ops", "down projection"),
+    Entry(f"{_TEXT}.mlp_post_norm", "T D", "ops", "RMS norm of what the MLP writes; Gemma 2, 3"),
+    Entry(f"{_TEXT}.out", "T D", "blocks", "residual stream after the layer"),
+    Entry("text.norm", "T D", "blocks", "final RMS norm"),
+    Entry("logits.uncapped", "T V", "ops", "the logits before their cap, cap tanh(x / cap); Gemma 2"),
+    Entry("logits.over_cap", "T V", "ops", "uncapped / cap; Gemma 2"),
+    Entry("logits.tanh", "T V", "ops", "tanh(uncapped / cap); Gemma 2"),
+    Entry("logits", "B V", "io", "scores of the token after the last row"),
+    Entry("generated_ids", "T", "io", "the likeliest token by each of the logits"),
 )
 
 
@@ -146,4 +161,8 @@ def block_of(name: str) -> str:
     shows only there is in the cache, the positions or the mask of the step.
     """
     layer = re.match(STEP + r"(vision|text)\.layers\.\d+", name)
-    return layer[0] if layer else re.sub(r"\.patches$", "", name).replace("text.scale", "text.embedding")
+    return (
+        layer[0]
+        if layer
+        else re.sub(r"\.(patches|uncapped|over_cap|tanh)$", "", name).replace("text.scale", "text.embedding")
+    )

@@ -2,10 +2,15 @@
 
 `transformers` is for dumps of forward hooks on the modules of transformers' PaliGemma, as tools/dump_transformers.py
 writes them; `transformers-debugger` is for folders that its model_addition_debugger_context(use_repr=False) writes.
+
+Two names mean different tensors in PaliGemma 1 and 2. post_attention_layernorm is the norm before the MLP in the first,
+and in the second the norm of what attention writes; lm_head returns the logits in the first, and in the second what
+they are before their cap. The policy in a golden file says which of them its model has.
 """
 
 from typing import Any
 
+from npgemma.golden.file import Golden
 from npgemma.golden.mapping import NameMap, mapping_of
 
 _STEP = r"(steps\.\d+\.)?"
@@ -28,7 +33,6 @@ _VISION_MODULES = {
 }
 _TEXT_MODULES = {
     "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "mlp_norm",
     "mlp.gate_proj": "mlp.gate",
     "mlp.up_proj": "mlp.up",
     "mlp.act_fn": "mlp.act",
@@ -38,6 +42,13 @@ _TEXT_MODULES = {
     "self_attn.v_proj": "attn.v",
     "self_attn.o_proj": "attn.out",
 }
+# The other norms of a layer: in a decoder that norms what it adds to the residual stream, and in one that does not.
+_POST_NORMS = {
+    "post_attention_layernorm": "attn_post_norm",
+    "pre_feedforward_layernorm": "mlp_norm",
+    "post_feedforward_layernorm": "mlp_post_norm",
+}
+_NORMS = {"post_attention_layernorm": "mlp_norm"}
 
 
 def _modules() -> list[dict[str, Any]]:
@@ -53,7 +64,6 @@ def _modules() -> list[dict[str, Any]]:
         *({"theirs": theirs, "ours": ours} for theirs, ours in (*vision, *text, *layers, *rest)),
         {"theirs": _VISION + r"embeddings\.patch_embedding", "ours": "vision.embedding.patches"}
         | {"transpose": [0, 2, 3, 1]},
-        {"theirs": _STEP + "lm_head", "ours": r"\1logits", "slice": [0, [-1, None]]},
     ]
 
 
@@ -62,17 +72,30 @@ def _inputs(of: str) -> list[dict[str, Any]]:
     return [
         {"theirs": _VISION_LAYER + r"\.layer_norm2" + of, "ours": r"vision.layers.\1.mid"},
         {"theirs": _VISION_LAYER + r"\.self_attn\.out_proj" + of, "ours": r"vision.layers.\1.attn.heads"},
-        {"theirs": _TEXT_LAYER + r"\.post_attention_layernorm" + of, "ours": r"\1text.layers.\2.mid"},
         {"theirs": _TEXT_LAYER + r"\.self_attn\.o_proj" + of, "ours": r"\1text.layers.\2.attn.heads"},
         {"theirs": _TEXT_LAYER + r"\.mlp\.down_proj" + of, "ours": r"\1text.layers.\2.mlp.hidden"},
     ]
 
 
-_MASK = {"ours": "prompts.0.mask", "slice": [0, 0]}
+def _norms(names: dict[str, str], of: str) -> list[dict[str, Any]]:
+    """Rules for the outputs of the norms `names`, and for the input of the one before the MLP."""
+    before_mlp = next(theirs for theirs, ours in names.items() if ours == "mlp_norm")
+    return [
+        *({"theirs": _TEXT_LAYER + rf"\.{name}", "ours": rf"\1text.layers.\2.{tap}"} for name, tap in names.items()),
+        {"theirs": _TEXT_LAYER + rf"\.{before_mlp}" + of, "ours": r"\1text.layers.\2.mid"},
+    ]
+
+
+def _scores(names: dict[str, str]) -> list[dict[str, Any]]:
+    """Rules for the scores of the vocabulary, of which the last row is compared."""
+    return [{"theirs": _STEP + name, "ours": rf"\1{tap}", "slice": [0, [-1, None]]} for name, tap in names.items()]
+
+
 # Taps that no module of transformers returns, or not with every attention; they are compared if they are dumped.
 _INSIDE = [
-    *("pictures.*", "generated_ids", "*text.scale", "*.dots", "*.scores", "*.exp", "*.probs", "*.keys", "*.values"),
-    *("*_rope", "*_rope.*", "*prompts.0.mask", "*positions"),
+    *("pictures.*", "generated_ids", "*text.scale", "*.dots", "*.scores", "*.over_cap", "*.tanh", "*.capped"),
+    *("*.exp", "*.probs", "*.keys", "*.values", "*_rope", "*_rope.*"),
+    *("*prompts.0.mask", "*prompts.0.near", "*positions"),
 ]
 
 TRANSFORMERS = {
@@ -87,7 +110,8 @@ TRANSFORMERS = {
         {"theirs": "pixel_values", "ours": "pixel_values"},
         {"theirs": _STEP + "position_ids", "ours": r"\1positions"},
         {"theirs": _STEP + "inputs_embeds", "ours": r"\1text.embedding"},
-        {"theirs": "attention_mask", **_MASK},
+        {"theirs": r"attention_mask(\.full_attention)?", "ours": "prompts.0.mask", "slice": [0, 0]},
+        {"theirs": r"attention_mask\.sliding_attention", "ours": "prompts.0.near", "slice": [0, 0]},
         *(
             {
                 "theirs": _STEP + rf"past_key_values\.(\d+)\.{theirs}",
@@ -119,8 +143,9 @@ TRANSFORMERS = {
             "*.rotary_emb*",
             "*.position_embedding",
         ),
-        *("*.embed_tokens", "steps.*.attention_mask", "model.language_model", "model.vision_tower", "model"),
-        *("model.vision_tower.vision_model", "*.encoder"),
+        *("*.embed_tokens", "steps.*.attention_mask*", "model.language_model", "model.vision_tower", "model"),
+        *("model.vision_tower.vision_model", "*.encoder", "logits", "steps.*.logits"),
+        "*.post_attention_layernorm.input",
     ],
     "absent": _INSIDE,
 }
@@ -142,7 +167,20 @@ TRANSFORMERS_DEBUGGER = {
     "absent": [*_INSIDE, "steps.*", "*.layers.*.out"],
 }
 
-PRESETS: dict[str, NameMap] = {
-    "transformers": mapping_of(TRANSFORMERS, "transformers"),
-    "transformers-debugger": mapping_of(TRANSFORMERS_DEBUGGER, "transformers-debugger"),
+# The mapping of each preset, without what depends on the decoder, and how it ends the name of a module's input.
+PRESETS: dict[str, tuple[dict[str, Any], str]] = {
+    "transformers": (TRANSFORMERS, r"\.input"),
+    "transformers-debugger": (TRANSFORMERS_DEBUGGER, r"\.inputs\.args\.0"),
 }
+
+
+def preset(name: str, golden: Golden) -> NameMap:
+    """The mapping with this name, a key of PRESETS, for dumps of the model that `golden` was recorded from."""
+    policy = golden.metadata["policy"]
+    found, of = PRESETS[name]
+    capped = policy["soft_caps"] and policy["soft_caps"]["logits"]
+    norms = _norms(_POST_NORMS if "post_norms" in policy else _NORMS, of)
+    scores = _scores({"lm_head": "logits.uncapped", "logits": "logits"} if capped else {"lm_head": "logits"})
+    more = ["*logits"] if capped else []  # no module returns them
+    rules, absent = [*norms, *scores, *found["rules"]], [*found["absent"], *more]
+    return mapping_of(found | {"rules": rules, "absent": absent}, name)

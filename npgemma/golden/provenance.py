@@ -16,9 +16,10 @@ from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.golden.rounding import FLOAT32, SCHEDULES
 from npgemma.io.picture import Picture, read_picture
 from npgemma.io.pixels import PALIGEMMA
+from npgemma.models.gemma import Decoder
 
 # What npgemma computes where implementations differ. These texts are in every golden file: its bytes depend on them.
-POLICY = {
+POLICY: dict[str, Any] = {
     "positions": "from 1",
     "mask": "the prefix sees all of itself, the suffix is causal",
     "norm": "rms_norm times (1 + weight); layer_norm with the biased variance",
@@ -28,6 +29,13 @@ POLICY = {
     "rope": "half-split pairs; angles in float64 for the truth, in float32 for the envelopes",
     "soft_caps": None,
 }
+# What the decoder of PaliGemma 2 adds.
+POST_NORMS = "what attention and the MLP write is normed before it is added"
+UNCAPPED = "big_vision does not cap logits: its likeliest tokens are the same, its probabilities are not"
+PREFIX = (
+    "sees all of itself in the first pass, whatever the window, as in transformers; later rows see the window alone"
+)
+UNWINDOWED = "big_vision has no window: where a prompt is longer, its logits differ from the second new token on"
 PREPROCESSING = {
     "backend": "pillow",
     "resample": "bicubic, antialiased, 8 bits, aspect ratio not kept",
@@ -49,13 +57,29 @@ def describe(
         "model": model_hashes(model.folder) | {"truth_stored_as": wide},
         "preprocessing": preprocessing(model) | {"pillow": PIL.__version__, "side": model.config.vision.image_size},
         "tokenizer": {"sha256": file_hash(model.tokenizer_file)},
-        "policy": POLICY,
+        "policy": policy(model.weights.text),
         "schedules": {
             "float32": {"name": "float32", "rounds": FLOAT32},
             "bfloat16": {"name": schedule, "rounds": SCHEDULES[schedule]},
         },
         "taps": [[name, letters] for name, letters in axes.items()],
         "versions": {"npgemma": installed_version(), "numpy": np.__version__, "blas": blas()},
+    }
+
+
+def policy(p: Decoder) -> dict[str, Any]:
+    """POLICY, with what the decoder of PaliGemma 2 adds or computes otherwise."""
+    first = p.blocks[0]
+    if first.attn_post_norm is None:
+        return POLICY
+    scale = first.attn.scale or first.attn.q.shape[2] ** -0.5
+    caps = {"scores": first.attn.cap, "logits": p.cap}
+    layers = [i for i, block in enumerate(p.blocks) if block.attn.window is not None]
+    return POLICY | {
+        "scale": POLICY["scale"].replace("divided by sqrt(H)", f"times {scale}"),
+        "soft_caps": caps | {"scores_before": "the mask", "elsewhere": UNCAPPED} if any(caps.values()) else None,
+        "post_norms": POST_NORMS,
+        "window": {"rows": p.window, "layers": layers, "prefix": PREFIX, "elsewhere": UNWINDOWED},
     }
 
 

@@ -29,7 +29,7 @@ from npgemma.api.generation import limits
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.errors import BadGolden
 from npgemma.golden.file import Spool, write_golden
-from npgemma.golden.names import entry_of, is_in_level, row_axes
+from npgemma.golden.names import is_in_level, row_axes
 from npgemma.golden.provenance import describe
 from npgemma.golden.rounding import FLOAT32, SCHEDULES, rounding
 from npgemma.io.picture import Picture
@@ -91,9 +91,10 @@ def record(
     BadPicture, BadPrompt, BadModel
         If a picture or the prompt cannot be used, or a tensor is not finite or overflows in float32.
     BadGolden
-        If the folder of `path` does not exist, or a glob matches no tap.
+        If the folder of `path` does not exist, a glob matches no tap, or `schedule` does not fit the model.
     """
     path = Path(path)
+    check_schedule(model, schedule)
     if not path.parent.is_dir():
         raise BadGolden(f"{path} cannot be written: the folder {path.parent} does not exist")
     case, preprocessed = read_case(model, images, prompt, steps)
@@ -130,6 +131,15 @@ def record_envelopes(spool: Spool, model: VisionLanguageModel, case: Case, ids: 
         run(model, weights, case, np.dtype(np.float32), tap, ids)
 
 
+def check_schedule(model: VisionLanguageModel, schedule: str) -> None:
+    """BadGolden if transformers does not run such a decoder with the attention that `schedule` emulates."""
+    if schedule == "hf_sdpa" and model.weights.text.blocks[0].attn.cap is not None:
+        raise BadGolden(
+            f"{model.folder}: the rounding 'hf_sdpa' does not fit this model: its scores are capped, and transformers' "
+            "sdpa attention does not cap scores, so it runs such a decoder with eager attention; use 'hf_eager'"
+        )
+
+
 def check_used(patterns: Sequence[str], taps: Sequence[str], level: str) -> None:
     """BadGolden if one of the globs `patterns` matches none of `taps`."""
     for pattern in patterns:
@@ -137,13 +147,6 @@ def check_used(patterns: Sequence[str], taps: Sequence[str], level: str) -> None
             raise BadGolden(
                 f"no tap of level {level!r} matches {pattern!r}; `npgemma golden --list` prints every tap and its level"
             )
-
-
-def axes_by_pattern(model: VisionLanguageModel, image: Picture) -> dict[str, str]:
-    """The axes of each entry of names.TABLE by its pattern, from a short run of `model`."""
-    case, taps = read_case(model, [image], "caption en", steps=1)
-    run(model, model.weights, case, np.dtype(np.float32), taps)
-    return {entry_of(name).pattern: axes for name, axes in taps.axes.items()}
 
 
 def run(
@@ -159,7 +162,7 @@ def run(
     prompt = make_prompt(weights, case.input_ids, case.token_type_ids, features)
     caches = [new_caches(weights.text, len(case.input_ids) + case.steps, dtype)]
     hidden = prefill(weights.text, [prompt], caches, tap=tap)
-    scores = tap("logits", logits(weights.text, hidden[-1:]), "B V")
+    scores = tap("logits", logits(weights.text, hidden[-1:], at(tap, "logits")), "B V")
     ends, given = None if forced else limits(model), list(forced or ())
     ids: list[int] = []
     while True:

@@ -14,7 +14,8 @@ name pass unchanged, so that a new tap changes no numbers.
     True
 
 The two schedules for bfloat16 were checked against transformers in bfloat16 on a CPU, tap by tap, where each operation
-received transformers' own inputs (tests/live/test_rounding.py).
+received transformers' own inputs (tests/live/test_rounding.py). Its sdpa attention does not cap scores, and it runs the
+decoder of a PaliGemma 2 with eager attention, whatever its tower has.
 """
 
 from typing import TypeAlias
@@ -33,11 +34,12 @@ FLOAT32: Schedule = dict.fromkeys(("frequencies", "angle"), "float32")
 # The tensors between the modules of transformers' PaliGemma: each module returns its result in the dtype of the run.
 _MODULES = (
     *("pixel_values", "patches", "embedding", "attn_norm", "q", "k", "v", "heads", "out", "mid", "mlp_norm"),
-    *("fc1", "hidden", "norm", "projector", "scale", "gate", "up", "act", "logits"),
+    *("fc1", "hidden", "norm", "projector", "scale", "gate", "up", "act"),
+    *("attn_post_norm", "mlp_post_norm", "uncapped", "over_cap", "tanh", "logits"),
     *("cos", "sin", "x_cos", "x_sin", "q_rope", "k_rope"),
 )
-# Attention as three operations, of which only the softmax computes in float32.
-HF_EAGER: Schedule = FLOAT32 | dict.fromkeys((*_MODULES, "dots", "scores", "probs"), "bfloat16")
+# Attention as three operations, of which only the softmax computes in float32. A cap is three more.
+HF_EAGER: Schedule = FLOAT32 | dict.fromkeys((*_MODULES, "dots", "scores", "capped", "probs"), "bfloat16")
 # Attention as one kernel: the scores stay in float32. Of the softmax only the exponentials are rounded, before they
 # multiply the values; their sum is taken of the unrounded ones.
 HF_SDPA: Schedule = FLOAT32 | dict.fromkeys((*_MODULES, "exp"), "bfloat16")

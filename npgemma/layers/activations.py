@@ -26,9 +26,10 @@ def geglu(gate: Float[Array, "T F"], up: Float[Array, "T F"], tap: Tap = silent)
     return tap("act", gelu(gate), "T F") * up
 
 
-def soft_cap(x: Float[Array, "*R"], cap: float) -> Float[Array, "*R"]:
+def soft_cap(x: Float[Array, "T V"], cap: float, tap: Tap = silent) -> Float[Array, "T V"]:
     """y = cap tanh(x / cap): near x where x is small, never beyond -cap .. cap. Source: Gemma 2 (2024), section 2."""
-    return np.tanh(x / cap) * cap
+    x = tap("over_cap", x / cap, "T V")
+    return tap("tanh", np.tanh(x), "T V") * cap
 
 
 def softmax(x: Float[Array, "*R S"]) -> Float[Array, "*R S"]:

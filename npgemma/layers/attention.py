@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from npgemma.layers.activations import exponentials, soft_cap
+from npgemma.layers.activations import exponentials
 from npgemma.layers.shapes import Array, Bool, Float
 from npgemma.layers.taps import Tap, silent
 from npgemma.layers.threads import in_parallel
@@ -76,7 +76,9 @@ def attend_block(
     x = yield "dots", x.reshape(key_heads, queries, rows, -1)
     x = yield "scores", x * scale
     if cap is not None:
-        x = yield "capped", soft_cap(x, cap)
+        x = yield "over_cap", x / cap
+        x = yield "tanh", np.tanh(x)
+        x = yield "capped", x * cap  # activations.soft_cap, a tensor at a time
     x = exponentials(np.where(mask, x, -np.inf))
     total = x.sum(-1, keepdims=True)  # before the tap: a kernel that rounds the exponentials adds them up unrounded
     x = yield "exp", x

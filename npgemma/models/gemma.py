@@ -272,7 +272,7 @@ def decoder(
     return tap("norm", rms_norm(p.norm, x), "T D")
 
 
-def logits(p: Decoder, x: Float[Array, "T D"]) -> Float[Array, "T V"]:
+def logits(p: Decoder, x: Float[Array, "T D"], tap: Tap = silent) -> Float[Array, "T V"]:
     """A score for each token of the vocabulary: x head^T, soft-capped in Gemma 2."""
     y = linear(x, p.embedding if p.head is None else p.head)
-    return y if p.cap is None else soft_cap(y, p.cap)
+    return y if p.cap is None else soft_cap(tap("uncapped", y, "T V"), p.cap, tap)

@@ -122,7 +122,7 @@ def start(
     """
     x, rows = lay_out(p, prompts, tap)
     x = decoder(p, x, rows, caches, last_rows(rows), at(tap, "text"))
-    return tap("logits", logits(p, x), "B V")
+    return tap("logits", logits(p, x, at(tap, "logits")), "B V")
 
 
 def step(
@@ -144,10 +144,10 @@ def step(
     x = embed_tokens(p, tap("input_ids", input_ids, "T"), caches[0][0].keys.dtype, at(tap, "text"))
     x = tap("text.embedding", x, "T D")
     x = decoder(p, x, rows, caches, tap=at(tap, "text"))
-    return tap("logits", logits(p, x), "B V")
+    return tap("logits", logits(p, x, at(tap, "logits")), "B V")
 
 
 def forward(p: Decoder, prompt: Prompt, tap: Tap = silent) -> Float[Array, "T V"]:
     """The logits of every row of one sequence in one pass, as in training; its caches are dropped."""
     caches = [new_caches(p, len(prompt.input_ids), prompt.dtype)]
-    return tap("logits", logits(p, prefill(p, [prompt], caches, tap)), "T V")
+    return tap("logits", logits(p, prefill(p, [prompt], caches, tap), at(tap, "logits")), "T V")

@@ -1,4 +1,4 @@
-"""A golden file of the embedded model with every tap, and the dumps of ports that compute as npgemma does."""
+"""Golden files of the embedded model and of a PaliGemma 2 with every tap, and dumps of ports that compute the same."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ports import port
+from random_paligemma_2 import load_with_suffix, write_paligemma_2
 
 import npgemma
 from npgemma.api.vision_language import VisionLanguageModel
@@ -27,6 +28,19 @@ def golden_path(model: VisionLanguageModel, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="session")
 def golden(golden_path: Path) -> Golden:
     return read_golden(golden_path)
+
+
+@pytest.fixture(scope="session")
+def model_2(tmp_path_factory: pytest.TempPathFactory) -> VisionLanguageModel:
+    """A random PaliGemma 2. Its window is shorter than its prompts, which end with a suffix."""
+    return load_with_suffix(write_paligemma_2(tmp_path_factory.mktemp("paligemma_2")))
+
+
+@pytest.fixture(scope="session")
+def golden_2(model_2: VisionLanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Golden:
+    path = tmp_path_factory.mktemp("golden_2") / "ops.safetensors"
+    record(model_2, [npgemma.sample_picture()], "caption en", path, "ops", steps=1)
+    return read_golden(path)
 
 
 @pytest.fixture(scope="session")

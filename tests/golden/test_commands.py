@@ -10,10 +10,10 @@ from PIL import Image
 
 from npgemma import sample_picture
 from npgemma.commands.cli import main
-from npgemma.golden import Golden, read_golden
+from npgemma.golden import read_golden
 from npgemma.golden.chart import SIZE
 from npgemma.golden.judge import LIMITS
-from npgemma.golden.names import TABLE, entry_of
+from npgemma.golden.names import TABLE
 
 SAMPLE = str(sample_picture())
 
@@ -43,12 +43,11 @@ def test_golden_writes_the_selected_taps(tmp_path: Path, capsys: pytest.CaptureF
     assert "projector" not in found.taps
 
 
-def test_list_has_every_tap_with_axes_level_and_meaning(golden: Golden, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_has_every_tap_with_axes_level_and_meaning(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["golden", "--list"]) == 0
     fields = [re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()]
-    axes = {entry_of(name).pattern: letters or "-" for name, letters in golden.taps.items()}
-    assert fields == [[entry.pattern, axes[entry.pattern], entry.level, entry.meaning] for entry in TABLE]
-    assert "steps.{n}.text.layers.{i}.attn.segments.{b}.keys" in axes
+    assert fields == [[entry.pattern, entry.axes or "-", entry.level, entry.meaning] for entry in TABLE]
+    assert ["text.scale", "-", "ops", "sqrt(D), the factor of text embeddings"] in fields
 
 
 @pytest.mark.parametrize("arguments", [[], [SAMPLE], [SAMPLE, "caption en"], [SAMPLE, "x", "-o", "f", "--steps", "-1"]])

@@ -2,26 +2,47 @@
 
 import re
 
+import architectures
+import numpy as np
 import pytest
 
 import npgemma
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.golden import Golden
 from npgemma.golden.names import LEVELS, TABLE, block_of, entry_of, is_in_level, is_tap, row_axes
-from npgemma.golden.record import axes_by_pattern
-from npgemma.layers.taps import Recorder
+from npgemma.layers.taps import Recorder, at
 from npgemma.models.paligemma import forward
+from npgemma.testing import layout_tensors
 
 # The sizes of the embedded model, where a letter has one size in all its taps.
 SIZES = {"C": 3, "N": 4, "H": 32, "D": 128, "F": 512, "V": 1792, "K": 1, "J": 16}
 
 
-def test_every_tap_of_a_run_is_in_the_table(golden: Golden) -> None:
-    assert [name for name in golden.taps if not is_tap(name)] == []
+@pytest.fixture(scope="module")
+def gemma_3() -> dict[str, str]:
+    """The taps of a pass through a decoder with norms of queries and keys, and their axes."""
+    architecture, taps = architectures.windowed_decoder(architectures.GEMMA_3), Recorder()
+    layout = architecture.layouts["hf"]
+    architecture.forward(layout.fill(layout_tensors(layout)), np.dtype(np.float32), at(taps, "text"))
+    return taps.axes
 
 
-def test_every_entry_of_the_table_is_a_tap_of_a_run(golden: Golden) -> None:
-    assert {entry_of(name).pattern for name in golden.taps} == {entry.pattern for entry in TABLE}
+def test_every_tap_of_a_run_is_in_the_table_with_its_axes(
+    golden: Golden, golden_2: Golden, gemma_3: dict[str, str]
+) -> None:
+    for taps in (golden.taps, golden_2.taps, gemma_3):
+        assert [name for name, axes in taps.items() if not is_tap(name) or entry_of(name).axes != axes] == []
+
+
+def test_every_entry_of_the_table_is_a_tap_of_the_models_that_it_names(
+    golden: Golden, golden_2: Golden, gemma_3: dict[str, str]
+) -> None:
+    one, two, three = ({entry_of(name).pattern for name in taps} for taps in (golden.taps, golden_2.taps, gemma_3))
+    named = {entry.pattern: re.findall(r"Gemma [23](?:, 3)?$", entry.meaning) for entry in TABLE}
+    assert one == {pattern for pattern, models in named.items() if not models}
+    assert two == {pattern for pattern, models in named.items() if models != ["Gemma 3"]}
+    assert {pattern for pattern, models in named.items() if models == ["Gemma 3"]} == three - two
+    assert not three & {pattern for pattern, models in named.items() if models == ["Gemma 2"]}
 
 
 def test_axes_of_a_run_have_the_sizes_of_their_letters(golden: Golden) -> None:
@@ -29,12 +50,6 @@ def test_axes_of_a_run_have_the_sizes_of_their_letters(golden: Golden) -> None:
         shape = dict(zip(axes.split(), golden.truth[name].shape, strict=True))
         wrong = {letter: size for letter, size in shape.items() if SIZES.get(letter, size) != size}
         assert not wrong, name
-
-
-def test_every_tap_of_an_entry_has_the_same_axes(model: VisionLanguageModel, golden: Golden) -> None:
-    """So that a list of patterns with axes is right about the prefill and every step."""
-    axes = axes_by_pattern(model, npgemma.sample_picture())
-    assert {name: axes[entry_of(name).pattern] for name in golden.taps} == golden.taps
 
 
 def test_taps_of_two_pictures_are_in_the_table(model: VisionLanguageModel) -> None:
@@ -87,6 +102,7 @@ def test_rows_are_tokens_patches_and_pictures(axes: str, rows: tuple[int, ...]) 
         ("vision.layers.3.mlp.fc1", "vision.layers.3"),
         ("vision.embedding.patches", "vision.embedding"),
         ("text.scale", "text.embedding"),
+        ("steps.1.logits.uncapped", "steps.1.logits"),
         ("projector", "projector"),
         ("steps.1.logits", "steps.1.logits"),
     ],
@@ -95,8 +111,8 @@ def test_block_of_a_tap(name: str, block: str) -> None:
     assert block_of(name) == block
 
 
-def test_no_name_matches_two_entries(golden: Golden) -> None:
+def test_no_name_matches_two_entries(golden: Golden, golden_2: Golden) -> None:
     """Apart from the entries for steps alone, which precede the general ones."""
     patterns = [re.sub(r"\\\{.\\\}", r"\\d+", re.escape(entry.pattern)) for entry in TABLE]
-    for name in golden.taps:
+    for name in (*golden.taps, *golden_2.taps):
         assert sum(bool(re.fullmatch(pattern, name)) for pattern in patterns) <= 1

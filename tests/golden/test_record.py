@@ -125,6 +125,23 @@ def test_missing_folder_is_refused_before_the_run(model: VisionLanguageModel, tm
         record(model, [SAMPLE], "caption en", tmp_path / "not" / "g.safetensors")
 
 
+def test_policy_says_what_paligemma_2_adds_and_where_big_vision_differs(golden: Golden, golden_2: Golden) -> None:
+    one, two = (each.metadata["policy"] for each in (golden, golden_2))
+    assert one["soft_caps"] is None
+    assert two["scale"].endswith(f"scores times {22**-0.5}")
+    assert {key: two["soft_caps"][key] for key in ("scores", "logits")} == {"scores": 5.0, "logits": 6.0}
+    assert {key: two["window"][key] for key in ("rows", "layers")} == {"rows": 5, "layers": [0, 2]}
+    assert "transformers" in two["window"]["prefix"]
+    assert "big_vision" in two["window"]["elsewhere"]
+    assert two.keys() - one.keys() == {"post_norms", "window"}
+
+
+def test_sdpa_rounding_of_capped_scores_is_refused(model_2: VisionLanguageModel, tmp_path: Path) -> None:
+    with pytest.raises(npgemma.NpgemmaError, match=r"'hf_sdpa' does not fit .* use 'hf_eager'"):
+        record(model_2, [npgemma.sample_picture()], "x", tmp_path / "g.safetensors", schedule="hf_sdpa")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_killed_recording_leaves_the_old_file_or_the_new_one(golden_path: Path, tmp_path: Path) -> None:
     target = tmp_path / "g.safetensors"
     script = (
