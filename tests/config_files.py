@@ -33,5 +33,7 @@ def paths() -> list[str]:
         found += [key] + [f"{key}.{inner}" for inner in value] if isinstance(value, dict) else [key]
     more = ("rope_parameters", "rope_parameters.rope_type", "rope_parameters.rope_theta", "rope_scaling")
     more += ("rope_scaling.factor", "eos_token_id", "num_image_tokens", "quantization_config", "per_layer_config")
+    more += ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping")
+    more += ("sliding_window", "layer_types")
     found += ["image_token_id", "suppress_tokens", "vision_config.hidden_act"]
     return found + [f"text_config.{key}" for key in (*more, "hidden_act", "hidden_activation", "attention_bias")]

@@ -165,10 +165,12 @@ def read_caps(s: Section, d: GemmaConfig) -> GemmaConfig:
 def read_windows(s: Section, d: GemmaConfig) -> GemmaConfig:
     """Which layers have a window, and how long it is. BadModel, with file and key, unless every layer has a known kind.
 
-    A list goes before the pattern of the family, and before `sliding_window_pattern`, which older configs state.
+    A list goes before the pattern of the family, and before `sliding_window_pattern`, which older configs of Gemma 3
+    state.
     """
-    layers = d.num_hidden_layers
-    period = s.count("sliding_window_pattern", PERIODS[d.model_type], 512)
+    layers, period = d.num_hidden_layers, PERIODS[d.model_type]
+    if d.model_type == "gemma3_text":
+        period = s.count("sliding_window_pattern", period, 512)
     kinds = s.get("layer_types", list(kinds_by_period(period, layers)))
     if not isinstance(kinds, list) or len(kinds) != layers:
         found = f"a list of {len(kinds)}" if isinstance(kinds, list) else repr(kinds)

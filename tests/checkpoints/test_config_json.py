@@ -3,6 +3,7 @@
 import json
 import math
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,15 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from json_values import JSON
 
+from npgemma.checkpoints.gemma_config import IN_PALIGEMMA
 from npgemma.checkpoints.known_keys import unknown_keys
 from npgemma.checkpoints.paligemma import read_config
 from npgemma.errors import BadModel
 from npgemma.io.strict_json import MAX_JSON_BYTES, read_json
 
-ONLY_IN_OTHER_FAMILIES = (
-    *("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"),
-    *("sliding_window", "layer_types", "rope_local_base_freq"),
-)
 # By file: keys that are read
 KEYS = {
     "generation_config.json": ("eos_token_id", "bos_token_id", "sequence_bias", "min_length", "top_p"),
@@ -50,11 +48,20 @@ def test_any_value_in_the_other_files_gives_a_config_or_bad_model(file):
     assert name in refusal
 
 
-@given(changes=st.dictionaries(st.sampled_from(paths()), JSON, min_size=1, max_size=3))
+SIZES = {key: value for key, value in vars(tiny.CONFIG.text).items() if type(value) is int}
+PALIGEMMA_2 = replace(tiny.CONFIG, text=replace(IN_PALIGEMMA["gemma2"], **SIZES))
+# The numbers of a decoder that need not be whole.
+FLOATS = {"rms_norm_eps", "rope_theta", "rope_factor", "attn_logit_softcapping", "final_logit_softcapping"}
+
+
+@given(
+    family=st.sampled_from([tiny.CONFIG, PALIGEMMA_2]),
+    changes=st.dictionaries(st.sampled_from(paths()), JSON, min_size=1, max_size=3),
+)
 @settings(max_examples=150)
-def test_any_value_at_any_key_gives_a_usable_config_or_bad_model(changes):
+def test_any_value_at_any_key_gives_a_usable_config_or_bad_model(family, changes):
     """No other exception is raised, and the sizes of a config are positive integers that fit each other."""
-    config = tiny.config_json()
+    config = tiny.config_json(family)
     for path, value in changes.items():
         *sections, key = path.split(".")
         at = config
@@ -68,18 +75,13 @@ def test_any_value_at_any_key_gives_a_usable_config_or_bad_model(changes):
         except BadModel as error:
             assert str(Path(folder) / "config.json") in str(error)  # noqa: PT017 - either outcome is right
             return
-    for part in (found.vision, found.text):
-        for name, value in vars(part).items():
-            if name in ONLY_IN_OTHER_FAMILIES:
-                assert not value
-            elif name == "model_type":
-                assert value == "gemma"
-            elif name.endswith("_eps") or name in ("rope_theta", "rope_factor"):
-                assert type(value) is float
-                assert 0 < value < math.inf
-            else:
-                assert type(value) is int
-                assert value > 0
+    for part, floats in ((found.vision, {"layer_norm_eps"}), (found.text, FLOATS)):
+        numbers = {name: x for name, x in vars(part).items() if isinstance(x, int | float)}
+        assert all(type(x) in (int, float) and 0 < x < math.inf for x in numbers.values())
+        assert {name for name, x in numbers.items() if type(x) is float} <= floats
+    assert found.text.model_type in IN_PALIGEMMA
+    assert len(found.text.layer_kinds) == found.text.num_hidden_layers
+    assert (found.text.sliding_window is None) == (found.text.model_type == "gemma")
     assert found.vision.head_dim * found.vision.num_attention_heads == found.vision.hidden_size
     assert found.text.num_attention_heads % found.text.num_key_value_heads == 0
     assert found.vision.num_patches > 0

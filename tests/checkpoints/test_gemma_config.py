@@ -185,6 +185,12 @@ def test_one_layer_in_sliding_window_pattern_has_no_window(period: int, full: li
     assert [i for i, kind in enumerate(config.layer_kinds) if kind == FULL] == full
 
 
+def test_sliding_window_pattern_is_not_a_key_of_gemma_2() -> None:
+    s = Section({"model_type": "gemma2", "num_hidden_layers": 4, "sliding_window_pattern": 3}, "config.json")
+    assert gemma_config.read(s, LANGUAGE_MODELS).layer_kinds == (SLIDING, FULL, SLIDING, FULL)
+    assert s.unknown() == ["sliding_window_pattern"]
+
+
 def test_without_layers_that_have_a_window_it_may_be_null() -> None:
     values = {"model_type": "gemma2", "num_hidden_layers": 2, "layer_types": [FULL, FULL], "sliding_window": None}
     assert read(values).layer_kinds == (FULL, FULL)

@@ -1,15 +1,18 @@
 """A decoder's tensors against its config: another family's are refused in one sentence, other sizes by name."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny
 
 from npgemma import testing
 from npgemma.checkpoints import gemma
-from npgemma.checkpoints.gemma_config import LANGUAGE_MODELS, GemmaConfig
+from npgemma.checkpoints.gemma_config import IN_PALIGEMMA, LANGUAGE_MODELS, GemmaConfig
 from npgemma.checkpoints.layout import Part, make_layout
+from npgemma.checkpoints.paligemma import read_config, read_tensors
 from npgemma.errors import BadModel
 
 SIZES = {
@@ -57,6 +60,20 @@ def test_tensors_of_another_family_are_refused_in_one_sentence(says: str, holds:
         gemma.check_family(TENSORS[holds], config, "", FILE)
     assert f"config.json says that the model_type is {says!r}" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("spelling", tiny.SPELLINGS)
+@pytest.mark.parametrize(("says", "holds", "found"), [("gemma2", "gemma", "lack"), ("gemma", "gemma2", "hold")])
+def test_a_paligemma_folder_of_two_families_is_refused(says, holds, found, spelling, tmp_path) -> None:
+    """However the names are spelled, the message has the one that transformers 5 saves."""
+    config = replace(tiny.CONFIG, text=replace(IN_PALIGEMMA[holds], **SIZES), image_token_index=30)
+    tiny.write_folder(tmp_path, config, spelling=spelling)
+    content = json.loads((tmp_path / "config.json").read_text())
+    content["text_config"]["model_type"] = says
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    norm = r"language_model\.model\.layers\.0\.pre_feedforward_layernorm\.weight"
+    with pytest.raises(BadModel, match=rf"the tensors {found} {norm}, .*the model_type is '{says}'"):
+        read_tensors(tmp_path, read_config(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["pre_feedforward_layernorm", "self_attn.q_norm"])

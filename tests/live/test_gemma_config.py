@@ -80,7 +80,11 @@ ROTATION = {FULL: LINEAR | {"rope_theta": 5e5}, SLIDING: {"rope_type": "default"
 # By family: keys, and values besides those that gemma_configs draws. A key may also be missing.
 SPELLINGS: dict[str, dict[str, list[object]]] = {
     "gemma": {"rope_scaling": [None, {}, LINEAR, {"rope_type": "default"}], "rope_parameters": [None, {}, LINEAR]},
-    "gemma2": {"rope_scaling": [None, {}, LINEAR], "rope_parameters": [None, {"rope_theta": 9.0}, LINEAR]},
+    "gemma2": {
+        "rope_scaling": [None, {}, LINEAR],
+        "rope_parameters": [None, {"rope_theta": 9.0}, LINEAR],
+        "sliding_window_pattern": [3],  # Gemma 3's key
+    },
     "gemma3_text": {
         "rope_scaling": [None, LINEAR, {"rope_type": "default"}, LINEAR | {"rope_theta": 8e5}],
         "rope_parameters": [None, ROTATION, {FULL: LINEAR}, {FULL: LINEAR, SLIDING: {"rope_theta": 9.0}}],
