@@ -61,7 +61,7 @@ PALIGEMMA_2 = config_of(GEMMA_2, attn_logit_softcapping=5.0, final_logit_softcap
 WITH_GEMMA_3 = config_of(GEMMA_3, rope_factor=8.0, layer_types=(SLIDING, FULL) * 2)
 
 
-def write_model(folder: Path, config: PaliGemmaConfig, seed: int = 1) -> Path:
+def write_model(folder: Path, config: PaliGemmaConfig, seed: int = 4) -> Path:
     """Write a model with the embedded model's tokenizer; returns the folder."""
     rng = np.random.default_rng(seed)
     tensors = {
