@@ -1,41 +1,57 @@
 """`npgemma compare` finds every planted mistake in its block, and explains every correct variant."""
 
 import re
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
-from mutation_study import Study, first_block
-from mutations import BENIGN, BUGS, ROUNDED, Variant
+from mutation_study import PLANTED, Study, first_block
+from mutations import BENIGN, ROUNDED, Variant
 
 from npgemma import golden
+from npgemma.golden.rounding import HF_EAGER
+
+Studies = Callable[[str], Study]
 
 
 @pytest.fixture(scope="module")
-def study() -> Study:
-    return Study()
+def study_of(tmp_path_factory: pytest.TempPathFactory) -> Studies:
+    """The study of each model of PLANTED, made once."""
+    return cache(lambda name: PLANTED[name][1](tmp_path_factory.mktemp("study")))
 
 
-@pytest.mark.parametrize("name", BUGS)
-def test_planted_bug_is_not_explained_and_its_block_is_named(study: Study, name: str) -> None:
-    report = study.judge(BUGS[name])
-    assert (report.status, first_block(report)) == (1, BUGS[name].block)
+@pytest.mark.parametrize(("model", "name"), [(model, name) for model, (bugs, _) in PLANTED.items() for name in bugs])
+def test_planted_bug_is_not_explained_and_its_block_is_named(study_of: Studies, model: str, name: str) -> None:
+    bug = PLANTED[model][0][name]
+    report = study_of(model).judge(bug)
+    assert (report.status, first_block(report)) == (1, bug.block)
+
+
+@pytest.mark.parametrize("model", PLANTED)
+@pytest.mark.parametrize(("dtype", "schedule"), [("float32", {}), ("bfloat16", HF_EAGER)])
+def test_run_of_npgemma_is_explained(study_of: Studies, model: str, dtype: str, schedule: dict[str, str]) -> None:
+    assert study_of(model).judge(Variant(), dtype, schedule).status == 0
 
 
 @pytest.mark.parametrize("name", BENIGN)
-def test_correct_run_with_different_rounding_is_explained(study: Study, name: str) -> None:
-    assert study.judge(BENIGN[name]).status == 0
+def test_correct_run_with_different_rounding_is_explained(study_of: Studies, name: str) -> None:
+    assert study_of("the embedded model").judge(BENIGN[name]).status == 0
 
 
 @pytest.mark.parametrize("name", ROUNDED)
-def test_run_with_different_rounding_to_bfloat16_is_explained(study: Study, name: str) -> None:
-    assert study.judge(Variant(), "bfloat16", ROUNDED[name]).status == 0
+def test_run_with_different_rounding_to_bfloat16_is_explained(study_of: Studies, name: str) -> None:
+    assert study_of("the embedded model").judge(Variant(), "bfloat16", ROUNDED[name]).status == 0
 
 
 def test_tables_of_the_readme_list_every_variant() -> None:
     text = (Path(golden.__file__).parent / "README.md").read_text()
-    planted, correct = re.findall(r"\|---\|\n((?:\|.*\n)+)\n(?:found|explained) (\d+) of (\d+)", text)
+    *planted, correct = re.findall(r"\|---\|\n((?:\|.*\n)+)\n(?:found|explained) (\d+) of (\d+)", text)
     names = [line.split(" | ")[0].strip("| ") for line in correct[0].splitlines()]
     assert names == [*BENIGN, *(f"rounded to bfloat16: {name}" for name in ROUNDED)]
-    bugs = [line.strip("| ").split(" | ")[:2] for line in planted[0].splitlines()]
-    assert bugs == [[name, bug.block] for name, bug in BUGS.items()]
-    assert [planted[1:], correct[1:]] == [("39", "39"), ("12", "12")]
+    for (rows, *found), (bugs, _) in zip(planted, PLANTED.values(), strict=True):
+        assert [line.strip("| ").split(" | ")[:2] for line in rows.splitlines()] == [
+            [name, bug.block] for name, bug in bugs.items()
+        ]
+        assert found == [str(len(bugs))] * 2
+    assert correct[1:] == ("12", "12")

@@ -2,22 +2,30 @@
 
     python tools/mutation_study.py            # the tables of npgemma/golden/README.md
 
-Each mistake runs on the embedded model in float32, and its tensors are compared with the package's golden file as a
-port's dump would be. A mistake counts as found if rounding does not explain it and the first block named is the block
-it was planted in. Every correct variant, which only rounds differently, has to be explained. The last column shows the
-same mistake in emulated bfloat16.
+Each mistake runs in float32: on the embedded model, with the golden file in the package, or on a random model of a
+later family, with a golden file of its own. Its tensors are compared with that file as a port's dump would be. A
+mistake counts as found if rounding does not explain it and the first block named is the block it was planted in. Every
+correct variant, which only rounds differently, has to be explained. The last column shows the same mistake in emulated
+bfloat16.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from unittest import mock
 
 import numpy as np
+from later_mutations import GEMMA_3_BUGS, PALIGEMMA_2_BUGS
 from mutations import BENIGN, BUGS, ROUNDED, Variant
+from random_models import PALIGEMMA_2, WITH_GEMMA_3, load_with_suffix, write_model
 
 import npgemma
-from npgemma.golden import Dump, Golden, Report, compare, read_golden
+from npgemma.api.vision_language import VisionLanguageModel
+from npgemma.checkpoints.paligemma import PaliGemmaConfig
+from npgemma.golden import Dump, Golden, Report, compare, read_golden, record
 from npgemma.golden.file import EMBEDDED_GOLDEN
 from npgemma.golden.record import in_bfloat16, run
 from npgemma.golden.replay import case_of
@@ -26,18 +34,18 @@ from npgemma.layers.taps import Recorder
 
 
 class Study:
-    """The embedded model and its golden file; `judge` runs a variant and compares it."""
+    """A model and its golden file; `judge` runs a variant and compares it."""
 
-    def __init__(self) -> None:
-        self.model = npgemma.load()
-        self.golden: Golden = read_golden(EMBEDDED_GOLDEN)
+    def __init__(self, model: VisionLanguageModel, golden: Golden) -> None:
+        self.model = model
+        self.golden = golden
         self.ids = self.golden.truth["generated_ids"].tolist()
         self.case = case_of(self.golden)
         self.weights = {"float32": self.model.weights, "bfloat16": in_bfloat16(self.model.weights)}
 
     def judge(self, variant: Variant, dtype: str = "float32", schedule: Mapping[str, str] | None = None) -> Report:
         """The report on a run of `variant`. A run in bfloat16 is emulated: `schedule` says what it rounds."""
-        taps = Recorder(*self.golden.taps)
+        taps = Recorder()
         again = rounding(taps, schedule or {})  # what the variant computed is rounded too
         change = variant.tap()
         tap = rounding(lambda name, x, axes: again(name, change(name, x, axes), axes), schedule or {})
@@ -46,7 +54,29 @@ class Study:
             for module, name, function in variant.replacements:
                 stack.enter_context(mock.patch.object(module, name, function))
             run(self.model, weights, case, np.dtype(np.float32), tap, self.ids)
-        return compare(self.golden, Dump(dict(taps)), dtype=dtype, allow_missing=["pictures.*"])
+        dumped = {name: taps[name] for name in self.golden.taps if name in taps}
+        return compare(self.golden, Dump(dumped), dtype=dtype, allow_missing=["pictures.*"])
+
+
+def embedded() -> Study:
+    """The embedded model, and the golden file in the package."""
+    return Study(npgemma.load(), read_golden(EMBEDDED_GOLDEN))
+
+
+def random_model(config: PaliGemmaConfig, folder: Path) -> Study:
+    """A random model, written to `folder`, and a golden file of it with every tap and one step."""
+    model = load_with_suffix(write_model(folder / "model", config), config)
+    path = folder / "golden.safetensors"
+    record(model, [npgemma.sample_picture()], "caption en", path, "ops", steps=1)
+    return Study(model, read_golden(path))
+
+
+# The mistakes of each table, and the study that they are planted in, which needs a folder to write to.
+PLANTED: dict[str, tuple[dict[str, Variant], Callable[[Path], Study]]] = {
+    "the embedded model": (BUGS, lambda _: embedded()),
+    "a random PaliGemma 2": (PALIGEMMA_2_BUGS, partial(random_model, PALIGEMMA_2)),
+    "a random PaliGemma with a Gemma 3 decoder": (GEMMA_3_BUGS, partial(random_model, WITH_GEMMA_3)),
+}
 
 
 def worst(report: Report) -> float:
@@ -60,9 +90,9 @@ def first_block(report: Report) -> str:
     return report.first_divergence.block if report.first_divergence else "-"
 
 
-def bug_rows(study: Study) -> Iterator[tuple[str, bool]]:
+def bug_rows(study: Study, bugs: Mapping[str, Variant]) -> Iterator[tuple[str, bool]]:
     """For each bug its line of the table, and whether it is found in float32."""
-    for name, bug in BUGS.items():
+    for name, bug in bugs.items():
         report, rounded = study.judge(bug), study.judge(bug, "bfloat16", HF_EAGER)
         first = first_block(report)
         numbers = f"{worst(report):.3g} | {first if first != bug.block else 'the same'} | {worst(rounded):.3g}"
@@ -90,9 +120,11 @@ def print_table(head: str, rows: Iterator[tuple[str, bool]], verb: str) -> None:
 
 
 def main() -> None:
-    study = Study()
-    print_table("| planted | in | float32 | first block named | bfloat16 |", bug_rows(study), "found")
-    print_table("| correct, but rounded differently | float32 | bfloat16 |", benign_rows(study), "explained")
+    for name, (bugs, start) in PLANTED.items():
+        with TemporaryDirectory() as folder:
+            head = f"| planted in {name} | in | float32 | first block named | bfloat16 |"
+            print_table(head, bug_rows(start(Path(folder)), bugs), "found")
+    print_table("| correct, but rounded differently | float32 | bfloat16 |", benign_rows(embedded()), "explained")
 
 
 if __name__ == "__main__":

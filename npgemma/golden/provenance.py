@@ -13,7 +13,7 @@ import numpy as np
 import PIL
 
 from npgemma.api.vision_language import VisionLanguageModel
-from npgemma.golden.rounding import FLOAT32, SCHEDULES
+from npgemma.golden.rounding import FLOAT32, LATER, SCHEDULES, Schedule
 from npgemma.io.picture import Picture, read_picture
 from npgemma.io.pixels import PALIGEMMA
 from npgemma.models.gemma import Decoder
@@ -60,7 +60,7 @@ def describe(
         "policy": policy(model.weights.text),
         "schedules": {
             "float32": {"name": "float32", "rounds": FLOAT32},
-            "bfloat16": {"name": schedule, "rounds": SCHEDULES[schedule]},
+            "bfloat16": {"name": schedule, "rounds": rounds(schedule, model.weights.text)},
         },
         "taps": [[name, letters] for name, letters in axes.items()],
         "versions": {"npgemma": installed_version(), "numpy": np.__version__, "blas": blas()},
@@ -81,6 +81,12 @@ def policy(p: Decoder) -> dict[str, Any]:
         "post_norms": POST_NORMS,
         "window": {"rows": p.window, "layers": layers, "prefix": PREFIX, "elsewhere": UNWINDOWED},
     }
+
+
+def rounds(schedule: str, p: Decoder) -> Schedule:
+    """What a schedule rounds, without the tensors that the decoder of PaliGemma 1 does not have if it is that."""
+    absent = LATER if p.blocks[0].attn_post_norm is None else ()
+    return {name: dtype for name, dtype in SCHEDULES[schedule].items() if name not in absent}
 
 
 def preprocessing(model: VisionLanguageModel) -> dict[str, Any]:

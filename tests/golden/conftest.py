@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ports import port
-from random_paligemma_2 import load_with_suffix, write_paligemma_2
+from random_models import PALIGEMMA_2, load_with_suffix, write_model
 
 import npgemma
 from npgemma.api.vision_language import VisionLanguageModel
@@ -33,7 +33,7 @@ def golden(golden_path: Path) -> Golden:
 @pytest.fixture(scope="session")
 def model_2(tmp_path_factory: pytest.TempPathFactory) -> VisionLanguageModel:
     """A random PaliGemma 2. Its window is shorter than its prompts, which end with a suffix."""
-    return load_with_suffix(write_paligemma_2(tmp_path_factory.mktemp("paligemma_2")))
+    return load_with_suffix(write_model(tmp_path_factory.mktemp("paligemma_2"), PALIGEMMA_2), PALIGEMMA_2)
 
 
 @pytest.fixture(scope="session")

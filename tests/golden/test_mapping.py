@@ -1,6 +1,7 @@
 """Names are mapped by ordered rules, one to one; names and taps that are left over are listed."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npgemma import BadGolden
-from npgemma.golden import NameMap, Rule, read_mapping
+from npgemma.golden import PRESETS, Golden, NameMap, Rule, preset, read_mapping
 from npgemma.golden.mapping import SAME_NAMES, fit, mapping_of, pair
 
 TAPS = ["text.layers.0.out", "text.layers.1.out", "logits"]
@@ -155,3 +156,32 @@ def test_file_that_is_not_json_is_refused(text: str, tmp_path: Path) -> None:
         read_mapping(tmp_path / "map.json")
     with pytest.raises(BadGolden, match="none"):
         read_mapping(tmp_path / "none")
+
+
+LAYER = "model.language_model.layers.1"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "of_paligemma_1", "of_paligemma_2"),
+    [
+        (f"{LAYER}.post_attention_layernorm", "text.layers.1.mlp_norm", "text.layers.1.attn_post_norm"),
+        (f"{LAYER}.pre_feedforward_layernorm", None, "text.layers.1.mlp_norm"),
+        (f"{LAYER}.post_feedforward_layernorm", None, "text.layers.1.mlp_post_norm"),
+        ("lm_head", "logits", "logits.uncapped"),
+    ],
+)
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset_gives_names_of_transformers_the_meaning_they_have_in_the_model(
+    golden: Golden, golden_2: Golden, name: str, theirs: str, of_paligemma_1: str | None, of_paligemma_2: str
+) -> None:
+    for recorded, tap in ((golden, of_paligemma_1), (golden_2, of_paligemma_2)):
+        found = pair(preset(name, recorded), [theirs], recorded.taps)
+        assert list(found.pairs) == ([tap] if tap else [])
+        assert found.unmapped == ([] if tap else [theirs])
+
+
+def test_preset_of_a_narrowed_golden_file_is_that_of_its_model(golden_2: Golden) -> None:
+    """What it holds does not decide it: here a norm of the first PaliGemma, and not the one of its own name."""
+    narrowed = replace(golden_2, taps={"text.layers.1.mlp_norm": "T D"})
+    found = pair(preset("transformers", narrowed), [f"{LAYER}.post_attention_layernorm"], narrowed.taps)
+    assert (dict(found.pairs), found.unrecorded) == ({}, [f"{LAYER}.post_attention_layernorm"])

@@ -16,6 +16,7 @@ import npgemma
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.golden import Golden, read_golden, record
 from npgemma.golden.record import by_row, in_bfloat16, row_errors
+from npgemma.golden.rounding import HF_EAGER
 from npgemma.layers.bits import round_to_bfloat16
 
 SAMPLE = npgemma.sample_picture()
@@ -134,6 +135,12 @@ def test_policy_says_what_paligemma_2_adds_and_where_big_vision_differs(golden: 
     assert "transformers" in two["window"]["prefix"]
     assert "big_vision" in two["window"]["elsewhere"]
     assert two.keys() - one.keys() == {"post_norms", "window"}
+
+
+def test_schedule_lists_the_tensors_of_later_decoders_where_there_are_any(golden: Golden, golden_2: Golden) -> None:
+    one, two = (each.metadata["schedules"]["bfloat16"]["rounds"] for each in (golden, golden_2))
+    assert two == HF_EAGER
+    assert two.keys() - one.keys() == {"attn_post_norm", "mlp_post_norm", "uncapped", "over_cap", "tanh", "capped"}
 
 
 def test_sdpa_rounding_of_capped_scores_is_refused(model_2: VisionLanguageModel, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from random_paligemma_2 import STEPS, load_with_suffix, write_paligemma_2
+from random_models import PALIGEMMA_2, STEPS, load_with_suffix, write_model
 
 import npgemma
 from npgemma.api.vision_language import VisionLanguageModel
@@ -73,7 +73,7 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
 @pytest.fixture(scope="session")
 def random_model(tmp_path_factory: pytest.TempPathFactory) -> VisionLanguageModel:
     """A PaliGemma 2 with a window shorter than its prompts, and caps that bite."""
-    return load_with_suffix(write_paligemma_2(tmp_path_factory.mktemp("paligemma_2")))
+    return load_with_suffix(write_model(tmp_path_factory.mktemp("paligemma_2"), PALIGEMMA_2), PALIGEMMA_2)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from random_paligemma_2 import STEPS, write_paligemma_2
+from random_models import PALIGEMMA_2, STEPS, write_model
 
 import npgemma
 from npgemma.golden.compare import compare, fitted
@@ -120,7 +120,7 @@ def test_emulation_equals_transformers_to_the_bit(attention: str, heads_share: f
 
 def test_emulated_paligemma_2_equals_transformers_to_the_bit(tmp_path: Path) -> None:
     """It includes the logits before and after their cap, and what a cap of scores, a window and four norms lead to."""
-    found = shares("hf_eager", "eager", tmp_path, write_paligemma_2(tmp_path / "model"), STEPS)
+    found = shares("hf_eager", "eager", tmp_path, write_model(tmp_path / "model", PALIGEMMA_2), STEPS)
     assert {"logits.uncapped", "logits", "prompts.0.near", "steps.6.text.layers.2.attn.segments.0.probs"} <= set(found)
     assert len(found) > 650
     assert_equal_to_the_bit(found, WIDE_GELU_SHARE, SHARE)
