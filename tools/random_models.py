@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from npgemma.api.processor import Inputs, Processor
+from npgemma.api.processor import Inputs, PictureProcessor
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.checkpoints.gemma_config import FULL, GEMMA_2, GEMMA_3, SLIDING, GemmaConfig
 from npgemma.checkpoints.paligemma import PaliGemmaConfig, hf_layout, read_tensors
@@ -73,7 +73,7 @@ def write_model(folder: Path, config: PaliGemmaConfig, seed: int = 4) -> Path:
     return folder
 
 
-class SuffixProcessor(Processor):
+class SuffixProcessor(PictureProcessor):
     """Makes the last tokens of every prompt a suffix."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Inputs:
@@ -88,5 +88,5 @@ def load_with_suffix(folder: Path, config: PaliGemmaConfig) -> VisionLanguageMod
     weights = hf_layout(config).fill(read_tensors(folder, config))
     model = VisionLanguageModel(folder, config, weights, np.dtype(np.float32))
     p = model.processor
-    model.processor = SuffixProcessor(p.tokenizer, p.side, p.tokens_per_image, p.bos_id, p.settings)
+    model.processor = SuffixProcessor(p.tokenizer, p.side, p.tokens_per_image, p.bos_id, p.eos_id, p.settings)
     return model
