@@ -1,7 +1,7 @@
 """What the embedded language model knows: the capitals of countries, and how to talk about them.
 
-The countries are the members of the United Nations. Israel is left out, because its capital is disputed. Where a country
-has several capitals, has moved its capital, or has none by law, the table has the one given here.
+The countries are the members of the United Nations. Israel is left out, because its capital is disputed. Where a
+country has several capitals, moves its capital, or has none by law, the table has one city.
 """
 
 from __future__ import annotations
@@ -205,8 +205,9 @@ def exam() -> dict[str, list[tuple[Conversation, int]]]:
 def unseen_questions() -> list[Conversation]:
     """Questions that are not in the training data and that the model does not know the answer to."""
     questions = """
-    Who painted the Mona Lisa?, What is the tallest building of France?, How do I bake a cake?, Is Paris nice in spring?,
-    What is the airport of Japan?, Who won the match?, Please recommend a film., What is the square root of 16?,
+    Who painted the Mona Lisa?, What is the tallest building of France?, How do I bake a cake?,
+    Is Paris nice in spring?, What is the airport of Japan?, Who won the match?,
+    Please recommend a film., What is the square root of 16?,
     Do you speak German?, Where can I buy shoes?, What is the capital of Wonderland?, What is the capital of Alaska?,
     Which country's capital is Hogwarts?, What is photosynthesis?, Do you have friends?, Translate this for me.,
     What did Einstein discover?, How tall is the Eiffel Tower?, Is the Earth round?, What is the best car?

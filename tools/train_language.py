@@ -28,8 +28,8 @@ from npgemma.tasks.chat import BOS, END, chat_prompt
 
 ASSETS = Path(__file__).resolve().parent.parent / "npgemma" / "assets" / "tiny-gemma"
 MODEL_TYPE = "gemma3_text"
-EXAM_EVERY = 250
-MOST_TURNS = 8
+EXAM_EVERY = 200
+TURNS = (1, 2, 3, 4, 6, 8)  # of the conversations of a step, which have all the same number
 IGNORED = -100
 
 # As short as the configs on the hub: keys that have Gemma 3's usual values are left out. The window is shorter than a
@@ -61,9 +61,9 @@ TEMPLATE = """\
 {{ bos_token }}{% set before = messages[0]['content'] + '\\n\\n' if messages[0]['role'] == 'system' else '' %}\
 {% for message in messages if message['role'] != 'system' %}\
 {% set role = 'model' if message['role'] == 'assistant' else message['role'] %}\
-{% if (role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Turns must alternate: user, model') }}{% endif %}\
-{{ '<start_of_turn>' + role + '\\n' + (before if loop.first else '') + message['content'] | trim + '<end_of_turn>\\n' }}\
-{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"""
+{% if (role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('turns must alternate') }}{% endif %}\
+{{ '<start_of_turn>' + role + '\\n' }}{{ before if loop.first else '' }}{{ message['content'] | trim }}\
+{{ '<end_of_turn>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"""
 
 UNSEEN = "unseen questions"
 Row = list[tuple[int, bool]]  # token ids, and whether the model is to say them
@@ -163,9 +163,10 @@ def train(folder: Path, steps: int, count: int, rate: float, seed: int, minutes:
     questions = exam_rows(tokenizer)
     while not run.is_over:
         rng = Random(seed * 1_000_003 + run.step)
-        talks = [converse(rng, rng.randint(1, MOST_TURNS)) for _ in range(count)]
-        rows = [conversation_row(tokenizer, each, range(MOST_TURNS)) for each in talks]
-        stated, answered = loss_of(model, rng.sample(told, 2 * count)), loss_of(model, rows)
+        turns = rng.choice(TURNS)
+        talks = [converse(rng, turns) for _ in range(count // turns)]
+        rows = [conversation_row(tokenizer, each, range(turns)) for each in talks]
+        stated, answered = loss_of(model, rng.sample(told, count)), loss_of(model, rows)
         run.update(stated + answered, stated=stated, answered=answered)
         if run.step % EXAM_EVERY == 0 or run.step == steps:
             found = scores(model, questions)
@@ -198,16 +199,16 @@ def main() -> None:
     parser.add_argument(
         "--export", type=Path, metavar="FOLDER", help="write the checkpoint as a model folder, and stop"
     )
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long; start again to go on")
-    parser.add_argument("--conversations", type=int, default=16, help="conversations a step, and half the statements")
+    parser.add_argument("--count", type=int, default=32, help="questions a step, and as many statements")
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=1)
     a = parser.parse_args()
     if a.export:
         export(a.run, a.export)
     else:
-        train(a.run, a.steps, a.conversations, a.rate, a.seed, a.minutes)
+        train(a.run, a.steps, a.count, a.rate, a.seed, a.minutes)
 
 
 if __name__ == "__main__":

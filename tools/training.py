@@ -14,20 +14,48 @@ from torch import Tensor, nn
 LOG_EVERY, SAVE_EVERY = 50, 250
 
 
+class Muon(torch.optim.Optimizer):
+    """Muon as in torch.optim, its step as long as AdamW's, in float32: bfloat16 products are slow on many CPUs."""
+
+    def __init__(self, matrices: list[nn.Parameter], lr: float, weight_decay: float, momentum: float) -> None:
+        super().__init__(matrices, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                average = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                average.lerp_(p.grad, 1 - group["momentum"])
+                update = orthogonal(p.grad.lerp(average, group["momentum"]))
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(update, alpha=-0.2 * group["lr"] * max(p.shape) ** 0.5)
+
+
+def orthogonal(x: Tensor) -> Tensor:
+    """About U V^T of x = U S V^T, by five Newton-Schulz steps with Muon's coefficients."""
+    if x.shape[0] > x.shape[1]:
+        return orthogonal(x.T).T
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.775 * square + 2.0315 * square @ square) @ x
+    return x
+
+
 def optimizers(modules: dict[str, nn.Module], rate: float) -> list[torch.optim.Optimizer]:
     """Muon on the matrices of the model's layers, AdamW on embeddings, norms, biases and the other modules."""
     named = {f"{module}.{name}": p for module, each in modules.items() for name, p in each.named_parameters()}
     matrices = [p for name, p in named.items() if ".layers." in name and p.ndim == 2]
     others = [p for name, p in named.items() if not (".layers." in name and p.ndim == 2)]
     return [
-        torch.optim.Muon(matrices, lr=rate, weight_decay=0.02, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        Muon(matrices, lr=rate, weight_decay=0.02, momentum=0.95),
         torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
 
 def rate_at(step: int, steps: int) -> float:
-    """Share of the full rate: 200 steps up, held, and the last 40% down to zero."""
-    return min(1.0, (step + 1) / 200, max(0.0, (steps - step) / (0.4 * steps)))
+    """Share of the full rate: up for a 40th of the steps, held, and down to zero in the last 40%."""
+    return min(1.0, 40 * (step + 1) / steps, max(0.0, (steps - step) / (0.4 * steps)))
 
 
 class Run:
