@@ -24,7 +24,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from npgemma.io.added_tokens import GEMMAS
 from npgemma.io.tokenizers import Tokenizer
-from npgemma.tasks.chat import BOS, END, chat_prompt
+from npgemma.tasks.chat import BOS, END, START, chat_prompt
 
 ASSETS = Path(__file__).resolve().parent.parent / "npgemma" / "assets" / "tiny-gemma"
 MODEL_TYPE = "gemma3_text"
@@ -182,13 +182,21 @@ def export(folder: Path, out: Path) -> None:
     model = make_model(tokenizer)
     model.load_state_dict(torch.load(folder / "checkpoint.pt")["model"])
     model.to(torch.bfloat16).save_pretrained(out)
+    (out / "model.safetensors").chmod(0o644)
     ends = {"bos_token_id": 2, "eos_token_id": [1, tokenizer.ids[END]], "pad_token_id": 0}
     write_json(out / "config.json", config_json(tokenizer))
     write_json(out / "generation_config.json", ends)
     named = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk")}
+    special = {
+        str(tokenizer.ids[text]): {"content": text, "lstrip": False, "normalized": False, "rstrip": False}
+        | {"single_word": False, "special": True}
+        for text in (*named.values(), START, END)
+    }
     write_json(
         out / "tokenizer_config.json",
-        {"tokenizer_class": "GemmaTokenizer", "add_bos_token": True} | named | {"chat_template": TEMPLATE},
+        {"tokenizer_class": "GemmaTokenizer", "add_bos_token": True, "added_tokens_decoder": special}
+        | named
+        | {"chat_template": TEMPLATE},
     )
     (out / "training_log.jsonl").write_bytes((folder / "log.jsonl").read_bytes())
 

@@ -61,7 +61,8 @@ def rate_at(step: int, steps: int) -> float:
 class Run:
     """A training run of so many steps, which writes checkpoint.pt and log.jsonl and resumes from them.
 
-    A checkpoint is written every 250 steps, beside the old one, and renamed. `step` is the number of steps done.
+    A checkpoint is written every 250 steps and at the end, beside the old one, and renamed. `step` counts the steps
+    done.
     """
 
     def __init__(self, folder: Path, modules: dict[str, nn.Module], steps: int, rate: float, minutes: float) -> None:
@@ -103,7 +104,7 @@ class Run:
             means = {name: round(float(np.mean([each[name] for each in self.shown])), 4) for name in self.shown[0]}
             self.shown.clear()
             self.log(**means, rate=round(rate, 6))
-        if self.step % SAVE_EVERY == 0 or self.step == self.steps:
+        if self.step % SAVE_EVERY == 0 or self.is_over:
             self.save()
 
     def log(self, **values: float) -> None:
