@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from npgemma.api.batch import JobResult as JobResult
     from npgemma.api.batch import answer_jobs as answer_jobs
+    from npgemma.api.language import LanguageModel as LanguageModel
     from npgemma.api.load import load as load
     from npgemma.api.load import sample_picture as sample_picture
     from npgemma.api.vision_language import VisionLanguageModel as VisionLanguageModel
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 # needs NumPy and nothing else.
 HOMES = {
     "api.batch": ("JobResult", "answer_jobs"),
+    "api.language": ("LanguageModel",),
     "api.load": ("load", "sample_picture"),
     "api.vision_language": ("VisionLanguageModel",),
     "checkpoints.mask_vqvae": ("read_mask_codec",),

@@ -16,10 +16,7 @@ What makes it learn in 80 minutes on two cores:
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
-import time
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -45,6 +42,7 @@ from shape_world import (
     draw_scene,
 )
 from torch import Tensor, nn
+from training import Run, write_json
 from transformers import GemmaTokenizer, PaliGemmaConfig, PaliGemmaForConditionalGeneration
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
@@ -208,26 +206,10 @@ def losses(
     return F.cross_entropy(logits.float(), batch["labels"][said]), heads.loss(seen, batch)
 
 
-def optimizers(model: nn.Module, heads: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
-    """Muon on the layers' matrices, AdamW on embeddings, norms, biases and the patch heads."""
-    named = dict(model.named_parameters())
-    matrices = [p for n, p in named.items() if ".layers." in n and p.ndim == 2]
-    others = [p for n, p in named.items() if not (".layers." in n and p.ndim == 2)] + list(heads.parameters())
-    return [
-        torch.optim.Muon(matrices, lr=rate, weight_decay=0.02, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
-
-
-def rate_at(step: int, steps: int) -> float:
-    """Share of the full rate: 200 steps up, held, and the last 40% down to zero."""
-    return min(1.0, (step + 1) / 200, max(0.0, (steps - step) / (0.4 * steps)))
-
-
 def train(
-    run: Path, start: Path | None, steps: int, pictures: int, questions: int, rate: float, seed: int, minutes: float
+    folder: Path, start: Path | None, steps: int, pictures: int, questions: int, rate: float, seed: int, minutes: float
 ) -> None:
-    """Train to `steps`, or for `minutes`; a checkpoint every 250 steps, written beside the old one and renamed."""
+    """Train to `steps`, or for `minutes`."""
     askers = mask_askers()
     tokenizer = GemmaTokenizer.from_pretrained(ASSETS)
     torch.manual_seed(seed)
@@ -237,53 +219,11 @@ def train(
         model.model.vision_tower.embeddings.position_embedding.weight.normal_(0, 0.1)
     if start:
         model = PaliGemmaForConditionalGeneration.from_pretrained(start, dtype=torch.float32).train()
-    chosen = optimizers(model, heads, rate)
-    first = 0
-    checkpoint = run / "checkpoint.pt"
-    if checkpoint.exists():
-        state = torch.load(checkpoint)
-        model.load_state_dict(state["model"])
-        heads.load_state_dict(state["heads"])
-        for optimizer, saved in zip(chosen, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        first = state["step"]
-    run.mkdir(parents=True, exist_ok=True)
-    started, shown = time.monotonic(), []
-    for step in range(first, steps):
-        batch = make_batch(Random(seed * 1_000_003 + step), tokenizer, askers, pictures, questions)
-        for optimizer in chosen:
-            for group in optimizer.param_groups:
-                group["lr"] = rate * rate_at(step, steps)
+    run = Run(folder, {"model": model, "heads": heads}, steps, rate, minutes)
+    while not run.is_over:
+        batch = make_batch(Random(seed * 1_000_003 + run.step), tokenizer, askers, pictures, questions)
         said, seen = losses(model, heads, batch)
-        (said + 0.3 * seen).backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in chosen:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        shown.append((said.item(), seen.item(), norm.item()))
-        done = step + 1
-        if done % 50 == 0:
-            means = np.mean(shown, axis=0).round(4).tolist()
-            shown.clear()
-            line = dict(
-                step=done,
-                loss=means[0],
-                patch_loss=means[1],
-                grad_norm=means[2],
-                rate=round(rate * rate_at(step, steps), 6),
-            )
-            line["seconds"] = round(time.monotonic() - started)
-            with (run / "log.jsonl").open("a") as log:
-                log.write(json.dumps(line) + "\n")
-        if done % 250 == 0 or done == steps:
-            states = [optimizer.state_dict() for optimizer in chosen]
-            torch.save(
-                dict(model=model.state_dict(), heads=heads.state_dict(), optimizers=states, step=done),
-                run / "partial.pt",
-            )
-            os.replace(run / "partial.pt", checkpoint)
-        if time.monotonic() - started > 60 * minutes:
-            break
+        run.update(said + 0.3 * seen, loss=said, patch_loss=seen)
 
 
 def export(run: Path, out: Path) -> None:
@@ -296,10 +236,6 @@ def export(run: Path, out: Path) -> None:
     named = {"processor_class": "PaliGemmaProcessor"}
     write_json(out / "preprocessor_config.json", PROCESSOR.to_dict() | named)
     write_json(out / "tokenizer_config.json", {"tokenizer_class": "GemmaTokenizer", "add_bos_token": False} | named)
-
-
-def write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def main() -> None:

@@ -1,9 +1,11 @@
-"""Train the embedded model's tokenizer: a small SentencePiece BPE in the form of Gemma's.
+"""Train the tokenizer of an embedded model: a small SentencePiece BPE in the form of Gemma's.
 
     python tools/train_tokenizer.py npgemma/assets/tiny/tokenizer.model
+    python tools/train_tokenizer.py npgemma/assets/tiny-gemma/tokenizer.model
 
-The ids follow Gemma: pad 0, eos 1, bos 2, unk 3, mask 4, runs of newlines, 256 bytes, then the words of the shape
-world; the location and segmentation pieces are appended as PaliGemma's tokenizer has them.
+The ids follow Gemma: pad 0, eos 1, bos 2, unk 3, mask 4, for the language model the tokens that begin and end a turn,
+runs of newlines, 256 bytes, then the words of the model's world. For PaliGemma, the location and segmentation pieces
+are appended as its tokenizer has them.
 """
 
 from __future__ import annotations
@@ -12,16 +14,19 @@ import argparse
 import io
 from pathlib import Path
 from random import Random
+from string import ascii_uppercase
 
 import sentencepiece
+from capital_world import ask_unknown, converse, statements
 from shape_world import CHARACTERS, ask, draw_scene
 
 from npgemma.io.tokenizers import LOCATIONS, SEGMENTS, append_pieces
+from npgemma.tasks.chat import END, START
 
 NEWLINES = 8  # the longest run of newlines that is one piece
 
 
-def corpus(scenes: int) -> list[str]:
+def shape_lines(scenes: int) -> list[str]:
     """Prompts and suffixes, but not the words drawn in pictures: their characters are to stay single pieces."""
     rng = Random(0)
     lines = []
@@ -34,16 +39,23 @@ def corpus(scenes: int) -> list[str]:
     return [line for line in lines if line]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    arguments = parser.parse_args()
+def capital_lines(conversations: int) -> list[str]:
+    """Statements, and what is said in conversations. Names appear equally often."""
+    rng = Random(0)
+    lines = [prompt + rest for prompt, rest in statements()] * 10
+    for _ in range(conversations):
+        lines += [message["content"] for message in converse(rng, 4).messages(3)] + [ask_unknown(rng).question]
+    return lines
+
+
+def train(lines: list[str], pieces: int, letters: str, symbols: tuple[str, ...] = ()) -> bytes:
+    """The bytes of a tokenizer.model with about so many pieces. `letters` and `symbols` are pieces in any case."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(corpus(3000)),
+        sentence_iterator=iter(lines),
         model_writer=model,
         model_type="bpe",
-        vocab_size=640,
+        vocab_size=pieces,
         hard_vocab_limit=False,
         pad_id=0,
         eos_id=1,
@@ -53,8 +65,8 @@ def main() -> None:
         eos_piece="<eos>",
         bos_piece="<bos>",
         unk_piece="<unk>",
-        user_defined_symbols=["<mask>"] + ["\n" * n for n in range(1, NEWLINES + 1)],
-        required_chars=CHARACTERS + "abcdefghijklmnopqrstuvwxyz0123456789.,;:?!'-",
+        user_defined_symbols=["<mask>", *symbols] + ["\n" * n for n in range(1, NEWLINES + 1)],
+        required_chars=letters + "abcdefghijklmnopqrstuvwxyz0123456789.,;:?!'-",
         byte_fallback=True,
         split_digits=True,
         add_dummy_prefix=False,
@@ -63,8 +75,26 @@ def main() -> None:
         num_threads=1,
         minloglevel=1,
     )
+    return model.getvalue()
+
+
+def paligemma_tokenizer() -> bytes:
+    return append_pieces(train(shape_lines(3000), 640, CHARACTERS), LOCATIONS + SEGMENTS)
+
+
+def gemma_tokenizer() -> bytes:
+    return train(capital_lines(3000), 1024, ascii_uppercase, (START, END))
+
+
+WORLDS = {"tiny": paligemma_tokenizer, "tiny-gemma": gemma_tokenizer}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help=f"a file in a folder named {' or '.join(WORLDS)}")
+    arguments = parser.parse_args()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_bytes(append_pieces(model.getvalue(), LOCATIONS + SEGMENTS))
+    arguments.out.write_bytes(WORLDS[arguments.out.resolve().parent.name]())
 
 
 if __name__ == "__main__":

@@ -9,13 +9,14 @@ from npgemma.api import generation
 from npgemma.api.finite import computed
 from npgemma.api.guard import TextGuard
 from npgemma.api.model import LoadedModel
-from npgemma.api.processor import Pictures, TextProcessor, text_inputs
+from npgemma.api.processor import TextProcessor, text_inputs
 from npgemma.checkpoints import language_model
 from npgemma.checkpoints.chat_template import read_chat_template
 from npgemma.checkpoints.language_model import LanguageModelConfig
 from npgemma.decoding.options import GenerationKeywords, GenerationOptions, SamplingKeywords, StreamKeywords
 from npgemma.decoding.scoring import Score
 from npgemma.decoding.text import Generation, Transcript, pieces
+from npgemma.io.model_folder import EMBEDDED_LANGUAGE
 from npgemma.layers.shapes import Array, Float, Int
 from npgemma.layers.taps import Tap, checked, silent
 from npgemma.models.gemma import Decoder
@@ -39,10 +40,16 @@ class LanguageModel(LoadedModel[LanguageModelConfig, Decoder]):
 
     Examples
     --------
-    EXAMPLE
+    >>> import npgemma
+    >>> model = npgemma.LanguageModel.load()
+    >>> model.generate("The capital of France is").text
+    ' Paris.'
+    >>> model.chat([{"role": "user", "content": "And of Italy?"}]).text
+    'The capital of Italy is Rome.'
     """
 
     checkpoint: ClassVar[ModuleType] = language_model
+    embedded = EMBEDDED_LANGUAGE
     guard_type = TextGuard
     guard: TextGuard
 
@@ -72,16 +79,19 @@ class LanguageModel(LoadedModel[LanguageModelConfig, Decoder]):
 
         Raises
         ------
-        BadPrompt, TooLittleMemory
-            If the ids are not the model's, or the run needs more memory than is available.
-        BadModel
-            If the logits are not finite, unless the tap makes them so.
+        BadPrompt, BadModel, TooLittleMemory
+            If the ids are not the model's, the logits are not finite (unless the tap makes them so), or the run needs
+            more memory than is available.
         TypeError
             If the tap takes other arguments, or returns something else than an array like its tensor.
 
         Examples
         --------
-        EXAMPLE
+        >>> import npgemma
+        >>> model = npgemma.LanguageModel.load()
+        >>> logits = model.forward(model.processor.encode("The capital of Japan is"))
+        >>> logits.shape, model.tokenizer.decode([logits[-1].argmax()])
+        ((8, 1024), ' To')
         """
         tap = checked(tap)
         ids = self.guard.check_ids(input_ids)
@@ -118,24 +128,24 @@ class LanguageModel(LoadedModel[LanguageModelConfig, Decoder]):
         Returns
         -------
         Generation or list of Generation
-            One Generation for a single prompt; a list for several prompts or several sequences, in which the
-            continuations of one prompt are next to each other.
+            A list for several prompts or several sequences, in which those of one prompt are next to each other.
 
         Raises
         ------
-        BadPrompt
-            If a prompt is too long.
-        BadModel, TooLittleMemory
-            If the logits are not finite, or the run needs more memory than is available.
+        BadPrompt, BadModel, TooLittleMemory
+            If a prompt is too long, the logits are not finite, or the run needs more memory than is available.
         ValueError
             If an option is out of range, or options exclude each other.
 
         Examples
         --------
-        EXAMPLE
+        >>> import npgemma
+        >>> model = npgemma.LanguageModel.load()
+        >>> [answer.text for answer in model.generate(["The capital of Italy is", "Tokyo is the capital of"])]
+        [' Rome.', ' Japan.']
         """
         read, several = GenerationOptions(**options), [prompts] if isinstance(prompts, str) else prompts
-        found = generation.generate(self, without_pictures(several), several, read)
+        found = generation.generate(self, [()] * len(several), several, read)
         return found[0] if isinstance(prompts, str) and read.num_return_sequences == 1 else found
 
     def stream(self, prompt: str, **options: Unpack[StreamKeywords]) -> Iterator[str]:
@@ -154,7 +164,9 @@ class LanguageModel(LoadedModel[LanguageModelConfig, Decoder]):
 
         Examples
         --------
-        EXAMPLE
+        >>> import npgemma
+        >>> list(npgemma.LanguageModel.load().stream("The capital of Spain is"))
+        [' Mad', 'rid', '.']
         """
         read = GenerationOptions(**options).single()
         return pieces(generation.detokenizer(self, read), generation.tokens(self, [()], [prompt], read))
@@ -186,11 +198,13 @@ class LanguageModel(LoadedModel[LanguageModelConfig, Decoder]):
 
         Examples
         --------
-        EXAMPLE
+        >>> import npgemma
+        >>> model = npgemma.LanguageModel.load()
+        >>> model.tokenizer.decode(model.generate_ids(model.processor.encode("The capital of Italy is")))
+        ' Rome.'
         """
         options = GenerationOptions(max_new_tokens=max_new_tokens, **sampling)
-        ids = self.guard.check_ids(input_ids)
-        return generation.generate_ids(self, text_inputs([ids]), eos_ids, options)
+        return generation.generate_ids(self, text_inputs([self.guard.check_ids(input_ids)]), eos_ids, options)
 
     @overload
     def score(self, prompts: str, suffixes: str) -> Score: ...
@@ -215,9 +229,12 @@ class LanguageModel(LoadedModel[LanguageModelConfig, Decoder]):
 
         Examples
         --------
-        EXAMPLE
+        >>> import npgemma
+        >>> model = npgemma.LanguageModel.load()
+        >>> [round(each.total, 1) + 0 for each in model.score("The capital of France is", [" Paris", " Rome"])]
+        [0.0, -18.3]
         """
-        images = () if isinstance(prompts, str) else without_pictures(prompts)
+        images = () if isinstance(prompts, str) else [()] * len(prompts)
         found = generation.score(self, images, prompts, [suffixes] if isinstance(suffixes, str) else suffixes)
         return found[0] if isinstance(suffixes, str) else found
 
@@ -239,14 +256,18 @@ class LanguageModel(LoadedModel[LanguageModelConfig, Decoder]):
 
         Raises
         ------
-        BadPrompt
-            If roles do not alternate, or the conversation is too long.
-        BadModel
-            If the model has no chat template, or another format than Gemma's; and as for `generate`.
+        BadPrompt, BadModel, TooLittleMemory
+            If roles do not alternate, the model has no chat template, or another than Gemma's; and as for `generate`.
 
         Examples
         --------
-        EXAMPLE
+        >>> import npgemma
+        >>> model = npgemma.LanguageModel.load()
+        >>> messages = [{"role": "user", "content": "What is the capital of France?"}]
+        >>> messages.append({"role": "model", "content": model.chat(messages).text})
+        >>> messages.append({"role": "user", "content": "And of Italy?"})
+        >>> model.chat(messages).text
+        'The capital of Italy is Rome.'
         """
         read = GenerationOptions(**options).single()
         transcript = Transcript(generation.detokenizer(self, read), 1)
@@ -268,7 +289,10 @@ class LanguageModel(LoadedModel[LanguageModelConfig, Decoder]):
 
         Examples
         --------
-        EXAMPLE
+        >>> import npgemma
+        >>> messages = [{"role": "user", "content": "Which country's capital is Tokyo?"}]
+        >>> list(npgemma.LanguageModel.load().stream_chat(messages))
+        ['T', 'ok', 'y', 'o', ' is', ' the', ' capital', ' of', ' J', 'ap', 'an', '.']
         """
         read = GenerationOptions(**options).single()
         tokens = generation.tokens(self, [()], [self.chat_prompt(messages)], read, self.chat_ends)
@@ -288,7 +312,9 @@ class LanguageModel(LoadedModel[LanguageModelConfig, Decoder]):
 
         Examples
         --------
-        EXAMPLE
+        >>> import npgemma
+        >>> npgemma.LanguageModel.load().chat_prompt([{"role": "user", "content": "Hello."}])
+        '<bos><start_of_turn>user\\nHello.<end_of_turn>\\n<start_of_turn>model\\n'
         """
         check_template(*read_chat_template(self.folder))
         return chat_prompt(messages, self.config.text.model_type)
@@ -297,8 +323,3 @@ class LanguageModel(LoadedModel[LanguageModelConfig, Decoder]):
     def chat_ends(self) -> tuple[int, ...]:
         """The tokens that end an answer in a conversation."""
         return stop_ids(self.config.eos_token_ids, self.tokenizer.ids)
-
-
-def without_pictures(prompts: Sequence[str]) -> list[Pictures]:
-    """No pictures for each prompt."""
-    return [[] for _ in prompts]

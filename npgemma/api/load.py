@@ -55,7 +55,7 @@ def load(
     ----------
     path : str or Path, optional
         A Hugging Face folder, a .safetensors file in one, or org/name[@revision] in the Hugging Face cache. By default
-        the embedded model, which knows drawn shapes and words alone (the commands say so about other pictures).
+        the embedded model, which knows drawn shapes and words alone. `tiny-gemma` is a language model of the package.
     dtype : {'float32', 'float64'}
         What is computed in; ValueError for another.
     resident : bool

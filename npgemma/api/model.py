@@ -31,10 +31,12 @@ Weights = TypeVar("Weights")
 class LoadedModel(ABC, Generic[Config, Weights]):
     """A model with its tokenizer, of one of the kinds below.
 
-    `checkpoint` is the module that reads folders of this kind, and `guard_type` the checks that its runs need.
+    `checkpoint` is the module that reads folders of this kind, `embedded` the folder of this kind that comes with
+    npgemma, and `guard_type` the checks that its runs need.
     """
 
     checkpoint: ClassVar[ModuleType]
+    embedded: ClassVar[Path]
     guard_type: ClassVar[type[Guard[Any]]]
 
     def __init__(
@@ -67,7 +69,9 @@ class LoadedModel(ABC, Generic[Config, Weights]):
 
         Parameters
         ----------
-        path, dtype, resident, adapter, max_memory, tokenizer
+        path : str or Path, optional
+            As for `npgemma.load`; by default the embedded model of this class.
+        dtype, resident, adapter, max_memory, tokenizer
             As for `npgemma.load`.
 
         Returns
@@ -86,10 +90,12 @@ class LoadedModel(ABC, Generic[Config, Weights]):
         >>> import npgemma
         >>> npgemma.VisionLanguageModel.load().generate(npgemma.sample_picture(), "ocr").text
         'FNY'
+        >>> npgemma.LanguageModel.load().generate("The capital of France is").text
+        ' Paris.'
         """
         if dtype not in ("float32", "float64"):
             raise ValueError(f"dtype is {dtype!r}; npgemma computes in 'float32' or 'float64'")
-        model = find_model(path)
+        model = cls.embedded if path is None else find_model(path)
         if module_of(folder_of(model)) is not cls.checkpoint:
             raise BadModel(f"{folder_of(model)} does not hold a {cls.__name__}; npgemma.load loads any model")
         return cls.map(model, np.dtype(dtype), resident, adapter, max_memory, tokenizer)

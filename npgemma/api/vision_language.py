@@ -20,7 +20,7 @@ from npgemma.checkpoints.paligemma import PaliGemmaConfig
 from npgemma.decoding.options import GenerationKeywords, GenerationOptions, SamplingKeywords, StreamKeywords
 from npgemma.decoding.scoring import Score
 from npgemma.decoding.text import Generation, pieces
-from npgemma.io.model_folder import member
+from npgemma.io.model_folder import EMBEDDED, member
 from npgemma.io.picture import Picture, read_picture
 from npgemma.io.pixels import pixel_values
 from npgemma.layers.shapes import Array, Float, Int
@@ -55,6 +55,7 @@ class VisionLanguageModel(LoadedModel[PaliGemmaConfig, PaliGemma]):
     """
 
     checkpoint: ClassVar[ModuleType] = paligemma
+    embedded = EMBEDDED
     guard_type = PictureGuard
     guard: PictureGuard
 

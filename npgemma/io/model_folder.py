@@ -20,7 +20,8 @@ from npgemma.io.unusable import (
     is_repository,
 )
 
-EMBEDDED = Path(__file__).parent.parent / "assets" / "tiny"
+ASSETS = Path(__file__).parent.parent / "assets"
+EMBEDDED, EMBEDDED_LANGUAGE = ASSETS / "tiny", ASSETS / "tiny-gemma"
 SUFFIX = ".safetensors"
 ADAPTER_FILES = (ADAPTER_WEIGHTS, "adapters.safetensors")  # of PEFT and MLX
 # org/name and a revision in the address of a model's page, or of a file of it.
@@ -34,8 +35,9 @@ def find_model(name: str | Path | None) -> Path:
     """The path of a model: a folder, or a .safetensors file.
 
     In this order: None is the embedded model; an existing folder; an existing .safetensors file; org/name or
-    org/name@revision in the Hugging Face cache; `tiny`, the embedded model. BadModel for any other name, and for what
-    cannot be a model: one of several shards, an adapter, or a folder with another format.
+    org/name@revision in the Hugging Face cache; `tiny`, the embedded model, or `tiny-gemma`, the embedded language
+    model. BadModel for any other name, and for what cannot be a model: one of several shards, an adapter, or a folder
+    with another format.
     """
     if name is None:
         return EMBEDDED
@@ -43,8 +45,9 @@ def find_model(name: str | Path | None) -> Path:
     if path.suffix.lower() == SUFFIX and os.path.isfile(path):
         return whole_model(path)
     folder = find_folder(name, CONFIG, ADAPTER_CONFIG)
-    if folder is None and str(name) == "tiny":
-        return EMBEDDED
+    embedded = {each.name: each for each in (EMBEDDED, EMBEDDED_LANGUAGE)}
+    if folder is None and str(name) in embedded:
+        return embedded[str(name)]
     if folder is None:
         raise not_found(name, f"no such folder, no such {SUFFIX} file")
     if not (folder / CONFIG).exists() and (folder / ADAPTER_CONFIG).exists():

@@ -11,7 +11,7 @@ from hub import download
 
 import npgemma
 from npgemma.errors import BadModel
-from npgemma.io.model_folder import EMBEDDED, find_adapter, find_model, folder_of
+from npgemma.io.model_folder import EMBEDDED, EMBEDDED_LANGUAGE, find_adapter, find_model, folder_of
 
 PICTURE = EMBEDDED.parent / "sample.png"
 SHARD = "model-00002-of-00002.safetensors"
@@ -43,6 +43,7 @@ def config_only(folder: Path) -> Path:
 
 def test_no_name_and_tiny_are_the_embedded_model(here):
     assert find_model(None) == find_model("tiny") == find_model(Path("tiny")) == EMBEDDED
+    assert find_model("tiny-gemma") == find_model(Path("tiny-gemma")) == EMBEDDED_LANGUAGE
 
 
 def test_no_name_is_the_embedded_model_even_if_another_tiny_exists(here, tmp_path):
