@@ -12,7 +12,7 @@ from language_folders import BOS, END, EOS, FAMILIES, PIECES, SOFT
 
 import npgemma
 from npgemma.api.language import LanguageModel
-from npgemma.errors import BadModel, BadPrompt, TooLittleMemory
+from npgemma.errors import BadModel, BadPrompt
 
 TEXT = "The capital of the cat is"  # 14 tokens with <bos>: more than twice the window
 SHORT = "cat"
@@ -291,5 +291,5 @@ def test_what_cannot_be_answered_is_refused(family, messages, says, models):
 def test_a_base_model_continues_texts_and_does_not_chat(tmp_path):
     model = npgemma.load(small.write_folder(tmp_path, small.config_of("gemma2"), chats=False))
     assert model.generate(TEXT, max_new_tokens=2).token_ids
-    with pytest.raises(BadModel, match="has no chat template.*generate continues a text"):
+    with pytest.raises(BadModel, match=r"has no chat template.*generate continues a text"):
         model.chat([HI])
