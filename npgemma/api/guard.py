@@ -25,7 +25,7 @@ Config = TypeVar("Config", bound=DecoderConfig)
 REMEDIES = {
     "weights": "use a smaller model, or weights that stay mapped (not resident)",
     "caches": "use a smaller max_new_tokens, or fewer beams, samples or prompts at a time",
-    "activations": "use fewer pictures or prompts at a time, or a model that reads pictures at fewer pixels",
+    "activations": "use fewer or shorter prompts at a time, fewer pictures, or a model that reads them at fewer pixels",
 }
 
 

@@ -142,14 +142,16 @@ def footprint(decoder: Decoder, c: GemmaConfig, run: Run, before: int = 0) -> Fo
     """The memory for a run that answers all prompts at the same time.
 
     Activations peak in an MLP for the rows of all prompts, or in what runs before the decoder, which needs `before`
-    numbers. Logits come on top: those of a step and of the step before, one row per answer or `logit_rows`, and one row
-    in float64.
+    numbers. Masks come on top: a byte for each pair of rows of a prompt, twice if layers have a window, and once more
+    while the last is made. So do logits: those of a step and of the step before, one row per answer or `logit_rows`,
+    and one row in float64.
     """
     rows, sequences = sum(run.prompts), run.samples * len(run.prompts)
     activations = max(before, rows * (4 * c.hidden_size + 3 * c.intermediate_size))
     logits = 2 * max(sequences, run.logit_rows) * c.vocab_size * run.itemsize + 4 * 8 * c.vocab_size
+    masks = (1 if decoder.window is None else 2) * sum(n * n for n in run.prompts) + max(run.prompts, default=0) ** 2
     caches = run.samples * sum(cache_numbers(decoder, length + run.new_tokens) for length in run.prompts)
-    return Footprint(run.weights, caches * run.itemsize, activations * run.itemsize + logits)
+    return Footprint(run.weights, caches * run.itemsize, activations * run.itemsize + masks + logits)
 
 
 def check_family(tensors: Container[str], c: GemmaConfig, prefix: str, where: Path) -> None:

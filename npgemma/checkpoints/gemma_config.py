@@ -121,7 +121,8 @@ def kinds_by_period(period: int, layers: int) -> tuple[str, ...]:
 def read(s: Section, defaults: dict[str, GemmaConfig]) -> GemmaConfig:
     """The config of a section of config.json. BadModel, with file and key, for a value that npgemma cannot compute.
 
-    `defaults` holds the config that each supported model_type has without further keys.
+    `defaults` holds the config that each supported model_type has without further keys. A section without a model_type
+    has the first.
     """
     check_common(s)
     s.ignore(HARMLESS)
@@ -129,7 +130,7 @@ def read(s: Section, defaults: dict[str, GemmaConfig]) -> GemmaConfig:
     s.require("hidden_activation", *TANH_GELU)
     s.require("hidden_act", *TANH_GELU, "gelu")  # Gemma's first configs say gelu for the tanh form
     s.require("attention_bias", False)
-    d = defaults[s.get("model_type", "gemma")]
+    d = defaults[s.get("model_type", next(iter(defaults)))]
     config = replace(
         d,
         hidden_size=s.count("hidden_size", d.hidden_size, 65536),

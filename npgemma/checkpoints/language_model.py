@@ -71,11 +71,12 @@ def parse(s: Section) -> LanguageModelConfig:
         what = "a model that embeds texts and does not write them, which npgemma does not support"
         raise BadModel(f"{inner.where}: use_bidirectional_attention is set: this is {what}")
     d = LanguageModelConfig(text)
+    bos, eos = (inner if s.get(key) is None else s for key in ("bos_token_id", "eos_token_id"))
     return LanguageModelConfig(
         text=text,
         tied=s.flag("tie_word_embeddings", d.tied),
-        bos_token_id=s.token("bos_token_id", d.bos_token_id, text.vocab_size - 1),
-        eos_token_ids=s.tokens("eos_token_id", d.eos_token_ids, text.vocab_size - 1),
+        bos_token_id=bos.token("bos_token_id", d.bos_token_id, text.vocab_size - 1),
+        eos_token_ids=eos.tokens("eos_token_id", d.eos_token_ids, text.vocab_size - 1),
     )
 
 

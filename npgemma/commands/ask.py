@@ -35,6 +35,7 @@ from npgemma.commands.output import (
 from npgemma.commands.streams import ANSWERS, PICTURE, PROMPT
 from npgemma.decoding.options import GenerationOptions
 from npgemma.decoding.text import Generation, Transcript, pieces
+from npgemma.errors import BadPrompt
 from npgemma.tasks.prompts import OCR_PROMPT, answer_prompt, caption_prompt
 
 
@@ -87,7 +88,8 @@ def run_prompt(a: argparse.Namespace) -> int:
     chosen = options(a)  # wrong usage is reported before a model is loaded
     prompt = a.prompt(a)
     if not a.images:
-        require_text(prompt)
+        if is_file(prompt):
+            raise WrongUsage(f"{printable(prompt)} is a file; give a prompt after it, such as 'caption en'")
         a.model = a.model or EMBEDDED_LANGUAGE_MODEL
     model = load_model(a)
     if not a.images and isinstance(model, VisionLanguageModel):
@@ -107,11 +109,11 @@ def run_prompt(a: argparse.Namespace) -> int:
     return status
 
 
-def require_text(prompt: str) -> None:
-    """WrongUsage if the only argument is a file: a picture without a prompt."""
+def is_file(text: str) -> bool:
+    """Whether an argument where a prompt belongs is a file, such as a picture."""
     with suppress(OSError, ValueError):
-        if Path(prompt).is_file():
-            raise WrongUsage(f"{printable(prompt)} is a file; give a prompt after it, such as 'caption en'")
+        return Path(text).is_file()
+    return False
 
 
 def stream(
@@ -143,6 +145,8 @@ def run_score(a: argparse.Namespace) -> None:
     """A line a suffix, the likeliest first: log-probability, perplexity, suffix, log-probability of each token."""
     model = load_model(a)
     if isinstance(model, LanguageModel):  # its arguments are a prompt and suffixes
+        if is_file(a.image):
+            raise BadPrompt("a language model reads no pictures; leave them out, or load a PaliGemma")
         a.image, a.prompt, a.suffixes = None, a.image, [a.prompt, *a.suffixes]
     if not a.suffixes:
         raise WrongUsage("score needs a picture, a prompt, and at least one answer")

@@ -9,10 +9,11 @@ from typing import Any
 from npgemma.api.language import LanguageModel
 from npgemma.commands.ask import stream
 from npgemma.commands.flags import EMBEDDED_LANGUAGE_MODEL, AddParser, answer_flags, generate, load_model, options
+from npgemma.commands.notes import note_answers
 from npgemma.commands.output import model_name, print_json, printable
 from npgemma.decoding.options import GenerationOptions
 from npgemma.decoding.text import Generation
-from npgemma.errors import BadModel, BadPrompt
+from npgemma.errors import BadModel, BadPrompt, TooLittleMemory
 
 Message = dict[str, Any]
 
@@ -37,15 +38,18 @@ def run_chat(a: argparse.Namespace) -> int:
     a.model = a.model or EMBEDDED_LANGUAGE_MODEL
     model = load_model(a)
     if not isinstance(model, LanguageModel):
-        raise BadModel(f"{model.folder} answers about pictures and does not chat; load a Gemma, whose name ends in -it")
+        raise BadModel(f"{model.folder} answers about pictures and does not chat; load a Gemma whose name ends in -it")
     messages: list[Message] = [] if a.system is None else [{"role": "system", "content": a.system}]
-    model.chat_prompt([*messages, {"role": "user", "content": ""}])  # a model that cannot chat is refused at once
+    try:  # a model that cannot chat is refused at once
+        model.chat_prompt([*messages, {"role": "user", "content": ""}])
+    except BadPrompt as error:
+        raise BadPrompt(f"--system: {error}") from None
     failed = False
     for text in lines():
         asked = [*messages, {"role": "user", "content": text}]
         try:
             answer, status = reply(a, model, asked, chosen)
-        except BadPrompt as error:  # such as a conversation that has become too long
+        except (BadPrompt, TooLittleMemory) as error:  # such as a conversation that has become too long
             print(f"npgemma: {printable(str(error))}", file=sys.stderr)
             failed = True
             continue
@@ -63,11 +67,18 @@ def reply(
     (answer,), status = run(model, [], model.chat_prompt(messages), chosen, model.chat_ends)
     if a.format == "json":
         print_json(model_name(a), messages[-1]["content"], answer)
+    if status == 0:
+        note_answers(a, model, [answer])
     return answer, status
 
 
 def lines() -> Iterator[str]:
-    """The lines of stdin that are not empty; a terminal shows a prompt, and edits what is typed."""
+    """The lines of stdin that are not empty; a terminal shows a prompt, and edits what is typed.
+
+    BadPrompt if stdin is closed.
+    """
+    if sys.stdin is None:
+        raise BadPrompt("stdin is closed; chat reads messages from it, one a line")
     in_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if in_terminal:
         with suppress(ImportError):  # not on every system

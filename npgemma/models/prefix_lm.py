@@ -59,13 +59,17 @@ def prefix_lm_mask(token_type_ids: Int[Array, "T"], window: int | None = None) -
     """
     t = np.arange(len(token_type_ids))
     prefix = token_type_ids == 0
-    return within(t, t, window) | (prefix & prefix[:, None])
+    mask = within(t, t, window)
+    mask |= prefix & prefix[:, None]
+    return mask
 
 
 def within(t: Int[Array, "T"], s: Int[Array, "S"], window: int | None) -> Bool[Array, "T S"]:
     """Row t may look at row s if s is not after t, and less than `window` before it."""
-    behind = t[:, None] - s
-    return (behind >= 0) if window is None else (behind >= 0) & (behind < window)
+    mask = s <= t[:, None]
+    if window is not None:
+        mask &= s > t[:, None] - window
+    return mask
 
 
 def embed_prompt(p: Decoder, prompt: Prompt, tap: Tap = silent) -> Float[Array, "T D"]:

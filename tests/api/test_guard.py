@@ -75,7 +75,10 @@ def test_the_available_memory_is_that_of_this_machine():
     [
         ((6, 1, 2), "use a smaller model, or weights that stay mapped (not resident)"),
         ((1, 6, 2), "use a smaller max_new_tokens, or fewer beams, samples or prompts at a time"),
-        ((1, 2, 6), "use fewer pictures or prompts at a time, or a model that reads pictures at fewer pixels"),
+        (
+            (1, 2, 6),
+            "use fewer or shorter prompts at a time, fewer pictures, or a model that reads them at fewer pixels",
+        ),
     ],
 )
 def test_the_message_has_the_numbers_and_what_makes_the_largest_of_them_smaller(parts, remedy):

@@ -36,18 +36,20 @@ def test_a_footprint_by_hand():
     found = footprint(SMALL, Run(1000, 4, 3, [11, 20], 5))
     assert (3 * 3 * 6 * 6 + 3 * 9 * VISION, 31 * TEXT) == (1215, 1426)  # so the decoder needs more than the tower
     logits = 2 * 2 * 50 * 4 + 4 * 8 * 50  # of each prompt, now and a step before; of one row in float64, and its logs
-    assert found == Footprint(weights=1000, caches=(31 + 2 * 5) * CACHE * 4, activations=1426 * 4 + logits)
-    assert found.total == BASE + 1000 + 11_808 + 8104
+    masks = 11 * 11 + 20 * 20 + 20 * 20  # of each prompt, and what one of them is combined with while it is made
+    assert found == Footprint(weights=1000, caches=(31 + 2 * 5) * CACHE * 4, activations=1426 * 4 + logits + masks)
+    assert found.total == BASE + 1000 + 11_808 + 8104 + 921
 
 
 def test_a_footprint_by_hand_where_pictures_need_most():
     """8 pictures, a prompt that is short without them, in float64; 3 samples share the prompt, and not its caches."""
     found = footprint(SMALL, Run(0, 8, 8, [5], 2, samples=3))
     logits = 8 * 2 * 3 * 50 + 4 * 8 * 50
-    assert found.activations == 8 * (8 * 3 * 36 + 8 * 9 * VISION) + logits
+    masks = 5 * 5 + 5 * 5
+    assert found.activations == 8 * (8 * 3 * 36 + 8 * 9 * VISION) + logits + masks
     assert found.caches == 8 * 3 * (5 + 2) * CACHE
     for run in (Run(0, 8, 0, [5], 2, samples=3), Run(0, 8, 0, [5], 2, logit_rows=3)):
-        assert footprint(SMALL, run).activations == 8 * 5 * TEXT + logits
+        assert footprint(SMALL, run).activations == 8 * 5 * TEXT + logits + masks
 
 
 @pytest.mark.parametrize(

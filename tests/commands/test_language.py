@@ -1,0 +1,164 @@
+"""Commands with a language model: texts in place of pictures, and the commands that need a picture."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import language_folders as small
+import numpy as np
+import pytest
+
+import npgemma
+from npgemma import testing
+from npgemma.commands.cli import main
+from npgemma.commands.output import printable
+from npgemma.io.model_folder import EMBEDDED
+
+PICTURE = npgemma.sample_picture()
+NO_PICTURES = "a language model reads no pictures; leave them out, or load a PaliGemma"
+TEXT = "The cat is"
+
+
+@pytest.fixture(scope="module")
+def language(tmp_path_factory) -> Path:
+    return small.write_folder(tmp_path_factory.mktemp("language") / "model", small.config_of("gemma3_text"))
+
+
+# ------------------------------------------------------------------------------------------------------------ generate
+
+
+def test_generate_continues_a_text(language, run):
+    flags = ("-m", language, "--max-new-tokens", 4)
+    expected = npgemma.load(language).generate(TEXT, max_new_tokens=4)
+    assert run("generate", TEXT, *flags, note="cut off after 4 tokens") == f"{printable(expected.text)}\n"
+    found = json.loads(run("generate", TEXT, *flags, "--format", "json", note="cut off"))
+    assert found == {"model": str(language), "prompt": TEXT} | dataclasses.asdict(expected)
+
+
+def test_samples_and_beams_of_a_text(language, run):
+    model, flags = npgemma.load(language), ("-m", language, "--max-new-tokens", 4, "--format", "json")
+    drawn = model.generate(TEXT, max_new_tokens=4, num_return_sequences=2, temperature=2.0, seed=3)
+    found = run("generate", TEXT, *flags, "--samples", 2, "--temperature", 2, "--seed", 3, note="cut off")
+    assert [json.loads(line)["token_ids"] for line in found.splitlines()] == [each.token_ids for each in drawn]
+    best = model.generate(TEXT, max_new_tokens=4, num_beams=3)
+    assert json.loads(run("generate", TEXT, *flags, "--num-beams", 3, note="cut off"))["token_ids"] == best.token_ids
+
+
+def test_a_file_without_a_prompt_is_wrong_usage(language, capsys):
+    for flags in ([], ["-m", str(language)], ["-m", str(EMBEDDED)]):
+        assert main(["generate", str(PICTURE), *flags]) == 2
+        hint = "is a file; give a prompt after it, such as 'caption en'"
+        assert capsys.readouterr() == ("", f"npgemma: {PICTURE} {hint}\n")
+
+
+def test_a_paligemma_needs_a_picture(folder, capsys):
+    assert main(["generate", "caption en", "-m", str(folder)]) == 2
+    says = f"npgemma: {folder} answers about pictures; name one before the prompt\n"
+    assert capsys.readouterr() == ("", says)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("generate", PICTURE, "caption en"),
+        ("generate", "one", "two"),
+        ("caption", PICTURE),
+        ("answer", PICTURE, "why?"),
+        ("ocr", PICTURE, "--num-beams", 2),
+        ("score", PICTURE, "ocr", "FNY"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_picture_for_a_language_model_is_refused(arguments, language, refused):
+    assert refused(*arguments, "-m", language) == NO_PICTURES
+
+
+@pytest.mark.parametrize("command", ["detect", "segment"])
+def test_a_language_model_finds_no_objects(command, language, refused):
+    says = f"{language} holds a language model, which reads no pictures; load a PaliGemma"
+    assert refused(command, PICTURE, "cat", "-m", language) == says
+
+
+# --------------------------------------------------------------------------------------------------------------- score
+
+
+def test_score_ranks_continuations(language, run):
+    suffixes = [" red", " a star", "s"]
+    ranked = sorted(
+        zip(suffixes, npgemma.load(language).score(TEXT, suffixes), strict=True), key=lambda pair: -pair[1].total
+    )
+    lines = run("score", TEXT, *suffixes, "-m", language).splitlines()
+    assert [line.split("\t")[2] for line in lines] == [suffix.strip() for suffix, _ in ranked]
+    for line, (_, score) in zip(lines, ranked, strict=True):
+        total, perplexity, _, each = line.split("\t")
+        assert (float(total), float(perplexity)) == (round(score.total, 4), float(f"{score.perplexity:.4g}"))
+        assert [float(number) for number in each.split()] == [round(number, 4) for number in score.logprobs]
+    (found,) = map(json.loads, run("score", "", TEXT, "-m", language, "--format", "json").splitlines())
+    whole = npgemma.load(language).score("", TEXT)
+    assert (found["prompt"], found["suffix"], found["logprobs"]) == ("", TEXT, whole.logprobs)
+    assert len(whole.logprobs) == len(small.TOKENIZER.encode(TEXT))
+
+
+def test_an_empty_answer_is_not_scored(language, refused):
+    assert refused("score", TEXT, "", "-m", language) == "a suffix is empty: there is no token to score"
+
+
+def test_score_of_a_paligemma_needs_a_picture(folder, capsys):
+    assert main(["score", TEXT, " red", "-m", str(folder)]) == 2
+    assert capsys.readouterr() == ("", "npgemma: score needs a picture, a prompt, and at least one answer\n")
+
+
+# -------------------------------------------------------------------------------------------------- inspect and verify
+
+
+def test_inspect_has_the_facts_of_a_language_model(language, run):
+    config = small.config_of("gemma3_text")
+    found = json.loads(run("inspect", language, "--format", "json"))
+    count = sum(x.size for x in small.tensors_of(config).values())
+    token = 2 * 2 * 6 * 4  # key and value, heads, width, float32: of one layer
+    assert found["model_type"] == "gemma3_text"
+    assert (found["parameters"], found["bytes"]) == (count, 4 * count)
+    assert found["tokens_per_image"] == 0
+    assert found["cache_bytes_per_token"] == 3 * token
+    assert found["cache_bytes_at_most"] == (512 + 2 * 5) * token  # one layer of all positions, two of a window
+    assert found["tokenizer_pieces"] == small.SOFT + 1
+    assert found["unknown_keys"] == []
+    assert found["config"]["text"]["sliding_window"] == 5
+    assert found["config"]["eos_token_ids"] == [1]
+
+
+def test_inspect_in_text_describes_a_language_model(language, run):
+    lines = run("inspect", language).splitlines()
+    assert "text       3 layers, width 12, 4 query and 2 key heads of 6, a window of 5 tokens in 2 of them" in lines
+    assert "cache      288 bytes per token in float32, 0.00 GB for 512 tokens" in lines
+    names = [line.split()[0] for line in lines[1:]]
+    assert names == ["weights", "files", "text", "cache", "tokenizer", "memory"]
+
+
+def test_an_unknown_key_of_a_language_model_is_listed(tmp_path, run):
+    folder = small.write_folder(tmp_path, small.config_of("gemma2"))
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"moe_layers": 2}))
+    assert run("inspect", folder).splitlines()[-1] == "unknown    config.json: moe_layers"
+
+
+def test_verify_names_weights_that_are_not_finite(language, tmp_path, capsys):
+    assert main(["verify", str(language)]) == 0
+    assert capsys.readouterr().out.endswith("\nweights   all finite\n")
+    config = small.config_of("gemma2")
+    name = "model.layers.1.pre_feedforward_layernorm.weight"
+    tensors = small.tensors_of(config) | {name: np.full(12, np.nan, np.float32)}
+    folder = small.write_folder(tmp_path, config, tensors)
+    assert main(["verify", str(folder)]) == 1
+    assert capsys.readouterr().out.endswith(f"\nweights   not finite: {name}\n")
+
+
+def test_verify_says_that_tensors_belong_to_another_family(tmp_path, capsys):
+    config = small.config_of("gemma3_text")
+    folder = small.write_folder(tmp_path, config)
+    testing.save_tensors(
+        {name: x for name, x in small.tensors_of(config).items() if "q_norm" not in name and "k_norm" not in name},
+        folder / "model.safetensors",
+    )
+    assert main(["verify", str(folder)]) == 1
+    assert "the two belong to different models" in capsys.readouterr().err
