@@ -1,5 +1,7 @@
 """The logits of a model folder in npgemma and in transformers, compared in float64 and in float32."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,15 @@ def read(folder: Path, kind: type[PreTrainedModel] = PaliGemmaForConditionalGene
     return model.eval()
 
 
+@contextmanager
+def wide(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    """transformers' model in float64, in a context in which it computes all in float64."""
+    with truth():
+        double = in_float64(model)
+        double.generation_config = model.generation_config
+        yield double
+
+
 @torch.no_grad()
 def logits_of(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> np.ndarray:
     """Those of transformers, or of PEFT."""
@@ -47,14 +58,13 @@ def compare_logits(
 ) -> float:
     """Compare float64 logits up to rounding; returns npgemma's float32 error divided by transformers'."""
     hugging_face = read(folder, kind)
-    with truth():
-        wide = in_float64(hugging_face)
+    double_hugging_face = in_float64(hugging_face)
     single, double = npgemma.load(folder), npgemma.load(folder, "float64")
     errors: tuple[list[float], list[float]] = ([], [])
     for inputs in prompts:
         theirs = logits_of(hugging_face, inputs)
         with truth():
-            exact = logits_of(wide, inputs)
+            exact = logits_of(double_hugging_face, inputs)
         atol = FLOAT64_SHARE * float(np.abs(theirs - exact).max())
         np.testing.assert_allclose(logits(double, inputs), exact, rtol=0, atol=atol, strict=True)
         ours = logits(single, inputs)
