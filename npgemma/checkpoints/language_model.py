@@ -70,6 +70,10 @@ def parse(s: Section) -> LanguageModelConfig:
     if inner.get("use_bidirectional_attention"):
         what = "a model that embeds texts and does not write them, which npgemma does not support"
         raise BadModel(f"{inner.where}: use_bidirectional_attention is set: this is {what}")
+    if "Classification" in str(kind := s.get("architectures")):
+        raise BadModel(
+            f"{s.where}: architectures is {kind}: this model classifies texts, which npgemma does not support"
+        )
     d = LanguageModelConfig(text)
     return LanguageModelConfig(
         text=text,
