@@ -2,10 +2,13 @@
 
 import copy
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from make_fixtures import IMAGE, Case, sizes
-from transformers import PaliGemmaForConditionalGeneration
+from transformers import PaliGemmaForConditionalGeneration, PreTrainedModel
+
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 # Large enough for norms, caps and windows to matter: fresh models have neutral norms, and matrices of std 0.02.
 NOISE = 0.5
@@ -68,17 +71,21 @@ CASES = {
 
 def noisy(case: Case, generator: torch.Generator) -> PaliGemmaForConditionalGeneration:
     """A float32 model whose parameters are all noise, rounded to what the case's stored dtype has."""
-    model = PaliGemmaForConditionalGeneration(case.config).eval()
-    for parameter in model.parameters():
+    return overwritten(PaliGemmaForConditionalGeneration(case.config), generator, case.stored)
+
+
+def overwritten(model: Model, generator: torch.Generator, stored: torch.dtype) -> Model:
+    """A model, after each of its parameters has been replaced by noise that `stored` represents."""
+    for parameter in model.eval().parameters():
         noise = NOISE * torch.randn(parameter.shape, generator=generator)
-        parameter.data = noise.to(case.stored).float()
+        parameter.data = noise.to(stored).float()
     model.tie_weights()
-    if not case.tied:  # so that a token does not choose itself again and again
+    if not model.config.tie_word_embeddings:  # so that a token does not choose itself again and again
         model.get_input_embeddings().weight.data /= 8
     return model
 
 
-def save(model: PaliGemmaForConditionalGeneration, case: Case, folder: Path) -> Path:
+def save(model: PreTrainedModel, case: Case, folder: Path) -> Path:
     """The model as transformers saves it, in the case's stored dtype. A copy is cast: its angles become inexact."""
     copy.deepcopy(model).to(case.stored).save_pretrained(folder)
     return folder

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from transformers import PaliGemmaForConditionalGeneration
+from transformers import PreTrainedModel
 
 import npgemma
 from npgemma.decoding.loop import Limits
@@ -23,7 +23,7 @@ class Answer(NamedTuple):
 
 @torch.no_grad()
 def transformers_beams(
-    model: PaliGemmaForConditionalGeneration,
+    model: PreTrainedModel,
     inputs: dict,
     num_beams: int,
     limits: Limits,
@@ -33,7 +33,7 @@ def transformers_beams(
 
     The totals are its sequences_scores. With one beam it is greedy and has none, so there they are sums.
     """
-    length, size = inputs["input_ids"].shape[1], model.config.text_config.vocab_size
+    length, size = inputs["input_ids"].shape[1], model.config.get_text_config().vocab_size
     out = model.generate(
         **inputs,
         attention_mask=torch.ones_like(inputs["input_ids"]),

@@ -26,7 +26,7 @@ from unittest import mock
 import safetensors.torch
 import torch
 from torch import Tensor
-from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
+from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration, PreTrainedModel
 
 IMAGE = "image"
 
@@ -144,13 +144,13 @@ def truth() -> Iterator[None]:
             torch.set_default_dtype(default)
 
 
-def in_float64(model: PaliGemmaForConditionalGeneration) -> PaliGemmaForConditionalGeneration:
+def in_float64(model: PreTrainedModel) -> PreTrainedModel:
     """The same weights in a model whose rotary frequencies and embedding scale are float64, too. Run it in `truth`."""
     config = copy.deepcopy(model.config)
-    for part in (config, config.vision_config, config.text_config):
+    for part in (config, *(getattr(config, name) for name in config.sub_configs)):
         part.dtype = torch.float64
     with truth():
-        wide = PaliGemmaForConditionalGeneration(config).eval()
+        wide = type(model)(config).eval()
         wide.load_state_dict(model.state_dict())
     return wide
 
@@ -178,7 +178,7 @@ def run(model: PaliGemmaForConditionalGeneration, inputs: dict[str, Tensor]) -> 
 
 
 @torch.no_grad()
-def greedy(model: PaliGemmaForConditionalGeneration, inputs: dict[str, Tensor], max_new_tokens: int) -> Tensor:
+def greedy(model: PreTrainedModel, inputs: dict[str, Tensor], max_new_tokens: int) -> Tensor:
     """The ids that greedy decoding generates after the prompt."""
     ones = torch.ones_like(inputs["input_ids"])
     ids = model.generate(**inputs, attention_mask=ones, max_new_tokens=max_new_tokens, do_sample=False)

@@ -70,6 +70,10 @@ def parse(s: Section) -> LanguageModelConfig:
     if inner.get("use_bidirectional_attention"):
         what = "a model that embeds texts and does not write them, which npgemma does not support"
         raise BadModel(f"{inner.where}: use_bidirectional_attention is set: this is {what}")
+    if "Classification" in str(kind := s.get("architectures")):
+        raise BadModel(
+            f"{s.where}: architectures is {kind}: this model classifies texts, which npgemma does not support"
+        )
     d = LanguageModelConfig(text)
     bos, eos = (inner if s.get(key) is None else s for key in ("bos_token_id", "eos_token_id"))
     return LanguageModelConfig(

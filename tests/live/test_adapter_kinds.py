@@ -16,8 +16,9 @@ peft = pytest.importorskip("peft", reason="these tests compare with peft")
 
 from dump_transformers import make_inputs  # noqa: E402
 from peft.tuners.lora import config as lora_config  # noqa: E402
-from peft_models import adapted, logits, logits_of  # noqa: E402
+from peft_models import adapted, logits_of  # noqa: E402
 from safetensors.torch import save_file, save_model  # noqa: E402
+from torch_logits import logits  # noqa: E402
 
 pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("one_torch_thread")]
 

@@ -2,8 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
@@ -17,10 +16,10 @@ import npgemma
 torch = pytest.importorskip("torch", reason="the live tests compare with torch")
 transformers = pytest.importorskip("transformers", reason="the live tests compare with transformers")
 
-from make_fixtures import IMAGE, greedy, in_float64, make_inputs, truth  # noqa: E402
+from make_fixtures import IMAGE, greedy, make_inputs  # noqa: E402
 from paligemma_2_models import CASES, LISTED, case, noisy, save  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
-from torch_logits import FLOAT32_RATIO, compare_logits, prompt_of  # noqa: E402
+from torch_logits import FLOAT32_RATIO, compare_logits, prompt_of, wide  # noqa: E402
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask  # noqa: E402
 
 pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("one_torch_thread")]
@@ -36,13 +35,8 @@ def pixels_of(inputs: dict) -> np.ndarray | None:
     return inputs["pixel_values"].numpy() if "pixel_values" in inputs else None
 
 
-@contextmanager
-def wide(model: torch.nn.Module, inputs: dict) -> Iterator[tuple[torch.nn.Module, dict]]:
-    """transformers' model and its inputs in float64, in a context in which it computes all in float64."""
-    with truth():
-        double = in_float64(model)
-        double.generation_config = model.generation_config
-        yield double, {key: x.double() if x.is_floating_point() else x for key, x in inputs.items()}
+def doubled(inputs: dict) -> dict:
+    return {key: x.double() if x.is_floating_point() else x for key, x in inputs.items()}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -65,7 +59,8 @@ def test_greedy_ids_equal_those_of_transformers_past_the_window(name: str, dtype
     model.generation_config.eos_token_id = None
     save(model, case, tmp_path)
     prompt = prompt_of(make_inputs(case, generator))
-    with wide(model, prompt) if dtype == "float64" else nullcontext((model, prompt)) as (theirs, inputs):
+    inputs = doubled(prompt) if dtype == "float64" else prompt
+    with wide(model) if dtype == "float64" else nullcontext(model) as theirs:
         expected = greedy(theirs, inputs, STEPS).tolist()
     ids, pixels = prompt["input_ids"][0].numpy(), pixels_of(prompt)
     assert npgemma.load(tmp_path, dtype).generate_ids(ids, pixels, STEPS, eos_ids=()) == expected

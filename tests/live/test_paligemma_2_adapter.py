@@ -14,7 +14,8 @@ peft = pytest.importorskip("peft", reason="these tests compare with peft")
 
 from make_fixtures import make_inputs  # noqa: E402
 from paligemma_2_models import CASES, noisy, save  # noqa: E402
-from peft_models import adapted, logits, logits_of  # noqa: E402
+from peft_models import adapted, logits_of  # noqa: E402
+from torch_logits import logits  # noqa: E402
 
 pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("one_torch_thread")]
 
