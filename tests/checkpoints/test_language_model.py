@@ -1,4 +1,4 @@
-"""Language models on disk: config.json of each kind, end tokens, names, heads, and what beside a decoder is not used."""
+"""Language models on disk: config.json of each kind, end tokens, the names of tensors, and those that are not used."""
 
 import json
 from dataclasses import asdict, replace
@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from language_folders import FAMILIES
 
 from npgemma import testing
-from npgemma.checkpoints import model_types, paligemma
 from npgemma.checkpoints import language_model as lm
+from npgemma.checkpoints import model_types, paligemma
 from npgemma.checkpoints.gemma_config import GEMMA_3, LANGUAGE_MODELS
 from npgemma.checkpoints.known_keys import unknown_keys
 from npgemma.checkpoints.language_model import LanguageModelConfig, config_json, hf_layout, names_of, read_config
