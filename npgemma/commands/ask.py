@@ -32,7 +32,7 @@ from npgemma.commands.output import (
     score_fields,
     working,
 )
-from npgemma.commands.streams import ANSWERS, PICTURE, PROMPT
+from npgemma.commands.streams import ANSWERS, PICTURE, PROMPT, Kind
 from npgemma.decoding.options import GenerationOptions
 from npgemma.decoding.text import Generation, Transcript, pieces
 from npgemma.errors import BadPrompt
@@ -78,9 +78,9 @@ def add_ask(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
         help="score given answers: log P, perplexity, answer, log P of each token",
     )
     score.add_argument("image", metavar="IMAGE", help="a picture; leave it out for a language model")
-    score.add_argument("prompt", metavar="PROMPT", help="the prompt that the answers belong to")
+    score.add_argument("prompt", nargs=1, metavar="PROMPT", help="the prompt that the answers belong to")
     score.add_argument("suffixes", nargs="*", metavar="ANSWER", help="several are ranked")
-    score.set_defaults(run=run_score, stdin={"image": (PICTURE,), "prompt": (PROMPT,), "suffixes": (ANSWERS,)})
+    score.set_defaults(run=run_score, stdin=stdin_of_score)
 
 
 def run_prompt(a: argparse.Namespace) -> int:
@@ -141,27 +141,33 @@ def stream(
     return transcript.generations(), status
 
 
+def stdin_of_score(a: argparse.Namespace) -> dict[str, tuple[Kind]]:
+    """What `-` stands for in each argument: two arguments are the prompt and the answer of a language model."""
+    first, second = (PICTURE, PROMPT) if a.suffixes else (PROMPT, ANSWERS)
+    return {"image": (first,), "prompt": (second,), "suffixes": (ANSWERS,)}
+
+
 def run_score(a: argparse.Namespace) -> None:
     """A line a suffix, the likeliest first: log-probability, perplexity, suffix, log-probability of each token."""
-    model = load_model(a)
-    if isinstance(model, LanguageModel):  # its arguments are a prompt and suffixes
-        if is_file(a.image):
-            raise BadPrompt("a language model reads no pictures; leave them out, or load a PaliGemma")
-        a.image, a.prompt, a.suffixes = None, a.image, [a.prompt, *a.suffixes]
-    if not a.suffixes:
+    model, texts = load_model(a), [a.image, *a.prompt, *a.suffixes]
+    pictures = [a.image] if isinstance(model, VisionLanguageModel) else []
+    prompt, *suffixes = texts[len(pictures) :]
+    if not pictures and is_file(prompt):
+        raise BadPrompt("a language model reads no pictures; leave them out, or load a PaliGemma")
+    if not suffixes:
         raise WrongUsage("score needs a picture, a prompt, and at least one answer")
-    with working(reading([a.image] if a.image else [])):
+    with working(reading(pictures)):
         if isinstance(model, LanguageModel):
-            scores = model.score(a.prompt, a.suffixes)
+            scores = model.score(prompt, suffixes)
         else:
-            scores = model.score(a.image, a.prompt, a.suffixes)
-    ranked = sorted(zip(a.suffixes, scores, strict=True), key=lambda pair: -pair[1].total)
+            scores = model.score(a.image, prompt, suffixes)
+    ranked = sorted(zip(suffixes, scores, strict=True), key=lambda pair: -pair[1].total)
     for suffix, score in ranked:
         if a.format == "json":
-            found = {"model": model_name(a), "prompt": a.prompt, "suffix": suffix}
+            found = {"model": model_name(a), "prompt": prompt, "suffix": suffix}
             print(as_json(found | score_fields(score)))
         else:
             total, *each = (f"{round(number, 4) + 0.0:.4f}" for number in (score.total, *score.logprobs))
             words = printable(" ".join(suffix.split()))
             print(total, f"{score.perplexity:.4g}", words, " ".join(each), sep="\t")
-    note_embedded(model, [a.image] if a.image else [])
+    note_embedded(model, pictures)

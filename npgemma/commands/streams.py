@@ -1,7 +1,8 @@
 """`-` for stdin and stdout: while a command runs, a file takes the place of the stream.
 
-A parser says where `-` may stand: `set_defaults(stdin={"image": (PICTURE,)}, stdout={"draw": ".png"})`. The command
-itself knows files and texts alone. If its output goes to stdout, what it prints goes to stderr instead.
+A parser says where `-` may stand: `set_defaults(stdin={"image": (PICTURE,)}, stdout={"draw": ".png"})`, or, if that
+depends on the arguments, with a function of them in place of a dictionary. The command itself knows files and texts
+alone. If its output goes to stdout, what it prints goes to stderr instead.
 """
 
 import argparse
@@ -64,9 +65,10 @@ def standard_streams(a: argparse.Namespace) -> Iterator[None]:
 
 def places_of_stdin(a: argparse.Namespace) -> list[Place]:
     """Every `-` that stands for stdin. If an argument has two kinds, the second is that of its last value."""
+    allowed = getattr(a, "stdin", {})
     return [
         Place(name, i, kinds[-1 if i == len(values) - 1 else 0])
-        for name, kinds in getattr(a, "stdin", {}).items()
+        for name, kinds in (allowed(a) if callable(allowed) else allowed).items()
         for values in [listed(getattr(a, name))]
         for i, value in enumerate(values)
         if value == "-"
@@ -121,7 +123,7 @@ def read_text(kind: Kind) -> list[str]:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise kind.error(f"the {kind.name} on stdin is not UTF-8 text ({error}); convert it to UTF-8") from None
-    texts = [line.strip() for line in text.splitlines()] if kind is ANSWERS else [text.rstrip("\r\n")]
+    texts = [line.rstrip() for line in text.splitlines()] if kind is ANSWERS else [text.rstrip("\r\n")]
     texts = [each for each in texts if each]
     if not texts:
         raise kind.error(f"stdin is empty; '-' expects the {kind.name} there")

@@ -109,7 +109,7 @@ def test_bos_is_put_before_a_text_once(models):
     assert model.processor.encode(SHORT + "<bos>").tolist() == [*ids_of(model, SHORT), BOS]
 
 
-@every_family
+@pytest.mark.parametrize("family", ["gemma3_text"])
 def test_texts_of_different_lengths_are_continued_as_each_alone(family, models):
     model, texts = models[family], [TEXT, "", SHORT]
     together = model.generate(texts, max_new_tokens=5)
@@ -117,7 +117,7 @@ def test_texts_of_different_lengths_are_continued_as_each_alone(family, models):
     assert model.generate([], max_new_tokens=5) == []
 
 
-@every_family
+@pytest.mark.parametrize("family", ["gemma2"])
 def test_samples_have_the_log_probabilities_of_one_pass(family, models):
     model, ids = models[family], ids_of(models[family], TEXT)
     options = dict(num_return_sequences=2, temperature=1.5, max_new_tokens=4, seed=2)
@@ -130,7 +130,7 @@ def test_samples_have_the_log_probabilities_of_one_pass(family, models):
         )
 
 
-@every_family
+@pytest.mark.parametrize("family", ["gemma3_text"])
 def test_beams_are_sorted_and_have_the_log_probabilities_of_one_pass(family, models):
     model, ids = models[family], ids_of(models[family], TEXT)
     found = model.generate(TEXT, num_beams=3, num_return_sequences=2, max_new_tokens=4)
@@ -150,7 +150,7 @@ def test_a_stop_string_ends_the_text(models):
     assert "".join(model.stream(TEXT, max_new_tokens=12, stop=stop)) == found.text
 
 
-@every_family
+@pytest.mark.parametrize("family", ["gemma2"])
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 3.0, "seed": 4}], ids=str)
 def test_the_pieces_of_a_stream_are_the_text_of_generate(family, sampling, models):
     found = list(models[family].stream(TEXT, max_new_tokens=6, **sampling))
@@ -163,7 +163,7 @@ def test_a_stream_is_one_text(models):
         models["gemma"].stream(TEXT, num_beams=2)
 
 
-@every_family
+@pytest.mark.parametrize("family", ["gemma", "gemma3_text"])
 def test_generate_ids_needs_no_tokenizer(family, folders, models, tmp_path):
     """Any row of the table may be chosen: also those that belong to no token."""
     for name in ("config.json", "model.safetensors"):
@@ -242,7 +242,7 @@ def said_ids() -> list[int]:
     return [BOS, PIECES, *text[0], END, *text[1], PIECES, *text[2]]
 
 
-@every_family
+@pytest.mark.parametrize("family", ["gemma", "gemma3_text"])
 def test_an_answer_ends_at_the_end_of_its_turn_although_the_config_does_not_say_so(family, tmp_path):
     config = small.config_of(family)
     tensors = ending(config)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from agreement import assert_agrees
 from answers import assert_same
-from language_folders import BOS, FAMILIES, PIECES
+from language_folders import BOS, PIECES
 from measure_memory import Recording, traced
 
 import npgemma
@@ -114,9 +114,8 @@ def test_jobs_that_cannot_be_answered_are_errors_of_their_own(model):
 # -------------------------------------------------------------------------------------------------------------- damage
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_weights_that_are_not_finite_are_named(family, tmp_path):
-    config, name = small.config_of(family), "model.layers.2.self_attn.v_proj.weight"
+def test_weights_that_are_not_finite_are_named(tmp_path):
+    config, name = small.config_of("gemma3_text"), "model.layers.2.self_attn.v_proj.weight"
     x = small.tensors_of(config)[name].copy()
     x[3, 4] = np.nan
     model = npgemma.load(small.write_folder(tmp_path, config, small.tensors_of(config) | {name: x}))
@@ -184,7 +183,7 @@ def test_a_footprint_by_hand():
 PIECES_AND_TURNS = PIECES + 2  # rows of the table of Gemma 3
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["gemma", "gemma2"])
 def test_the_caches_of_layers_with_a_window_stay_small(family, tmp_path):
     """In the footprint and in a run: an answer of a million tokens. Any token ends it, so the caches stay empty."""
     kinds = {} if family == "gemma" else {"sliding_window": 64, "layer_types": ("sliding_attention",) * 2}

@@ -1,4 +1,4 @@
-"""Language models on disk: config.json of each kind, end tokens, names, heads, and tensors that are not used."""
+"""Language models on disk: config.json of each kind, end tokens, the names of tensors, and those that are not used."""
 
 import json
 from dataclasses import asdict, replace
@@ -35,7 +35,7 @@ def write(folder: Path, config: object, generation: object = None) -> Path:
 
 
 @given(gemma_configs.gemma_configs(), st.booleans(), st.integers(0, 29), st.lists(st.integers(0, 29), min_size=1))
-@settings(max_examples=30)
+@settings(max_examples=15)
 def test_a_config_is_read_as_it_is_written(tmp_path_factory, text, tied, bos, eos):
     config = LanguageModelConfig(text, tied, bos, tuple(eos))
     folder = write(tmp_path_factory.mktemp("config"), config_json(config))

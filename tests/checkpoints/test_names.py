@@ -8,7 +8,7 @@ import safetensors
 import tiny
 
 import npgemma
-from npgemma.checkpoints.names import paligemma_name
+from npgemma.checkpoints.names import language_model_name, paligemma_name
 from npgemma.checkpoints.paligemma import hf_layout, layout_of, read_config, read_tensors
 from npgemma.errors import BadModel
 from npgemma.io.model_folder import EMBEDDED
@@ -73,6 +73,30 @@ def assert_read(folder, config=tiny.CONFIG, expected=None):
 )
 def test_saved_name_of_every_spelling(stored, saved):
     assert paligemma_name(stored) == saved
+
+
+@pytest.mark.parametrize(
+    ("stored", "saved"),
+    [
+        ("model.layers.7.mlp.up_proj.weight", "model.layers.7.mlp.up_proj.weight"),
+        ("layers.7.mlp.up_proj.weight", "model.layers.7.mlp.up_proj.weight"),
+        ("language_model.model.layers.7.mlp.up_proj.weight", "model.layers.7.mlp.up_proj.weight"),
+        ("model.language_model.layers.7.mlp.up_proj.weight", "model.layers.7.mlp.up_proj.weight"),
+        ("_orig_mod.model.layers.7._checkpoint_wrapped_module.mlp.up_proj.weight", "model.layers.7.mlp.up_proj.weight"),
+        ("base_model.model.model.layers.7.mlp.up_proj.weight", "model.layers.7.mlp.up_proj.weight"),
+        ("state_dict.model.norm.weight", "model.norm.weight"),
+        ("embed_tokens.weight", "model.embed_tokens.weight"),
+        ("norm.weight", "model.norm.weight"),
+        ("lm_head.weight", "lm_head.weight"),
+        ("language_model.lm_head.weight", "lm_head.weight"),
+        ("model.lm_head.weight", "lm_head.weight"),
+        ("vision_tower.vision_model.post_layernorm.bias", "model.vision_tower.vision_model.post_layernorm.bias"),
+        ("model.vision_tower.vision_model.post_layernorm.bias", "model.vision_tower.vision_model.post_layernorm.bias"),
+        ("model", "model.model"),
+    ],
+)
+def test_saved_name_in_a_language_model(stored, saved):
+    assert language_model_name(stored) == saved
 
 
 @pytest.mark.parametrize("spelling", tiny.SPELLINGS)

@@ -17,6 +17,7 @@ from processes import ROOT
 
 import npgemma
 from npgemma.commands.cli import main
+from npgemma.commands.output import printable
 
 TURN = "<start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n"
 CUT = "npgemma: the answer was cut off after 4 tokens; --max-new-tokens 8 gives more\n"
@@ -63,7 +64,7 @@ def test_each_line_of_stdin_is_answered(chats, says, capsys):
     red = model.chat([{"role": role, "content": text} for role, text in turns], max_new_tokens=4).text
     says("hi\n\n   \n what is red? ")
     assert main(["chat", "-m", str(chats), "--max-new-tokens", "4"]) == 0
-    assert capsys.readouterr() == (f"{hi}\n{red}\n", CUT * 2)
+    assert capsys.readouterr() == (f"{printable(hi)}\n{printable(red)}\n", CUT * 2)
 
 
 def test_a_prompt_holds_the_conversation_so_far(chats, says, answering, run):
@@ -98,14 +99,13 @@ def test_a_stop_string_ends_an_answer(chats, says, answering, run):
     assert asked[1] == prompt_of("hi", "one", "hi")
 
 
-def test_sampling_has_its_seed(chats, says, capsys):
-    def drawn(seed: int) -> str:
-        says("hi\n")
-        flags = ["--temperature", "3", "--max-new-tokens", "4", "--seed", str(seed)]
-        assert main(["chat", "-m", str(chats), *flags]) == 0
-        return capsys.readouterr().out
-
-    assert drawn(1) == drawn(1) != drawn(2)
+def test_flags_reach_the_model(chats, says, capsys):
+    says("hi\n")
+    flags = ["--temperature", "3", "--max-new-tokens", "4", "--seed", "5", "--dtype", "float64"]
+    assert main(["chat", "-m", str(chats), *flags]) == 0
+    options = dict(temperature=3.0, max_new_tokens=4, seed=5)
+    expected = npgemma.load(chats, "float64").chat([{"role": "user", "content": "hi"}], **options)
+    assert capsys.readouterr().out == f"{printable(expected.text)}\n"
 
 
 UNANSWERABLE = {
@@ -216,12 +216,15 @@ def test_a_conversation_at_a_real_terminal(chats):
 
     with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as process:
         os.close(theirs)
-        read_until(b"> ")
-        os.write(ours, b"hi\n")
-        read_until(b"<loc")
-        process.send_signal(signal.SIGINT)
-        read_until(b"npgemma: interrupted\r\n")
-        read_until(b"> ")
-        os.write(ours, b"\x04")
-        assert process.wait(60) == 0
-    os.close(ours)
+        try:
+            read_until(b"> ")
+            os.write(ours, b"hi\n")
+            read_until(b"<loc")
+            process.send_signal(signal.SIGINT)
+            read_until(b"npgemma: interrupted\r\n")
+            read_until(b"> ")
+            os.write(ours, b"\x04")
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+            os.close(ours)

@@ -1,7 +1,9 @@
 """Commands with a language model: texts in place of pictures, and the commands that need a picture."""
 
 import dataclasses
+import io
 import json
+import sys
 from pathlib import Path
 
 import language_folders as small
@@ -97,6 +99,28 @@ def test_score_ranks_continuations(language, run):
     whole = npgemma.load(language).score("", TEXT)
     assert (found["prompt"], found["suffix"], found["logprobs"]) == ("", TEXT, whole.logprobs)
     assert len(whole.logprobs) == len(small.TOKENIZER.encode(TEXT))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "content", "same"),
+    [
+        (["score", "-", " red"], f"{TEXT}\n", ["score", TEXT, " red"]),
+        (["score", TEXT, "-"], " red\n\n a star\r\n", ["score", TEXT, " red", " a star"]),
+        (["score", TEXT, "s", "-"], " red\n a star", ["score", TEXT, "s", " red", " a star"]),
+        (["generate", "-", "--stop", "<loc"], f"{TEXT}\n", ["generate", TEXT, "--stop", "<loc"]),
+    ],
+    ids=str,
+)
+def test_stdin_holds_a_prompt_or_answers_with_the_space_before_them(
+    arguments, content, same, language, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
+    flags = ["-m", str(language), *(["--max-new-tokens", "4"] if "generate" in arguments else [])]
+    assert main([*arguments, *flags]) == 0
+    found = capsys.readouterr()
+    assert main([*same, *flags]) == 0
+    assert capsys.readouterr() == found
+    assert found.out
 
 
 def test_an_empty_answer_is_not_scored(language, refused):
