@@ -110,3 +110,17 @@ def logprobs(config: LanguageModelConfig, ids: Sequence[int], answer: Sequence[i
     """log P of each token of `answer` after `ids`: among all rows of the table."""
     rows = logits(config, [*ids, *answer])[len(ids) - 1 : -1]
     return [float(row[token] - np.log(np.exp(row).sum())) for row, token in zip(rows, answer, strict=True)]
+
+
+def preferring(config: LanguageModelConfig, row: int, ids: Sequence[int]) -> dict[str, np.ndarray]:
+    """Tensors with which the model prefers the token `row` to the third that it writes after `ids` otherwise."""
+    tensors = dict(tensors_of(config))
+    head = tensors["lm_head.weight"] = tensors["lm_head.weight"].copy()
+    head[row] = 1.25 * head[greedy(config, ids, 3)[2]]
+    return tensors
+
+
+def turn_ids(text: str) -> list[int]:
+    """The ids of a conversation that begins with this message, up to where the model answers."""
+    user, line, model = (TOKENIZER.encode(each) for each in (f"user\n{text}", "\n", "model\n"))
+    return [BOS, START, *user, END, *line, START, *model]

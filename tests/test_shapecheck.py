@@ -232,7 +232,7 @@ def test_functions_are_checked_in_their_module_and_wherever_they_are_imported() 
     for module in (npgemma.layers.rope, npgemma.models.gemma):
         with pytest.raises(ShapeError, match="rope: positions"):
             module.rope(heads, np.arange(3), 10000.0)
-    assert npgemma.models.paligemma.logits is npgemma.models.gemma.logits
+    assert npgemma.models.prefix_lm.logits is npgemma.models.gemma.logits
     with pytest.raises(ShapeError, match="linear: w"):
         linear(floats(2, 3), floats(3, 2))
     with pytest.raises(ShapeError, match="embed: ids"):

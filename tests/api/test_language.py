@@ -1,6 +1,5 @@
 """LanguageModel: forward, generate, stream, generate_ids and score against the second spelling on one page."""
 
-import shutil
 from pathlib import Path
 
 import language_folders as small
@@ -163,18 +162,21 @@ def test_a_stream_is_one_text(models):
         models["gemma"].stream(TEXT, num_beams=2)
 
 
-@pytest.mark.parametrize("family", ["gemma", "gemma3_text"])
-def test_generate_ids_needs_no_tokenizer(family, folders, models, tmp_path):
-    """Any row of the table may be chosen: also those that belong to no token."""
-    for name in ("config.json", "model.safetensors"):
-        shutil.copy(folders[family] / name, tmp_path)
-    model, ids = npgemma.load(tmp_path, "float64"), ids_of(models[family], TEXT)
+def test_generate_ids_needs_no_tokenizer(tmp_path):
+    """Any row of the table may be chosen: also one that belongs to no token, which `generate` never writes."""
+    config, ids, row = small.config_of("gemma2"), [BOS, *small.TOKENIZER.encode(TEXT)], PIECES + 5
+    tensors = small.preferring(config, row, ids)
+    model = npgemma.load(small.write_folder(tmp_path, config, tensors), "float64")
     expected: list[int] = []
     for _ in range(6):
-        expected.append(int(small.logits(small.config_of(family), [*ids, *expected])[-1].argmax()))
+        expected.append(int(small.logits(config, [*ids, *expected], tensors)[-1].argmax()))
+    assert row in expected
+    assert row not in model.generate(TEXT, max_new_tokens=6).token_ids
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        (tmp_path / name).unlink()
+    model = npgemma.load(tmp_path, "float64")
     assert model.generate_ids(np.array(ids), 6, ()) == expected
-    first = expected.index(expected[3])
-    assert model.generate_ids(np.array(ids), 6, [expected[3]]) == expected[: first + 1]
+    assert model.generate_ids(np.array(ids), 6, [expected[3]]) == expected[: expected.index(expected[3]) + 1]
     with pytest.raises(BadModel, match=r"tokenizer\.model is missing"):
         model.generate(TEXT)
 
@@ -228,30 +230,16 @@ HI = {"role": "user", "content": " Hi\n"}
 SAID = "<bos><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n"
 
 
-def ending(config) -> dict[str, np.ndarray]:
-    """Tensors whose head writes <end_of_turn> in place of the third token that answers SAID, or before."""
-    tensors = dict(small.tensors_of(config))
-    third = small.greedy(config, said_ids(), 3)[2]
-    head = tensors["lm_head.weight"] = tensors["lm_head.weight"].copy()
-    head[END] = 1.25 * head[third]
-    return tensors
-
-
-def said_ids() -> list[int]:
-    text = [small.TOKENIZER.encode(each) for each in ("user\nHi", "\n", "model\n")]
-    return [BOS, PIECES, *text[0], END, *text[1], PIECES, *text[2]]
-
-
 @pytest.mark.parametrize("family", ["gemma", "gemma3_text"])
 def test_an_answer_ends_at_the_end_of_its_turn_although_the_config_does_not_say_so(family, tmp_path):
     config = small.config_of(family)
-    tensors = ending(config)
+    tensors = small.preferring(config, END, small.turn_ids("Hi"))
     model = npgemma.load(small.write_folder(tmp_path, config, tensors), "float64")
     assert model.config.eos_token_ids == (EOS,)
     assert model.chat_prompt([HI]) == SAID
-    assert model.processor.encode(SAID).tolist() == said_ids()
+    assert model.processor.encode(SAID).tolist() == small.turn_ids("Hi")
     found = model.chat([HI], max_new_tokens=5)
-    assert found.token_ids == small.greedy(config, said_ids(), 5, (EOS, END), tensors)
+    assert found.token_ids == small.greedy(config, small.turn_ids("Hi"), 5, (EOS, END), tensors)
     assert (found.token_ids[-1], found.finish_reason) == (END, "stop")
     assert "<end_of_turn>" not in found.text
     assert "".join(model.stream_chat([HI], max_new_tokens=5)) == found.text

@@ -1,4 +1,4 @@
-"""Language models on disk: config.json of each kind, end tokens, the names of tensors, and those that are not used."""
+"""Language models on disk: config.json of each kind, end tokens, names, heads, and tensors that are not used."""
 
 import json
 from dataclasses import asdict, replace

@@ -81,6 +81,20 @@ def test_a_system_message_comes_first(chats, says, answering, run):
     assert asked == [prompt_of("Be brief.\n\nhi"), prompt_of("Be brief.\n\nhi", "Yes", "hi")]
 
 
+def test_an_answer_ends_at_the_end_of_its_turn(says, tmp_path, capsys):
+    config, ids = small.config_of("gemma"), small.turn_ids("hi")
+    tensors = small.preferring(config, small.END, ids)
+    expected = small.greedy(config, ids, 9, (small.EOS, small.END), tensors)
+    assert expected.pop() == small.END
+    folder = small.write_folder(tmp_path, config, tensors)
+    for form in ("text", "json"):
+        says("hi\n")
+        assert main(["chat", "-m", str(folder), "--format", form]) == 0
+        out, err = capsys.readouterr()
+        text = out if form == "text" else json.loads(out)["text"] + "\n"
+        assert (text, err) == (small.TOKENIZER.decode(expected) + "\n", "")
+
+
 def test_json_is_a_line_for_each_message(chats, says, capsys):
     says("hi\nwhat is red?\n")
     assert main(["chat", "-m", str(chats), "--format", "json", "--max-new-tokens", "4"]) == 0

@@ -135,4 +135,5 @@ def test_a_language_model_has_the_taps_of_text(family: str) -> None:
     start(p, [causal_prompt(p, IDS, F64)], [new_caches(p, len(IDS), F64)], tap=taps)
     outer = [name for name in taps if ".layers." not in name]
     prompt = [f"prompts.0.{name}" for name in ("input_ids", "token_type_ids", "mask", *["near"][: bool(p.window)])]
-    assert outer == [*prompt, "text.scale", "text.embedding", "positions", "text.norm", "logits"]
+    cap = [f"logits.{name}" for name in ("uncapped", "over_cap", "tanh") if p.cap]
+    assert outer == [*prompt, "text.scale", "text.embedding", "positions", "text.norm", *cap, "logits"]
