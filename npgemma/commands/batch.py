@@ -25,14 +25,14 @@ def add_batch(add_parser: AddParser) -> None:
     batch = add_parser(
         "batch",
         parents=[answer_flags(argparse.ArgumentParser(add_help=False))],
-        help="answer prompts about many pictures",
+        help="answer many prompts, about pictures or not",
     )
     batch.add_argument(
         "jobs",
         type=Path,
         metavar="JOBS",
-        help='a file of lines {"id": ..., "image": ..., "prompt": ...} (or "prefix", and a "suffix" to score), '
-        "or a folder of pictures (not of folders)",
+        help='a file of lines {"id": ..., "image": ..., "prompt": ...} (or "prefix", and a "suffix" to score; '
+        '"image" is [] for a language model), or a folder of pictures (not of folders)',
     )
     batch.add_argument("prompt", nargs="?", metavar="PROMPT", help="for a folder: the prompt for every picture")
     batch.add_argument(

@@ -95,7 +95,7 @@ def read_jobs(path: Path) -> list[Job | InvalidJob]:
     """The jobs in a file of lines {"id": ..., "image": ..., "prompt": ...}, or {"image", "prefix", "suffix"}.
 
     `id` is text or a whole number; a job without an id, or with an invalid one, is called 'line N'. `image` is a path
-    or a list of paths, relative to the file's folder. Other keys and empty lines are ignored. BadJobs if the file
+    or a list of paths, relative to the file's folder; [] stands for no picture. Other keys and empty lines are ignored. BadJobs if the file
     cannot be read, or is of another kind.
     """
     jobs: list[Job | InvalidJob] = []
@@ -174,10 +174,10 @@ def image_problem(values: Mapping[str, Any]) -> str | None:
     image = values.get("image")
     given = image if isinstance(image, list) else [image]
     images = [each for each in given if isinstance(each, str)]
-    if images and len(images) == len(given):
+    if len(images) == len(given):
         urls = map(url_problem, images)
         return next((f"image {problem}" for problem in urls if problem), None)
-    return other_key("image", values) or f"image is {shown(image)}, not a path or a list of paths"
+    return other_key("image", values) or f"image is {shown(image)}, not a path or a list of paths ([] for none)"
 
 
 def text_problem(values: Mapping[str, Any]) -> str | None:
