@@ -94,9 +94,9 @@ class LanguageModel(LoadedModel[LanguageModelConfig, Decoder]):
         --------
         >>> import npgemma
         >>> model = npgemma.LanguageModel.load()
-        >>> logits = model.forward(model.processor.encode("The capital of Japan is"))
+        >>> logits = model.forward(model.processor.encode("Tokyo is the"))
         >>> logits.shape, model.tokenizer.decode([logits[-1].argmax()])
-        ((6, 1024), ' Tokyo')
+        ((7, 1024), ' capital')
         """
         tap = checked(tap)
         ids = self.guard.check_ids(input_ids)
@@ -171,7 +171,7 @@ class LanguageModel(LoadedModel[LanguageModelConfig, Decoder]):
         --------
         >>> import npgemma
         >>> list(npgemma.LanguageModel.load().stream("The capital of Spain is"))
-        [' Madrid', '.']
+        [' Mad', 'rid', '.']
         """
         read = GenerationOptions(**options).single()
         return pieces(generation.detokenizer(self, read), generation.tokens(self, [()], [prompt], read))
@@ -295,9 +295,9 @@ class LanguageModel(LoadedModel[LanguageModelConfig, Decoder]):
         Examples
         --------
         >>> import npgemma
-        >>> messages = [{"role": "user", "content": "Which country's capital is Tokyo?"}]
+        >>> messages = [{"role": "user", "content": "Who are you?"}]
         >>> list(npgemma.LanguageModel.load().stream_chat(messages))
-        ['Tokyo', ' is', ' the', ' capital', ' of', ' Japan', '.']
+        ['I', ' only', ' know', ' capitals', '.']
         """
         read = GenerationOptions(**options).single()
         tokens = generation.tokens(self, [()], [self.chat_prompt(messages)], read, self.chat_ends)
