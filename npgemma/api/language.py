@@ -237,7 +237,7 @@ class LanguageModel(LoadedModel[LanguageModelConfig, Decoder]):
         >>> import npgemma
         >>> model = npgemma.LanguageModel.load()
         >>> [round(each.total, 1) + 0 for each in model.score("The capital of France is", [" Paris", " Rome"])]
-        [0.0, -10.0]
+        [0.0, -17.8]
         """
         images = () if isinstance(prompts, str) else [()] * len(prompts)
         found = generation.score(self, images, prompts, [suffixes] if isinstance(suffixes, str) else suffixes)
