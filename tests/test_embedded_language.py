@@ -22,14 +22,14 @@ def test_load_without_a_path_is_the_embedded_model_of_the_class():
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_statements_are_continued_and_end(dtype):
-    prompts, rests = zip(*Random(dtype).sample(statements(), 8), strict=True)
+    prompts, rests = zip(*Random(dtype).sample(statements(), 4), strict=True)
     found = npgemma.LanguageModel.load(dtype=dtype).generate(list(prompts))
     assert [each.text for each in found] == list(rests)
     assert {each.finish_reason for each in found} == {"stop"}
 
 
 def test_questions_of_every_kind_are_answered(model):
-    cases = [case for kind, asked in exam().items() for case in Random(kind).sample(asked, 4)]
+    cases = [case for kind, asked in exam().items() for case in Random(kind).sample(asked, 2)]
     found = model.generate([model.chat_prompt(talk.messages(turn)) for talk, turn in cases])
     assert [each.text for each in found] == [talk.exchanges[turn].answer(talk.system) for talk, turn in cases]
 
@@ -43,8 +43,8 @@ def test_a_system_message_is_followed_past_the_window(model, system, right):
 
 
 def test_questions_about_anything_else_are_not_answered(model):
-    found = model.generate([model.chat_prompt(talk.messages(0)) for talk in unseen_questions()[:6]])
-    assert sum(each.text == UNKNOWN for each in found) >= 5
+    found = model.generate([model.chat_prompt(talk.messages(0)) for talk in unseen_questions()[:4]])
+    assert sum(each.text == UNKNOWN for each in found) >= 3
 
 
 def test_the_files_are_small():

@@ -49,7 +49,7 @@ CONFIG = {
     "rope_theta": 1000000,
     "rope_local_base_freq": 10000,
     "rope_scaling": {"rope_type": "linear", "factor": 8.0},
-    "max_position_embeddings": 1024,
+    "max_position_embeddings": 2048,
     "bos_token_id": 2,
     "eos_token_id": 1,
     "pad_token_id": 0,

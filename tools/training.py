@@ -87,7 +87,7 @@ class Run:
     def is_over(self) -> bool:
         return self.step >= self.steps or time.monotonic() - self.started > 60 * self.minutes
 
-    def update(self, loss: Tensor, **shown: Tensor) -> None:
+    def update(self, loss: Tensor, /, **shown: Tensor) -> None:
         """One step down the gradient of `loss`; the log has the means of `shown`."""
         rate = self.rate * rate_at(self.step, self.steps)
         for optimizer in self.optimizers:

@@ -89,9 +89,9 @@ class LanguageModel(LoadedModel[LanguageModelConfig, Decoder]):
         --------
         >>> import npgemma
         >>> model = npgemma.LanguageModel.load()
-        >>> logits = model.forward(model.processor.encode("The capital of Japan is"))
+        >>> logits = model.forward(model.processor.encode("Tokyo is the"))
         >>> logits.shape, model.tokenizer.decode([logits[-1].argmax()])
-        ((8, 1024), ' To')
+        ((7, 1024), ' capital')
         """
         tap = checked(tap)
         ids = self.guard.check_ids(input_ids)
@@ -232,7 +232,7 @@ class LanguageModel(LoadedModel[LanguageModelConfig, Decoder]):
         >>> import npgemma
         >>> model = npgemma.LanguageModel.load()
         >>> [round(each.total, 1) + 0 for each in model.score("The capital of France is", [" Paris", " Rome"])]
-        [0.0, -18.3]
+        [0.0, -17.8]
         """
         images = () if isinstance(prompts, str) else [()] * len(prompts)
         found = generation.score(self, images, prompts, [suffixes] if isinstance(suffixes, str) else suffixes)
@@ -290,9 +290,9 @@ class LanguageModel(LoadedModel[LanguageModelConfig, Decoder]):
         Examples
         --------
         >>> import npgemma
-        >>> messages = [{"role": "user", "content": "Which country's capital is Tokyo?"}]
+        >>> messages = [{"role": "user", "content": "Who are you?"}]
         >>> list(npgemma.LanguageModel.load().stream_chat(messages))
-        ['T', 'ok', 'y', 'o', ' is', ' the', ' capital', ' of', ' J', 'ap', 'an', '.']
+        ['I', ' only', ' know', ' capitals', '.']
         """
         read = GenerationOptions(**options).single()
         tokens = generation.tokens(self, [()], [self.chat_prompt(messages)], read, self.chat_ends)
