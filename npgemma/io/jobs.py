@@ -95,8 +95,8 @@ def read_jobs(path: Path) -> list[Job | InvalidJob]:
     """The jobs in a file of lines {"id": ..., "image": ..., "prompt": ...}, or {"image", "prefix", "suffix"}.
 
     `id` is text or a whole number; a job without an id, or with an invalid one, is called 'line N'. `image` is a path
-    or a list of paths, relative to the file's folder; [] stands for no picture. Other keys and empty lines are ignored. BadJobs if the file
-    cannot be read, or is of another kind.
+    or a list of paths, relative to the file's folder; [] stands for no picture. Other keys and empty lines are ignored.
+    BadJobs if the file cannot be read, or is of another kind.
     """
     jobs: list[Job | InvalidJob] = []
     seen: dict[str | int, str] = {}
