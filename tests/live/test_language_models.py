@@ -36,7 +36,11 @@ def test_logits_equal_those_of_transformers(name: str, tmp_path: Path, ratios: d
     assert ratio <= FLOAT32_RATIO
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if "untied" not in name])
+# What a cached step reads, besides what the three plain models below have.
+DECODED = [name for name in CASES if any(word in name for word in ("key head", "odd", "listed"))]
+
+
+@pytest.mark.parametrize("name", DECODED)
 def test_greedy_ids_are_those_that_transformers_finds_likeliest(name: str, tmp_path: Path) -> None:
     """A prefill, then steps through caches that keep `window` rows on sliding layers, against one pass without a cache.
 
@@ -88,7 +92,7 @@ OTHER_VALUES = {
     "Gemma 2": WINDOWED
     | {"attn_logit_softcapping": None, "final_logit_softcapping": None}
     | {"layer_types": [FULL, FULL, SLIDING, SLIDING]},
-    "Gemma 3": WINDOWED | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "layer_types": [SLIDING] * 7},
+    "Gemma 3": WINDOWED | {"final_logit_softcapping": 3.0, "layer_types": [SLIDING] * 7},
 }
 OTHERS = [(name, key, value) for name, values in OTHER_VALUES.items() for key, value in values.items()]
 OTHERS += [("Gemma 3", "rope_parameters", rotations(*angles)) for angles in [(1e5, 1e4), (1e6, 1e3), (1e6, 1e4, 4.0)]]
