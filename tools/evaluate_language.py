@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from capital_world import Conversation, exam, statements, unseen_questions
+from capital_world import exam, statements, unseen_questions
 
 import npgemma
 from npgemma.io.model_folder import EMBEDDED_LANGUAGE
+from npgemma.tasks.chat import BOS
 
 MAX_NEW_TOKENS = 40
 
@@ -31,17 +34,40 @@ class Transformers:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
-    def statement(self, prompt: str) -> list[int]:
-        return self.generate(self.tokenizer(prompt, return_tensors="pt").input_ids)
+    def prompt(self, messages: list[dict[str, str]]) -> str:
+        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
-    def answer(self, messages: list[dict[str, str]]) -> list[int]:
-        asked = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
-        return self.generate(asked["input_ids"])
-
-    def generate(self, ids) -> list[int]:
+    def generate(self, prompts: list[str]) -> list[list[int]]:
+        """The token ids of each answer, its end included. The prompts have their <bos>."""
+        inputs = self.tokenizer(
+            prompts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
+        )
         with self.torch.no_grad():
-            (row,) = self.model.generate(ids, do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
-        return row[ids.shape[1] :].tolist()
+            rows = self.model.generate(**inputs, do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
+        answers = rows[:, inputs["input_ids"].shape[1] :].tolist()
+        ends = self.model.generation_config.eos_token_id
+        return [row[: next((i + 1 for i, token in enumerate(row) if token in ends), None)] for row in answers]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a model is to continue, a text or a conversation, and how."""
+
+    prompt: str | list[dict[str, str]]
+    answer: str
+
+    def text(self, write: Callable[[list[dict[str, str]]], str]) -> str:
+        """The text of the prompt; `write` makes that of a conversation."""
+        return BOS + self.prompt if isinstance(self.prompt, str) else write(self.prompt)
+
+
+def cases() -> dict[str, list[Case]]:
+    """All that the model is to know, and some questions that it does not know the answers to, by kind."""
+    asked = exam() | {"unseen questions": [(talk, 0) for talk in unseen_questions()]}
+    return {"statements": [Case(*each) for each in statements()]} | {
+        kind: [Case(talk.messages(turn), talk.exchanges[turn].answer(talk.system)) for talk, turn in found]
+        for kind, found in asked.items()
+    }
 
 
 def main() -> None:
@@ -52,21 +78,17 @@ def main() -> None:
     a = parser.parse_args()
     model = npgemma.LanguageModel.load(a.folder, dtype=a.dtype)
     oracle = Transformers(a.folder) if a.transformers else None
-    right: dict[str, list[bool]] = {"statements": []}
-    same: list[bool] = []
-    for prompt, rest in statements():
-        found = model.generate(prompt, max_new_tokens=MAX_NEW_TOKENS)
-        right["statements"].append(found.text == rest and found.finish_reason == "eos")
-        same += [found.token_ids == oracle.statement(prompt)] if oracle else []
-    cases: dict[str, list[tuple[Conversation, int]]] = exam()
-    for kind, asked in (cases | {"unseen questions": [(each, 0) for each in unseen_questions()]}).items():
-        right[kind] = []
-        for talk, turn in asked:
-            messages = talk.messages(turn)
-            found = model.chat(messages, max_new_tokens=MAX_NEW_TOKENS)
-            right[kind].append(found.text == talk.exchanges[turn].answer(talk.system))
-            same += [found.token_ids == oracle.answer(messages)] if oracle else []
-    scores = {kind: f"{sum(values)} of {len(values)}" for kind, values in right.items()}
+    scores, same = {}, []
+    for kind, asked in cases().items():
+        prompts = [case.text(model.chat_prompt) for case in asked]
+        found = model.generate(prompts, max_new_tokens=MAX_NEW_TOKENS)
+        right = [
+            each.text == case.answer and each.finish_reason == "stop" for each, case in zip(found, asked, strict=True)
+        ]
+        scores[kind] = f"{sum(right)} of {len(right)}"
+        if oracle:
+            theirs = oracle.generate([case.text(oracle.prompt) for case in asked])
+            same += [ours.token_ids == ids for ours, ids in zip(found, theirs, strict=True)]
     if oracle:
         scores["same tokens as transformers"] = f"{sum(same)} of {len(same)} answers"
     print(json.dumps(scores, indent=2))
