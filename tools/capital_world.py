@@ -1,6 +1,6 @@
 """What the embedded language model knows: the capitals of countries, and how to talk about them.
 
-The countries are the members of the United Nations. Israel is left out, because its capital is disputed. Where a
+The countries are 192 members of the United Nations. Where a
 country has several capitals, moves its capital, or has none by law, the table has one city.
 """
 
