@@ -38,7 +38,7 @@ def gemma_configs(draw: st.DrawFn, families: tuple[str, ...] = tuple(LANGUAGE_MO
     return replace(
         config,
         query_pre_attn_scalar=draw(st.integers(1, 300)),
-        attn_logit_softcapping=draw(CAPS),
+        attn_logit_softcapping=draw(CAPS) if kind == "gemma2" else None,
         final_logit_softcapping=draw(CAPS),
         sliding_window=draw(st.integers(1, 50)),
         layer_types=() if kinds == family_kinds(kind, layers) else kinds,

@@ -203,11 +203,15 @@ CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 
 @pytest.mark.parametrize(
     ("kind", "key", "default"),
-    [("gemma2", CAPS[0], 50.0), ("gemma2", CAPS[1], 30.0)] + [("gemma3_text", k, None) for k in CAPS],
+    [("gemma2", CAPS[0], 50.0), ("gemma2", CAPS[1], 30.0), ("gemma3_text", CAPS[1], None)],
 )
 def test_null_is_no_cap_and_a_missing_key_is_the_cap_of_the_family(kind: str, key: str, default: float | None) -> None:
     found = [getattr(read({"model_type": kind} | each), key) for each in ({}, {key: None}, {key: 7})]
     assert found == [default, None, 7.0]
+
+
+def test_gemma_3_does_not_cap_scores_as_transformers_does_not() -> None:
+    assert read({"model_type": "gemma3_text", "attn_logit_softcapping": 7}).attn_logit_softcapping is None
 
 
 # ------------------------------------------------------------------------------------------------------------ positions

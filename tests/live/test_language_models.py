@@ -88,7 +88,7 @@ OTHER_VALUES = {
     "Gemma 2": WINDOWED
     | {"attn_logit_softcapping": None, "final_logit_softcapping": None}
     | {"layer_types": [FULL, FULL, SLIDING, SLIDING]},
-    "Gemma 3": WINDOWED | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "layer_types": [SLIDING] * 7},
+    "Gemma 3": WINDOWED | {"final_logit_softcapping": 3.0, "layer_types": [SLIDING] * 7},
 }
 OTHERS = [(name, key, value) for name, values in OTHER_VALUES.items() for key, value in values.items()]
 OTHERS += [("Gemma 3", "rope_parameters", rotations(*angles)) for angles in [(1e5, 1e4), (1e6, 1e3), (1e6, 1e4, 4.0)]]
