@@ -16,6 +16,7 @@ from npgemma.commands.flags import (
     WrongUsage,
     generate,
     load_model,
+    load_vision_language_model,
     model_flags,
     options,
     positive,
@@ -91,7 +92,7 @@ def run_prompt(a: argparse.Namespace) -> int:
         if is_file(prompt):
             raise WrongUsage(f"{printable(prompt)} is a file; give a prompt after it, such as 'caption en'")
         a.model = a.model or EMBEDDED_LANGUAGE_MODEL
-    model = load_model(a)
+    model = load_vision_language_model(a) if a.images else load_model(a)
     if not a.images and isinstance(model, VisionLanguageModel):
         raise WrongUsage(f"{printable(a.model)} answers about pictures; name one before the prompt")
     if a.format == "text" and chosen.num_beams == chosen.num_return_sequences == 1:

@@ -210,6 +210,10 @@ def test_null_is_no_cap_and_a_missing_key_is_the_cap_of_the_family(kind: str, ke
     assert found == [default, None, 7.0]
 
 
+def test_gemma_3_does_not_cap_scores_as_transformers_does_not() -> None:
+    assert read({"model_type": "gemma3_text", "attn_logit_softcapping": 7}).attn_logit_softcapping is None
+
+
 # ------------------------------------------------------------------------------------------------------------ positions
 
 LINEAR = {"rope_type": "linear", "factor": 8.0}
