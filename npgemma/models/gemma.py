@@ -88,7 +88,7 @@ class Cache:
         if self.length + len(keys) > self.capacity:
             raise ValueError(f"a cache of {self.capacity} rows cannot hold {self.length + len(keys)}")
         kept, new = self.kept, len(keys)
-        if self.end + new > len(self.keys) and kept + new > len(self.keys):  # a prompt longer than the window
+        if kept + new > len(self.keys):  # a prompt longer than the window
             seen = np.concatenate([self.rows(self.keys), keys]), np.concatenate([self.rows(self.values), values])
             self.length += new
             self.fill(*(x[len(x) - self.kept :] for x in seen))
