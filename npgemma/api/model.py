@@ -166,7 +166,7 @@ class LoadedModel(ABC, Generic[Config, Weights]):
     @property
     @abstractmethod
     def decoder(self) -> Decoder:
-        """The part of the weights that writes."""
+        """The Gemma decoder among the weights."""
 
     @property
     def never(self) -> tuple[int, ...]:
