@@ -142,7 +142,7 @@ def normed(p: RMSNorm | None, x: Float[Array, "*R D"], tap: Tap, name: str, axes
 
 @dataclass(frozen=True)
 class Attention:
-    """By default Gemma 1's. `cap` is Gemma 2's, `q_norm`, `k_norm` and `factor` are Gemma 3's, `window` is of both."""
+    """By default Gemma 1's. `cap` is Gemma 2's, `q_norm`, `k_norm` and `factor` are Gemma 3's; both have windows."""
 
     q: Weight[Array, "N H D"]
     k: Weight[Array, "K H D"]
