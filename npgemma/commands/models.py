@@ -42,7 +42,7 @@ def add_models(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
     )
     for name, run, text in commands:
         parser = add_parser(name, parents=[form], help=text)
-        parser.add_argument("model", nargs="?", metavar="MODEL", help="as for -m; default: the embedded model")
+        parser.add_argument("model", nargs="?", metavar="MODEL", help="as for -m (default: the embedded PaliGemma)")
         parser.set_defaults(run=run)
 
 
