@@ -19,7 +19,7 @@ from unittest import mock
 
 from later_mutations import GEMMA_3_BUGS, PALIGEMMA_2_BUGS
 from mutations import BENIGN, BUGS, ROUNDED, Variant
-from random_models import GEMMAS, PALIGEMMA_2, load_with_suffix, write_model
+from random_models import GEMMAS, PALIGEMMA_2, PROMPT, load_with_suffix, write_model
 
 import npgemma
 from npgemma.api.generation import Model
@@ -71,7 +71,7 @@ def random_paligemma_2(folder: Path) -> Study:
 def random_gemma_3(folder: Path) -> Study:
     """A random Gemma 3 that is written to `folder`."""
     model = npgemma.load(write_model(folder / "model", GEMMAS[3]))
-    return recorded(model, [], "a blue star and a green circle", folder)
+    return recorded(model, [], PROMPT, folder)
 
 
 def recorded(model: Model, images: Sequence[Path], prompt: str, folder: Path) -> Study:

@@ -27,6 +27,9 @@ from npgemma.testing import save_tensors
 
 IMAGE_TOKEN = Tokenizer((EMBEDDED / "tokenizer.model").read_bytes()).image_id
 NOISE = 0.5  # the standard deviation of every parameter
+# That of a Gemma 1, whose scores nothing bounds: with more, most probabilities are 0 or 1, and their errors chance.
+NOISE_OF_GEMMA_1 = 0.25
+PROMPT = "a blue star and a green circle"  # for the language models: 8 tokens
 WINDOW = 5
 SUFFIX = 3  # the last tokens of a prompt: the mask hides nothing from a prefix
 # So many tokens after the prompt that the last see no row of it in layers with a window.
@@ -70,10 +73,10 @@ Config: TypeAlias = PaliGemmaConfig | LanguageModelConfig
 
 def write_model(folder: Path, config: Config, seed: int = 4) -> Path:
     """Write a model with the embedded model's tokenizer; returns the folder."""
-    rng = np.random.default_rng(seed)
+    rng, noise = np.random.default_rng(seed), NOISE_OF_GEMMA_1 if config.text.model_type == "gemma" else NOISE
     checkpoint = paligemma if isinstance(config, PaliGemmaConfig) else language_model
     tensors = {
-        name: round_to_bfloat16(rng.standard_normal(shape).astype(np.float32) * NOISE)
+        name: round_to_bfloat16(rng.standard_normal(shape).astype(np.float32) * noise)
         for name, shape in checkpoint.hf_layout(config).shapes.items()
     }
     folder.mkdir(parents=True, exist_ok=True)

@@ -29,6 +29,7 @@ import numpy as np
 from npgemma.api.finite import finite, require_in_range
 from npgemma.api.generation import Model, embed, limits
 from npgemma.api.processor import Inputs
+from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.errors import BadGolden
 from npgemma.golden.file import Spool, write_golden
 from npgemma.golden.names import is_in_level, row_axes
@@ -45,7 +46,8 @@ from npgemma.models.prefix_lm import prefill, step
 # The truth of a model with fewer parameters is stored in float64; that of a larger one in float32, half the size.
 SMALL = 100_000_000
 # The inputs of a run are in every file, whatever the level and the globs: a port needs them.
-INPUTS = ("pixel_values", "prompts.0.input_ids", "prompts.0.token_type_ids", "generated_ids", "steps.*.input_ids")
+TYPES = "prompts.0.token_type_ids"
+INPUTS = ("pixel_values", "prompts.0.input_ids", TYPES, "generated_ids", "steps.*.input_ids")
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,8 @@ def record(
     exact = partial(run, computing(model, "float64"), case)
     with Spool(path.parent) as spool, finite(model, exact):
         keep = recording(spool, level, patterns, wide)
+        if not isinstance(model, VisionLanguageModel):
+            keep = without(TYPES, keep)
         for name, axes in preprocessed.axes.items():
             keep(name, preprocessed[name], axes)
         ids = exact(tap=keep)
@@ -184,6 +188,11 @@ def recording(spool: Spool, level: str, patterns: Sequence[str], wide: np.dtype)
         return x
 
     return keep
+
+
+def without(name: str, keep: Tap) -> Tap:
+    """`keep` without one tensor: a language model has no types, since all its tokens are suffix."""
+    return lambda found, x, axes: x if found == name else keep(found, x, axes)
 
 
 def measuring(spool: Spool, taps: Sequence[str], dtype: str) -> Tap:

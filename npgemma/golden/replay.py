@@ -126,9 +126,8 @@ def follow(
 
 def case_of(golden: Golden) -> Case:
     """The case of a recorded run."""
-    ids, types = (golden.truth[f"prompts.0.{name}"].astype(np.int64) for name in ("input_ids", "token_type_ids"))
-    steps = len(golden.truth["generated_ids"]) - 1
+    ids, steps = golden.truth["prompts.0.input_ids"].astype(np.int64), len(golden.truth["generated_ids"]) - 1
     if not golden.has_pictures:
         return Case(text_inputs([ids]), steps)
-    pixels = golden.truth["pixel_values"]
+    types, pixels = golden.truth["prompts.0.token_type_ids"].astype(np.int64), golden.truth["pixel_values"]
     return Case(Inputs([ids], [types], pixels, [len(pixels)]), steps)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ports import port
-from random_models import GEMMAS, PALIGEMMA_2, load_with_suffix, write_model
+from random_models import GEMMAS, PALIGEMMA_2, PROMPT, load_with_suffix, write_model
 
 import npgemma
 from npgemma.api.language import LanguageModel
@@ -53,7 +53,7 @@ def model_3(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
 @pytest.fixture(scope="session")
 def golden_3(model_3: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Golden:
     path = tmp_path_factory.mktemp("golden_3") / "ops.safetensors"
-    record(model_3, [], "a blue star and a green circle", path, "ops", steps=2)
+    record(model_3, [], PROMPT, path, "ops", steps=2)
     return read_golden(path)
 
 
