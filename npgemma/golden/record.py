@@ -75,8 +75,7 @@ def record(
     model : VisionLanguageModel or LanguageModel
         The model to run, in float64 whatever its own dtype is.
     images, prompt : sequence of pictures, str
-        What the model is asked: pictures (paths, Pillow images or arrays), and the text after them. A language model
-        reads no pictures.
+        Pictures (paths, Pillow images or arrays; none for a language model), and the text after them.
     path : str or Path
         The .safetensors file to write. An old file is replaced as a whole or not at all.
     level : str
@@ -103,9 +102,8 @@ def record(
     wide = np.dtype(np.float64 if sum(x.size for x in arrays(model.weights)) < SMALL else np.float32)
     exact = partial(run, computing(model, "float64"), case)
     with Spool(path.parent) as spool, finite(model, exact):
-        keep = recording(spool, level, patterns, wide)
-        if not isinstance(model, VisionLanguageModel):
-            keep = without(TYPES, keep)
+        every = recording(spool, level, patterns, wide)
+        keep = every if isinstance(model, VisionLanguageModel) else without(TYPES, every)
         for name, axes in preprocessed.axes.items():
             keep(name, preprocessed[name], axes)
         ids = exact(tap=keep)
