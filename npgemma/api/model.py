@@ -41,19 +41,20 @@ class LoadedModel(ABC, Generic[Config, Weights]):
 
     def __init__(
         self,
-        folder: Path,
+        path: Path,
         config: Config,
         weights: Weights,
         dtype: np.dtype,
         guard: Guard[Config] | None = None,
         tokenizer_file: Path | None = None,
     ) -> None:
-        self.folder = folder
+        self.path = path  # a folder, or a .safetensors file
+        self.folder = folder_of(path)
         self.config = config
         self.weights = weights
         self.dtype = dtype
         self.guard = guard or self.guard_type(config, dtype)
-        self.tokenizer_file = tokenizer_file or tokenizer_of(folder)
+        self.tokenizer_file = tokenizer_file or tokenizer_of(self.folder)
 
     @classmethod
     def load(
@@ -141,7 +142,7 @@ class LoadedModel(ABC, Generic[Config, Weights]):
         guard = cls.guard_type(
             config, dtype, {} if resident else files, Budget(weights, held, max_memory, weights - held)
         )
-        return cls(folder, config, checkpoint.weights(tensors, config, dtype), dtype, guard, pieces)
+        return cls(model, config, checkpoint.weights(tensors, config, dtype), dtype, guard, pieces)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
