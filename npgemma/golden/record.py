@@ -102,8 +102,7 @@ def record(
     wide = np.dtype(np.float64 if sum(x.size for x in arrays(model.weights)) < SMALL else np.float32)
     exact = partial(run, computing(model, "float64"), case)
     with Spool(path.parent) as spool, finite(model, exact):
-        every = recording(spool, level, patterns, wide)
-        keep = every if isinstance(model, VisionLanguageModel) else without(TYPES, every)
+        keep = recording(model, spool, level, patterns, wide)
         for name, axes in preprocessed.axes.items():
             keep(name, preprocessed[name], axes)
         ids = exact(tap=keep)
@@ -171,26 +170,23 @@ def run(model: Model, case: Case, tap: Tap, forced: Sequence[int] | None = None)
     return ids
 
 
-def recording(spool: Spool, level: str, patterns: Sequence[str], wide: np.dtype) -> Tap:
+def recording(model: Model, spool: Spool, level: str, patterns: Sequence[str], wide: np.dtype) -> Tap:
     """The tap that puts tensors into `spool`: floats as `wide`, masks as bytes, integers as int32.
 
-    It keeps the inputs of the run, and of `level` what matches one of the globs `patterns`.
+    It keeps the inputs of the run, and of `level` what matches one of the globs `patterns`. A language model has no
+    types: all its tokens are suffix.
     """
+    absent = () if isinstance(model, VisionLanguageModel) else (TYPES,)
     kinds = {"f": wide, "b": np.dtype(np.uint8), "u": np.dtype(np.uint8), "i": np.dtype(np.int32)}
 
     def keep(name: str, x: Array, axes: str) -> Array:
         kept = [*INPUTS, *(patterns if is_in_level(name, level) else ())]
-        if any(fnmatchcase(name, pattern) for pattern in kept):
+        if name not in absent and any(fnmatchcase(name, pattern) for pattern in kept):
             require_in_range(x, f"{name} is not finite: a weight, or a number computed before it, is NaN or infinite")
             spool.put(name, x.astype(kinds[x.dtype.kind]), axes)
         return x
 
     return keep
-
-
-def without(name: str, keep: Tap) -> Tap:
-    """`keep` without one tensor: a language model has no types, since all its tokens are suffix."""
-    return lambda found, x, axes: x if found == name else keep(found, x, axes)
 
 
 def measuring(spool: Spool, taps: Sequence[str], dtype: str) -> Tap:
