@@ -122,7 +122,7 @@ METHODS = {
 
 @pytest.fixture(scope="module")
 def inputs() -> dict[str, torch.Tensor]:
-    return make_inputs(EMBEDDED, SAMPLE, "caption en")
+    return make_inputs(EMBEDDED, [SAMPLE], "caption en")
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)

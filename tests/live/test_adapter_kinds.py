@@ -76,7 +76,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def inputs() -> dict[str, torch.Tensor]:
-    return make_inputs(EMBEDDED, EMBEDDED.parent / "sample.png", "caption en")
+    return make_inputs(EMBEDDED, [EMBEDDED.parent / "sample.png"], "caption en")
 
 
 def lora(**config: object) -> "peft.LoraConfig":

@@ -66,7 +66,7 @@ def wide() -> "transformers.PaliGemmaForConditionalGeneration":
 def test_answers_of_the_embedded_model(prompt: str, num_beams: int, wide, limits_of: dict[int, Limits]) -> None:
     """Some end with an end token and some at the length limit."""
     model = npgemma.load(dtype="float64")
-    inputs = make_inputs(EMBEDDED, SAMPLE, prompt)
+    inputs = make_inputs(EMBEDDED, [SAMPLE], prompt)
     inputs["pixel_values"] = inputs["pixel_values"].double()
     reasons = set()
     for new, limits in limits_of.items():
@@ -84,7 +84,7 @@ def test_answers_of_the_embedded_model(prompt: str, num_beams: int, wide, limits
 def test_answers_in_float32(prompt: str, limits_of: dict[int, Limits]) -> None:
     """With four beams, whose totals differ by more than the rounding of float32."""
     theirs = transformers_beams(
-        load_model(EMBEDDED, torch.float32, "eager"), make_inputs(EMBEDDED, SAMPLE, prompt), 4, limits_of[20]
+        load_model(EMBEDDED, torch.float32, "eager"), make_inputs(EMBEDDED, [SAMPLE], prompt), 4, limits_of[20]
     )
     totals = [answer.total for answer in theirs]
     assert (-np.diff(totals)).min() > 10 * FLOAT32

@@ -109,7 +109,7 @@ def test_greedy_tokens_and_log_probabilities_equal_those_of_transformers(prompt:
     """The log-probabilities are those of the logits before the penalty."""
     sample = npgemma.sample_picture()
     ours = npgemma.load().generate(sample, prompt, max_new_tokens=20, repetition_penalty=penalty)
-    inputs = make_inputs(EMBEDDED, sample, prompt)
+    inputs = make_inputs(EMBEDDED, [sample], prompt)
     out = load_model(EMBEDDED, torch.float32, "eager").generate(
         **inputs,
         max_new_tokens=20,

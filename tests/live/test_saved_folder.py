@@ -98,7 +98,8 @@ def test_every_key_of_its_files_is_known(saved: Path, capsys: pytest.CaptureFixt
 
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
-COMMANDS = re.findall(r"^\| `npgemma (.*?)` \| `.*` \|$", README, re.MULTILINE)
+ROWS = re.findall(r"^\| `npgemma (.*?)` \| `.*` \|$", README, re.MULTILINE)
+COMMANDS = [row for row in ROWS if not row.startswith('generate "')]  # that one is for a language model
 
 
 @pytest.mark.parametrize("command", COMMANDS)

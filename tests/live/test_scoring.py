@@ -28,7 +28,7 @@ LOSS = 2e-5
 @pytest.mark.parametrize(("prompt", "suffix"), CASES)
 def test_the_loss_is_that_of_transformers(prompt: str, suffix: str) -> None:
     score = npgemma.load().score(SAMPLE, prompt, suffix)
-    inputs = make_inputs(EMBEDDED, SAMPLE, prompt)
+    inputs = make_inputs(EMBEDDED, [SAMPLE], prompt)
     answer = torch.tensor([score.token_ids])
     length = inputs["input_ids"].shape[1]
     inputs["input_ids"] = torch.cat([inputs["input_ids"], answer], 1)
