@@ -42,6 +42,7 @@ MODULES = {
         "activations": {"shapes", "taps", "threads"},
         "rope": {"shapes", "taps"},
         "attention": {"shapes", "taps", "threads", "activations"},
+        "losses": {"shapes", "activations"},
         "conv": {"shapes"},
     },
     "models": {

@@ -1,7 +1,12 @@
-"""The Vision Transformer's encoder: patches of a picture, and the blocks that SigLIP's vision tower is made of.
+"""The encoder that the towers of SigLIP and CLIP are made of, and ViT, which classifies a picture by it.
 
     block:  x += attention(norm x)
             x += mlp(norm x)
+
+    ViT:    pixels --> patches --> linear --> class token first --> + position --> L x block --> norm --> class row
+            --> linear --> logits
+
+The encoder takes from its tower which rows see which (`mask`), and the activation of its MLPs (`act`).
 
 Source: ViT (Dosovitskiy et al. 2021), section 3.1; the order of operations of big_vision's models/vit.py.
 """
@@ -10,11 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from npgemma.layers.activations import gelu
+from npgemma.layers.activations import Activation
 from npgemma.layers.attention import attend
 from npgemma.layers.linear import linear, project, unproject
 from npgemma.layers.norms import LayerNorm, layer_norm
-from npgemma.layers.shapes import Array, Float, Weight
+from npgemma.layers.shapes import Array, Bool, Float, Weight
 from npgemma.layers.taps import Tap, at, silent
 
 
@@ -41,17 +46,22 @@ class Attention:
     o_bias: Float[Array, "D"]
 
 
-def attention(p: Attention, x: Float[Array, "B P D"], tap: Tap = silent) -> Float[Array, "B P D"]:
-    """Every patch of a picture attends to every patch of the same picture."""
-    q = tap("q", project(x, p.q, p.q_bias), "B P N H")
-    k = tap("k", project(x, p.k, p.k_bias), "B P N H")
-    v = tap("v", project(x, p.v, p.v_bias), "B P N H")
-    everything = np.ones((x.shape[1], x.shape[1]), bool)  # P P
+def attention(
+    p: Attention,
+    x: Float[Array, "B Q D"],
+    seen: Float[Array, "B P D"],
+    mask: Bool[Array, "Q P"],
+    tap: Tap = silent,
+) -> Float[Array, "B Q D"]:
+    """The rows `x` of each picture attend to the rows `seen` of the same picture, where `mask` is True."""
+    q = tap("q", project(x, p.q, p.q_bias), "B Q N H")
+    k = tap("k", project(seen, p.k, p.k_bias), "B P N H")
+    v = tap("v", project(seen, p.v, p.v_bias), "B P N H")
     heads = np.empty_like(q)
     for i in range(len(x)):
-        heads[i] = attend(q[i], k[i], v[i], everything, at(tap, f"pictures.{i}"))
-    heads = tap("heads", heads, "B P N H")
-    return tap("out", unproject(heads, p.o, p.o_bias), "B P D")
+        heads[i] = attend(q[i], k[i], v[i], mask, at(tap, f"pictures.{i}"))
+    heads = tap("heads", heads, "B Q N H")
+    return tap("out", unproject(heads, p.o, p.o_bias), "B Q D")
 
 
 @dataclass(frozen=True)
@@ -62,10 +72,10 @@ class MLP:
     fc2_bias: Float[Array, "D"]
 
 
-def mlp(p: MLP, x: Float[Array, "B P D"], tap: Tap = silent) -> Float[Array, "B P D"]:
-    """y = fc2(gelu(fc1(x)))."""
+def mlp(p: MLP, x: Float[Array, "B P D"], act: Activation, tap: Tap = silent) -> Float[Array, "B P D"]:
+    """y = fc2(act(fc1(x)))."""
     hidden = tap("fc1", linear(x, p.fc1, p.fc1_bias), "B P F")
-    hidden = tap("hidden", gelu(hidden), "B P F")
+    hidden = tap("hidden", act(hidden), "B P F")
     return tap("out", linear(hidden, p.fc2, p.fc2_bias), "B P D")
 
 
@@ -77,16 +87,40 @@ class Block:
     mlp: MLP
 
 
-def block(p: Block, x: Float[Array, "B P D"], tap: Tap = silent) -> Float[Array, "B P D"]:
+def block(
+    p: Block, x: Float[Array, "B P D"], mask: Bool[Array, "P P"], act: Activation, tap: Tap = silent
+) -> Float[Array, "B P D"]:
     """x += attention(norm x); x += mlp(norm x)."""
     h = tap("attn_norm", layer_norm(p.attn_norm, x), "B P D")
-    x = tap("mid", x + attention(p.attn, h, at(tap, "attn")), "B P D")
+    x = tap("mid", x + attention(p.attn, h, h, mask, at(tap, "attn", Q="P")), "B P D")
     h = tap("mlp_norm", layer_norm(p.mlp_norm, x), "B P D")
-    return tap("out", x + mlp(p.mlp, h, at(tap, "mlp")), "B P D")
+    return tap("out", x + mlp(p.mlp, h, act, at(tap, "mlp")), "B P D")
 
 
-def encoder(blocks: tuple[Block, ...], x: Float[Array, "B P D"], tap: Tap = silent) -> Float[Array, "B P D"]:
+def encoder(
+    blocks: tuple[Block, ...],
+    x: Float[Array, "B P D"],
+    mask: Bool[Array, "P P"],
+    act: Activation,
+    tap: Tap = silent,
+) -> Float[Array, "B P D"]:
     """The blocks in turn."""
     for i, weights in enumerate(blocks):
-        x = block(weights, x, at(tap, f"layers.{i}"))
+        x = block(weights, x, mask, act, at(tap, f"layers.{i}"))
     return x
+
+
+def every_row(count: int) -> Bool[Array, "P P"]:
+    """The mask of rows that all see each other."""
+    return np.ones((count, count), bool)
+
+
+def sequences(tap: Tap, each: str) -> Tap:
+    """The tap for the blocks of an encoder whose rows are not the patches of a picture.
+
+    Its rows are T, not P, and what attention taps of each sequence stands under `each` ("texts.0"), not "pictures.0".
+    """
+    if tap is silent:
+        return silent
+    letters = str.maketrans("P", "T")
+    return lambda name, x, axes: tap(name.replace("pictures.", f"{each}."), x, axes.translate(letters))

@@ -6,12 +6,14 @@ import tiny
 from agreement import assert_agrees, normal
 from tap_axes import vit_block
 
+from npgemma.layers.activations import gelu
 from npgemma.layers.taps import Recorder
-from npgemma.models.vit import MLP, Attention, attention, block, encoder, mlp, patches
+from npgemma.models.vit import MLP, Attention, attention, block, encoder, every_row, mlp, patches
 
 C = tiny.CONFIG.vision
 
 BLOCK_AXES = vit_block(pictures=2)
+EVERY = every_row(C.num_patches)
 
 
 def rows(count: int) -> np.ndarray:
@@ -42,21 +44,24 @@ def test_attention_without_queries_gives_the_mean_of_the_values() -> None:
     p = Attention(
         zero, zeros, zero, zeros, np.ones((1, 1, 1)), np.ones((1, 1)), np.full((1, 1, 1), 10.0), np.array([3.0])
     )
-    y = attention(p, np.array([[[1.0], [5.0]]]))
+    x = np.array([[[1.0], [5.0]]])
+    y = attention(p, x, x, every_row(2))
     np.testing.assert_array_equal(y, np.full((1, 2, 1), (2 + 6) / 2 * 10 + 3), strict=True)
 
 
 def test_mlp_of_a_literal() -> None:
     """gelu(2) = 1.954598 in the tanh form (1.954500 in the exact one), times ten, plus one."""
     p = MLP(np.ones((1, 1)), np.ones(1), np.full((1, 1), 10.0), np.ones(1))
-    np.testing.assert_allclose(mlp(p, np.ones((1, 1, 1))), np.full((1, 1, 1), 20.54598), rtol=0, atol=5e-6, strict=True)
+    np.testing.assert_allclose(
+        mlp(p, np.ones((1, 1, 1)), gelu), np.full((1, 1, 1), 20.54598), rtol=0, atol=5e-6, strict=True
+    )
 
 
 def test_a_block_does_not_depend_on_the_order_of_its_patches(load) -> None:
     """Permuted patches give permuted rows: only the position table says where a patch is."""
     p, x = load().vision.blocks[0], rows(1)
     order = np.random.default_rng(1).permutation(C.num_patches)
-    assert_agrees(block(p, x[:, order]), block(p, x)[:, order])
+    assert_agrees(block(p, x[:, order], EVERY, gelu), block(p, x, EVERY, gelu)[:, order])
 
 
 @pytest.mark.parametrize("patch", [0, -1])
@@ -65,27 +70,27 @@ def test_every_patch_sees_every_other(load, patch: int) -> None:
     p, x = load().vision.blocks[0], rows(1)
     changed = x.copy()
     changed[0, patch, 0] += 1  # one number of the row: a layer norm would not see all of them shift
-    assert np.abs(block(p, changed) - block(p, x)).max(-1).min() > 1e-4
+    assert np.abs(block(p, changed, EVERY, gelu) - block(p, x, EVERY, gelu)).max(-1).min() > 1e-4
 
 
 def test_pictures_do_not_depend_on_each_other(load) -> None:
     p, x = load().vision.blocks, rows(3)
-    together = encoder(p, x)
+    together = encoder(p, x, EVERY, gelu)
     for i in range(3):
-        assert_agrees(encoder(p, x[i : i + 1])[0], together[i])
+        assert_agrees(encoder(p, x[i : i + 1], EVERY, gelu)[0], together[i])
     x[1] = -x[1]
-    np.testing.assert_array_equal(encoder(p, x)[[0, 2]], together[[0, 2]], strict=True)
+    np.testing.assert_array_equal(encoder(p, x, EVERY, gelu)[[0, 2]], together[[0, 2]], strict=True)
 
 
 def test_an_encoder_without_blocks_returns_its_rows() -> None:
     x = rows(1)
-    np.testing.assert_array_equal(encoder((), x), x, strict=True)
+    np.testing.assert_array_equal(encoder((), x, EVERY, gelu), x, strict=True)
 
 
 def test_a_block_taps_every_step_with_its_axes(load) -> None:
     """In the order of computation; scores and probabilities picture by picture."""
     taps = Recorder()
-    y = block(load().vision.blocks[0], rows(2), taps)
+    y = block(load().vision.blocks[0], rows(2), EVERY, gelu, taps)
     assert list(taps.axes.items()) == list(BLOCK_AXES.items())
     np.testing.assert_array_equal(taps["out"], y, strict=True)
     assert taps["attn.pictures.1.probs"].shape == (C.num_attention_heads, C.num_patches, C.num_patches)
@@ -93,17 +98,17 @@ def test_a_block_taps_every_step_with_its_axes(load) -> None:
 
 def test_a_recorder_changes_no_bit_of_a_block(load) -> None:
     p, x = load().vision.blocks[0], rows(2)
-    np.testing.assert_array_equal(block(p, x, Recorder()), block(p, x), strict=True)
+    np.testing.assert_array_equal(block(p, x, EVERY, gelu, Recorder()), block(p, x, EVERY, gelu), strict=True)
 
 
 @pytest.mark.parametrize("name", BLOCK_AXES)
 def test_a_block_continues_with_what_a_tap_returns(load, name: str) -> None:
     p, x = load().vision.blocks[0], rows(2)
-    squared = block(p, x, lambda tapped, x, axes: x * x if tapped == name else x)
-    assert np.abs(squared - block(p, x)).max() > 1e-3
+    squared = block(p, x, EVERY, gelu, lambda tapped, x, axes: x * x if tapped == name else x)
+    assert np.abs(squared - block(p, x, EVERY, gelu)).max() > 1e-3
 
 
 def test_rows_of_another_width_are_refused() -> None:
     p = MLP(np.ones((1, 2)), np.ones(1), np.ones((2, 1)), np.ones(2))
     with pytest.raises(AssertionError, match="D is 2"):
-        mlp(p, np.ones((1, 1, 3)))
+        mlp(p, np.ones((1, 1, 3)), gelu)
