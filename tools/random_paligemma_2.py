@@ -16,7 +16,7 @@ from npgemma.api.processor import Inputs, Processor
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.checkpoints.gemma_config import GEMMA_2
 from npgemma.checkpoints.paligemma import PaliGemmaConfig, hf_layout
-from npgemma.checkpoints.siglip import SiglipConfig
+from npgemma.checkpoints.towers import VisionConfig
 from npgemma.io.model_folder import EMBEDDED
 from npgemma.io.tokenizers import Tokenizer
 from npgemma.layers.bits import round_to_bfloat16
@@ -29,7 +29,7 @@ SUFFIX = 3  # the last tokens of a prompt: the mask hides nothing from a prefix
 # So many tokens after the prompt that the last see no row of it in layers with a window.
 STEPS = WINDOW + 1
 CONFIG = PaliGemmaConfig(
-    vision=SiglipConfig(
+    vision=VisionConfig(
         hidden_size=24,
         intermediate_size=36,
         num_hidden_layers=2,

@@ -87,12 +87,17 @@ def token_embedding(p: TokenEmbedding, input_ids: Int[Array, "U T"], dtype: np.d
 
 
 @dataclass(frozen=True)
+class Projection:
+    weight: Weight[Array, "E D"]
+    bias: Float[Array, "E"]
+
+
+@dataclass(frozen=True)
 class TextTower:
     embedding: TokenEmbedding
     blocks: tuple[Block, ...]
     norm: LayerNorm
-    head: Weight[Array, "E D"]
-    head_bias: Float[Array, "E"]
+    head: Projection
 
 
 def text_tower(p: TextTower, input_ids: Int[Array, "U T"], dtype: np.dtype, tap: Tap = silent) -> Float[Array, "U E"]:
@@ -103,7 +108,7 @@ def text_tower(p: TextTower, input_ids: Int[Array, "U T"], dtype: np.dtype, tap:
     x = tap("embedding", token_embedding(p.embedding, input_ids, dtype), "U T D")
     x = encoder(p.blocks, x, every_row(x.shape[1]), gelu, sequences(tap, "texts"))
     x = tap("norm", layer_norm(p.norm, x), "U T D")
-    return tap("head", linear(x[:, -1], p.head, p.head_bias), "U E")
+    return tap("head", linear(x[:, -1], p.head.weight, p.head.bias), "U E")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,85 @@
+"""SigLIP, CLIP and ViT against transformers' classes: random configs, every parameter overwritten with noise."""
+
+import copy
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from npgemma.checkpoints import siglip as siglip_checkpoint
+from npgemma.io.strict_json import Section
+from npgemma.models import siglip
+
+torch = pytest.importorskip("torch", reason="the live tests compare with torch")
+transformers = pytest.importorskip("transformers", reason="the live tests compare with transformers")
+from make_fixtures import truth  # noqa: E402
+from torch_logits import FLOAT32_RATIO, FLOAT64_SHARE  # noqa: E402
+
+pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("one_torch_thread")]
+
+VISION = dict(hidden_size=16, intermediate_size=24, num_attention_heads=2, num_hidden_layers=3, image_size=14)
+VISION |= dict(patch_size=4)
+TEXT = dict(hidden_size=20, intermediate_size=28, num_attention_heads=4, num_hidden_layers=2, vocab_size=50)
+TEXT |= dict(max_position_embeddings=6)
+PAIRS = 12
+NOISE = 0.5
+F32, F64 = np.dtype(np.float32), np.dtype(np.float64)
+OUTPUTS = ("image_embeds", "text_embeds", "logits_per_image")
+
+SIGLIP = SimpleNamespace(
+    config=transformers.SiglipConfig(vision_config=VISION, text_config=TEXT | dict(projection_size=16)),
+    model=transformers.SiglipModel,
+    checkpoint=siglip_checkpoint,
+    functions=siglip,
+)
+PAIRS_OF_TOWERS = {"SigLIP": SIGLIP}
+
+
+def random_model(make, config):
+    """transformers' model in float32 and in float64, of which every parameter is noise, and their tensors."""
+    torch.manual_seed(3)
+    config._attn_implementation = "eager"
+    single = make(config).eval()
+    with torch.no_grad():
+        for x in single.parameters():
+            x.copy_(torch.randn_like(x) * NOISE)
+    return single, copy.deepcopy(single).double(), {name: x.detach().numpy() for name, x in single.state_dict().items()}
+
+
+def agree(ours, theirs, exact, name, ratios):
+    """Each is float32 and float64 outputs by name: ours equals the float64 truth, and is as near to it in float32."""
+    for output, truth_of_it in exact.items():
+        error = np.abs(theirs[output] - truth_of_it)
+        np.testing.assert_allclose(
+            ours[F64][output], truth_of_it, rtol=0, atol=FLOAT64_SHARE * float(error.max()), err_msg=output, strict=True
+        )
+        assert ours[F32][output].dtype == np.float32
+        rows = [np.sqrt(np.square(x - truth_of_it).mean(-1)) for x in (ours[F32][output], theirs[output])]
+        ratio = ratios[f"{name}, {output}"] = float(np.median(rows[0]) / np.median(rows[1]))
+        assert ratio <= FLOAT32_RATIO, output
+
+
+@pytest.mark.parametrize("name", PAIRS_OF_TOWERS)
+def test_embeddings_logits_and_loss_equal_those_of_transformers(name, ratios):
+    case = PAIRS_OF_TOWERS[name]
+    single, double, tensors = random_model(case.model, case.config)
+    rng = np.random.default_rng(1)
+    pixels = rng.uniform(-1, 1, (PAIRS, 3, 14, 14)).astype(np.float32)
+    ids = rng.integers(0, 49, (PAIRS, 6))
+    ids[:, 4:] = 49
+    with torch.no_grad():
+        inputs = dict(input_ids=torch.from_numpy(ids), return_loss=True)
+        theirs = single(pixel_values=torch.from_numpy(pixels), **inputs)
+        with truth():
+            exact = double(pixel_values=torch.from_numpy(pixels).double(), **inputs)
+    config = case.checkpoint.parse(Section(case.config.to_dict(), "config.json"))
+    case.checkpoint.hf_layout(config).check(tensors, "the model")
+    ours = {}
+    for dtype in (F32, F64):
+        p = case.checkpoint.weights(tensors, config, dtype)
+        images = case.functions.encode_images(p, pixels.astype(dtype))
+        texts = case.functions.encode_texts(p, ids, dtype)
+        ours[dtype] = dict(zip(OUTPUTS, (images, texts, case.functions.logits(p, images, texts)), strict=True))
+    agree(ours, *({key: out[key].numpy() for key in OUTPUTS} for out in (theirs, exact)), name, ratios)
+    loss = case.functions.loss(p, images, texts)
+    assert loss == pytest.approx(float(exact.loss), rel=1e-12)
