@@ -17,6 +17,7 @@ import one_page_masks
 import tiny
 
 from npgemma import testing
+from npgemma.checkpoints import clip as clip_checkpoint
 from npgemma.checkpoints import gemma as gemma_checkpoint
 from npgemma.checkpoints import gemma_config, towers
 from npgemma.checkpoints import mask_vqvae as mask_checkpoint
@@ -26,7 +27,7 @@ from npgemma.checkpoints.layout import Layout, Part, make_layout
 from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import Tap, silent
 from npgemma.layers.tree import SLOT, Slot, map_tree
-from npgemma.models import gemma, mask_vqvae, paligemma, prefix_lm, siglip
+from npgemma.models import clip, gemma, mask_vqvae, paligemma, prefix_lm, siglip
 
 C = tiny.CONFIG
 JSON = testing.config_json(C)
@@ -228,6 +229,23 @@ SIGLIP = Architecture(
     second_spelling=lambda w: one_page_encoders.siglip(w, siglip_checkpoint.config_json(SIGLIP_CONFIG), PIXELS, WORDS),
 )
 
+# CLIP: the same pictures, and texts whose end tokens, 9, stand at different places; what follows does not matter
+
+CLIP_CONFIG = encoder_configs.CLIP
+ENDED = np.array([[1, 20, 9, 9, 9, 9], [1, 21, 22, 23, 24, 9], [1, 30, 30, 31, 9, 40]])
+
+
+def clip_scores(p: clip.Clip, dtype: np.dtype, tap: Tap = silent) -> Array:
+    images = clip.encode_images(p, PIXELS.astype(dtype), tap)
+    return clip.logits(p, images, clip.encode_texts(p, ENDED, dtype, tap), tap)
+
+
+CLIP = Architecture(
+    layouts={"hf": clip_checkpoint.hf_layout(CLIP_CONFIG), "OpenAI": clip_checkpoint.openai_layout(CLIP_CONFIG)},
+    forward=clip_scores,
+    second_spelling=lambda w: one_page_encoders.clip(w, clip_checkpoint.config_json(CLIP_CONFIG), PIXELS, ENDED),
+)
+
 ARCHITECTURES = {
     "vision tower": VISION_TOWER,
     "decoder": DECODER,
@@ -236,4 +254,5 @@ ARCHITECTURES = {
     "paligemma": PALIGEMMA,
     "mask decoder": MASK_DECODER,
     "SigLIP": SIGLIP,
+    "CLIP": CLIP,
 }

@@ -99,3 +99,29 @@ def siglip(w, config, pixels, ids):
     """The scores of each picture and each text, whose sigmoid is a probability."""
     scores = siglip_images(w, config, pixels) @ siglip_texts(w, config, ids).T
     return scores * np.exp(w["logit_scale"]) + w["logit_bias"]
+
+
+def clip_images(w, config, pixels):
+    """CLIP's pictures: a class token before the patches, and a norm before the blocks (Radford et al. 2021)."""
+    vision, name = config["vision_config"], "vision_model.embeddings."
+    x = embed_patches(w[name + "patch_embedding.weight"], pixels)
+    x = np.insert(x, 0, w[name + "class_embedding"], axis=1) + w[name + "position_embedding.weight"]
+    x = norm(w, "vision_model.pre_layrnorm", x, vision["layer_norm_eps"])
+    x = encoder(w, vision, x, 1, block_names("vision_model"))
+    x = norm(w, "vision_model.post_layernorm", x, vision["layer_norm_eps"])
+    return direction(affine(w, "visual_projection", x[:, 0]))
+
+
+def clip_texts(w, config, ids):
+    """CLIP's texts: a row sees those before it, and the first end token's row is the text's."""
+    text, name = config["text_config"], "text_model.embeddings."
+    x = w[name + "token_embedding.weight"][ids] + w[name + "position_embedding.weight"][: ids.shape[1]]
+    x = encoder(w, text, x, np.tril(np.ones(2 * ids.shape[1:])), block_names("text_model"))
+    x = [rows[list(row).index(text["eos_token_id"])] for rows, row in zip(x, ids, strict=True)]
+    x = norm(w, "text_model.final_layer_norm", np.array(x), text["layer_norm_eps"])
+    return direction(affine(w, "text_projection", x))
+
+
+def clip(w, config, pixels, ids):
+    """The scores of each picture and each text, of which a softmax over the texts makes probabilities."""
+    return clip_images(w, config, pixels) @ clip_texts(w, config, ids).T * np.exp(w["logit_scale"])

@@ -49,6 +49,7 @@ MODULES = {
         "__init__": set(),
         "vit": set(),
         "siglip": {"vit"},
+        "clip": {"vit"},
         "gemma": set(),
         "prefix_lm": {"gemma"},
         "paligemma": {"siglip", "gemma", "prefix_lm"},

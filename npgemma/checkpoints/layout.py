@@ -172,6 +172,15 @@ class Layout(Generic[Tree]):
         return map_tree(read, self.skeleton)
 
 
+def translated(tensors: Mapping[str, Array], source: Layout[Tree], target: Layout[Tree]) -> dict[str, Array]:
+    """The tensors of a model by the names of another layout, in which each array has a tensor of its own.
+
+    They are views where the order of the axes allows it.
+    """
+    arrays = {each.leaf.path: each.to_field(each.part(tensors[each.name])) for each in source.stored}
+    return {each.name: each.from_field(arrays[each.leaf.path]) for each in target.stored}
+
+
 def some_of(*kinds: list[str]) -> list[str]:
     """At most MOST_NAMED lines, the first of each kind by turns, and how many more there are."""
     turns = [(turn, kind, line) for kind, lines in enumerate(kinds) for turn, line in enumerate(lines)]

@@ -24,9 +24,9 @@ from npgemma.models.siglip import (
     Projection,
     Siglip,
     TextTower,
-    TokenEmbedding,
     VisionTower,
 )
+from npgemma.models.vit import TokenEmbedding
 
 # The vision tower, which PaliGemma has too.
 HF_VISION = towers.HF_BLOCKS + table("""

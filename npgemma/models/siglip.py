@@ -16,11 +16,23 @@ import numpy as np
 
 from npgemma.layers import losses
 from npgemma.layers.activations import gelu
-from npgemma.layers.linear import embed, linear
+from npgemma.layers.linear import linear
 from npgemma.layers.norms import LayerNorm, layer_norm, unit
 from npgemma.layers.shapes import Array, Float, Int, Weight
 from npgemma.layers.taps import Tap, at, silent
-from npgemma.models.vit import MLP, Attention, Block, attention, encoder, every_row, mlp, patches, sequences
+from npgemma.models.vit import (
+    MLP,
+    Attention,
+    Block,
+    TokenEmbedding,
+    attention,
+    encoder,
+    every_row,
+    mlp,
+    patches,
+    sequences,
+    token_embedding,
+)
 
 
 @dataclass(frozen=True)
@@ -72,18 +84,6 @@ def pooling_head(p: PoolingHead, x: Float[Array, "B P D"], tap: Tap = silent) ->
     r = attention(p.attn, probe, x, np.ones((1, x.shape[1]), bool), at(tap, "attn", T="Q"))
     h = tap("norm", layer_norm(p.norm, r), "B Q D")
     return tap("out", r + mlp(p.mlp, h, gelu, at(tap, "mlp", P="Q")), "B Q D")[:, 0]
-
-
-@dataclass(frozen=True)
-class TokenEmbedding:
-    tokens: Weight[Array, "V D"]
-    position: Float[Array, "S D"]
-
-
-def token_embedding(p: TokenEmbedding, input_ids: Int[Array, "U T"], dtype: np.dtype) -> Float[Array, "U T D"]:
-    """x[u t] = tokens[id[u t]] + position[t]; T <= S."""
-    x = embed(input_ids.reshape(-1), p.tokens, dtype)
-    return x.reshape(*input_ids.shape, -1) + p.position[: input_ids.shape[1]]
 
 
 @dataclass(frozen=True)

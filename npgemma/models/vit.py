@@ -17,9 +17,9 @@ import numpy as np
 
 from npgemma.layers.activations import Activation
 from npgemma.layers.attention import attend
-from npgemma.layers.linear import linear, project, unproject
+from npgemma.layers.linear import embed, linear, project, unproject
 from npgemma.layers.norms import LayerNorm, layer_norm
-from npgemma.layers.shapes import Array, Bool, Float, Weight
+from npgemma.layers.shapes import Array, Bool, Float, Int, Weight
 from npgemma.layers.taps import Tap, at, silent
 
 
@@ -32,6 +32,20 @@ def patches(pixel_values: Float[Array, "B C Y X"], size: int) -> Float[Array, "B
     rows, columns = height // size, width // size
     cut = pixel_values[:, :, : rows * size, : columns * size].reshape(images, channels, rows, size, columns, size)
     return cut.transpose(0, 2, 4, 1, 3, 5).reshape(images, rows * columns, channels * size * size)
+
+
+@dataclass(frozen=True)
+class TokenEmbedding:
+    """What a text tower begins with, as patches are what a vision tower begins with."""
+
+    tokens: Weight[Array, "V D"]
+    position: Float[Array, "S D"]
+
+
+def token_embedding(p: TokenEmbedding, input_ids: Int[Array, "U T"], dtype: np.dtype) -> Float[Array, "U T D"]:
+    """x[u t] = tokens[id[u t]] + position[t]; T <= S."""
+    x = embed(input_ids.reshape(-1), p.tokens, dtype)
+    return x.reshape(*input_ids.shape, -1) + p.position[: input_ids.shape[1]]
 
 
 @dataclass(frozen=True)

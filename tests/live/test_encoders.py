@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from npgemma.checkpoints import clip as clip_checkpoint
 from npgemma.checkpoints import siglip as siglip_checkpoint
 from npgemma.io.strict_json import Section
-from npgemma.models import siglip
+from npgemma.models import clip, siglip
 
 torch = pytest.importorskip("torch", reason="the live tests compare with torch")
 transformers = pytest.importorskip("transformers", reason="the live tests compare with transformers")
@@ -32,7 +33,27 @@ SIGLIP = SimpleNamespace(
     checkpoint=siglip_checkpoint,
     functions=siglip,
 )
-PAIRS_OF_TOWERS = {"SigLIP": SIGLIP}
+
+
+def clip_case(act, end):
+    """A CLIP with an activation, and what its config says the end token is."""
+    return SimpleNamespace(
+        config=transformers.CLIPConfig(
+            vision_config=VISION | dict(hidden_act=act),
+            text_config=TEXT | dict(hidden_act=act, eos_token_id=end),
+            projection_dim=10,
+        ),
+        model=transformers.CLIPModel,
+        checkpoint=clip_checkpoint,
+        functions=clip,
+    )
+
+
+PAIRS_OF_TOWERS = {
+    "SigLIP": SIGLIP,
+    "CLIP, quick_gelu, eos 2": clip_case("quick_gelu", 2),
+    "CLIP, gelu, eos 49": clip_case("gelu", 49),
+}
 
 
 def random_model(make, config):
