@@ -23,11 +23,12 @@ from npgemma.checkpoints import gemma_config, towers
 from npgemma.checkpoints import mask_vqvae as mask_checkpoint
 from npgemma.checkpoints import paligemma as paligemma_checkpoint
 from npgemma.checkpoints import siglip as siglip_checkpoint
+from npgemma.checkpoints import vit as vit_checkpoint
 from npgemma.checkpoints.layout import Layout, Part, make_layout
 from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import Tap, silent
 from npgemma.layers.tree import SLOT, Slot, map_tree
-from npgemma.models import clip, gemma, mask_vqvae, paligemma, prefix_lm, siglip
+from npgemma.models import clip, gemma, mask_vqvae, paligemma, prefix_lm, siglip, vit
 
 C = tiny.CONFIG
 JSON = testing.config_json(C)
@@ -246,6 +247,16 @@ CLIP = Architecture(
     second_spelling=lambda w: one_page_encoders.clip(w, clip_checkpoint.config_json(CLIP_CONFIG), PIXELS, ENDED),
 )
 
+# ViT: the same pictures
+
+VIT_CONFIG = encoder_configs.VIT
+
+VIT = Architecture(
+    layouts={"hf": vit_checkpoint.hf_layout(VIT_CONFIG), "npz": vit_checkpoint.npz_layout(VIT_CONFIG)},
+    forward=lambda p, dtype, tap: vit.forward(p, PIXELS.astype(dtype), tap),
+    second_spelling=lambda w: one_page_encoders.vit(w, vit_checkpoint.config_json(VIT_CONFIG), PIXELS),
+)
+
 ARCHITECTURES = {
     "vision tower": VISION_TOWER,
     "decoder": DECODER,
@@ -255,4 +266,5 @@ ARCHITECTURES = {
     "mask decoder": MASK_DECODER,
     "SigLIP": SIGLIP,
     "CLIP": CLIP,
+    "ViT": VIT,
 }

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from npgemma.checkpoints.towers import DualEncoderConfig, TextConfig, VisionConfig
+from npgemma.checkpoints.vit import ViTConfig
 
 VISION = VisionConfig(16, 24, 1, 2, image_size=14, patch_size=4)
 TEXT = TextConfig(50, 20, 28, 2, 4, max_position_embeddings=7)
@@ -20,3 +21,4 @@ CLIP = DualEncoderConfig(
     embedding_size=11,
     eos_token_id=9,
 )
+VIT = ViTConfig(replace(VISION, layer_norm_eps=1e-12, hidden_act="gelu"), ("cat", "dog", "bus", "cup", "hat"))

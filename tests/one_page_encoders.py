@@ -125,3 +125,19 @@ def clip_texts(w, config, ids):
 def clip(w, config, pixels, ids):
     """The scores of each picture and each text, of which a softmax over the texts makes probabilities."""
     return clip_images(w, config, pixels) @ clip_texts(w, config, ids).T * np.exp(w["logit_scale"])
+
+
+VIT_BLOCK = """
+    layernorm_before attention.attention.query attention.attention.key attention.attention.value attention.output.dense
+    layernorm_after intermediate.dense output.dense
+"""
+
+
+def vit(w, config, pixels):
+    """ViT: a class token before the patches, whose row says what the picture shows (Dosovitskiy et al. 2021)."""
+    name = "vit.embeddings."
+    x = embed_patches(w[name + "patch_embeddings.projection.weight"], pixels)
+    x = x + w[name + "patch_embeddings.projection.bias"]
+    x = np.insert(x, 0, w[name + "cls_token"][0], axis=1) + w[name + "position_embeddings"]
+    x = encoder(w, config, x, 1, " ".join(f"vit.encoder.layer.{{}}.{part}" for part in VIT_BLOCK.split()))
+    return affine(w, "classifier", norm(w, "vit.layernorm", x, config["layer_norm_eps"])[:, 0])

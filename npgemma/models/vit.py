@@ -1,4 +1,4 @@
-"""The encoder that the towers of SigLIP and CLIP are made of, and ViT, which classifies a picture by it.
+"""The encoder that the towers of SigLIP and CLIP are made of, and ViT, which names what a picture shows.
 
     block:  x += attention(norm x)
             x += mlp(norm x)
@@ -138,3 +138,45 @@ def sequences(tap: Tap, each: str) -> Tap:
         return silent
     letters = str.maketrans("P", "T")
     return lambda name, x, axes: tap(name.replace("pictures.", f"{each}."), x, axes.translate(letters))
+
+
+@dataclass(frozen=True)
+class PatchEmbedding:
+    weight: Weight[Array, "D C h w"]
+    bias: Float[Array, "D"]
+    class_token: Float[Array, "D"]
+    position: Float[Array, "T D"]
+
+
+def patch_embedding(
+    p: PatchEmbedding, pixel_values: Float[Array, "B C Y X"], tap: Tap = silent
+) -> Float[Array, "B T D"]:
+    """x[b t] = row[t] + position[t], where row 0 is the class token and row 1 + i is W patch[b i] + bias; T = 1 + P."""
+    width, _, size, _ = p.weight.shape
+    x = tap("patches", linear(patches(pixel_values, size), p.weight.reshape(width, -1), p.bias), "B P D")
+    first = np.broadcast_to(p.class_token.astype(x.dtype), (len(x), 1, width))
+    return np.concatenate([first, x], 1) + p.position
+
+
+@dataclass(frozen=True)
+class Head:
+    weight: Weight[Array, "A D"]
+    bias: Float[Array, "A"]
+
+
+@dataclass(frozen=True)
+class ViT:
+    embedding: PatchEmbedding
+    blocks: tuple[Block, ...]
+    act: Activation
+    norm: LayerNorm
+    head: Head
+
+
+def forward(p: ViT, pixel_values: Float[Array, "B C Y X"], tap: Tap = silent) -> Float[Array, "B A"]:
+    """The logit of each label for each picture, from the row of its class token."""
+    x = tap("pixel_values", pixel_values, "B C Y X")
+    x = tap("embedding", patch_embedding(p.embedding, x, at(tap, "embedding")), "B T D")
+    x = encoder(p.blocks, x, every_row(x.shape[1]), p.act, sequences(tap, "pictures"))
+    x = tap("norm", layer_norm(p.norm, x), "B T D")
+    return tap("logits", linear(x[:, 0], p.head.weight, p.head.bias), "B A")

@@ -8,8 +8,8 @@ import pytest
 
 from npgemma.checkpoints import clip as clip_checkpoint
 from npgemma.checkpoints import siglip as siglip_checkpoint
-from npgemma.io.strict_json import Section
-from npgemma.models import clip, siglip
+from npgemma.checkpoints import vit as vit_checkpoint
+from npgemma.models import clip, siglip, vit
 
 torch = pytest.importorskip("torch", reason="the live tests compare with torch")
 transformers = pytest.importorskip("transformers", reason="the live tests compare with transformers")
@@ -56,15 +56,23 @@ PAIRS_OF_TOWERS = {
 }
 
 
-def random_model(make, config):
-    """transformers' model in float32 and in float64, of which every parameter is noise, and their tensors."""
+def random_model(make, config, folder):
+    """transformers' model in float32 and in float64, of which every parameter is noise, saved as a folder."""
     torch.manual_seed(3)
     config._attn_implementation = "eager"
     single = make(config).eval()
     with torch.no_grad():
         for x in single.parameters():
             x.copy_(torch.randn_like(x) * NOISE)
-    return single, copy.deepcopy(single).double(), {name: x.detach().numpy() for name, x in single.state_dict().items()}
+    single.save_pretrained(folder)
+    return single, copy.deepcopy(single).double()
+
+
+def read(checkpoint, folder):
+    """npgemma's weights of a folder, in float32 and in float64."""
+    config = checkpoint.read_config(folder)
+    tensors = checkpoint.read_tensors(folder, config)
+    return {dtype: checkpoint.weights(tensors, config, dtype) for dtype in (F32, F64)}
 
 
 def agree(ours, theirs, exact, name, ratios):
@@ -81,9 +89,9 @@ def agree(ours, theirs, exact, name, ratios):
 
 
 @pytest.mark.parametrize("name", PAIRS_OF_TOWERS)
-def test_embeddings_logits_and_loss_equal_those_of_transformers(name, ratios):
+def test_embeddings_logits_and_loss_equal_those_of_transformers(name, ratios, tmp_path):
     case = PAIRS_OF_TOWERS[name]
-    single, double, tensors = random_model(case.model, case.config)
+    single, double = random_model(case.model, case.config, tmp_path)
     rng = np.random.default_rng(1)
     pixels = rng.uniform(-1, 1, (PAIRS, 3, 14, 14)).astype(np.float32)
     ids = rng.integers(0, 49, (PAIRS, 6))
@@ -93,14 +101,26 @@ def test_embeddings_logits_and_loss_equal_those_of_transformers(name, ratios):
         theirs = single(pixel_values=torch.from_numpy(pixels), **inputs)
         with truth():
             exact = double(pixel_values=torch.from_numpy(pixels).double(), **inputs)
-    config = case.checkpoint.parse(Section(case.config.to_dict(), "config.json"))
-    case.checkpoint.hf_layout(config).check(tensors, "the model")
     ours = {}
-    for dtype in (F32, F64):
-        p = case.checkpoint.weights(tensors, config, dtype)
+    for dtype, p in read(case.checkpoint, tmp_path).items():
         images = case.functions.encode_images(p, pixels.astype(dtype))
         texts = case.functions.encode_texts(p, ids, dtype)
         ours[dtype] = dict(zip(OUTPUTS, (images, texts, case.functions.logits(p, images, texts)), strict=True))
     agree(ours, *({key: out[key].numpy() for key in OUTPUTS} for out in (theirs, exact)), name, ratios)
     loss = case.functions.loss(p, images, texts)
     assert loss == pytest.approx(float(exact.loss), rel=1e-12)
+
+
+@pytest.mark.parametrize(("act", "eps"), [("gelu", 1e-12), ("gelu_pytorch_tanh", 1e-6)])
+def test_the_logits_of_a_vit_equal_those_of_transformers(act, eps, ratios, tmp_path):
+    """With the arithmetic of Hugging Face's weights, and with that of the .npz files."""
+    config = transformers.ViTConfig(**VISION, hidden_act=act, layer_norm_eps=eps, num_labels=5)
+    single, double = random_model(transformers.ViTForImageClassification, config, tmp_path)
+    pixels = np.random.default_rng(1).uniform(-1, 1, (PAIRS, 3, 14, 14)).astype(np.float32)
+    with torch.no_grad():
+        theirs = single(torch.from_numpy(pixels)).logits.numpy()
+        with truth():
+            exact = double(torch.from_numpy(pixels).double()).logits.numpy()
+    weights = read(vit_checkpoint, tmp_path)
+    ours = {dtype: {"logits": vit.forward(p, pixels.astype(dtype))} for dtype, p in weights.items()}
+    agree(ours, {"logits": theirs}, {"logits": exact}, f"ViT, {act}", ratios)
