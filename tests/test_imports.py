@@ -43,6 +43,7 @@ MODULES = {
         "rope": {"shapes", "taps"},
         "attention": {"shapes", "taps", "threads", "activations"},
         "losses": {"shapes", "activations"},
+        "resize": {"shapes"},
         "conv": {"shapes"},
     },
     "models": {

@@ -9,7 +9,7 @@ Source: CLIP (Radford et al. 2021), section 2.4; clip/model.py.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from npgemma.layers import losses
 from npgemma.layers.activations import Activation
 from npgemma.layers.linear import linear
 from npgemma.layers.norms import LayerNorm, layer_norm, unit
+from npgemma.layers.resize import resize_positions
 from npgemma.layers.shapes import Array, Float, Int, Weight
 from npgemma.layers.taps import Tap, at, silent
 from npgemma.models.vit import Block, TokenEmbedding, encoder, every_row, patches, sequences, token_embedding
@@ -101,6 +102,14 @@ class Clip:
     vision: VisionTower
     text: TextTower
     log_scale: Float[Array, ""]
+
+
+def resized(p: Clip, rows: int, columns: int) -> Clip:
+    """The same model for pictures of rows x columns patches; it was not trained with them."""
+    embedding = p.vision.embedding
+    first, others = embedding.position[:1], embedding.position[1:]
+    position = np.concatenate([first, resize_positions(others, rows, columns)])
+    return replace(p, vision=replace(p.vision, embedding=replace(embedding, position=position)))
 
 
 def encode_images(p: Clip, pixel_values: Float[Array, "B C Y X"], tap: Tap = silent) -> Float[Array, "B E"]:

@@ -10,7 +10,7 @@ Source: SigLIP (Zhai et al. 2023); big_vision's models/vit.py and models/proj/im
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from npgemma.layers import losses
 from npgemma.layers.activations import gelu
 from npgemma.layers.linear import linear
 from npgemma.layers.norms import LayerNorm, layer_norm, unit
+from npgemma.layers.resize import resize_positions
 from npgemma.layers.shapes import Array, Float, Int, Weight
 from npgemma.layers.taps import Tap, at, silent
 from npgemma.models.vit import (
@@ -120,6 +121,13 @@ class Siglip:
     text: TextTower
     log_scale: Float[Array, ""]
     bias: Float[Array, ""]
+
+
+def resized(p: Siglip, rows: int, columns: int) -> Siglip:
+    """The same model for pictures of rows x columns patches; it was not trained with them."""
+    embedding = p.vision.embedding
+    embedding = replace(embedding, position=resize_positions(embedding.position, rows, columns))
+    return replace(p, vision=replace(p.vision, embedding=embedding))
 
 
 def encode_images(p: Siglip, pixel_values: Float[Array, "B C Y X"], tap: Tap = silent) -> Float[Array, "B E"]:

@@ -11,7 +11,7 @@ The encoder takes from its tower which rows see which (`mask`), and the activati
 Source: ViT (Dosovitskiy et al. 2021), section 3.1; the order of operations of big_vision's models/vit.py.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from npgemma.layers.activations import Activation
 from npgemma.layers.attention import attend
 from npgemma.layers.linear import embed, linear, project, unproject
 from npgemma.layers.norms import LayerNorm, layer_norm
+from npgemma.layers.resize import resize_positions
 from npgemma.layers.shapes import Array, Bool, Float, Int, Weight
 from npgemma.layers.taps import Tap, at, silent
 
@@ -171,6 +172,14 @@ class ViT:
     act: Activation
     norm: LayerNorm
     head: Head
+
+
+def resized(p: ViT, rows: int, columns: int) -> ViT:
+    """The same model for pictures of rows x columns patches; it was not trained with them."""
+    embedding = p.embedding
+    first, others = embedding.position[:1], embedding.position[1:]
+    position = np.concatenate([first, resize_positions(others, rows, columns)])
+    return replace(p, embedding=replace(embedding, position=position))
 
 
 def forward(p: ViT, pixel_values: Float[Array, "B C Y X"], tap: Tap = silent) -> Float[Array, "B A"]:

@@ -124,3 +124,34 @@ def test_the_logits_of_a_vit_equal_those_of_transformers(act, eps, ratios, tmp_p
     weights = read(vit_checkpoint, tmp_path)
     ours = {dtype: {"logits": vit.forward(p, pixels.astype(dtype))} for dtype, p in weights.items()}
     agree(ours, {"logits": theirs}, {"logits": exact}, f"ViT, {act}", ratios)
+
+
+ENCODERS = {
+    "SigLIP": (SIGLIP.config, SIGLIP.model, siglip_checkpoint, siglip, siglip.encode_images),
+    "CLIP": (clip_case("gelu", 49).config, transformers.CLIPModel, clip_checkpoint, clip, clip.encode_images),
+    "ViT": (
+        transformers.ViTConfig(**VISION, num_labels=5),
+        transformers.ViTForImageClassification,
+        vit_checkpoint,
+        vit,
+        vit.forward,
+    ),
+}
+
+
+@pytest.mark.parametrize(("height", "width"), [(22, 9), (12, 16)])
+@pytest.mark.parametrize("name", ENCODERS)
+def test_resized_positions_are_those_of_transformers(name, height, width, tmp_path):
+    """For pictures that are larger, smaller or not square."""
+    config, model, checkpoint, functions, run = ENCODERS[name]
+    _, double = random_model(model, config, tmp_path)
+    pixels = np.random.default_rng(1).uniform(-1, 1, (2, 3, height, width))
+    inputs = dict(pixel_values=torch.from_numpy(pixels), interpolate_pos_encoding=True)
+    with torch.no_grad(), truth():
+        if name == "ViT":
+            exact = double(**inputs).logits
+        else:
+            exact = double.get_image_features(**inputs).pooler_output
+            exact = exact / exact.norm(dim=-1, keepdim=True)
+    p = functions.resized(read(checkpoint, tmp_path)[F64], height // 4, width // 4)
+    np.testing.assert_allclose(run(p, pixels), exact.numpy(), rtol=0, atol=1e-11, strict=True)
