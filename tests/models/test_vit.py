@@ -1,14 +1,32 @@
-"""The Vision Transformer's encoder: patches, attention, MLP and block; the tower in test_siglip holds them together."""
+"""The encoder of all towers: patches, attention, MLP and block; and ViT, whose whole test_architectures compares."""
 
+from dataclasses import replace
+
+import encoder_configs
 import numpy as np
 import pytest
 import tiny
 from agreement import assert_agrees, normal
-from tap_axes import vit_block
+from tap_axes import under, vit_block
 
+from npgemma import testing
+from npgemma.checkpoints import vit as checkpoint
 from npgemma.layers.activations import gelu
 from npgemma.layers.taps import Recorder
-from npgemma.models.vit import MLP, Attention, attention, block, encoder, every_row, mlp, patches
+from npgemma.models.vit import (
+    MLP,
+    Attention,
+    PatchEmbedding,
+    attention,
+    block,
+    encoder,
+    every_row,
+    forward,
+    mlp,
+    patch_embedding,
+    patches,
+    resized,
+)
 
 C = tiny.CONFIG.vision
 
@@ -112,3 +130,45 @@ def test_rows_of_another_width_are_refused() -> None:
     p = MLP(np.ones((1, 2)), np.ones(1), np.ones((2, 1)), np.ones(2))
     with pytest.raises(AssertionError, match="D is 2"):
         mlp(p, np.ones((1, 1, 3)), gelu)
+
+
+# ----------------------------------------------------------------------------------------------------------------- ViT
+
+LAYOUT = checkpoint.hf_layout(encoder_configs.VIT)
+P = LAYOUT.fill(testing.layout_tensors(LAYOUT))
+PIXELS = np.random.default_rng(0).uniform(-1, 1, (2, 3, 14, 14))
+
+
+def test_a_class_token_comes_first_and_every_row_has_a_position() -> None:
+    """The patch is its pixels as the digits of a number, the upper left one last; a half is the bias."""
+    weight = np.array([[[[1.0, 10.0], [100.0, 1000.0]]]])
+    p = PatchEmbedding(weight, np.array([0.5]), np.array([7.0]), np.array([[0.1], [0.2]]))
+    y = patch_embedding(p, np.arange(4.0).reshape(1, 1, 2, 2))
+    np.testing.assert_allclose(y, np.array([[[7.1], [0 + 10 + 200 + 3000 + 0.7]]]), rtol=1e-15, atol=0, strict=True)
+
+
+def test_the_logits_are_read_from_the_row_of_the_class_token() -> None:
+    taps = Recorder("norm")
+    y = forward(P, PIXELS, taps)
+    assert_agrees(y, taps["norm"][:, 0] @ P.head.weight.T.astype(np.float64) + P.head.bias)
+
+
+def test_the_activation_is_that_of_the_config() -> None:
+    assert P.act.__name__ == "gelu_erf"
+    assert np.abs(forward(replace(P, act=gelu), PIXELS) - forward(P, PIXELS)).max() > 1e-5
+
+
+def test_other_grids_keep_the_position_of_the_class_token() -> None:
+    p = resized(P, 3, 5)
+    np.testing.assert_array_equal(p.embedding.position[0], P.embedding.position[0], strict=True)
+    assert forward(p, normal(2, 3, 12, 20)).shape == (2, 5)
+    assert_agrees(forward(resized(P, 3, 3), PIXELS), forward(P, PIXELS))
+
+
+def test_a_vit_taps_every_step_with_its_axes() -> None:
+    taps = Recorder()
+    y = forward(P, PIXELS, taps)
+    blocks = {name: axes.replace("P", "T") for name, axes in under("layers.0", BLOCK_AXES).items()}
+    ends = {"pixel_values": "B C Y X", "embedding.patches": "B P D", "embedding": "B T D"}
+    assert list(taps.axes.items()) == list((ends | blocks | {"norm": "B T D", "logits": "B A"}).items())
+    np.testing.assert_array_equal(taps["logits"], y, strict=True)
