@@ -21,7 +21,7 @@ from npgemma.checkpoints import paligemma
 from npgemma.checkpoints.gemma_config import IN_PALIGEMMA, GemmaConfig
 from npgemma.checkpoints.layout import Stored
 from npgemma.checkpoints.paligemma import PaliGemmaConfig, config_json, hf_layout, npz_layout
-from npgemma.checkpoints.siglip import SiglipConfig
+from npgemma.checkpoints.towers import VisionConfig
 from npgemma.errors import BadModel
 from npgemma.io.npz_members import Member, read_members
 from npgemma.io.safetensors import INDEX
@@ -113,7 +113,7 @@ def infer_config(members: Mapping[str, Member], path: Path) -> PaliGemmaConfig:
     depth, _, heads, _ = shape(f"{block}MultiHeadDotProductAttention_0/query/kernel", 4)
     _, _, mlp_width = shape(f"{block}MlpBlock_0/Dense_0/kernel", 3)
     side = math.isqrt(patches)
-    vision = SiglipConfig(width, mlp_width, depth, heads, channels, side * patch, patch)
+    vision = VisionConfig(width, mlp_width, depth, heads, channels, side * patch, patch)
     rows, text_width = shape("llm/embedder/input_embedding", 2)
     layers, query_heads, _, head_width = shape("llm/layers/attn/q_einsum/w", 4)
     _, _, key_heads, _, _ = shape("llm/layers/attn/kv_einsum/w", 5)
@@ -159,7 +159,7 @@ def write_weights(members: Mapping[str, Member], config: PaliGemmaConfig, folder
             with members[name].open(folder) as x:
                 for source in group:
                     target = targets[source.leaf.path]
-                    scratch[target.name][...] = target.from_field(source.to_field(x[source.index]))
+                    target.part(scratch[target.name])[...] = target.from_field(source.to_field(source.part(x)))
         groups = list(shards(scratch, shard_bytes))
         weight_map: dict[str, str] = {}
         for i, names in enumerate(groups, 1):

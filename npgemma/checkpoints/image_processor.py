@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from npgemma.checkpoints.siglip import SiglipConfig
+from npgemma.checkpoints.towers import VisionConfig
 from npgemma.io.model_folder import member
 from npgemma.io.pixels import PALIGEMMA, PixelSettings
 from npgemma.io.strict_json import Section, find_section, words
@@ -23,12 +23,12 @@ HARMLESS = words("""
 PROCESSOR_HARMLESS = words("""
     processor_class auto_map image_seq_length tokenizer chat_template transformers_version _commit_hash
 """)
-IMAGE_SIZE = f"image_size in config.json; {SiglipConfig.image_size} if it is missing there"
+IMAGE_SIZE = f"image_size in config.json; {VisionConfig.image_size} if it is missing there"
 # Its other backends resize almost equally. The key feature_extractor_type is older.
 KINDS = ("SiglipImageProcessor", "SiglipImageProcessorFast", "SiglipImageProcessorPil")
 
 
-def read_image_processor(folder: Path, vision: SiglipConfig) -> tuple[PixelSettings, dict[str, Section]]:
+def read_image_processor(folder: Path, vision: VisionConfig) -> tuple[PixelSettings, dict[str, Section]]:
     """The settings of a model folder, and the files they were read from: PaliGemma's if it has none.
 
     As in transformers, the section image_processor of processor_config.json goes before preprocessor_config.json.
@@ -44,7 +44,7 @@ def read_image_processor(folder: Path, vision: SiglipConfig) -> tuple[PixelSetti
     return PALIGEMMA if s is None else parse(s, vision), files
 
 
-def parse(s: Section, vision: SiglipConfig) -> PixelSettings:
+def parse(s: Section, vision: VisionConfig) -> PixelSettings:
     """The settings in one section. BadModel as for `read_image_processor`."""
     s.ignore(HARMLESS)
     for key in ("image_processor_type", "feature_extractor_type"):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from npgemma.checkpoints.image_processor import read_image_processor
-from npgemma.checkpoints.siglip import SiglipConfig
+from npgemma.checkpoints.towers import VisionConfig
 from npgemma.errors import BadModel, BadPicture
 from npgemma.io.pixels import pixel_values
 
@@ -50,7 +50,7 @@ PICTURES = ((SIDE, SIDE), (97, 31), (5, 300), (1, 1), (2 * SIDE, 2 * SIDE), (57,
 
 
 def ours(folder: Path, image: Image.Image) -> np.ndarray:
-    settings, _ = read_image_processor(folder, SiglipConfig(image_size=SIDE))
+    settings, _ = read_image_processor(folder, VisionConfig(image_size=SIDE))
     return pixel_values([image], SIDE, settings)
 
 
