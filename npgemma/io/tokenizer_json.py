@@ -114,17 +114,17 @@ def read_tokenizer_json(path: Path) -> TokenizerJson:
     return TokenizerJson(path, ids, merges, unknown, added_tokens(s))
 
 
-def unknown_part(section: Section, key: str, known: tuple[Any, ...]) -> BadModel:
-    """The error for a part of the file that works otherwise than Gemma's, which are `known`."""
+def unknown_part(section: Section, key: str, known: tuple[Any, ...], whose: str = "Gemma") -> BadModel:
+    """The error for a part of the file that works otherwise than those of `whose` tokenizers, which are `known`."""
     value = section.values.get(key)
     named = value.get("type") if isinstance(value, dict) else value
     alike = any(isinstance(each, dict) and each["type"] == named for each in known)
     what = f"{section.where}: {key} is {repr(named)[:80]}{' with other settings' if alike else ''}"
-    return BadModel(f"{what}, not Gemma's; npgemma reads Gemma's tokenizers only")
+    return BadModel(f"{what}, not {whose}'s; npgemma reads {whose}'s tokenizers only")
 
 
-def vocabulary(model: Section) -> dict[str, int]:
-    """The pieces in the order of their ids. BadModel if these are not 0, 1, 2 and so on, or bytes have no pieces."""
+def pieces_in_order(model: Section) -> list[str]:
+    """The pieces of a vocabulary in the order of their ids. BadModel if these are not 0, 1, 2 and so on."""
     vocab = model.values.get("vocab")
     if not isinstance(vocab, dict) or not vocab:
         raise BadModel(f"{model.where}: vocab is {kind(vocab)}, not an object that gives each piece its id")
@@ -134,8 +134,14 @@ def vocabulary(model: Section) -> dict[str, int]:
     wrong = next((place for place, text in enumerate(pieces) if vocab[text] != place), None)
     if wrong is not None:
         raise BadModel(f"{model.where}: vocab has {len(vocab):,} pieces, but none or several with the id {wrong}")
-    if TAB not in vocab and "\t" in vocab:
-        pieces[vocab["\t"]] = TAB
+    return pieces
+
+
+def vocabulary(model: Section) -> dict[str, int]:
+    """The pieces with their ids, in order. BadModel if these are not 0, 1, 2 and so on, or bytes have no pieces."""
+    pieces = pieces_in_order(model)
+    if TAB not in pieces and "\t" in pieces:
+        pieces[pieces.index("\t")] = TAB
     ids = {text: place for place, text in enumerate(pieces)}
     absent = [text for text in BYTES if text not in ids]
     if absent or "" in ids:

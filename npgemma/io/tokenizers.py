@@ -104,10 +104,7 @@ class Tokenizer:
 
         BadPrompt for text that is not valid Unicode (a lone surrogate).
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise BadPrompt(f"the prompt is not valid text: {error.reason} at character {error.start}") from None
+        check_unicode(text)
         ids: list[int] = []
         for part in self.parts(text):
             ids += [self.ids[part.content]] if isinstance(part, AddedToken) else self.pieces.encode(part)
@@ -126,6 +123,14 @@ class Tokenizer:
         kept = [i for i in ids if 0 <= i < len(self) and i not in self.skipped]
         runs = groupby(kept, key=self.written.get)
         return "".join(self.pieces.decode(list(run)) if text is None else text * len(list(run)) for text, run in runs)
+
+
+def check_unicode(text: str) -> None:
+    """BadPrompt for text that is not valid Unicode (a lone surrogate)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadPrompt(f"the prompt is not valid text: {error.reason} at character {error.start}") from None
 
 
 def own_tokens(base: Sequence[tuple[str, int]], with_user_defined: bool) -> dict[str, AddedToken]:
