@@ -13,12 +13,11 @@ from functools import lru_cache
 from heapq import heapify, heappop, heappush
 from itertools import chain, pairwise
 
-from npgemma.io.token_matching import AddedToken, Matcher
+from npgemma.io.token_matching import AddedToken, Matcher, lower_case
 from npgemma.io.tokenizers import check_unicode
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
-SIGMA = "\N{GREEK CAPITAL LETTER SIGMA}"  # Python writes one that ends a word differently
 CACHED_WORDS = 1 << 16
 
 # A word is what lies between white space. Python's own counts the separators U+001C to U+001F, too.
@@ -92,9 +91,8 @@ class ClipTokenizer:
 
 
 def normalize(text: str) -> str:
-    """Composed characters, white space as one space, lower case character by character: a final sigma is like any."""
-    spaced = " ".join(re.split(r"[^\S\x1c-\x1f]+", unicodedata.normalize("NFC", text)))
-    return spaced.replace(SIGMA, SIGMA.lower()).lower()
+    """Composed characters, white space as one space, lower case."""
+    return lower_case(" ".join(re.split(r"[^\S\x1c-\x1f]+", unicodedata.normalize("NFC", text))))
 
 
 def pieces(word: str) -> Iterator[str]:

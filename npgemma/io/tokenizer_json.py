@@ -31,8 +31,9 @@ TO_TEXT = [
     {"type": "Fuse"},
 ]
 SPLIT = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+NORMALIZERS: tuple[Any, ...] = (TO_PIECES, {"type": "Sequence", "normalizers": [TO_PIECES]})
+LOWER_CASE = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, TO_PIECES]}  # of SigLIP 2
 PARTS: Mapping[str, tuple[Any, ...]] = {
-    "normalizer": (TO_PIECES, {"type": "Sequence", "normalizers": [TO_PIECES]}),
     "pre_tokenizer": (None, SPLIT),  # the normalizer leaves no space to split at
     "decoder": ({"type": "Sequence", "decoders": TO_TEXT},),
 }
@@ -97,11 +98,11 @@ class TokenizerJson:
 UNMERGED = -1e9  # the score of a piece that no merge makes, such as a single character
 
 
-def read_tokenizer_json(path: Path) -> TokenizerJson:
+def read_tokenizer_json(path: Path, normalizers: tuple[Any, ...] = NORMALIZERS) -> TokenizerJson:
     """Read and check a file. BadModel, with file and key, if it is damaged or does not split text as Gemma does."""
     s = Section(read_json(path, MAX_BYTES), str(path))
     model = s.section("model")
-    for section, known in ((s, PARTS), (model, MODEL)):
+    for section, known in ((s, {"normalizer": normalizers, **PARTS}), (model, MODEL)):
         for key, values in known.items():
             if section.values.get(key) not in values:
                 raise unknown_part(section, key, values)

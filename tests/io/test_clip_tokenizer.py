@@ -1,4 +1,4 @@
-"""CLIP's byte-pair encoding: words, pieces, merges and special tokens, with a vocabulary that can be checked by hand."""
+"""CLIP's byte-pair encoding: words, pieces, merges and special tokens, with a vocabulary to check by hand."""
 
 from itertools import pairwise
 from random import Random
