@@ -11,8 +11,8 @@ from PIL import Image
 
 from npgemma.api import generation
 from npgemma.api.finite import computed
+from npgemma.api.generative import GenerativeModel
 from npgemma.api.guard import PictureGuard
-from npgemma.api.model import LoadedModel
 from npgemma.api.processor import PictureProcessor, Pictures
 from npgemma.checkpoints import paligemma
 from npgemma.checkpoints.mask_vqvae import CODEC, read_mask_codec
@@ -30,7 +30,7 @@ from npgemma.models.mask_vqvae import MaskVQVAE
 from npgemma.models.paligemma import PaliGemma, forward, image_features
 
 
-class VisionLanguageModel(LoadedModel[PaliGemmaConfig, PaliGemma]):
+class VisionLanguageModel(GenerativeModel[PaliGemmaConfig, PaliGemma]):
     """A PaliGemma with its tokenizer and its processor; `npgemma.load` makes one.
 
     Attributes
@@ -54,7 +54,7 @@ class VisionLanguageModel(LoadedModel[PaliGemmaConfig, PaliGemma]):
     'FNY'
     """
 
-    checkpoint: ClassVar[ModuleType] = paligemma
+    checkpoints: ClassVar[tuple[ModuleType, ...]] = (paligemma,)
     embedded = EMBEDDED
     guard_type = PictureGuard
     guard: PictureGuard

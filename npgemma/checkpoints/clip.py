@@ -12,6 +12,8 @@ from npgemma.checkpoints import towers
 from npgemma.checkpoints.layout import FLOAT32, Layout, Part, make_layout, name_of, table, translated, within
 from npgemma.checkpoints.names import BUFFERS, HOLDERS, Names, by_saved_name, unwrapped, without_holders
 from npgemma.checkpoints.towers import DualEncoderConfig, TextConfig, VisionConfig
+from npgemma.checkpoints.towers import footprint as footprint
+from npgemma.checkpoints.towers import shortest_run as shortest_run
 from npgemma.io.model_folder import member
 from npgemma.io.safetensors import open_model, readable
 from npgemma.io.strict_json import Section, read_section, words

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from npgemma.layers import losses
-from npgemma.layers.activations import Activation
+from npgemma.layers.activations import Activation, softmax
 from npgemma.layers.linear import linear
 from npgemma.layers.norms import LayerNorm, layer_norm, unit
 from npgemma.layers.resize import resize_positions
@@ -124,9 +124,14 @@ def encode_texts(p: Clip, input_ids: Int[Array, "U T"], dtype: np.dtype, tap: Ta
 
 
 def logits(p: Clip, images: Float[Array, "B E"], texts: Float[Array, "U E"], tap: Tap = silent) -> Float[Array, "B U"]:
-    """l = e^log_scale images texts^T; their softmax over the texts is the probability of each text."""
+    """l = e^log_scale images texts^T; see `probabilities`."""
     cosine = tap("cosine", images @ texts.T, "B U")
     return tap("logits_per_image", cosine * math.exp(p.log_scale), "B U")
+
+
+def probabilities(logits: Float[Array, "B U"]) -> Float[Array, "B U"]:
+    """The softmax over the texts: which of them belongs to the picture, if one does."""
+    return softmax(logits)
 
 
 def loss(p: Clip, images: Float[Array, "B E"], texts: Float[Array, "B E"]) -> float:

@@ -145,9 +145,14 @@ def encode_texts(p: Siglip, input_ids: Int[Array, "U T"], dtype: np.dtype, tap: 
 def logits(
     p: Siglip, images: Float[Array, "B E"], texts: Float[Array, "U E"], tap: Tap = silent
 ) -> Float[Array, "B U"]:
-    """l = e^log_scale images texts^T + bias, whose sigmoid is the probability that picture and text match."""
+    """l = e^log_scale images texts^T + bias; see `probabilities`."""
     cosine = tap("cosine", images @ texts.T, "B U")
     return tap("logits_per_image", cosine * math.exp(p.log_scale) + float(p.bias), "B U")
+
+
+def probabilities(logits: Float[Array, "B U"]) -> Float[Array, "B U"]:
+    """y = 1 / (1 + e^-l) = e^-log(1 + e^-l): whether picture and text match, whatever the other texts are."""
+    return np.exp(-np.logaddexp(0, -logits))
 
 
 def loss(p: Siglip, images: Float[Array, "B E"], texts: Float[Array, "B E"]) -> float:
