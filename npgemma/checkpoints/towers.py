@@ -7,6 +7,7 @@ from npgemma.checkpoints.config_keys import TANH_GELU, check_common
 from npgemma.checkpoints.footprint import Footprint, Run
 from npgemma.checkpoints.layout import table, within
 from npgemma.errors import BadModel
+from npgemma.io.pixels import PixelSettings
 from npgemma.io.strict_json import Section, words
 from npgemma.layers.activations import Activation, gelu, gelu_erf, quick_gelu
 from npgemma.layers.norms import LayerNorm
@@ -129,13 +130,17 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class DualEncoderConfig:
-    """CLIP or SigLIP, by `model_type`: two towers, the width of their embeddings, and the token that ends a text."""
+    """CLIP or SigLIP, by `model_type`.
+
+    Two towers, the width of their embeddings, the token that ends a text, and how pictures become pixel values.
+    """
 
     model_type: str
     vision: VisionConfig
     text: TextConfig
     embedding_size: int
     eos_token_id: int
+    pixels: PixelSettings
 
 
 # Keys that do not matter to a tower.
