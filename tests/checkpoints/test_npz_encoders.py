@@ -117,9 +117,7 @@ def stacked(npz: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The same arrays with the layers of a tower stacked, as in the files of SigLIP 2."""
     groups: dict[str, list[np.ndarray]] = {}
     for name, x in npz.items():
-        groups.setdefault(
-            name.replace("encoderblock_0", "encoderblock").replace("encoderblock_1", "encoderblock"), []
-        ).append(x)
+        groups.setdefault(re.sub(r"encoderblock_\d", "encoderblock", name), []).append(x)
     return {name: np.stack(xs) if "encoderblock" in name else xs[0] for name, xs in groups.items()}
 
 
