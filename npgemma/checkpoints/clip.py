@@ -199,7 +199,7 @@ def read_tensors(model: Path, c: DualEncoderConfig) -> dict[str, Array]:
     """A model's tensors by the names that transformers 5 saves, mapped and checked, from its files or from OpenAI's.
 
     Every tensor that the config asks for must exist with its shape, and no other may. BadModel as for `by_saved_name`,
-    `Layout.check`, `readable` and `open_model`.
+    `check_towers`, `Layout.check`, `readable` and `open_model`.
     """
     stored = open_model(model)
     if any(unwrapped(name).endswith(OPENAI_HAS) for name in stored):
@@ -207,6 +207,7 @@ def read_tensors(model: Path, c: DualEncoderConfig) -> dict[str, Array]:
         layout.check(tensors, model)
         return translated(readable(tensors), layout, hf_layout(c))
     tensors = by_saved_name(stored, model, NAMES)
+    towers.check_towers(tensors, model)
     hf_layout(c).check(tensors, model)
     return readable(tensors)
 

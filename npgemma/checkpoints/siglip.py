@@ -217,9 +217,10 @@ def read_tensors(model: Path, c: DualEncoderConfig) -> dict[str, Array]:
     """A model's tensors by the names that transformers 5 saves, mapped and checked.
 
     Every tensor that the config asks for must exist with its shape, and no other may. BadModel as for `by_saved_name`,
-    `Layout.check`, `readable` and `open_model`.
+    `check_towers`, `Layout.check`, `readable` and `open_model`.
     """
     tensors = by_saved_name(open_model(model), model, NAMES)
+    towers.check_towers(tensors, model)
     hf_layout(c).check(tensors, model)
     return readable(tensors)
 

@@ -86,7 +86,7 @@ class ViTConfig:
 MODEL_TYPE = "vit"
 VISION = VisionConfig(768, 3072, 12, 12, patch_size=16, layer_norm_eps=1e-12, hidden_act="gelu")
 # The weights of AugReg were trained with this arithmetic. transformers reads them with that of VISION.
-NPZ_ARITHMETIC = {"layer_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh"}
+NPZ_VISION = replace(VISION, layer_norm_eps=1e-6, hidden_act="gelu_pytorch_tanh")
 HAS_DISTILLATION = "deit"
 MOST_LABELS = 1 << 20
 
