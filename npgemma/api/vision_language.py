@@ -2,18 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
-from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Literal, Unpack, overload
-
-import numpy as np
-from PIL import Image
 
 from npgemma.api import generation
 from npgemma.api.finite import computed
 from npgemma.api.generative import GenerativeModel
 from npgemma.api.guard import PictureGuard
-from npgemma.api.processor import PictureProcessor, Pictures
+from npgemma.api.processor import PictureProcessor, Pictures, as_pictures
 from npgemma.checkpoints import paligemma
 from npgemma.checkpoints.mask_vqvae import CODEC, read_mask_codec
 from npgemma.checkpoints.paligemma import PaliGemmaConfig
@@ -310,8 +306,7 @@ class VisionLanguageModel(GenerativeModel[PaliGemmaConfig, PaliGemma]):
         (1, 36, 128)
         """
         self.guard.check_files()
-        stack = [images] if isinstance(images, str | Path | Image.Image | np.ndarray) else images
-        read = [read_picture(image) for image in stack]
+        read = [read_picture(image) for image in as_pictures(images)]
         self.guard.check_memory([], len(read), 0)
         pixels = pixel_values(read, self.config.vision.image_size, self.config.pixels).astype(self.dtype, copy=False)
         return computed(self, partial(image_features, self.weights, pixels))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from npgemma.checkpoints import towers
+from npgemma.checkpoints.image_processor import CLIP_KINDS, CLIP_PIXELS, read_image_processor
 from npgemma.checkpoints.layout import FLOAT32, Layout, Part, make_layout, name_of, table, translated, within
 from npgemma.checkpoints.names import BUFFERS, HOLDERS, Names, by_saved_name, unwrapped, without_holders
 from npgemma.checkpoints.towers import DualEncoderConfig, TextConfig, VisionConfig
@@ -79,7 +80,7 @@ MODEL_TYPE = "clip"
 # CLIP ViT-B/32.
 VISION = VisionConfig(768, 3072, 12, 12, patch_size=32, layer_norm_eps=1e-5, hidden_act="quick_gelu")
 TEXT = TextConfig(49408, 512, 2048, 12, 8, 77, layer_norm_eps=1e-5, hidden_act="quick_gelu")
-DEFAULT = DualEncoderConfig(MODEL_TYPE, VISION, TEXT, 512, 49407)
+DEFAULT = DualEncoderConfig(MODEL_TYPE, VISION, TEXT, 512, 49407, CLIP_PIXELS)
 # What OpenAI's configs on the hub say instead of the end token: there transformers takes the largest id of a text,
 # which is the end token, the last of the vocabulary.
 WRONG_END = 2
@@ -98,7 +99,9 @@ def read_config(folder: Path) -> DualEncoderConfig:
 def read_sections(folder: Path) -> tuple[DualEncoderConfig, dict[str, Section]]:
     """The config of a model folder, and the files that it was read from. BadModel as for `read_config`."""
     s = read_section(member(folder, "config.json"))
-    return parse(s), {"config.json": s}
+    config = parse(s)
+    pixels, files = read_image_processor(folder, config.vision, CLIP_KINDS)
+    return replace(config, pixels=pixels), {"config.json": s} | files
 
 
 def parse(s: Section) -> DualEncoderConfig:
@@ -109,8 +112,8 @@ def parse(s: Section) -> DualEncoderConfig:
         each.ignore(HARMLESS)
     text = towers.read_text(inner, TEXT)
     end = inner.token("eos_token_id", DEFAULT.eos_token_id, max(text.vocab_size - 1, WRONG_END))
-    return DualEncoderConfig(
-        model_type=MODEL_TYPE,
+    return replace(
+        DEFAULT,
         vision=towers.read_vision(tower, VISION),
         text=text,
         embedding_size=s.count("projection_dim", DEFAULT.embedding_size, 65536),

@@ -29,14 +29,15 @@ IMAGE_SIZE = f"image_size in config.json; {VisionConfig.image_size} if it is mis
 
 HALF = (0.5, 0.5, 0.5)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-CLIP = PixelSettings(BICUBIC, keeps_shape=True, mean_and_std=(CLIP_MEAN, CLIP_STD), crop=True)
+CLIP_PIXELS = PixelSettings(BICUBIC, keeps_shape=True, mean_and_std=(CLIP_MEAN, CLIP_STD), crop=True)
+VIT_PIXELS = PixelSettings(BILINEAR)
 # The defaults of transformers' classes, for the size of the picture that the model reads. The other backends of a class
 # resize almost equally.
 DEFAULTS: Mapping[str, PixelSettings] = {
     "SiglipImageProcessor": PALIGEMMA,
-    "CLIPImageProcessor": CLIP,
-    "BitImageProcessor": CLIP,
-    "ViTImageProcessor": PixelSettings(BILINEAR),
+    "CLIPImageProcessor": CLIP_PIXELS,
+    "BitImageProcessor": CLIP_PIXELS,
+    "ViTImageProcessor": VIT_PIXELS,
     "DeiTImageProcessor": PixelSettings(BICUBIC, edge=256, crop=True),
 }
 BACKENDS = ("", "Fast", "Pil")

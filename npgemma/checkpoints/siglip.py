@@ -10,6 +10,7 @@ import numpy as np
 
 from npgemma.checkpoints import towers
 from npgemma.checkpoints.config_keys import TANH_GELU, check_common
+from npgemma.checkpoints.image_processor import SIGLIP_KINDS, read_image_processor
 from npgemma.checkpoints.layout import FLOAT32, Layout, Part, make_layout, name_of, table, within
 from npgemma.checkpoints.names import BUFFERS, HOLDERS, Names, by_saved_name, without_holders
 from npgemma.checkpoints.towers import DualEncoderConfig, TextConfig, VisionConfig
@@ -127,7 +128,9 @@ def read_config(folder: Path) -> DualEncoderConfig:
 def read_sections(folder: Path) -> tuple[DualEncoderConfig, dict[str, Section]]:
     """The config of a model folder, and the files that it was read from. BadModel as for `read_config`."""
     s = read_section(member(folder, "config.json"))
-    return parse(s), {"config.json": s}
+    config = parse(s)
+    pixels, files = read_image_processor(folder, config.vision, SIGLIP_KINDS)
+    return replace(config, pixels=pixels), {"config.json": s} | files
 
 
 def parse(s: Section) -> DualEncoderConfig:

@@ -9,7 +9,7 @@ from npgemma.checkpoints.config_keys import TANH_GELU, check_common
 from npgemma.checkpoints.footprint import Footprint, Run
 from npgemma.checkpoints.layout import table, within
 from npgemma.errors import BadModel
-from npgemma.io.pixels import PixelSettings
+from npgemma.io.pixels import PALIGEMMA, PixelSettings
 from npgemma.io.strict_json import Section, words
 from npgemma.layers.activations import Activation, gelu, gelu_erf, quick_gelu
 from npgemma.layers.norms import LayerNorm
@@ -134,7 +134,8 @@ class TextConfig:
 class DualEncoderConfig:
     """CLIP or SigLIP, by `model_type`.
 
-    Two towers, the width of their embeddings, the token that ends a text, and how pictures become pixel values.
+    Two towers, the width of their embeddings, the token that ends a text, and how pictures become numbers; SigLIP's do
+    as PaliGemma's.
     """
 
     model_type: str
@@ -142,7 +143,7 @@ class DualEncoderConfig:
     text: TextConfig
     embedding_size: int
     eos_token_id: int
-    pixels: PixelSettings
+    pixels: PixelSettings = PALIGEMMA
 
 
 # Keys that do not matter to a tower.
