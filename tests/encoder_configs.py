@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from npgemma.checkpoints.image_processor import CLIP_PIXELS
 from npgemma.checkpoints.towers import DualEncoderConfig, TextConfig, VisionConfig
 from npgemma.checkpoints.vit import ViTConfig
 
@@ -20,6 +21,7 @@ CLIP = DualEncoderConfig(
     text=replace(TEXT, layer_norm_eps=1e-5, hidden_act="gelu"),
     embedding_size=11,
     eos_token_id=9,
+    pixels=CLIP_PIXELS,
 )
 VIT = ViTConfig(replace(VISION, layer_norm_eps=1e-12, hidden_act="gelu"), ("cat", "dog", "bus", "cup", "hat"))
 

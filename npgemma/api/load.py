@@ -53,16 +53,14 @@ def load(
     ----------
     path : str or Path, optional
         A Hugging Face folder, a .safetensors file in one, or org/name[@revision] in the Hugging Face cache. By default
-        the embedded model, which knows drawn shapes and words alone. `tiny-gemma` is a language model of the package,
-        `tiny-siglip` a dual encoder.
+        the embedded model, which knows drawn shapes and words alone. `tiny-gemma` and `tiny-siglip` are others.
     dtype : {'float32', 'float64'}
         What is computed in; ValueError for another.
     resident : bool
         Widen all matrices to `dtype` in memory first. That takes longer and up to four times the space (12 GB for 3B
         parameters in float32); then tokens come sooner, and the files may be removed.
     adapter : str or Path, optional
-        A LoRA or DoRA adapter as PEFT saves it, or a folder that contains one; it is merged into the weights. For
-        PaliGemma and Gemma only.
+        A LoRA or DoRA adapter of a PaliGemma or a Gemma, as PEFT saves it, or a folder that contains one.
     max_memory : int, optional
         The most bytes a run may take; by default what is available.
     tokenizer : str or Path, optional
@@ -71,8 +69,7 @@ def load(
     Returns
     -------
     VisionLanguageModel, LanguageModel, DualEncoder or Classifier
-        For PaliGemma, for Gemma, for SigLIP and CLIP, and for ViT. `VisionLanguageModel.load` and its kin return their
-        own class alone.
+        For PaliGemma, Gemma, SigLIP or CLIP, and ViT. `VisionLanguageModel.load` and its kin return one class alone.
 
     Raises
     ------
@@ -88,9 +85,13 @@ def load(
     >>> model.generate(npgemma.sample_picture(), "caption en").text
     'a blue star, an orange ring and a green circle'
     """
-    module = module_of(folder_of(find_model(path)))
-    kind = next(each for each in CLASSES if module in each.checkpoints)
-    return kind.load(path, dtype, resident, adapter, max_memory, tokenizer)
+    return class_of(find_model(path)).load(path, dtype, resident, adapter, max_memory, tokenizer)
+
+
+def class_of(model: Path) -> type[AnyModel]:
+    """The class of a model. BadModel as for `module_of`."""
+    module = module_of(folder_of(model))
+    return next(each for each in CLASSES if module in each.checkpoints)
 
 
 def sample_picture() -> Path:

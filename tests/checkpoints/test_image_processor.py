@@ -16,7 +16,7 @@ from npgemma.checkpoints.image_processor import (
     VIT_KINDS,
     read_image_processor,
 )
-from npgemma.checkpoints.siglip import SiglipConfig
+from npgemma.checkpoints.towers import VisionConfig
 from npgemma.errors import BadModel
 from npgemma.io.model_folder import EMBEDDED
 from npgemma.io.pixels import PALIGEMMA, PixelSettings
@@ -145,7 +145,7 @@ BICUBIC, BILINEAR = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
 CLIP = PixelSettings(BICUBIC, keeps_shape=True, mean_and_std=CLIP_CHANNELS, crop=True)
 VIT = PixelSettings(BILINEAR)
 DEIT = PixelSettings(BICUBIC, edge=256, crop=True)
-VISION = SiglipConfig(image_size=224)
+VISION = VisionConfig(image_size=224)
 OPENAI = {  # openai/clip-vit-base-patch16
     "crop_size": 224,
     "do_center_crop": True,

@@ -16,7 +16,7 @@ from npgemma.checkpoints.image_processor import (
     VIT_KINDS,
     read_image_processor,
 )
-from npgemma.checkpoints.siglip import SiglipConfig
+from npgemma.checkpoints.towers import VisionConfig
 from npgemma.io.picture import read_picture
 from npgemma.io.pixels import pixel_values
 
@@ -76,7 +76,7 @@ class Family:
     def __init__(self, name: str, folder: Path) -> None:
         module, kinds, content = FAMILIES[name]
         (folder / "preprocessor_config.json").write_text(json.dumps(content))
-        self.settings, _ = read_image_processor(folder, SiglipConfig(image_size=224), kinds)
+        self.settings, _ = read_image_processor(folder, VisionConfig(image_size=224), kinds)
         package = importlib.import_module(f"transformers.models.{module}.image_processing_pil_{module}")
         found = next(each for each in vars(package) if each.endswith("ImageProcessorPil"))
         self.theirs = getattr(package, found).from_pretrained(folder)
