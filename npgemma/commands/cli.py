@@ -10,11 +10,11 @@ import os
 import sys
 from collections.abc import Callable
 
-from npgemma.api.generation import Model
-from npgemma.api.load import load
+from npgemma.api.load import AnyModel, load
 from npgemma.commands.ask import add_ask
 from npgemma.commands.batch import add_batch
 from npgemma.commands.chat import add_chat
+from npgemma.commands.classify import add_classify
 from npgemma.commands.convert import add_convert
 from npgemma.commands.demo import add_demo
 from npgemma.commands.flags import Version, WrongUsage
@@ -26,7 +26,7 @@ from npgemma.commands.streams import standard_streams
 from npgemma.errors import NpgemmaError
 
 
-def main(arguments: list[str] | None = None, load: Callable[..., Model] = load) -> int:
+def main(arguments: list[str] | None = None, load: Callable[..., AnyModel] = load) -> int:
     """Run one command; returns the exit status. `load` is how commands get a model."""
     failed = 1  # the exit status for a NpgemmaError
     if sys.stderr is None:  # a closed stderr
@@ -73,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_demo(commands.add_parser)
     add_ask(commands.add_parser, form)
     add_objects(commands.add_parser, form)
+    add_classify(commands.add_parser, form)
     add_chat(commands.add_parser, form)
     add_batch(commands.add_parser)
     add_models(commands.add_parser, form)

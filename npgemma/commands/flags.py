@@ -8,8 +8,11 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from npgemma.api import generation
+from npgemma.api.classifier import Classifier
+from npgemma.api.dual_encoder import DualEncoder
 from npgemma.api.generation import Model
 from npgemma.api.language import LanguageModel
+from npgemma.api.load import AnyModel
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.commands.output import INTERRUPTED, working
 from npgemma.decoding.options import GenerationOptions
@@ -152,13 +155,21 @@ class WrongUsage(Exception):
     """Flags that exclude each other: the command line says so and ends with 2."""
 
 
-def load_model(a: argparse.Namespace) -> VisionLanguageModel | LanguageModel:
+def load_any_model(a: argparse.Namespace) -> AnyModel:
     """The model that `model_flags` ask for."""
-    loaded: VisionLanguageModel | LanguageModel = a.load(
-        a.model, a.dtype, a.resident, a.adapter, a.max_memory, a.tokenizer
-    )
+    loaded: AnyModel = a.load(a.model, a.dtype, a.resident, a.adapter, a.max_memory, a.tokenizer)
     if a.max_pixels:
         loaded.processor.max_pixels = a.max_pixels
+    return loaded
+
+
+def load_model(a: argparse.Namespace) -> VisionLanguageModel | LanguageModel:
+    """The same, for commands that have a model write. BadModel for one that does not."""
+    loaded = load_any_model(a)
+    if isinstance(loaded, DualEncoder | Classifier):
+        raise BadModel(
+            f"{loaded.folder} ranks labels (npgemma classify) and writes no text; load a PaliGemma or a Gemma"
+        )
     return loaded
 
 
