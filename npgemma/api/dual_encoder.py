@@ -14,6 +14,7 @@ from npgemma.api.processor import Pictures, PixelProcessor, as_pictures
 from npgemma.checkpoints import clip, siglip
 from npgemma.checkpoints.towers import DualEncoderConfig
 from npgemma.errors import BadModel, BadPrompt
+from npgemma.io import clip_vocabulary, siglip_tokenizer
 from npgemma.io.clip_vocabulary import read_clip_tokenizer
 from npgemma.io.model_folder import EMBEDDED_PAIR
 from npgemma.io.picture import Picture
@@ -35,16 +36,17 @@ def as_texts(texts: Texts) -> Sequence[str]:
 
 
 class Kind(NamedTuple):
-    """What the two kinds of models differ in: the module that reads one, its functions, and its tokenizer."""
+    """What the two kinds of models differ in: the module that reads one, its functions, its tokenizer and its files."""
 
     checkpoint: ModuleType
     functions: ModuleType
     read_tokenizer: Callable[[Path, int, Path | None], TextTokenizer]
+    tokenizer_files: tuple[str, ...]
 
 
 KINDS: Mapping[str, Kind] = {
-    siglip.MODEL_TYPE: Kind(siglip, siglip_functions, read_siglip_tokenizer),
-    clip.MODEL_TYPE: Kind(clip, clip_functions, read_clip_tokenizer),
+    siglip.MODEL_TYPE: Kind(siglip, siglip_functions, read_siglip_tokenizer, siglip_tokenizer.FILES),
+    clip.MODEL_TYPE: Kind(clip, clip_functions, read_clip_tokenizer, clip_vocabulary.FILES),
 }
 
 

@@ -19,10 +19,11 @@ from npgemma.commands.convert import add_convert
 from npgemma.commands.demo import add_demo
 from npgemma.commands.flags import Version, WrongUsage
 from npgemma.commands.golden import add_compare, add_golden
-from npgemma.commands.models import add_models
+from npgemma.commands.inspect import add_inspect
 from npgemma.commands.objects import add_objects
 from npgemma.commands.output import INTERRUPTED, printable
 from npgemma.commands.streams import standard_streams
+from npgemma.commands.verify import add_verify
 from npgemma.errors import NpgemmaError
 
 
@@ -76,7 +77,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_classify(commands.add_parser, form)
     add_chat(commands.add_parser, form)
     add_batch(commands.add_parser)
-    add_models(commands.add_parser, form)
+    add_inspect(commands.add_parser, form)
+    add_verify(commands.add_parser, form)
     add_convert(commands.add_parser)
     add_golden(commands.add_parser)
     add_compare(commands.add_parser)

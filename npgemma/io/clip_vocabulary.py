@@ -17,6 +17,7 @@ from npgemma.io.tokenizer_json import MAX_ID, TOKENIZER_JSON, added_tokens, kind
 from npgemma.io.tokenizers import check_rows
 
 VOCAB, MERGES, OPENAI = "vocab.json", "merges.txt", "bpe_simple_vocab_16e6.txt.gz"
+FILES = (TOKENIZER_JSON, VOCAB, OPENAI)  # the first one in a model folder is read
 CLIP = Family("openai/clip-vit-base-patch16")
 MAX_BYTES = 50_000_000  # the largest of CLIP's files has 3 MB
 OPENAI_MERGES = 48_894  # after the first line; OpenAI leaves the rest unused
@@ -56,7 +57,7 @@ def read_clip_tokenizer(folder: Path, rows: int = MAX_ID, file: Path | None = No
 
 def tokenizer_of(folder: Path) -> Path:
     """The file that the tokenizer of a model folder is read from. BadModel if there is none."""
-    for name in (TOKENIZER_JSON, VOCAB, OPENAI):
+    for name in FILES:
         if (path := member(folder, name)).exists():
             return path
     needed = f"{folder / VOCAB} is missing, and so are {TOKENIZER_JSON} and {OPENAI}: texts need one of them"

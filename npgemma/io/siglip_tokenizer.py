@@ -29,6 +29,7 @@ from npgemma.io.tokenizers import (
 )
 
 SPIECE = "spiece.model"
+FILES = (SPIECE, TOKENIZER, TOKENIZER_JSON)  # the first one in a model folder is read
 SIGLIP = Family("google/siglip-base-patch16-224")
 END, UNKNOWN = "</s>", "<unk>"
 GEMMA_END, GEMMA_PAD = "<eos>", "<pad>"
@@ -131,7 +132,7 @@ def read_siglip_tokenizer(folder: Path, rows: int = MAX_ID, file: Path | None = 
 
 def tokenizer_of(folder: Path) -> Path:
     """The file that the tokenizer of a model folder is read from. BadModel if there is none."""
-    for name in (SPIECE, TOKENIZER, TOKENIZER_JSON):
+    for name in FILES:
         if (path := member(folder, name)).exists():
             return path
     needed = f"{folder / SPIECE} is missing, and so are {TOKENIZER} and {TOKENIZER_JSON}: texts need one of them"
