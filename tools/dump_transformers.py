@@ -1,6 +1,7 @@
-"""Dump what transformers' PaliGemma computes, under transformers' own names, as the author of a port would.
+"""Dump what transformers' PaliGemma or Gemma computes, under its own names, as the author of a port would.
 
     python tools/dump_transformers.py npgemma/assets/tiny npgemma/assets/sample.png "caption en" -o dump.safetensors
+    python tools/dump_transformers.py gemma-3-1b-it "Why is the sky blue?" -o dump.safetensors
     npgemma compare golden.safetensors dump.safetensors --preset transformers
 
 A forward hook on every module keeps its output. For tensors that no module returns, a hook keeps the input of the
@@ -9,6 +10,7 @@ transformers_bugs.py.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -18,43 +20,49 @@ from types import ModuleType
 from unittest import mock
 
 import torch
+import transformers
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import Cache, PaliGemmaForConditionalGeneration
-from transformers_bugs import BUGS, BUGS_2
+from transformers import Cache, PreTrainedModel
+from transformers_bugs import BUGS, BUGS_2, BUGS_3, decoder_of
 
 import npgemma
 
 # Modules whose inputs are kept: the heads before the output projection, the MLP's hidden row, the middle of a layer.
 INPUTS = ("o_proj", "out_proj", "down_proj", "fc2", "layer_norm2")
 INPUTS += ("post_attention_layernorm", "pre_feedforward_layernorm")
+# By model_type.
+CLASSES = {
+    "paligemma": "PaliGemmaForConditionalGeneration",
+    "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+}
 
 
-def load_model(folder: Path, dtype: torch.dtype, attention: str) -> PaliGemmaForConditionalGeneration:
+def load_model(folder: Path, dtype: torch.dtype, attention: str) -> PreTrainedModel:
     """The model of a folder; `attention` is 'eager' or 'sdpa'.
 
-    transformers prefers sdpa where a part of the model supports it; the decoder of PaliGemma 2 does not, since the
-    kernel does not cap scores.
+    transformers prefers sdpa where a part of the model supports it; the decoder of Gemma 2 does not, since the kernel
+    does not cap scores.
     """
     wanted = None if attention == "sdpa" else attention
-    model = PaliGemmaForConditionalGeneration.from_pretrained(folder, dtype=dtype, attn_implementation=wanted)
-    return model.eval()
+    kind = getattr(transformers, CLASSES[json.loads((folder / "config.json").read_text())["model_type"]])
+    return kind.from_pretrained(folder, dtype=dtype, attn_implementation=wanted).eval()
 
 
-def make_inputs(folder: Path, picture: Path, prompt: str) -> dict[str, Tensor]:
-    """Ids, types and pixels from npgemma's processor, which equal those of transformers."""
-    inputs = npgemma.load(folder).processor([[picture]], [prompt])
-    return {
-        "input_ids": torch.from_numpy(inputs.input_ids[0])[None],
-        "token_type_ids": torch.from_numpy(inputs.token_type_ids[0])[None],
-        "pixel_values": torch.from_numpy(inputs.pixel_values),
-    }
+def make_inputs(folder: Path, pictures: Sequence[Path], prompt: str) -> dict[str, Tensor]:
+    """Ids, and for pictures types and pixels, from npgemma's processor, which equal those of transformers."""
+    inputs = npgemma.load(folder).processor([list(pictures)], [prompt])
+    ids = {"input_ids": torch.from_numpy(inputs.input_ids[0])[None]}
+    if not pictures:
+        return ids
+    types, pixels = inputs.token_type_ids[0], inputs.pixel_values
+    return ids | {"token_type_ids": torch.from_numpy(types)[None], "pixel_values": torch.from_numpy(pixels)}
 
 
 @torch.no_grad()
-def dump(
-    model: PaliGemmaForConditionalGeneration, inputs: dict[str, Tensor], ids: Sequence[int] = ()
-) -> dict[str, Tensor]:
+def dump(model: PreTrainedModel, inputs: dict[str, Tensor], ids: Sequence[int] = ()) -> dict[str, Tensor]:
     """Every tensor of the prefill, and of a step for each of `ids` under `steps.{n}.`."""
     found, cache = dict(inputs), None
     for n, token in enumerate([None, *ids]):
@@ -82,25 +90,33 @@ class Hooks:
                 raise RuntimeError(f"{self.scope + name} was computed twice")
             self.found[self.scope + name] = x.clone()
 
-    def output(self, name: str, module: object, args: tuple, kwargs: dict, output: object) -> None:
-        self.keep(name, output[0] if isinstance(output, tuple) else output)
+    def output(self, name: str, module: torch.nn.Module, args: tuple, kwargs: dict, output: object) -> None:
+        first, *more = output if isinstance(output, tuple) else [output]
+        if name.endswith("rotary_emb"):  # Gemma 3 calls it for each kind of layer, which it names
+            for part, x in zip(("cos", "sin"), (first, *more), strict=True):
+                self.keep(".".join([name, *args[2:], part]), x)
+            return
+        self.keep(name, first)
         if name.endswith("self_attn"):
-            self.keep(f"{name}.probs", output[1])
-        if name.endswith("rotary_emb"):
-            self.keep(f"{name}.sin", output[1])
+            self.keep(f"{name}.probs", more[0])
 
-    def input(self, name: str, module: object, args: tuple, kwargs: dict) -> None:
+    def input(self, name: str, module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
         if name.endswith("self_attn"):
             self.attention = name
         if name.rpartition(".")[2] in INPUTS:
             self.keep(f"{name}.input", args[0])
-        if name.endswith("language_model"):
-            self.keep("inputs_embeds", kwargs["inputs_embeds"])
+        if name.endswith("layers.0") and "position_ids" in kwargs:  # the tower's layers have none
+            self.keep("inputs_embeds", args[0])
             self.keep("position_ids", kwargs["position_ids"])
-            masks = kwargs["attention_mask"]
-            for kind, mask in masks.items() if isinstance(masks, dict) else [("", masks)]:
-                seen = mask if mask is None or mask.dtype == torch.bool else mask == 0
-                self.keep(f"attention_mask.{kind}".removesuffix("."), seen)
+        if "position_embeddings" in kwargs and name.endswith("self_attn"):
+            self.mask(module, kwargs["attention_mask"])
+
+    def mask(self, attention: torch.nn.Module, mask: Tensor | None) -> None:
+        """Keep the mask of the first layer of each kind. There is none where the kernel knows that it is causal."""
+        kinds = getattr(attention.config, "layer_types", None)
+        name = f"attention_mask.{kinds[attention.layer_idx]}" if kinds else "attention_mask"
+        if self.scope + name not in self.found:
+            self.keep(name, mask if mask is None or mask.dtype == torch.bool else mask == 0)
 
     def rotate(self, original: Callable, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
         rotated = original(*args, **kwargs)
@@ -116,12 +132,12 @@ class Hooks:
         return seen
 
 
-def code_of(model: PaliGemmaForConditionalGeneration) -> ModuleType:
-    """transformers' file of the decoder: modeling_gemma or modeling_gemma2."""
-    return sys.modules[type(model.model.language_model).__module__]
+def code_of(model: PreTrainedModel) -> ModuleType:
+    """transformers' file of the decoder: modeling_gemma, modeling_gemma2 or modeling_gemma3."""
+    return sys.modules[type(decoder_of(model)).__module__]
 
 
-def recording(model: PaliGemmaForConditionalGeneration, found: dict[str, Tensor], scope: str) -> ExitStack:
+def recording(model: PreTrainedModel, found: dict[str, Tensor], scope: str) -> ExitStack:
     """While it is open, `found` receives the tensors of every module."""
     stack, hooks = ExitStack(), Hooks(found, scope)
     code, update = code_of(model), Cache.update
@@ -140,7 +156,7 @@ def recording(model: PaliGemmaForConditionalGeneration, found: dict[str, Tensor]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model", type=Path)
-    parser.add_argument("picture", type=Path)
+    parser.add_argument("pictures", type=Path, nargs="*")
     parser.add_argument("prompt")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="a .safetensors file")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -148,13 +164,13 @@ def main() -> None:
     parser.add_argument(
         "--ids", type=int, nargs="*", default=[], help="tokens to decode after the prefill, a step each"
     )
-    parser.add_argument("--bug", choices=BUGS | BUGS_2, help="plant this mistake first")
+    parser.add_argument("--bug", choices=BUGS | BUGS_2 | BUGS_3, help="plant this mistake first")
     a = parser.parse_args()
     model = load_model(a.model, getattr(torch, a.dtype), a.attention)
     with ExitStack() as stack:
         if a.bug:
-            (BUGS | BUGS_2)[a.bug].plant(model, stack)
-        tensors = dump(model, make_inputs(a.model, a.picture, a.prompt), a.ids)
+            (BUGS | BUGS_2 | BUGS_3)[a.bug].plant(model, stack)
+        tensors = dump(model, make_inputs(a.model, a.pictures, a.prompt), a.ids)
     temporary = a.output.with_name(f".{a.output.name}")
     save_file(tensors, temporary)
     temporary.replace(a.output)

@@ -9,7 +9,7 @@ from mutations import Variant, changing, computing, in_layer
 from random_models import WINDOW
 
 from npgemma.layers.activations import softmax
-from npgemma.models.gemma import Attention, Block
+from npgemma.models.gemma import Attention, Block, Decoder
 from npgemma.models.paligemma import PaliGemma
 
 Array = np.ndarray
@@ -18,11 +18,6 @@ Array = np.ndarray
 def in_text(**changes: object) -> Callable[[PaliGemma], PaliGemma]:
     """The model with fields of its decoder changed."""
     return lambda p: dataclasses.replace(p, text=dataclasses.replace(p.text, **changes))
-
-
-def in_attention(change: Callable[[Attention], Attention]) -> Callable[[PaliGemma], PaliGemma]:
-    """The model with the attention of each layer changed."""
-    return in_layer("text", -1, attn=change)
 
 
 def windows_on_odd_layers(p: PaliGemma) -> PaliGemma:
@@ -101,11 +96,21 @@ def normed_after_rope(name: str, seen: Mapping[str, Array]) -> Array:
     return rotated(x, seen[f"{name}.cos"], seen[f"{name}.sin"]) * factor
 
 
-def on_global_layers(**changes: object) -> Callable[[PaliGemma], PaliGemma]:
+def in_attention(change: Callable[[Attention], Attention]) -> Callable[[Decoder], Decoder]:
+    """The decoder with the attention of each layer changed."""
+
+    def weights(p: Decoder) -> Decoder:
+        blocks = (dataclasses.replace(block, attn=change(block.attn)) for block in p.blocks)
+        return dataclasses.replace(p, blocks=tuple(blocks))
+
+    return weights
+
+
+def on_global_layers(**changes: object) -> Callable[[Decoder], Decoder]:
     return in_attention(lambda attn: attn if attn.window else dataclasses.replace(attn, **changes))
 
 
-def on_local_layers(**changes: object) -> Callable[[PaliGemma], PaliGemma]:
+def on_local_layers(**changes: object) -> Callable[[Decoder], Decoder]:
     return in_attention(lambda attn: dataclasses.replace(attn, **changes) if attn.window else attn)
 
 

@@ -9,9 +9,11 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import numpy as np
 
+from npgemma.api.processor import Inputs
 from npgemma.golden.record import Case
 from npgemma.golden.rounding import FLOAT32, HF_EAGER, HF_SDPA, rounding
 from npgemma.layers import activations, packed
@@ -37,7 +39,7 @@ class Variant:
 
     block: str = ""
     tap: MakeTap = lambda: silent
-    weights: Callable[[PaliGemma], PaliGemma] = lambda p: p
+    weights: Callable[[Any], Any] = lambda p: p
     case: Callable[[Case], Case] = lambda case: case
     replacements: tuple[tuple[object, str, object], ...] = ()
 
@@ -134,8 +136,9 @@ def by_columns(x: Array) -> Array:
 
 def ids_without(position: int) -> Callable[[Case], Case]:
     def case(case: Case) -> Case:
-        kept = {name: np.delete(getattr(case, name), position) for name in ("input_ids", "token_type_ids")}
-        return dataclasses.replace(case, **kept)
+        (ids,), (types,), *pictures = case.inputs
+        kept = Inputs([np.delete(ids, position)], [np.delete(types, position)], *pictures)
+        return dataclasses.replace(case, inputs=kept)
 
     return case
 

@@ -9,7 +9,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
-from transformers import PaliGemmaForConditionalGeneration, masking_utils
+from transformers import PaliGemmaForConditionalGeneration, PreTrainedModel, masking_utils
 from transformers.models.gemma import modeling_gemma
 from transformers.models.gemma2 import modeling_gemma2
 from transformers.models.paligemma import modeling_paligemma
@@ -20,7 +20,12 @@ class Bug:
     """A mistake. `plant` makes it in a model until the stack closes; `block` is npgemma's block where it first acts."""
 
     block: str
-    plant: Callable[[PaliGemmaForConditionalGeneration, ExitStack], object]
+    plant: Callable[[PreTrainedModel, ExitStack], object]
+
+
+def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The decoder of a PaliGemma, or of a language model."""
+    return getattr(model.model, "language_model", model.model)
 
 
 def theta(model: PaliGemmaForConditionalGeneration, stack: ExitStack) -> None:
@@ -107,8 +112,8 @@ BUGS = {
 # -------------------------------------------------------------------------------------------------------- PaliGemma 2
 
 
-def layers_of(model: PaliGemmaForConditionalGeneration) -> torch.nn.ModuleList:
-    return model.model.language_model.layers
+def layers_of(model: PreTrainedModel) -> torch.nn.ModuleList:
+    return decoder_of(model).layers
 
 
 def scores_uncapped(model: PaliGemmaForConditionalGeneration, stack: ExitStack) -> None:
@@ -187,4 +192,26 @@ BUGS_2 = {
     "prefix_under_window": Bug("prompts.0.near", prefix_under_window),
     "attn_post_norm_forgotten": Bug("text.layers.2", partial(skipped, "post_attention_layernorm", 2)),
     "mlp_post_norm_forgotten": Bug("text.layers.1", partial(skipped, "post_feedforward_layernorm", 1)),
+}
+
+
+# ------------------------------------------------------------------------------------------------------------- Gemma 3
+
+
+def local_theta(model: PreTrainedModel, stack: ExitStack) -> None:
+    """Layers without a window rotate by the theta of those with one."""
+    rotary = decoder_of(model).rotary_emb
+    factor = model.config.rope_parameters["full_attention"]["factor"]
+    rotary.full_attention_inv_freq = rotary.sliding_attention_inv_freq / factor
+
+
+def heads_not_normed(model: PreTrainedModel, stack: ExitStack) -> None:
+    for layer in layers_of(model):
+        for norm in (layer.self_attn.q_norm, layer.self_attn.k_norm):
+            stack.enter_context(mock.patch.object(norm, "forward", lambda x: x))
+
+
+BUGS_3 = {
+    "local_theta": Bug("text.layers.1", local_theta),
+    "heads_not_normed": Bug("text.layers.0", heads_not_normed),
 }

@@ -1,4 +1,4 @@
-"""Many pictures: several jobs run at a time, decoded together as rows; when one ends, the next takes its place.
+"""Many prompts: several jobs run at a time, decoded together as rows; when one ends, the next takes its place.
 
 Every step of the decoder reads all weights, for one row or for many, so N answers at once take hardly longer than one.
 """
@@ -38,7 +38,7 @@ class JobResult:
     generation : Generation or None
         The answer; None after an error.
     size : tuple of int
-        Width and height of the job's first picture, in pixels.
+        Width and height of the job's first picture, in pixels; (0, 0) without one.
     error : str or None
         What prevented an answer, in one sentence; None if there is an answer.
     score : Score or None
@@ -95,16 +95,16 @@ def answer_jobs(
 
     Parameters
     ----------
-    model : VisionLanguageModel
+    model : VisionLanguageModel or LanguageModel
         The model that answers.
     jobs : iterable of Job
         Each is read only when it can start.
     in_flight : int
         How many run at a time.
     score : bool
-        Also score each job's suffix, as `VisionLanguageModel.score` does; a job without one is an error.
+        Also score each job's suffix, as the model's `score` does; a job without one is an error.
     **options
-        As for `VisionLanguageModel.stream`.
+        As for the model's `stream`.
 
     Returns
     -------

@@ -14,7 +14,7 @@ from npgemma.decoding.beams import Beam, beam_search
 from npgemma.decoding.loop import Limits, Token, generate_tokens
 from npgemma.decoding.options import GenerationOptions
 from npgemma.decoding.scoring import Score, score_answers
-from npgemma.decoding.text import Detokenizer, Generation, Transcript
+from npgemma.decoding.text import Detokenizer, Generation, Transcript, pieces
 from npgemma.errors import BadPrompt
 from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import Tap, silent
@@ -26,17 +26,31 @@ Model: TypeAlias = GenerativeModel[Any, Any]
 
 
 def generate(
-    model: Model, images: Sequence[Pictures], prompts: Sequence[str], options: GenerationOptions
+    model: Model,
+    images: Sequence[Pictures],
+    prompts: Sequence[str],
+    options: GenerationOptions,
+    ends: Sequence[int] | None = None,
 ) -> list[Generation]:
-    """The answers to all prompts, `num_return_sequences` of them for each, next to each other."""
+    """The answers to all prompts, `num_return_sequences` of them for each, next to each other; `ends` as for `tokens`.
+
+    A beam search ends at the tokens of the config.
+    """
     if options.num_beams > 1:
         check_pairs(images, prompts)
         pairs = zip(images, prompts, strict=True)
         return [answer for image, prompt in pairs for answer in search(model, image, prompt, options)]
     transcript = Transcript(detokenizer(model, options), len(prompts) * options.num_return_sequences)
-    for token in tokens(model, images, prompts, options):
+    for token in tokens(model, images, prompts, options, ends):
         transcript.add(token)
     return transcript.generations()
+
+
+def stream(
+    model: Model, images: Pictures, prompt: str, options: GenerationOptions, ends: Sequence[int] | None = None
+) -> Iterator[str]:
+    """The one answer to one prompt, piece by piece; `ends` as for `tokens`."""
+    return pieces(detokenizer(model, options), tokens(model, [images], [prompt], options, ends))
 
 
 def tokens(
@@ -46,7 +60,10 @@ def tokens(
     options: GenerationOptions,
     ends: Sequence[int] | None = None,
 ) -> Iterator[Token]:
-    """The tokens of all sequences as they are chosen, step by step; `ends` as for `limits`."""
+    """The tokens of all sequences as they are chosen, step by step.
+
+    An answer ends at one of the tokens `ends`, by default at those of the config.
+    """
     if not prompts:
         return iter(())
     inputs = read_inputs(model, images, prompts, options)
@@ -97,12 +114,10 @@ def detokenizer(model: Model, options: GenerationOptions) -> Detokenizer:
 
 
 def limits(model: Model, options: GenerationOptions = DEFAULTS, ends: Sequence[int] | None = None) -> Limits:
-    """Where an answer ends: at one of `ends`, by default those of the config.
-
-    Rows that only fill the embedding table are never chosen.
-    """
-    has_stopped, ends = detokenizer(model, options).has_stopped, ends or model.config.eos_token_ids
-    return Limits(options.max_new_tokens, ends, len(model.tokenizer), has_stopped, model.never)
+    """Where an answer ends; `ends` as for `tokens`. Rows that only fill the embedding table are never chosen."""
+    eos = model.config.eos_token_ids if ends is None else ends
+    has_stopped = detokenizer(model, options).has_stopped
+    return Limits(options.max_new_tokens, eos, len(model.tokenizer), has_stopped, model.never)
 
 
 def read_inputs(model: Model, images: Sequence[Pictures], prompts: Sequence[str], options: GenerationOptions) -> Inputs:

@@ -46,6 +46,11 @@ class GenerativeModel(LoadedModel[Config, Weights], Generic[Config, Weights]):
         return found
 
     @property
+    def bos_id(self) -> int:
+        """The token that begins a text: the tokenizer's, as in transformers, or the config's if it has none."""
+        return self.tokenizer.specials.get("<bos>", self.config.bos_token_id)
+
+    @property
     @abstractmethod
     def processor(self) -> Processor:
         """Turns prompts, and pictures where the model reads any, into inputs."""
@@ -53,7 +58,7 @@ class GenerativeModel(LoadedModel[Config, Weights], Generic[Config, Weights]):
     @property
     @abstractmethod
     def decoder(self) -> Decoder:
-        """The part of the weights that writes."""
+        """The Gemma decoder among the weights."""
 
     @property
     def never(self) -> tuple[int, ...]:

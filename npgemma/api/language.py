@@ -15,7 +15,7 @@ from npgemma.checkpoints.chat_template import read_chat_template
 from npgemma.checkpoints.language_model import LanguageModelConfig
 from npgemma.decoding.options import GenerationKeywords, GenerationOptions, SamplingKeywords, StreamKeywords
 from npgemma.decoding.scoring import Score
-from npgemma.decoding.text import Generation, Transcript, pieces
+from npgemma.decoding.text import Generation
 from npgemma.io.model_folder import EMBEDDED_LANGUAGE
 from npgemma.layers.shapes import Array, Float, Int
 from npgemma.layers.taps import Tap, checked, silent
@@ -59,8 +59,7 @@ class LanguageModel(GenerativeModel[LanguageModelConfig, Decoder]):
 
     @cached_property
     def processor(self) -> TextProcessor:
-        bos_id = self.tokenizer.specials.get("<bos>", self.config.bos_token_id)
-        return TextProcessor(self.tokenizer, bos_id, self.config.text.vocab_size)
+        return TextProcessor(self.tokenizer, self.bos_id, self.config.text.vocab_size)
 
     def forward(self, input_ids: Int[Array, "T"], tap: Tap = silent) -> Float[Array, "T V"]:
         """Run one sequence and return the logits of every row: row t scores the token after input_ids[t].
@@ -169,7 +168,7 @@ class LanguageModel(GenerativeModel[LanguageModelConfig, Decoder]):
         [' Mad', 'rid', '.']
         """
         read = GenerationOptions(**options).single()
-        return pieces(generation.detokenizer(self, read), generation.tokens(self, [()], [prompt], read))
+        return generation.stream(self, (), prompt, read)
 
     def generate_ids(
         self,
@@ -270,10 +269,8 @@ class LanguageModel(GenerativeModel[LanguageModelConfig, Decoder]):
         'The capital of Italy is Rome.'
         """
         read = GenerationOptions(**options).single()
-        transcript = Transcript(generation.detokenizer(self, read), 1)
-        for token in generation.tokens(self, [()], [self.chat_prompt(messages)], read, self.chat_ends):
-            transcript.add(token)
-        return transcript.generation(0)
+        (answer,) = generation.generate(self, [()], [self.chat_prompt(messages)], read, self.chat_ends)
+        return answer
 
     def stream_chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[StreamKeywords]) -> Iterator[str]:
         """Answer the last message of a conversation piece by piece. Raises as `chat` does.
@@ -295,8 +292,7 @@ class LanguageModel(GenerativeModel[LanguageModelConfig, Decoder]):
         ['I', ' only', ' know', ' capitals', '.']
         """
         read = GenerationOptions(**options).single()
-        tokens = generation.tokens(self, [()], [self.chat_prompt(messages)], read, self.chat_ends)
-        return pieces(generation.detokenizer(self, read), tokens)
+        return generation.stream(self, (), self.chat_prompt(messages), read, self.chat_ends)
 
     def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """The text of a conversation in Gemma's format, for the model to continue. Raises as `chat` does.

@@ -35,14 +35,15 @@ class LoadedModel(ABC, Generic[Config, Weights]):
 
     def __init__(
         self,
-        folder: Path,
+        path: Path,
         config: Config,
         weights: Weights,
         dtype: np.dtype,
         guard: Guard[Config] | None = None,
         tokenizer_file: Path | None = None,
     ) -> None:
-        self.folder = folder
+        self.path = path  # a folder, or a .safetensors file
+        self.folder = folder_of(path)
         self.config = config
         self.weights = weights
         self.dtype = dtype
@@ -143,7 +144,7 @@ class LoadedModel(ABC, Generic[Config, Weights]):
         guard = cls.guard_type(
             config, dtype, {} if resident else files, Budget(weights, held, max_memory, weights - held)
         )
-        return cls(folder, config, checkpoint.weights(tensors, config, dtype), dtype, guard, pieces)
+        return cls(model, config, checkpoint.weights(tensors, config, dtype), dtype, guard, pieces)
 
     @classmethod
     def changes(cls, adapter: str | Path, checkpoint: ModuleType) -> Adapter:

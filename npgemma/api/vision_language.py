@@ -15,7 +15,7 @@ from npgemma.checkpoints.mask_vqvae import CODEC, read_mask_codec
 from npgemma.checkpoints.paligemma import PaliGemmaConfig
 from npgemma.decoding.options import GenerationKeywords, GenerationOptions, SamplingKeywords, StreamKeywords
 from npgemma.decoding.scoring import Score
-from npgemma.decoding.text import Generation, pieces
+from npgemma.decoding.text import Generation
 from npgemma.io.model_folder import EMBEDDED, member
 from npgemma.io.picture import Picture, read_picture
 from npgemma.io.pixels import pixel_values
@@ -66,9 +66,8 @@ class VisionLanguageModel(GenerativeModel[PaliGemmaConfig, PaliGemma]):
     @cached_property
     def processor(self) -> PictureProcessor:
         c = self.config
-        bos_id = self.tokenizer.specials.get("<bos>", c.bos_token_id)  # transformers does not read the config's
         return PictureProcessor(
-            self.tokenizer, c.vision.image_size, c.vision.num_patches, bos_id, c.eos_token_ids[0], c.pixels
+            self.tokenizer, c.vision.image_size, c.vision.num_patches, self.bos_id, c.eos_token_ids[0], c.pixels
         )
 
     def forward(
@@ -213,7 +212,7 @@ class VisionLanguageModel(GenerativeModel[PaliGemmaConfig, PaliGemma]):
         ' star'
         """
         read = GenerationOptions(**options).single()
-        return pieces(generation.detokenizer(self, read), generation.tokens(self, [image], [prompt], read))
+        return generation.stream(self, image, prompt, read)
 
     def generate_ids(
         self,

@@ -122,7 +122,8 @@ def read_adapter(folder: Path, names: Names = NAMES) -> Adapter:
             if "lora_B.bias" in part:
                 shifts[names.saved_name(f"{module}.bias")] = update.scale * widened(part["lora_B.bias"], FLOAT64)
     if not (added or whole or tables or rows):
-        raise BadModel(f"{path} contains no tensors; the adapter was not saved completely")
+        what = "it was not saved completely, or is that of another model"
+        raise BadModel(f"{path} contains no tensors that change this model: {what}")
     if config.values.get("trainable_token_indices") and not rows:
         raise BadModel(f"{path} has no trainable_tokens_delta, the rows of trainable_token_indices in {config.where}")
     return Adapter(path, names, added, whole, tables, rows, shifts)

@@ -32,8 +32,10 @@ def read_chat_template(folder: Path) -> tuple[str, str]:
 
 
 def text_of(path: Path) -> str:
-    """The text of a file. BadModel if it cannot be read or is not UTF-8."""
+    """The text of a file. BadModel if it cannot be read, is large or is not UTF-8."""
     try:
+        if path.stat().st_size > MAX_BYTES:
+            raise BadModel(f"{path} cannot be read: it is larger than {MAX_BYTES // 1_000_000} MB")
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BadModel(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}") from None

@@ -154,13 +154,15 @@ def read(s: Section, defaults: dict[str, GemmaConfig]) -> GemmaConfig:
 
 
 def read_caps(s: Section, d: GemmaConfig) -> GemmaConfig:
-    """The factor of the scores and the caps of Gemma 2 and 3. null means no cap, a missing key the cap of `d`."""
-    if d.attn_logit_softcapping is None:  # Gemma 3: transformers reads the key and does not cap
-        s.require("attn_logit_softcapping")
+    """The factor of the scores and the caps of Gemma 2 and 3. null means no cap, a missing key the cap of `d`.
+
+    Gemma 3 does not cap scores, whatever its config says: transformers has the key and no use for it.
+    """
+    cap = s.positive_or_null("attn_logit_softcapping", d.attn_logit_softcapping)
     return replace(
         d,
         query_pre_attn_scalar=s.count("query_pre_attn_scalar", d.query_pre_attn_scalar or d.head_dim, 65536),
-        attn_logit_softcapping=s.positive_or_null("attn_logit_softcapping", d.attn_logit_softcapping),
+        attn_logit_softcapping=None if d.attn_logit_softcapping is None else cap,
         final_logit_softcapping=s.positive_or_null("final_logit_softcapping", d.final_logit_softcapping),
     )
 

@@ -10,8 +10,8 @@ SPECIAL_TOKENS = words("""
     bos_token eos_token unk_token sep_token pad_token cls_token mask_token image_token boi_token eoi_token
     additional_special_tokens extra_special_tokens
 """)
-# The keys of the files that describe a tokenizer. Those about <bos>, padding, truncation and chats do not matter: the
-# processor sets them itself.
+# The keys of the files that describe a tokenizer. Those about <bos>, padding and truncation do not matter: the
+# processor sets them itself. `chat` reads the chat template.
 TOKENIZER_FILES = {
     "tokenizer_config.json": SPECIAL_TOKENS
     | words("""

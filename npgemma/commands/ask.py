@@ -16,6 +16,7 @@ from npgemma.commands.flags import (
     WrongUsage,
     generate,
     load_model,
+    load_vision_language_model,
     model_flags,
     options,
     positive,
@@ -88,10 +89,9 @@ def run_prompt(a: argparse.Namespace) -> int:
     chosen = options(a)  # wrong usage is reported before a model is loaded
     prompt = a.prompt(a)
     if not a.images:
-        if is_file(prompt):
-            raise WrongUsage(f"{printable(prompt)} is a file; give a prompt after it, such as 'caption en'")
+        require_text(prompt)
         a.model = a.model or EMBEDDED_LANGUAGE_MODEL
-    model = load_model(a)
+    model = load_vision_language_model(a) if a.images else load_model(a)
     if not a.images and isinstance(model, VisionLanguageModel):
         raise WrongUsage(f"{printable(a.model)} answers about pictures; name one before the prompt")
     if a.format == "text" and chosen.num_beams == chosen.num_return_sequences == 1:
@@ -107,6 +107,12 @@ def run_prompt(a: argparse.Namespace) -> int:
         note_answers(a, model, answers)
     note_embedded(model, a.images)
     return status
+
+
+def require_text(prompt: str) -> None:
+    """WrongUsage if the only argument is a file, such as a picture without a prompt."""
+    if is_file(prompt):
+        raise WrongUsage(f"{printable(prompt)} is a file; give a prompt after it, such as 'caption en'")
 
 
 def is_file(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""batch: many pictures, several at a time, each result on the disk as soon as it is there."""
+"""batch: many prompts, several at a time, each result on the disk as soon as it is there."""
 
 import argparse
 import re
@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from npgemma.api.batch import IN_FLIGHT, Batch, JobResult
-from npgemma.commands.flags import AddParser, WrongUsage, answer_flags, load_model, options, positive
+from npgemma.api.vision_language import VisionLanguageModel
+from npgemma.commands.flags import (
+    AddParser,
+    WrongUsage,
+    answer_flags,
+    load_model,
+    load_vision_language_model,
+    options,
+    positive,
+)
 from npgemma.commands.notes import note_embedded
 from npgemma.commands.output import INTERRUPTED, WIPE, model_name, printable, score_fields
 from npgemma.errors import shortened
@@ -25,14 +34,14 @@ def add_batch(add_parser: AddParser) -> None:
     batch = add_parser(
         "batch",
         parents=[answer_flags(argparse.ArgumentParser(add_help=False))],
-        help="answer many prompts, about pictures or not",
+        help="answer prompts about many pictures, or continue many texts",
     )
     batch.add_argument(
         "jobs",
         type=Path,
         metavar="JOBS",
-        help='a file of lines {"id": ..., "image": ..., "prompt": ...} (or "prefix", and a "suffix" to score; '
-        '"image" is [] for a language model), or a folder of pictures (not of folders)',
+        help='a file of lines {"id": ..., "image": ..., "prompt": ...} (or "prefix", and a "suffix" to score; no '
+        '"image" for a language model), or a folder of pictures (not of folders)',
     )
     batch.add_argument("prompt", nargs="?", metavar="PROMPT", help="for a folder: the prompt for every picture")
     batch.add_argument(
@@ -48,7 +57,7 @@ def add_batch(add_parser: AddParser) -> None:
         type=positive,
         default=IN_FLIGHT,
         metavar="N",
-        help=f"pictures answered at a time (default: {IN_FLIGHT})",
+        help=f"prompts answered at a time (default: {IN_FLIGHT})",
     )
     batch.add_argument(
         "--score",
@@ -62,7 +71,10 @@ def run_batch(a: argparse.Namespace) -> int:
     """Answer the jobs that have no result yet. Returns 1 if any result is an error."""
     chosen = options(a)
     jobs, others = asked(a)
-    model = load_model(a)
+    model = load_vision_language_model(a) if a.jobs.is_dir() else load_model(a)
+    if isinstance(model, VisionLanguageModel):
+        jobs = [with_picture(job) for job in jobs]
+        require_jobs(jobs, a.jobs)
     with open_results(a.output) as results:
         left = results.remaining(jobs, a.output, a.score)
         note_embedded(model, (job.folder / image for job in left if isinstance(job, Job) for image in job.images))
@@ -101,16 +113,27 @@ def asked(a: argparse.Namespace) -> tuple[list[Job | InvalidJob], str]:
             raise WrongUsage("--score needs a file of jobs with a suffix each; a folder has none")
         found, others = folder_jobs(a.jobs, a.prompt, a.output)
         return list(found), others
-    jobs = [without_suffix(job) if a.score else job for job in read_jobs(a.jobs)]
+    jobs = [with_suffix(job) if a.score else job for job in read_jobs(a.jobs)]
     require_jobs(jobs, a.jobs)
     return jobs, ""
 
 
-def without_suffix(job: Job | InvalidJob) -> Job | InvalidJob:
+def with_suffix(job: Job | InvalidJob) -> Job | InvalidJob:
     """The job, if it has a suffix to score."""
     if isinstance(job, InvalidJob) or job.suffix is not None:
         return job
-    problem = "has no suffix to score; add one, or leave out --score"
+    return invalid(job, "has no suffix to score; add one, or leave out --score")
+
+
+def with_picture(job: Job | InvalidJob) -> Job | InvalidJob:
+    """The job, if it has a picture."""
+    if isinstance(job, InvalidJob) or job.images:
+        return job
+    return invalid(job, "has no image, a path or a list of paths; add one, or load a language model")
+
+
+def invalid(job: Job, problem: str) -> InvalidJob:
+    """The job as one that cannot be answered."""
     return InvalidJob(job.id, f"the job {shortened(repr(job.id))} {problem}", problem)
 
 
@@ -120,7 +143,7 @@ def as_line(result: JobResult, model: str) -> dict[str, Any]:
     `model` is what the user calls the model that answered.
     """
     job = result.job
-    line: dict[str, Any] = {"id": job.id, "image": job.image, "prompt": job.prompt}
+    line: dict[str, Any] = {"id": job.id} | ({"image": job.image} if job.images else {}) | {"prompt": job.prompt}
     if job.suffix is not None:
         line["suffix"] = job.suffix
     if result.generation is None:

@@ -1,6 +1,7 @@
 """chat: a conversation with an instruction-tuned language model, in a terminal or line by line from stdin."""
 
 import argparse
+import io
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -46,8 +47,8 @@ def run_chat(a: argparse.Namespace) -> int:
         raise BadPrompt(f"--system: {error}") from None
     failed = False
     for text in lines():
-        asked = [*messages, {"role": "user", "content": text}]
         try:
+            asked = [*messages, user_message(text)]
             answer, status = reply(a, model, asked, chosen)
         except (BadPrompt, TooLittleMemory) as error:  # such as a conversation that has become too long
             print(f"npgemma: {printable(str(error))}", file=sys.stderr)
@@ -57,6 +58,15 @@ def run_chat(a: argparse.Namespace) -> int:
             return status
         messages = [*asked, {"role": "model", "content": answer.text}]
     return int(failed)
+
+
+def user_message(text: str) -> Message:
+    """A line of stdin as a message. BadPrompt if it is not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadPrompt("the message is not UTF-8 text; convert it to UTF-8") from None
+    return {"role": "user", "content": text}
 
 
 def reply(
@@ -75,11 +85,13 @@ def reply(
 def lines() -> Iterator[str]:
     """The lines of stdin that are not empty; a terminal shows a prompt, and edits what is typed.
 
-    BadPrompt if stdin is closed.
+    Bytes that are not UTF-8 become surrogates. BadPrompt if stdin is closed.
     """
-    if sys.stdin is None:
+    if sys.stdin is None or sys.stdin.closed:
         raise BadPrompt("stdin is closed; chat reads messages from it, one a line")
     in_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding=None if in_terminal else "utf-8-sig", errors="surrogateescape")
     if in_terminal:
         with suppress(ImportError):  # not on every system
             import readline  # noqa: F401 - importing it lets input() edit and recall lines

@@ -33,7 +33,8 @@ def model_flags() -> argparse.ArgumentParser:
         "--model",
         metavar="MODEL",
         help="a folder in Hugging Face layout, a .safetensors file in one, or org/name[@revision] in the Hugging Face "
-        "cache (default: the embedded model); nothing is downloaded",
+        "cache; nothing is downloaded (default: an embedded model: tiny-gemma for chat and to continue a text, "
+        "tiny-siglip for classify, else a PaliGemma)",
     )
     flags.add_argument("--adapter", metavar="FOLDER", help="a LoRA adapter, as PEFT saves it, or its org/name")
     flags.add_argument(

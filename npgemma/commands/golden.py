@@ -10,7 +10,10 @@ import sys
 from pathlib import Path
 
 from npgemma.api.load import load
-from npgemma.commands.flags import AddParser
+from npgemma.api.vision_language import VisionLanguageModel
+from npgemma.commands.ask import require_text
+from npgemma.commands.flags import EMBEDDED_LANGUAGE_MODEL, AddParser, WrongUsage
+from npgemma.commands.output import printable
 from npgemma.commands.streams import DUMP, PICTURE, PROMPT, shown
 from npgemma.errors import BadGolden
 from npgemma.golden.chart import draw_chart
@@ -32,9 +35,11 @@ from npgemma.io.picture import write_picture, written_format
 def add_golden(add_parser: AddParser) -> None:
     """The command that records a golden file."""
     golden = add_parser("golden", help="record a golden file: the float64 truth of a run, to compare a port with")
-    golden.add_argument("case", nargs="*", metavar="IMAGE ... PROMPT", help="one or more pictures, then the prompt")
+    golden.add_argument("case", nargs="*", metavar="IMAGE ... PROMPT", help="the prompt, after pictures if any")
     golden.add_argument("-o", "--output", type=Path, metavar="FILE", help="the .safetensors file to write")
-    golden.add_argument("-m", "--model", metavar="FOLDER", help="default: the embedded model")
+    golden.add_argument(
+        "-m", "--model", metavar="FOLDER", help="default: the embedded model; without a picture, that for text alone"
+    )
     golden.add_argument(
         "--level",
         choices=LEVELS,
@@ -99,7 +104,12 @@ def add_compare(add_parser: AddParser) -> None:
         action="store_true",
         help="run the model on the port's tensors, to find the block that makes a mistake",
     )
-    parser.add_argument("-m", "--model", metavar="FOLDER", help="the model for --replay (default: the embedded model)")
+    parser.add_argument(
+        "-m",
+        "--model",
+        metavar="FOLDER",
+        help="the model for --replay (default: the embedded model, or without pictures that for text)",
+    )
     parser.add_argument(
         "--format", choices=("text", "json"), default="text", help="format of the report (default: text)"
     )
@@ -116,12 +126,18 @@ def run_golden(a: argparse.Namespace) -> None:
     if a.list:
         print_taps()
         return
-    if len(a.case) < 2 or a.output is None:
-        a.usage_error("it needs a picture, a prompt and -o FILE")
+    if not a.case or a.output is None:
+        a.usage_error("it needs a prompt, after pictures if the model reads any, and -o FILE")
     if a.steps < 0:
         a.usage_error(f"argument --steps: {a.steps} is negative; use 0 or more")
     *images, prompt = a.case
-    record(load(a.model), images, prompt, a.output, a.level, a.taps or ["*"], a.steps, a.rounding)
+    if not images:
+        require_text(prompt)
+        a.model = a.model or EMBEDDED_LANGUAGE_MODEL
+    model = load(a.model)
+    if not images and isinstance(model, VisionLanguageModel):
+        raise WrongUsage(f"{printable(a.model)} answers about pictures; name one before the prompt")
+    record(model, images, prompt, a.output, a.level, a.taps or ["*"], a.steps, a.rounding)
     print(f"wrote {shown(a.output)}, {a.output.stat().st_size:,} bytes", file=sys.stderr)
 
 
@@ -143,7 +159,8 @@ def run_compare(a: argparse.Namespace) -> int:
     names = preset(a.preset, golden) if a.preset else read_mapping(a.map) if a.map else SAME_NAMES
     report = compare(golden, dump, names, a.dtype, a.allow_missing)
     if a.replay:
-        report = replay(load(a.model), golden, dump, report)
+        default = None if golden.has_pictures else EMBEDDED_LANGUAGE_MODEL
+        report = replay(load(a.model or default), golden, dump, report)
     print(json.dumps(as_json(report, golden), allow_nan=False) if a.format == "json" else as_text(report, golden))
     if a.chart:
         write_picture(draw_chart(report), a.chart)

@@ -36,7 +36,7 @@ Config: TypeAlias = PaliGemmaConfig | LanguageModelConfig | DualEncoderConfig | 
 def add_inspect(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
     text = "show the sizes of a model and the memory it needs, without reading its weights"
     parser = add_parser("inspect", parents=[form], help=text)
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="as for -m; default: the embedded model")
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="as for -m (default: the embedded PaliGemma)")
     parser.set_defaults(run=run_inspect)
 
 

@@ -24,7 +24,7 @@ PARTS = (".json", ".model", ".safetensors")  # files whose first bytes tell whet
 def add_verify(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
     text = "check that the files of a model are undamaged and its weights finite"
     parser = add_parser("verify", parents=[form], help=text)
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="as for -m; default: the embedded model")
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="as for -m (default: the embedded PaliGemma)")
     parser.set_defaults(run=run_verify)
 
 

@@ -53,6 +53,11 @@ class Golden:
     truth: Mapping[str, Array]
     envelopes: Mapping[str, Mapping[str, Float[Array, "2 R"]]]
 
+    @property
+    def has_pictures(self) -> bool:
+        """Whether the model reads pictures; a language model does not."""
+        return "pixel_values" in self.taps
+
 
 class Spool:
     """Tensors that wait to be written: appended to an unnamed file on the target's disk, read back as memory maps.

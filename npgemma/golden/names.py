@@ -80,7 +80,7 @@ TABLE: tuple[Entry, ...] = (
     Entry("prompts.{b}.mask", "T S", "io", "1 where row t may look at row s"),
     Entry("prompts.{b}.near", "T S", "io", "the same in layers with a window; Gemma 2, 3"),
     Entry("input_ids", "T", "io", "the input token of a step, one per sequence"),
-    Entry("positions", "T", "io", "position of each row; the first is 1"),
+    Entry("positions", "T", "io", "position of each row; the first is 1 in PaliGemma, 0 in a language model"),
     Entry("text.scale", "", "ops", "sqrt(D), the factor of text embeddings"),
     Entry("text.embedding", "T D", "blocks", "the decoder's input: image features, and text embeddings times sqrt(D)"),
     Entry(f"{_TEXT}.attn_norm", "T D", "ops", "RMS norm before attention"),

@@ -1,11 +1,12 @@
 """The mappings in the package, in the form of mapping files (see mapping). Each was checked with real dumps.
 
-`transformers` is for dumps of forward hooks on the modules of transformers' PaliGemma, as tools/dump_transformers.py
-writes them; `transformers-debugger` is for folders that its model_addition_debugger_context(use_repr=False) writes.
+`transformers` is for dumps of forward hooks on the modules of transformers' PaliGemma or Gemma, as
+tools/dump_transformers.py writes them; `transformers-debugger` is for folders that its
+model_addition_debugger_context(use_repr=False) writes.
 
-Two names mean different tensors in PaliGemma 1 and 2. post_attention_layernorm is the norm before the MLP in the first,
-and in the second the norm of what attention writes; lm_head returns the logits in the first, and in the second what
-they are before their cap. The policy in a golden file says which of them its model has.
+Two names mean different tensors in decoders of Gemma 1 and of later families. post_attention_layernorm is the norm
+before the MLP in the first, and in the others the norm of what attention writes; lm_head returns the logits in the
+first, and in Gemma 2 what they are before their cap. The policy in a golden file says which of them its model has.
 """
 
 from typing import Any
@@ -16,7 +17,7 @@ from npgemma.golden.mapping import NameMap, mapping_of
 _STEP = r"(steps\.\d+\.)?"
 _VISION = r"model\.vision_tower\.(?:vision_model\.)?"
 _VISION_LAYER = _VISION + r"encoder\.layers\.(\d+)"
-_TEXT = _STEP + r"model\.language_model\."
+_TEXT = _STEP + r"model\.(?:language_model\.)?"  # this level is PaliGemma's
 _TEXT_LAYER = _TEXT + r"layers\.(\d+)"
 
 # The outputs of a layer's modules: the end of the module's name and that of the tap's.
@@ -64,6 +65,8 @@ def _modules() -> list[dict[str, Any]]:
         *({"theirs": theirs, "ours": ours} for theirs, ours in (*vision, *text, *layers, *rest)),
         {"theirs": _VISION + r"embeddings\.patch_embedding", "ours": "vision.embedding.patches"}
         | {"transpose": [0, 2, 3, 1]},
+        {"theirs": _TEXT_LAYER + r"\.self_attn\.([qk]_norm)", "ours": r"\1text.layers.\2.attn.\3"}
+        | {"transpose": [0, 2, 1, 3]},
     ]
 
 
@@ -161,8 +164,9 @@ TRANSFORMERS_DEBUGGER = {
         {"theirs": r"inputs\.kwargs\.pixel_values", "ours": "pixel_values"},
         {"theirs": r"model\.language_model\.inputs\.kwargs\.position_ids", "ours": "positions"},
         {"theirs": r"model\.language_model\.inputs\.kwargs\.inputs_embeds", "ours": "text.embedding"},
+        {"theirs": r"model\.embed_tokens", "ours": "text.embedding"},  # of a language model
     ],
-    "ignore": ["*.inputs.*", "*.rotary_emb.*", "*.position_embedding", "*.embed_tokens", "outputs.*", "inputs.*"],
+    "ignore": ["*.inputs.*", "*.position_embedding", "*.embed_tokens", "outputs.*", "inputs.*"],
     # the debugger sees a single forward pass, and not the output of the last layer
     "absent": [*_INSIDE, "steps.*", "*.layers.*.out"],
 }

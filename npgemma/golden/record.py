@@ -1,9 +1,9 @@
 """Record a golden file: a run in float64, and the errors of runs in float32 and in emulated bfloat16.
 
-    picture, prompt --> float64 run --> truth
-                    --> float32 run                      --> |error| by row --> envelope.float32
-                    --> float32 run, tensors rounded     --> |error| by row --> envelope.bfloat16
-                        as a schedule says
+    prompt, pictures --> float64 run --> truth
+                     --> float32 run                      --> |error| by row --> envelope.float32
+                     --> float32 run, tensors rounded     --> |error| by row --> envelope.bfloat16
+                         as a schedule says
 
 The other two runs decode the tokens that the float64 run chose, so that all three compute the same tensors. A port is
 then judged by the error of an honest run in its own precision instead of by a fixed tolerance, as in the tests of
@@ -17,15 +17,18 @@ FlashAttention and FlexAttention and in `same` of torch._dynamo.
 """
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from npgemma.api.finite import finite, require_in_range
-from npgemma.api.generation import limits
+from npgemma.api.generation import Model, embed, limits
+from npgemma.api.processor import Inputs
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.errors import BadGolden
 from npgemma.golden.file import Spool, write_golden
@@ -34,31 +37,29 @@ from npgemma.golden.provenance import describe
 from npgemma.golden.rounding import FLOAT32, SCHEDULES, rounding
 from npgemma.io.picture import Picture
 from npgemma.layers.bits import pack, round_to_bfloat16
-from npgemma.layers.shapes import Array, Float, Int
+from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import Recorder, Tap, at
 from npgemma.layers.tree import Leaf, arrays, map_tree
 from npgemma.models.gemma import logits, new_caches
-from npgemma.models.paligemma import PaliGemma, image_features, make_prompt
 from npgemma.models.prefix_lm import prefill, step
 
 # The truth of a model with fewer parameters is stored in float64; that of a larger one in float32, half the size.
 SMALL = 100_000_000
 # The inputs of a run are in every file, whatever the level and the globs: a port needs them.
-INPUTS = ("pixel_values", "prompts.0.input_ids", "prompts.0.token_type_ids", "generated_ids", "steps.*.input_ids")
+TYPES = "prompts.0.token_type_ids"
+INPUTS = ("pixel_values", "prompts.0.input_ids", TYPES, "generated_ids", "steps.*.input_ids")
 
 
 @dataclass(frozen=True)
 class Case:
-    """What a run starts from. `steps` tokens are decoded after the prefill, or fewer if an end token comes first."""
+    """One prompt, and how many tokens are decoded after the prefill; fewer if an end token comes first."""
 
-    pixel_values: Float[Array, "B 3 Y X"]
-    input_ids: Int[Array, "T"]
-    token_type_ids: Int[Array, "T"]
+    inputs: Inputs
     steps: int
 
 
 def record(
-    model: VisionLanguageModel,
+    model: Model,
     images: Sequence[Picture],
     prompt: str,
     path: str | Path,
@@ -71,10 +72,10 @@ def record(
 
     Parameters
     ----------
-    model : VisionLanguageModel
+    model : VisionLanguageModel or LanguageModel
         The model to run, in float64 whatever its own dtype is.
     images, prompt : sequence of pictures, str
-        What the model is asked: pictures (paths, Pillow images or arrays), and the text after them.
+        Pictures (paths, Pillow images or arrays; none for a language model), and the text after them.
     path : str or Path
         The .safetensors file to write. An old file is replaced as a whole or not at all.
     level : str
@@ -99,9 +100,9 @@ def record(
         raise BadGolden(f"{path} cannot be written: the folder {path.parent} does not exist")
     case, preprocessed = read_case(model, images, prompt, steps)
     wide = np.dtype(np.float64 if sum(x.size for x in arrays(model.weights)) < SMALL else np.float32)
-    exact = partial(run, model, model.weights, case, np.dtype(np.float64))
+    exact = partial(run, computing(model, "float64"), case)
     with Spool(path.parent) as spool, finite(model, exact):
-        keep = recording(spool, level, patterns, wide)
+        keep = recording(model, spool, level, patterns, wide)
         for name, axes in preprocessed.axes.items():
             keep(name, preprocessed[name], axes)
         ids = exact(tap=keep)
@@ -110,30 +111,25 @@ def record(
         write_golden(spool, describe(model, images, prompt, spool.axes, schedule, wide.name), path)
 
 
-def read_case(model: VisionLanguageModel, images: Sequence[Picture], prompt: str, steps: int) -> tuple[Case, Recorder]:
+def read_case(model: Model, images: Sequence[Picture], prompt: str, steps: int) -> tuple[Case, Recorder]:
     """The case of a prompt, and the taps of its preprocessing. Raises BadPicture, BadPrompt and BadModel."""
     preprocessed = Recorder()
     inputs = model.processor([list(images)], [prompt], tap=preprocessed)
-    case = Case(inputs.pixel_values, inputs.input_ids[0], inputs.token_type_ids[0], steps)
-    model.guard.check_length([case.input_ids], steps + 1)
+    model.guard.check_length(inputs.input_ids, steps + 1)
     model.guard.check_files()
-    return case, preprocessed
+    return Case(inputs, steps), preprocessed
 
 
-def record_envelopes(spool: Spool, model: VisionLanguageModel, case: Case, ids: Sequence[int], schedule: str) -> None:
+def record_envelopes(spool: Spool, model: Model, case: Case, ids: Sequence[int], schedule: str) -> None:
     """Put the errors of the float32 and the bfloat16 run on every tap of `spool` there; both decode `ids`."""
     taps = list(spool.entries)
-    for dtype, weights, rounded in (
-        ("float32", model.weights, FLOAT32),
-        ("bfloat16", in_bfloat16(model.weights), SCHEDULES[schedule]),
-    ):
-        tap = rounding(measuring(spool, taps, dtype), rounded)
-        run(model, weights, case, np.dtype(np.float32), tap, ids)
+    for dtype, rounded in (("float32", FLOAT32), ("bfloat16", SCHEDULES[schedule])):
+        run(computing(model, dtype), case, rounding(measuring(spool, taps, dtype), rounded), ids)
 
 
-def check_schedule(model: VisionLanguageModel, schedule: str) -> None:
+def check_schedule(model: Model, schedule: str) -> None:
     """BadGolden if transformers does not run such a decoder with the attention that `schedule` emulates."""
-    if schedule == "hf_sdpa" and model.weights.text.blocks[0].attn.cap is not None:
+    if schedule == "hf_sdpa" and model.decoder.blocks[0].attn.cap is not None:
         raise BadGolden(
             f"{model.folder}: the rounding 'hf_sdpa' does not fit this model: its scores are capped, and transformers' "
             "sdpa attention does not cap scores, so it runs such a decoder with eager attention; use 'hf_eager'"
@@ -149,41 +145,43 @@ def check_used(patterns: Sequence[str], taps: Sequence[str], level: str) -> None
             )
 
 
-def run(
-    model: VisionLanguageModel,
-    weights: PaliGemma,
-    case: Case,
-    dtype: np.dtype,
-    tap: Tap,
-    forced: Sequence[int] | None = None,
-) -> list[int]:
+def computing(model: Model, dtype: str) -> Model:
+    """The model of a run in `dtype`; one in bfloat16 rounds its weights, and computes in float32 what it rounds."""
+    other = copy(model)
+    other.weights = in_bfloat16(model.weights) if dtype == "bfloat16" else model.weights
+    other.dtype = np.dtype("float64" if dtype == "float64" else "float32")
+    return other
+
+
+def run(model: Model, case: Case, tap: Tap, forced: Sequence[int] | None = None) -> list[int]:
     """Run a prefill and its steps. Returns the likeliest token after each, or `forced`, which is decoded instead."""
-    features = image_features(weights, case.pixel_values.astype(dtype), tap)
-    prompt = make_prompt(weights, case.input_ids, case.token_type_ids, features)
-    caches = [new_caches(weights.text, len(case.input_ids) + case.steps, dtype)]
-    hidden = prefill(weights.text, [prompt], caches, tap=tap)
-    scores = tap("logits", logits(weights.text, hidden[-1:], at(tap, "logits")), "B V")
+    p, (prompt,) = model.decoder, embed(model, case.inputs, tap)
+    caches = [new_caches(p, len(prompt.input_ids) + case.steps, prompt.dtype)]
+    hidden = prefill(p, [prompt], caches, tap=tap)
+    scores = tap("logits", logits(p, hidden[-1:], at(tap, "logits")), "B V")
     ends, given = None if forced else limits(model), list(forced or ())
     ids: list[int] = []
     while True:
         ids.append(given[len(ids)] if ends is None else int(ends.allowed(scores[0]).argmax()))
         if len(ids) > case.steps or ids[-1] in model.config.eos_token_ids:
             break
-        scores = step(weights.text, np.array(ids[-1:]), caches, tap=at(tap, f"steps.{len(ids)}"))
+        scores = step(p, np.array(ids[-1:]), caches, tap=at(tap, f"steps.{len(ids)}"))
     tap("generated_ids", np.array(ids), "T")
     return ids
 
 
-def recording(spool: Spool, level: str, patterns: Sequence[str], wide: np.dtype) -> Tap:
+def recording(model: Model, spool: Spool, level: str, patterns: Sequence[str], wide: np.dtype) -> Tap:
     """The tap that puts tensors into `spool`: floats as `wide`, masks as bytes, integers as int32.
 
-    It keeps the inputs of the run, and of `level` what matches one of the globs `patterns`.
+    It keeps the inputs of the run, and of `level` what matches one of the globs `patterns`. A language model has no
+    types: all its tokens are suffix.
     """
+    absent = () if isinstance(model, VisionLanguageModel) else (TYPES,)
     kinds = {"f": wide, "b": np.dtype(np.uint8), "u": np.dtype(np.uint8), "i": np.dtype(np.int32)}
 
     def keep(name: str, x: Array, axes: str) -> Array:
         kept = [*INPUTS, *(patterns if is_in_level(name, level) else ())]
-        if any(fnmatchcase(name, pattern) for pattern in kept):
+        if name not in absent and any(fnmatchcase(name, pattern) for pattern in kept):
             require_in_range(x, f"{name} is not finite: a weight, or a number computed before it, is NaN or infinite")
             spool.put(name, x.astype(kinds[x.dtype.kind]), axes)
         return x
@@ -219,8 +217,8 @@ def by_row(axes: str, x: Array) -> Array:
     return moved.reshape(int(np.prod(moved.shape[: len(rows)])), -1)
 
 
-def in_bfloat16(weights: PaliGemma) -> PaliGemma:
-    """The same model with every weight rounded to bfloat16. Weights stored as bfloat16 stay memory maps."""
+def in_bfloat16(weights: Any) -> Any:
+    """The same weights, rounded to bfloat16. Those stored as bfloat16 stay memory maps."""
 
     def narrow(leaf: Leaf) -> Array:
         x = leaf.value

@@ -31,14 +31,15 @@ from pathlib import Path
 
 import numpy as np
 
-from npgemma.api.vision_language import VisionLanguageModel
+from npgemma.api.generation import Model
+from npgemma.api.processor import Inputs, text_inputs
 from npgemma.errors import BadGolden
 from npgemma.golden.compare import Report, fitted
 from npgemma.golden.dump import Dump
 from npgemma.golden.file import Golden, Spool
 from npgemma.golden.judge import Verdict, judge, judge_relative, levelled
-from npgemma.golden.provenance import model_hashes
-from npgemma.golden.record import Case, in_bfloat16, row_errors, run
+from npgemma.golden.provenance import is_recorded_from
+from npgemma.golden.record import Case, computing, row_errors, run
 from npgemma.golden.rounding import rounding
 from npgemma.layers.shapes import Array
 from npgemma.layers.taps import silent
@@ -48,12 +49,12 @@ from npgemma.layers.taps import silent
 Given = Callable[[str], Array | None]
 
 
-def replay(model: VisionLanguageModel, golden: Golden, dump: Dump, report: Report) -> Report:
+def replay(model: Model, golden: Golden, dump: Dump, report: Report) -> Report:
     """Judge each tap as computed from the port's tensors before it. Memory holds the model and one tap.
 
     Parameters
     ----------
-    model : VisionLanguageModel
+    model : VisionLanguageModel or LanguageModel
         The model that `golden` was recorded from.
     golden, dump : Golden, Dump
         What `report` compares.
@@ -70,8 +71,7 @@ def replay(model: VisionLanguageModel, golden: Golden, dump: Dump, report: Repor
     BadGolden
         If the golden file was recorded from another model.
     """
-    hashes = model_hashes(model.folder)
-    if any(golden.metadata["model"][key] != hashes[key] for key in hashes):
+    if not is_recorded_from(golden.metadata["model"], model):
         raise BadGolden(
             f"the golden file was not recorded from {model.folder}: the checksums of their files differ; "
             "name the model that it was recorded from with --model"
@@ -100,7 +100,7 @@ def replay(model: VisionLanguageModel, golden: Golden, dump: Dump, report: Repor
 
 
 def follow(
-    model: VisionLanguageModel,
+    model: Model,
     golden: Golden,
     given: Given,
     dtype: str,
@@ -121,12 +121,13 @@ def follow(
     def tap(name: str, x: Array, axes: str) -> Array:
         return again(name, rounding(swap, schedule)(name, x, axes), axes)
 
-    weights = in_bfloat16(model.weights) if dtype == "bfloat16" else model.weights
-    ids = golden.truth["generated_ids"].tolist()
-    run(model, weights, case_of(golden), np.dtype("float64" if dtype == "float64" else "float32"), tap, ids)
+    run(computing(model, dtype), case_of(golden), tap, golden.truth["generated_ids"].tolist())
 
 
 def case_of(golden: Golden) -> Case:
     """The case of a recorded run."""
-    ids, types = (golden.truth[f"prompts.0.{name}"].astype(np.int64) for name in ("input_ids", "token_type_ids"))
-    return Case(golden.truth["pixel_values"], ids, types, len(golden.truth["generated_ids"]) - 1)
+    ids, steps = golden.truth["prompts.0.input_ids"].astype(np.int64), len(golden.truth["generated_ids"]) - 1
+    if not golden.has_pictures:
+        return Case(text_inputs([ids]), steps)
+    types, pixels = golden.truth["prompts.0.token_type_ids"].astype(np.int64), golden.truth["pixel_values"]
+    return Case(Inputs([ids], [types], pixels, [len(pixels)]), steps)

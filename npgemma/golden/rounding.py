@@ -36,7 +36,7 @@ _MODULES = (
     *("pixel_values", "patches", "embedding", "attn_norm", "q", "k", "v", "heads", "out", "mid", "mlp_norm"),
     *("fc1", "hidden", "norm", "projector", "scale", "gate", "up", "act"),
     *("attn_post_norm", "mlp_post_norm", "uncapped", "over_cap", "tanh"),
-    "logits",
+    *("logits", "q_norm", "k_norm"),
     *("cos", "sin", "x_cos", "x_sin", "q_rope", "k_rope"),
 )
 # Attention as three operations, of which only the softmax computes in float32. A cap is three more.
@@ -45,8 +45,9 @@ HF_EAGER: Schedule = FLOAT32 | dict.fromkeys((*_MODULES, "dots", "scores", "capp
 # multiply the values; their sum is taken of the unrounded ones.
 HF_SDPA: Schedule = FLOAT32 | dict.fromkeys((*_MODULES, "exp"), "bfloat16")
 
-# Of these, what the decoder of PaliGemma 1 does not have.
+# Of these, what the decoder of PaliGemma 1 does not have, and what only that of Gemma 3 has.
 LATER = ("attn_post_norm", "mlp_post_norm", "uncapped", "over_cap", "tanh", "capped")
+HEAD_NORMS = ("q_norm", "k_norm")
 
 SCHEDULES: dict[str, Schedule] = {"float32": FLOAT32, "hf_eager": HF_EAGER, "hf_sdpa": HF_SDPA}
 

@@ -46,14 +46,14 @@ OTHER_KEYS = {
 
 @dataclass(frozen=True)
 class Job:
-    """A prompt about one or more pictures, for `answer_jobs`.
+    """A prompt with its pictures, for `answer_jobs`.
 
     Parameters
     ----------
     id : str or int
         Identifies the job and its answer.
     images : tuple of str
-        Paths of the pictures, relative to `folder`.
+        Paths of the pictures, relative to `folder`; none for a language model.
     prompt : str
         The prompt, without a newline at its end.
     folder : Path
@@ -95,8 +95,8 @@ def read_jobs(path: Path) -> list[Job | InvalidJob]:
     """The jobs in a file of lines {"id": ..., "image": ..., "prompt": ...}, or {"image", "prefix", "suffix"}.
 
     `id` is text or a whole number; a job without an id, or with an invalid one, is called 'line N'. `image` is a path
-    or a list of paths, relative to the file's folder; [] stands for no picture. Other keys and empty lines are ignored.
-    BadJobs if the file cannot be read, or is of another kind.
+    or a list of paths, relative to the file's folder; a job for a language model has none. Other keys and empty lines
+    are ignored. BadJobs if the file cannot be read, or is of another kind.
     """
     jobs: list[Job | InvalidJob] = []
     seen: dict[str | int, str] = {}
@@ -156,7 +156,7 @@ def read_job(line: bytes, where: str, folder: Path) -> Job | InvalidJob:
             raise ValueError(f"it is {json.dumps(values)[:60]}")
     except (ValueError, RecursionError) as error:
         return InvalidJob(where, shortened(f"{where} is not a JSON object: {error}"), "JSON")
-    name, image = values.get("id", where), values.get("image")
+    name, image = values.get("id", where), values.get("image", [])
     if type(name) not in (str, int):
         return InvalidJob(where, f"{where}: id is {shown(name)}, not text or a whole number", "id")
     if name != where and re.fullmatch(r"line \d+", str(name)):
@@ -170,14 +170,16 @@ def read_job(line: bytes, where: str, folder: Path) -> Job | InvalidJob:
 
 
 def image_problem(values: Mapping[str, Any]) -> str | None:
-    """What is wrong with the pictures of a line."""
-    image = values.get("image")
+    """What is wrong with the pictures of a line, which may have none."""
+    if "image" not in values:
+        return other_key("image", values)
+    image = values["image"]
     given = image if isinstance(image, list) else [image]
     images = [each for each in given if isinstance(each, str)]
-    if len(images) == len(given):
+    if images and len(images) == len(given):
         urls = map(url_problem, images)
         return next((f"image {problem}" for problem in urls if problem), None)
-    return other_key("image", values) or f"image is {shown(image)}, not a path or a list of paths ([] for none)"
+    return f"image is {shown(image)}, not a path or a list of paths"
 
 
 def text_problem(values: Mapping[str, Any]) -> str | None:

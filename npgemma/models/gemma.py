@@ -88,7 +88,7 @@ class Cache:
         if self.length + len(keys) > self.capacity:
             raise ValueError(f"a cache of {self.capacity} rows cannot hold {self.length + len(keys)}")
         kept, new = self.kept, len(keys)
-        if self.end + new > len(self.keys) and kept + new > len(self.keys):  # a prompt longer than the window
+        if kept + new > len(self.keys):  # a prompt longer than the window
             seen = np.concatenate([self.rows(self.keys), keys]), np.concatenate([self.rows(self.values), values])
             self.length += new
             self.fill(*(x[len(x) - self.kept :] for x in seen))
@@ -142,7 +142,7 @@ def normed(p: RMSNorm | None, x: Float[Array, "*R D"], tap: Tap, name: str, axes
 
 @dataclass(frozen=True)
 class Attention:
-    """By default Gemma 1's. `cap` is Gemma 2's, `q_norm`, `k_norm` and `factor` are Gemma 3's, `window` is of both."""
+    """By default Gemma 1's. `cap` is Gemma 2's, `q_norm`, `k_norm` and `factor` are Gemma 3's; both have windows."""
 
     q: Weight[Array, "N H D"]
     k: Weight[Array, "K H D"]

@@ -108,10 +108,11 @@ def stop_ids(eos_ids: Sequence[int], ids: Mapping[str, int]) -> tuple[int, ...]:
 # What Gemma's templates write besides the messages, and what fine-tunes of the same format write.
 WRITTEN = {"", "\n", "\n\n", BOS, START, END, f"{END}\n", "<start_of_image>"}
 WRITTEN |= {f"{START}{role}{end}" for role in TURNS for end in ("", "\n")}
-STRING = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
-COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
-TAG = re.compile(r"\{\{.*?\}\}|\{%.*?%\}", re.DOTALL)
-REFUSAL = re.compile(rf"raise_exception\((?:{STRING}|[^'\")])*\)", re.DOTALL)
+# What is not closed goes on to the end, which keeps the search linear.
+STRING = r"'(?:[^'\\]|\\.)*(?:'|\\?\Z)|\"(?:[^\"\\]|\\.)*(?:\"|\\?\Z)"
+COMMENT = re.compile(r"\{#.*?(?:#\}|\Z)", re.DOTALL)
+TAG = re.compile(r"\{\{.*?(?:\}\}|\Z)|\{%.*?(?:%\}|\Z)", re.DOTALL)
+REFUSAL = re.compile(rf"raise_exception\((?:{STRING}|[^'\")])*(?:\)|\Z)", re.DOTALL)
 LITERAL = re.compile(STRING, re.DOTALL)
 
 

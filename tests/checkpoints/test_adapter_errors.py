@@ -1,5 +1,6 @@
 """LoRA adapters that are refused: other formulas, damaged files, tensors that do not fit."""
 
+import language_folders as small
 import numpy as np
 import pytest
 import tiny
@@ -186,6 +187,16 @@ def test_tensors_that_the_model_lacks_are_named_with_names_like_theirs(tensors, 
     with pytest.raises(BadModel, match="changes tensors that the model does not have: ") as error:
         npgemma.load(tiny.write_folder(tmp_path / "model"), adapter=folder)
     assert message in str(error.value)
+
+
+def test_an_adapter_that_changes_nothing_is_refused(tmp_path):
+    """It is empty, or changes the vision tower alone, which a language model does not have."""
+    tower = stored_tensors({"vision_tower.encoder.layers.0.self_attn.q_proj": (A, B)})
+    language = small.write_folder(tmp_path / "language", small.config_of("gemma3_text"))
+    says = r"adapter_model\.safetensors contains no tensors that change this model: it was not saved completely, or is "
+    for model, tensors in ((tiny.write_folder(tmp_path / "model"), {}), (language, tower)):
+        with pytest.raises(BadModel, match=says):
+            npgemma.load(model, adapter=write_adapter(tmp_path / "adapter", tensors))
 
 
 TABLE_MODULE = "language_model.model.embed_tokens"

@@ -54,6 +54,13 @@ def test_a_folder_without_a_template_is_refused(name, tmp_path):
     assert str(tmp_path) in str(error.value)
 
 
+def test_a_large_template_is_refused(tmp_path):
+    with (tmp_path / "chat_template.jinja").open("wb") as file:
+        file.truncate(1 << 30)  # a hole, which takes no space
+    with pytest.raises(BadModel, match=r"chat_template\.jinja cannot be read: it is larger than 50 MB"):
+        read_chat_template(tmp_path)
+
+
 def test_a_template_that_is_not_utf_8_is_refused(tmp_path):
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(BadModel, match=r"chat_template\.jinja cannot be read: it is not UTF-8 text"):

@@ -125,7 +125,7 @@ def test_flags_reach_the_model(chats, says, capsys):
 UNANSWERABLE = {
     "a" * 600: "positions of this model; use fewer words: ",
     "<image_soft_token>": "the text contains <image_soft_token>, which a language model cannot read; leave it out",
-    "\udcff": "is not valid text",
+    "\udcff": "the message is not UTF-8 text; convert it to UTF-8",
 }
 
 
@@ -143,6 +143,16 @@ def test_a_message_without_an_answer_is_left_out_and_the_exit_status_tells(says,
     for line, why in zip(lines, UNANSWERABLE.values(), strict=True):
         assert line.startswith("npgemma: ")
         assert why in line
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # of a UTF-8 and of an ASCII locale
+def test_messages_are_read_as_utf_8(errors, chats, monkeypatch, answering, capsys):
+    asked = answering("Yes")
+    stdin = io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfcaf\xc3\xa9\r\ncaf\xe9\nhi"), "ascii", errors)
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert main(["chat", "-m", str(chats)]) == 1
+    assert capsys.readouterr() == ("Yes\nYes\n", "npgemma: the message is not UTF-8 text; convert it to UTF-8\n")
+    assert asked == [prompt_of("caf\u00e9"), prompt_of("caf\u00e9", "Yes", "hi")]
 
 
 def test_an_answer_that_needs_too_much_memory_is_left_out(chats, says, capsys):

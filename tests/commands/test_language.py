@@ -67,18 +67,20 @@ def test_a_paligemma_needs_a_picture(folder, capsys):
         ("caption", PICTURE),
         ("answer", PICTURE, "why?"),
         ("ocr", PICTURE, "--num-beams", 2),
-        ("score", PICTURE, "ocr", "FNY"),
+        ("detect", PICTURE, "cat"),
+        ("segment", PICTURE, "cat"),
+        ("batch", PICTURE.parent, "ocr", "-o", "unwritten.jsonl"),
     ],
     ids=lambda arguments: arguments[0],
 )
-def test_a_picture_for_a_language_model_is_refused(arguments, language, refused):
-    assert refused(*arguments, "-m", language) == NO_PICTURES
-
-
-@pytest.mark.parametrize("command", ["detect", "segment"])
-def test_a_language_model_finds_no_objects(command, language, refused):
+def test_commands_about_pictures_refuse_a_language_model(arguments, language, refused):
     says = f"{language} holds a language model, which reads no pictures; load a PaliGemma"
-    assert refused(command, PICTURE, "cat", "-m", language) == says
+    assert refused(*arguments, "-m", language) == says
+    assert not Path("unwritten.jsonl").exists()
+
+
+def test_score_refuses_a_picture_for_a_language_model(language, refused):
+    assert refused("score", PICTURE, "ocr", "FNY", "-m", language) == NO_PICTURES
 
 
 # --------------------------------------------------------------------------------------------------------------- score
@@ -130,6 +132,32 @@ def test_an_empty_answer_is_not_scored(language, refused):
 def test_score_of_a_paligemma_needs_a_picture(folder, capsys):
     assert main(["score", TEXT, " red", "-m", str(folder)]) == 2
     assert capsys.readouterr() == ("", "npgemma: score needs a picture, a prompt, and at least one answer\n")
+
+
+# --------------------------------------------------------------------------------------------------------------- batch
+
+
+def test_a_batch_continues_and_scores_texts(language, tmp_path, capsys):
+    jobs = [{"id": "a", "prompt": TEXT, "suffix": " red"}, {"id": "b", "prefix": "A dog", "suffix": " is"}]
+    path, output = tmp_path / "jobs.jsonl", tmp_path / "answers.jsonl"
+    path.write_text("".join(f"{json.dumps(job)}\n" for job in jobs))
+    command = ["batch", str(path), "-m", str(language), "-o", str(output), "--score", "--max-new-tokens", "4"]
+    assert main(command) == 0
+    found = {line["id"]: line for line in map(json.loads, output.read_text().splitlines())}
+    model = npgemma.load(language)
+    for name, prompt, suffix in (("a", TEXT, " red"), ("b", "A dog", " is")):
+        assert list(found[name])[:3] == ["id", "prompt", "suffix"]
+        assert found[name]["text"] == model.generate(prompt, max_new_tokens=4).text
+        assert found[name]["score"]["token_ids"] == small.TOKENIZER.encode(suffix)
+        np.testing.assert_allclose(found[name]["score"]["logprobs"], model.score(prompt, suffix).logprobs, rtol=1e-4)
+    assert main(command) == 0  # nothing is left to do
+    assert "2 of 2 done, 0 now" in capsys.readouterr().err
+
+
+def test_a_batch_about_a_picture_needs_it(folder, tmp_path, refused):
+    (tmp_path / "jobs.jsonl").write_text('{"id": 7, "prompt": "ocr"}\n')
+    says = refused("batch", tmp_path / "jobs.jsonl", "-m", folder, "-o", tmp_path / "answers.jsonl")
+    assert "holds no job: the job 7 has no image, a path or a list of paths; add one, or load a language model" in says
 
 
 # -------------------------------------------------------------------------------------------------- inspect and verify

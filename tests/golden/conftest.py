@@ -1,4 +1,4 @@
-"""Golden files of the embedded model and of a PaliGemma 2 with every tap, and dumps of ports that compute the same."""
+"""Golden files with every tap of the embedded model, a PaliGemma 2 and a Gemma 3, and dumps of ports of the first."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ports import port
-from random_models import PALIGEMMA_2, load_with_suffix, write_model
+from random_models import GEMMAS, PALIGEMMA_2, PROMPT, load_with_suffix, write_model
 
 import npgemma
+from npgemma.api.language import LanguageModel
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.golden import Golden, read_golden, record
 
@@ -40,6 +41,19 @@ def model_2(tmp_path_factory: pytest.TempPathFactory) -> VisionLanguageModel:
 def golden_2(model_2: VisionLanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Golden:
     path = tmp_path_factory.mktemp("golden_2") / "ops.safetensors"
     record(model_2, [npgemma.sample_picture()], "caption en", path, "ops", steps=1)
+    return read_golden(path)
+
+
+@pytest.fixture(scope="session")
+def model_3(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+    """A random Gemma 3, whose window is shorter than its prompts."""
+    return LanguageModel.load(write_model(tmp_path_factory.mktemp("gemma_3"), GEMMAS[3]))
+
+
+@pytest.fixture(scope="session")
+def golden_3(model_3: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Golden:
+    path = tmp_path_factory.mktemp("golden_3") / "ops.safetensors"
+    record(model_3, [], PROMPT, path, "ops", steps=2)
     return read_golden(path)
 
 

@@ -237,6 +237,13 @@ def test_invalid_tree_is_refused(tree: object, tmp_path: Path) -> None:
         read_dump(debugged(tmp_path, tree))
 
 
+def test_module_that_gemma_3_calls_twice_is_left_out(tmp_path: Path) -> None:
+    table, layer = (tensor(tmp_path, f"{name}.safetensors", np.ones(1, np.float32)) for name in ("table", "layer"))
+    twice = [node("M.model.rotary_emb", [table])] * 2
+    dump = read_dump(debugged(tmp_path, node("M", children=(*twice, node("M.model.norm", layer)))))
+    assert list(dump) == ["model.norm"]
+
+
 def test_two_trees_and_duplicate_modules_are_refused(tmp_path: Path) -> None:
     leaf = node("M.a", tensor(tmp_path, "a.safetensors", np.ones(1, np.float32)))
     with pytest.raises(BadGolden, match="twice"):

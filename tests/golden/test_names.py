@@ -2,42 +2,29 @@
 
 import re
 
-import architectures
-import numpy as np
 import pytest
 
 import npgemma
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.golden import Golden
 from npgemma.golden.names import LEVELS, TABLE, block_of, entry_of, is_in_level, is_tap, row_axes
-from npgemma.layers.taps import Recorder, at
+from npgemma.layers.taps import Recorder
 from npgemma.models.paligemma import forward
-from npgemma.testing import layout_tensors
 
 # The sizes of the embedded model, where a letter has one size in all its taps.
 SIZES = {"C": 3, "N": 4, "H": 32, "D": 128, "F": 512, "V": 1792, "K": 1, "J": 16}
 
 
-@pytest.fixture(scope="module")
-def gemma_3() -> dict[str, str]:
-    """The taps of a pass through a decoder with norms of queries and keys, and their axes."""
-    architecture, taps = architectures.windowed_decoder(architectures.GEMMA_3), Recorder()
-    layout = architecture.layouts["hf"]
-    architecture.forward(layout.fill(layout_tensors(layout)), np.dtype(np.float32), at(taps, "text"))
-    return taps.axes
-
-
-def test_every_tap_of_a_run_is_in_the_table_with_its_axes(
-    golden: Golden, golden_2: Golden, gemma_3: dict[str, str]
-) -> None:
-    for taps in (golden.taps, golden_2.taps, gemma_3):
-        assert [name for name, axes in taps.items() if not is_tap(name) or entry_of(name).axes != axes] == []
+def test_every_tap_of_a_run_is_in_the_table_with_its_axes(golden: Golden, golden_2: Golden, golden_3: Golden) -> None:
+    for each in (golden, golden_2, golden_3):
+        assert [name for name, axes in each.taps.items() if not is_tap(name) or entry_of(name).axes != axes] == []
 
 
 def test_every_entry_of_the_table_is_a_tap_of_the_models_that_it_names(
-    golden: Golden, golden_2: Golden, gemma_3: dict[str, str]
+    golden: Golden, golden_2: Golden, golden_3: Golden
 ) -> None:
-    one, two, three = ({entry_of(name).pattern for name in taps} for taps in (golden.taps, golden_2.taps, gemma_3))
+    goldens = (golden, golden_2, golden_3)
+    one, two, three = ({entry_of(name).pattern for name in each.taps} for each in goldens)
     named = {entry.pattern: re.findall(r"Gemma [23](?:, 3)?$", entry.meaning) for entry in TABLE}
     assert one == {pattern for pattern, models in named.items() if not models}
     assert two == {pattern for pattern, models in named.items() if models != ["Gemma 3"]}

@@ -137,10 +137,13 @@ def test_policy_says_what_paligemma_2_adds_and_where_big_vision_differs(golden: 
     assert two.keys() - one.keys() == {"post_norms", "window"}
 
 
-def test_schedule_lists_the_tensors_of_later_decoders_where_there_are_any(golden: Golden, golden_2: Golden) -> None:
-    one, two = (each.metadata["schedules"]["bfloat16"]["rounds"] for each in (golden, golden_2))
-    assert two == HF_EAGER
+def test_schedule_lists_the_tensors_of_later_decoders_where_there_are_any(
+    golden: Golden, golden_2: Golden, golden_3: Golden
+) -> None:
+    one, two, three = (each.metadata["schedules"]["bfloat16"]["rounds"] for each in (golden, golden_2, golden_3))
     assert two.keys() - one.keys() == {"attn_post_norm", "mlp_post_norm", "uncapped", "over_cap", "tanh", "capped"}
+    assert three.keys() - two.keys() == {"q_norm", "k_norm"}
+    assert three == HF_EAGER
 
 
 def test_sdpa_rounding_of_capped_scores_is_refused(model_2: VisionLanguageModel, tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ def test_jobs_may_come_through_a_pipe(tmp_path):
 
 SAME = {
     "file_name": ([{"file_name": f"{i}.png", "text": "a"} for i in range(5)], "'file_name' is not read; rename it"),
-    "no picture": ([{"id": i, "prompt": "ocr"} for i in range(3)], "line 1: image is None, not a path"),
+    "null for a picture": ([{"image": None, "prompt": "ocr"}] * 3, "line 1: image is None, not a path"),
     "no prompt": ([{"image": f"{i}.png", "label": i} for i in range(3)], "line 1: prompt is None, not text"),
     "pictures that are numbers": ([{"image": i, "prompt": "ocr"} for i in range(3)], "line 1: image is 0, not a path"),
     "URLs": ([{**GOOD, "image": f"https://x.org/{i}.png"} for i in range(3)], "https://x.org/0.png is a URL"),

@@ -54,13 +54,6 @@ def test_the_last_line_may_end_with_or_without_a_newline(ending, tmp_path):
     assert read_jobs(path) == [Job("line 1", ("a.png",), "caption en", tmp_path)]
 
 
-def test_a_job_may_have_no_picture(tmp_path):
-    """Prompts for a language model. A line without the key is more likely a mistake."""
-    (job,) = read_jobs(write_jobs(tmp_path, {"image": [], "prompt": "The capital of France is"}))
-    assert job == Job("line 1", (), "The capital of France is", tmp_path)
-    assert job.image == []
-
-
 def test_an_empty_file_has_no_jobs(tmp_path):
     assert read_jobs(write_jobs(tmp_path)) == []
 
@@ -73,10 +66,11 @@ INVALID = {
     "null": (b"null", "it is null"),
     "no prompt": ({"image": "a.png"}, "prompt is None, not text"),
     "a list of prompts": ({"image": "a.png", "prompt": ["a", "b"]}, "prompt is ['a', 'b'], not text"),
-    "no picture": ({"prompt": "ocr"}, "image is None, not a path or a list of paths"),
+    "null for a picture": ({"image": None, "prompt": "ocr"}, "image is None, not a path or a list of paths"),
     "a picture that is a number": ({"image": 7, "prompt": "ocr"}, "image is 7,"),
     "a picture that is an object": ({"image": {"path": "a.png"}, "prompt": "ocr"}, "image is {'path': 'a.png'},"),
     "a number among pictures": ({"image": ["a.png", 7], "prompt": "ocr"}, "image is ['a.png', 7],"),
+    "an empty list of pictures": ({"image": [], "prompt": "ocr"}, "image is [],"),
     "a nested list of pictures": ({"image": [["a.png"]], "prompt": "ocr"}, "image is [['a.png']],"),
     "an id that is a float": ({"id": 1.0, **GOOD}, "id is 1.0, not text or a whole number"),
     "an id that is true": ({"id": True, **GOOD}, "id is True, not text"),
@@ -106,10 +100,15 @@ def test_an_invalid_line_is_reported_by_number_and_affects_no_other(line, messag
     assert [first, last] == [Job(name, ("a.png",), "caption en", tmp_path) for name in "ab"]
 
 
+def test_a_job_for_a_language_model_has_no_picture(tmp_path):
+    path = write_jobs(tmp_path, {"id": "a", "prompt": "The cat is", "suffix": " red"})
+    assert read_jobs(path) == [Job("a", (), "The cat is", tmp_path, " red")]
+
+
 def test_an_invalid_line_keeps_a_valid_id(tmp_path):
-    jobs = read_jobs(write_jobs(tmp_path, {"id": "a", "prompt": "ocr"}, {"id": 17, "image": "a.png"}))
+    jobs = read_jobs(write_jobs(tmp_path, {"id": "a", "image": None, "prompt": "ocr"}, {"id": 17, "image": "a.png"}))
     assert jobs == [
-        InvalidJob("a", "line 1: image is None, not a path or a list of paths ([] for none)"),
+        InvalidJob("a", "line 1: image is None, not a path or a list of paths"),
         InvalidJob(17, "line 2: prompt is None, not text"),
     ]
 
@@ -144,7 +143,7 @@ def test_a_repeated_id_is_invalid(tmp_path):
 
 
 def test_the_id_of_an_invalid_line_cannot_be_used_again(tmp_path):
-    jobs = read_jobs(write_jobs(tmp_path, {"id": "a", "prompt": "ocr"}, {"id": "a", **GOOD}))
+    jobs = read_jobs(write_jobs(tmp_path, {"id": "a", "image": 7, "prompt": "ocr"}, {"id": "a", **GOOD}))
     assert [(type(job), job.id) for job in jobs] == [(InvalidJob, "a"), (InvalidJob, "line 2")]
     assert jobs[1].error == "line 2: the id 'a' is already used in line 1"
 

@@ -1,13 +1,15 @@
 """The rounding schedules equal transformers in bfloat16, where each operation receives transformers' own tensors."""
 
 from collections.abc import Mapping
+from itertools import combinations_with_replacement
 from pathlib import Path
 
 import numpy as np
 import pytest
-from random_models import PALIGEMMA_2, STEPS, write_model
+from random_models import GEMMAS, PALIGEMMA_2, PROMPT, STEPS, write_model
 
 import npgemma
+from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.golden.compare import compare, fitted
 from npgemma.golden.dump import read_dump
 from npgemma.golden.file import read_golden
@@ -42,8 +44,10 @@ FLIPS = 8
 SDPA_EXP = 1e-4
 
 
-def explained_by_exponentials(q: np.ndarray, keys: np.ndarray, values: np.ndarray, theirs: np.ndarray) -> bool:
-    """Whether one row's heads equal theirs, except for one value, if one exponential per head is rounded the other way.
+def explained_by_exponentials(
+    q: np.ndarray, keys: np.ndarray, values: np.ndarray, scale: float, theirs: np.ndarray
+) -> bool:
+    """Whether one row's heads equal theirs, except for one value, if two exponentials per head are rounded otherwise.
 
     Only exponentials near the middle are tried. One of them changes all outputs of its head, so that the share of equal
     values says little about a single row.
@@ -53,12 +57,13 @@ def explained_by_exponentials(q: np.ndarray, keys: np.ndarray, values: np.ndarra
         return round_to_bfloat16((exps @ values[:, head // (len(q) // values.shape[1])]) / total)
 
     for head in range(len(q)):
-        scores = keys[:, head // (len(q) // keys.shape[1])] @ q[head] * np.float32(q.shape[1] ** -0.5)
+        scores = keys[:, head // (len(q) // keys.shape[1])] @ q[head] * np.float32(scale)
         exact = np.exp(scores - scores.max())
         rounded = round_to_bfloat16(exact)
         other = round_to_bfloat16(exact + 1.5 * (exact - rounded))
         near = np.flatnonzero(abs((rounded + other) / 2 - exact) < SDPA_EXP * exact)
-        tries = [rounded, *(np.where(np.arange(len(exact)) == i, other, rounded) for i in near)]
+        pairs = combinations_with_replacement(near, 2)
+        tries = [rounded, *(np.where(np.isin(np.arange(len(exact)), pair), other, rounded) for pair in pairs)]
         if min((mix(each, exact.sum(), head) != theirs[head]).sum() for each in tries) > 1:
             return False
     return True
@@ -69,11 +74,12 @@ def shares(
 ) -> Mapping[str, tuple[float, int]]:
     """By tap: the share of elements in which the emulation equals transformers on its inputs, and how many differ."""
     model = npgemma.load(source)
-    record(model, [SAMPLE], "caption en", folder / "golden.safetensors", "ops", steps=steps, schedule=schedule)
+    case = ([SAMPLE], "caption en") if isinstance(model, VisionLanguageModel) else ([], PROMPT)
+    record(model, *case, folder / "golden.safetensors", "ops", steps=steps, schedule=schedule)
     golden = read_golden(folder / "golden.safetensors")
     port = load_model(source, torch.bfloat16, attention)
     ids = golden.truth["generated_ids"].tolist()[:-1]
-    save_file(dump(port, make_inputs(source, SAMPLE, "caption en"), ids), folder / "dump.safetensors")
+    save_file(dump(port, make_inputs(source, *case), ids), folder / "dump.safetensors")
     found = read_dump(folder / "dump.safetensors")
     pairing = compare(golden, found, preset("transformers", golden)).pairing
     made: dict[str, tuple[float, int]] = {}
@@ -92,7 +98,8 @@ def shares(
                 f"{tap.removesuffix('heads')}{name}" for name in ("q_rope", "segments.0.keys", "segments.0.values")
             )
             q, keys, values = (dumped[part].astype(np.float32) for part in parts)
-            if explained_by_exponentials(q[0], keys, values, theirs[0]):
+            scale = model.decoder.blocks[0].attn.scale or q.shape[2] ** -0.5
+            if explained_by_exponentials(q[0], keys, values, scale, theirs[0]):
                 made[tap] = 1.0, 0
 
     follow(model, golden, given, "bfloat16", note)
@@ -124,6 +131,15 @@ def test_emulated_paligemma_2_equals_transformers_to_the_bit(tmp_path: Path) -> 
     assert {"logits.uncapped", "logits", "prompts.0.near", "steps.6.text.layers.2.attn.segments.0.probs"} <= set(found)
     assert len(found) > 650
     assert_equal_to_the_bit(found, WIDE_GELU_SHARE, SHARE)
+
+
+@pytest.mark.parametrize(("attention", "heads_share"), [("eager", SHARE), ("sdpa", SDPA_SHARE)])
+def test_emulated_gemma_3_equals_transformers_to_the_bit(attention: str, heads_share: float, tmp_path: Path) -> None:
+    """It includes the norms of queries and keys, and both kinds of rotary positions."""
+    found = shares(f"hf_{attention}", attention, tmp_path, write_model(tmp_path / "model", GEMMAS[3]), STEPS)
+    assert {"steps.6.text.layers.0.attn.q_norm", "text.layers.1.attn.k_norm", "prompts.0.near"} <= set(found)
+    assert len(found) > 640
+    assert_equal_to_the_bit(found, WIDE_GELU_SHARE, heads_share)
 
 
 @pytest.mark.parametrize(

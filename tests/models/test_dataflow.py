@@ -4,27 +4,34 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
+from language_models import weights
 
 import npgemma
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.layers.taps import Recorder, at
-from npgemma.models.gemma import new_caches
+from npgemma.models.gemma import Decoder, new_caches
 from npgemma.models.paligemma import image_features, make_prompt
-from npgemma.models.prefix_lm import start, step
+from npgemma.models.prefix_lm import Prompt, causal_prompt, start, step
 
 DIAGRAM = (Path(npgemma.__file__).parent / "models" / "README.md").read_text("utf-8")
 # One or several names, of which the later ones replace the last word of the first; then, after two spaces, the axes.
 ENTRY = re.compile(r"((?:\.?[a-z][\w{}.]*)(?: \.\w+)*)(?::|  +((?:[A-Z] )*[A-Z]|-)(?:  |$))")
 
 
-def drawn() -> dict[str, str]:
-    """The axes of each tap in the diagram. An entry that ends in ':' opens a scope for those that are indented more."""
+# On the right, the families that have a tap, unless all do.
+MARKS = re.compile(r"  ([23 ]+)$")
+OF_PICTURES = re.compile(r"(pictures|pixel_values|vision|projector)\b.*")
+
+
+def drawn(family: str) -> dict[str, str]:
+    """The axes of each tap of a family. An entry that ends in ':' opens a scope for those that are indented more."""
     found: dict[str, str] = {}
     scopes: list[tuple[int, str]] = []
     for line in DIAGRAM.split("```")[1].splitlines():
         body = line.replace("|", " ")
-        entry = ENTRY.match(body.strip())
-        if entry is None:
+        entry, marks = ENTRY.match(body.strip()), MARKS.search(line)
+        if entry is None or (marks and family not in marks[1]):
             continue
         indent = len(body) - len(body.lstrip())
         while scopes and scopes[-1][0] >= indent:
@@ -36,17 +43,13 @@ def drawn() -> dict[str, str]:
             continue
         for name in (first, *(first.rpartition(".")[0] + each for each in rest)):
             found[scope + name] = entry[2].replace("-", "")
-    return found
+    rotation = {name: axes.replace("N", "K") for name, axes in found.items() if ".q_rope." in name}
+    return found | {name.replace("q_rope", "k_rope"): axes for name, axes in rotation.items()}  # not drawn again
 
 
-def recorded() -> dict[str, str]:
-    """The axes of each tap when the embedded model reads a picture and a prompt and takes one step."""
-    model: VisionLanguageModel = npgemma.load()
-    taps = Recorder()
-    inputs = model.processor([npgemma.sample_picture()], ["caption en"], tap=taps)
-    p, features = model.weights.text, image_features(model.weights, inputs.pixel_values, taps)
-    prompt = make_prompt(model.weights, inputs.input_ids[0], inputs.token_type_ids[0], features)
-    caches = [new_caches(p, len(prompt.input_ids) + 1, features.dtype)]
+def of_a_run(p: Decoder, prompt: Prompt, taps: Recorder) -> dict[str, str]:
+    """The axes of each tap when a prompt is read and one step is taken."""
+    caches = [new_caches(p, len(prompt.input_ids) + 1, prompt.dtype)]
     start(p, [prompt], caches, tap=taps)
     step(p, np.array([5]), caches, tap=at(taps, "steps.1"))
     plain = {name.removeprefix("steps.1."): axes for name, axes in taps.axes.items()}
@@ -55,7 +58,16 @@ def recorded() -> dict[str, str]:
 
 
 def test_the_diagram_shows_the_taps_of_a_run_with_their_axes() -> None:
-    """It draws the rotation of q; that of k is the same with K heads."""
-    shown, run = drawn(), recorded()
-    rotation = {name: axes.replace("N", "K") for name, axes in shown.items() if ".q_rope." in name}
-    assert shown | {name.replace("q_rope", "k_rope"): axes for name, axes in rotation.items()} == run
+    model: VisionLanguageModel = npgemma.load()
+    taps = Recorder()
+    inputs = model.processor([npgemma.sample_picture()], ["caption en"], tap=taps)
+    features = image_features(model.weights, inputs.pixel_values, taps)
+    prompt = make_prompt(model.weights, inputs.input_ids[0], inputs.token_type_ids[0], features)
+    assert drawn("1") == of_a_run(model.decoder, prompt, taps)
+
+
+@pytest.mark.parametrize("number", ["2", "3"])
+def test_the_diagram_marks_the_taps_of_gemma_2_and_3(number: str) -> None:
+    p = weights(f"Gemma {number}")
+    run = of_a_run(p, causal_prompt(p, np.array([2, 5, 7]), np.dtype(np.float32)), Recorder())
+    assert {name: axes for name, axes in drawn(number).items() if not OF_PICTURES.fullmatch(name)} == run

@@ -1,5 +1,7 @@
 """Chat prompts: the text that Gemma's templates write, conversations that they do not have, and stop ids."""
 
+import time
+
 import pytest
 
 from npgemma.errors import BadModel, BadPrompt
@@ -129,9 +131,22 @@ OTHERS = {
     "a text between tags": (GEMMAS.replace("{% endfor", "### Answer:{% endfor"), "### Answer:"),
     "another role": (GEMMAS.replace("'<start_of_turn>model", "'<start_of_turn>gemma"), "'<start_of_turn>gemma\\n'"),
     "no end of a turn": (GEMMAS.replace("<end_of_turn>", ""), "file does not write <start_of_turn> and <end_of_turn>"),
+    "a tag that is not closed": (GEMMAS + "{{ 'Be brief. ' ", "file writes 'Be brief. '"),
     "words alone": ("{{ messages[0]['content'] }}", "file does not write <start_of_turn>"),
     "nothing": ("", "file does not write <start_of_turn>"),
 }
+
+
+MANY = 30_000
+
+
+@pytest.mark.parametrize("text", ["{{", "{%", "{#", "{{ raise_exception(", "{{ '\\", "{{ raise_exception('\\"])
+def test_a_template_that_opens_much_and_closes_nothing_is_refused_in_little_time(text):
+    """Not in a time that grows with the square of its length, which is a minute here."""
+    began = time.perf_counter()
+    with pytest.raises(BadModel):
+        check_template(text + text[-2:] * MANY + text * MANY, "file")
+    assert time.perf_counter() - began < 5
 
 
 @pytest.mark.parametrize("name", OTHERS)
