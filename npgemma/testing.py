@@ -210,7 +210,9 @@ def random_array(rng: np.random.Generator, leaf: Leaf) -> Array:
 
 def save_tensors(tensors: Mapping[str, Array], path: Path, dtype: str = "float32") -> None:
     """Write a safetensors file; dtype is 'float32', 'float16' or 'bfloat16'."""
-    stored = {name: (pack(x) if dtype == "bfloat16" else x.astype(dtype)).copy("C") for name, x in tensors.items()}
+    stored = {
+        name: np.array(pack(x) if dtype == "bfloat16" else x.astype(dtype), order="C") for name, x in tensors.items()
+    }
     specs = {
         name: safetensors.TensorSpec(dtype=dtype, shape=list(x.shape), data_ptr=x.ctypes.data, data_len=x.nbytes)
         for name, x in stored.items()
