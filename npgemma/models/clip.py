@@ -59,7 +59,7 @@ def vision_tower(p: VisionTower, pixel_values: Float[Array, "B C Y X"], tap: Tap
     """One row for each picture, from its class token."""
     x = tap("embedding", patch_embedding(p.embedding, pixel_values, at(tap, "embedding")), "B T D")
     x = tap("pre_norm", layer_norm(p.pre_norm, x), "B T D")
-    x = encoder(p.blocks, x, every_row(x.shape[1]), p.act, sequences(tap, "pictures"))
+    x = encoder(p.blocks, x, every_row(x.shape[1]), p.act, sequences(tap, "pictures", P="T"))
     x = tap("post_norm", layer_norm(p.post_norm, x[:, 0]), "B D")
     return tap("projection", linear(x, p.projection.weight), "B E")
 
@@ -81,7 +81,7 @@ def text_tower(p: TextTower, input_ids: Int[Array, "U T"], dtype: np.dtype, tap:
     """
     x = tap("embedding", token_embedding(p.embedding, input_ids, dtype), "U T D")
     causal = np.tri(x.shape[1], dtype=bool)
-    x = encoder(p.blocks, x, causal, p.act, sequences(tap, "texts"))
+    x = encoder(p.blocks, x, causal, p.act, sequences(tap, "texts", B="U", P="T"))
     x = tap("norm", layer_norm(p.norm, x), "U T D")
     x = tap("end", x[np.arange(len(x)), end_rows(input_ids, p.end_token)], "U D")
     return tap("projection", linear(x, p.projection.weight), "U E")

@@ -107,7 +107,7 @@ def text_tower(p: TextTower, input_ids: Int[Array, "U T"], dtype: np.dtype, tap:
     The texts must be padded to the length that the model was trained with; another length gives another result.
     """
     x = tap("embedding", token_embedding(p.embedding, input_ids, dtype), "U T D")
-    x = encoder(p.blocks, x, every_row(x.shape[1]), gelu, sequences(tap, "texts"))
+    x = encoder(p.blocks, x, every_row(x.shape[1]), gelu, sequences(tap, "texts", B="U", P="T"))
     x = tap("norm", layer_norm(p.norm, x), "U T D")
     return tap("head", linear(x[:, -1], p.head.weight, p.head.bias), "U E")
 

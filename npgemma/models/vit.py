@@ -130,15 +130,15 @@ def every_row(count: int) -> Bool[Array, "P P"]:
     return np.ones((count, count), bool)
 
 
-def sequences(tap: Tap, each: str) -> Tap:
-    """The tap for the blocks of an encoder whose rows are not the patches of a picture.
+def sequences(tap: Tap, each: str, **letters: str) -> Tap:
+    """The tap for the blocks of an encoder whose rows are not the patches of pictures alone.
 
-    Its rows are T, not P, and what attention taps of each sequence stands under `each` ("texts.0"), not "pictures.0".
+    What attention taps of each sequence stands under `each` ("texts.0"), not "pictures.0"; `letters` rename axes.
     """
     if tap is silent:
         return silent
-    letters = str.maketrans("P", "T")
-    return lambda name, x, axes: tap(name.replace("pictures.", f"{each}."), x, axes.translate(letters))
+    renamed = str.maketrans(letters)
+    return lambda name, x, axes: tap(name.replace("pictures.", f"{each}."), x, axes.translate(renamed))
 
 
 @dataclass(frozen=True)
@@ -186,6 +186,6 @@ def forward(p: ViT, pixel_values: Float[Array, "B C Y X"], tap: Tap = silent) ->
     """The logit of each label for each picture, from the row of its class token."""
     x = tap("pixel_values", pixel_values, "B C Y X")
     x = tap("embedding", patch_embedding(p.embedding, x, at(tap, "embedding")), "B T D")
-    x = encoder(p.blocks, x, every_row(x.shape[1]), p.act, sequences(tap, "pictures"))
+    x = encoder(p.blocks, x, every_row(x.shape[1]), p.act, sequences(tap, "pictures", P="T"))
     x = tap("norm", layer_norm(p.norm, x), "B T D")
     return tap("logits", linear(x[:, 0], p.head.weight, p.head.bias), "B A")
