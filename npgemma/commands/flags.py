@@ -165,8 +165,12 @@ def load_any_model(a: argparse.Namespace) -> AnyModel:
 
 
 def load_model(a: argparse.Namespace) -> VisionLanguageModel | LanguageModel:
-    """The same, for commands that have a model write. BadModel for one that does not."""
-    loaded = load_any_model(a)
+    """The same, for commands that have a model write. BadModel as for `require_writer`."""
+    return require_writer(load_any_model(a))
+
+
+def require_writer(loaded: AnyModel) -> VisionLanguageModel | LanguageModel:
+    """The model. BadModel for one that does not write."""
     if isinstance(loaded, DualEncoder | Classifier):
         raise BadModel(
             f"{loaded.folder} ranks labels (npgemma classify) and writes no text; load a PaliGemma or a Gemma"
