@@ -26,16 +26,18 @@ CLIP = replace(
 VIT = encoder_configs.VIT
 
 
-def write(folder: Path, checkpoint: ModuleType, config: Any, **keys: Any) -> Path:
-    """A model folder with other keys in its config.json, without a tokenizer; returns it."""
-    (folder / "config.json").write_text(json.dumps(checkpoint.config_json(config) | keys))
+def write(folder: Path, checkpoint: ModuleType, config: Any) -> Path:
+    """A model folder without a tokenizer; returns it."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(checkpoint.config_json(config)))
     save_tensors(layout_tensors(checkpoint.hf_layout(config)), folder / "model.safetensors")
     return folder
 
 
 def write_siglip(folder: Path) -> Path:
+    write(folder, siglip, SIGLIP)
     (folder / "spiece.model").write_bytes(siglip_files.spiece_model())
-    return write(folder, siglip, SIGLIP)
+    return folder
 
 
 def write_clip(folder: Path) -> Path:

@@ -75,14 +75,13 @@ def given_labels(a: argparse.Namespace, model: DualEncoder) -> list[Label]:
 
 def check_labels(model: DualEncoder, labels: list[str], rows: TextRows) -> None:
     """BadPrompt for labels whose rank would mean nothing: one without words, two that are the same, a single one."""
-    (empty,) = model.text_rows("").ids.tolist()
-    seen: dict[tuple[int, ...], str] = {tuple(empty): ""}
+    empty, seen = tuple(model.text_rows("").ids[0].tolist()), dict[tuple[int, ...], str]()
     for label, ids in zip(labels, map(tuple, rows.ids.tolist()), strict=True):
-        other = seen.setdefault(ids, label)
-        if ids == tuple(empty):
+        if ids == empty:
             raise BadPrompt(f"the label {label!r} has nothing that the model reads; write it in words")
-        if other is not label:
-            raise BadPrompt(f"the labels {other!r} and {label!r} are the same to the model; leave one of them out")
+        if ids in seen:
+            raise BadPrompt(f"the labels {seen[ids]!r} and {label!r} are the same to the model; leave one of them out")
+        seen[ids] = label
     if len(labels) == 1 and model.config.model_type == clip.MODEL_TYPE:
         raise BadPrompt("a CLIP compares labels, and of a single one the probability is always 1; give two or more")
 
@@ -91,6 +90,7 @@ def note_truncated(labels: list[str], rows: TextRows) -> None:
     """At most one line: which labels are longer than the model reads."""
     if rows.truncated:
         first = rows.truncated[0]
-        others = f", and so are {len(rows.truncated) - 1} others" if len(rows.truncated) > 1 else ""
+        more = len(rows.truncated) - 1
+        others = f", and so {'is 1 other' if more == 1 else f'are {more} others'}" if more else ""
         long = f"the label {labels[first][:40]!r} is cut off: it has {rows.lengths[first]} tokens"
         print(f"npgemma: {printable(long)}, and the model reads {rows.ids.shape[1]}{others}", file=sys.stderr)
