@@ -59,19 +59,13 @@ def test_a_label_on_several_lines_is_printed_on_one(folders, run):
     assert "the red cat" in run("classify", PICTURE, "the\nred\tcat", "-m", folders["siglip"])
 
 
-def test_a_label_that_is_cut_off_is_told(folder, run, refused):
+def test_a_label_that_is_cut_off_is_told(folder, run):
     note = f"npgemma: the label '{LONG}' is cut off: it has "
     assert LONG in run("classify", PICTURE, "blue", LONG, "-m", folder, note=note)
-    run(
-        "classify",
-        PICTURE,
-        "blue",
-        LONG,
-        f"blue {LONG}",
-        "-m",
-        folder,
-        note=", and the model reads 12, and so is 1 other",
-    )
+    run("classify", PICTURE, LONG, f"blue {LONG}", "-m", folder, note=", and the model reads 12, and so is 1 other")
+
+
+def test_strict_refuses_a_label_that_is_cut_off(folder, refused):
     assert refused("classify", PICTURE, "blue", LONG, "-m", folder, "--strict").startswith(f"the text '{LONG}' has ")
 
 
