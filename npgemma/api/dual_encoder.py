@@ -254,6 +254,7 @@ class DualEncoder(LoadedModel[DualEncoderConfig, Siglip | Clip]):
         if not len(pictures) == len(each) > 0:
             found = f"there are {len(pictures)} pictures and {len(each)} texts"
             raise BadPrompt(f"{found}; a loss needs a text for each picture, and at least one of both")
-        text_embeds = self.encode_texts(each, strict)
-        found_loss: float = self.functions.loss(self.weights, self.encode_images(pictures), text_embeds)
-        return found_loss
+        embeds = self.encode_images(pictures), self.encode_texts(each, strict)
+        computed(self, partial(self.functions.logits, self.weights, *embeds))  # says so if they are not finite
+        loss: float = self.functions.loss(self.weights, *embeds)
+        return loss

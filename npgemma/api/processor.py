@@ -9,10 +9,10 @@ from PIL import Image
 
 from npgemma.errors import BadPrompt
 from npgemma.io.picture import MAX_PIXELS, Picture, read_picture
-from npgemma.io.pixels import PALIGEMMA, PixelSettings, pixel_values
+from npgemma.io.pixels import PALIGEMMA, PixelSettings, picture_values, pixel_values
 from npgemma.io.tokenizers import IMAGE, Tokenizer
 from npgemma.layers.shapes import Array, Float
-from npgemma.layers.taps import Tap, silent
+from npgemma.layers.taps import Tap, at, silent
 
 Pictures: TypeAlias = Picture | Sequence[Picture]
 
@@ -154,9 +154,16 @@ class PixelProcessor:
         self.max_pixels = MAX_PIXELS
 
     def __call__(self, images: Pictures, tap: Tap = silent) -> Float[Array, "B 3 Y X"]:
-        """One picture, or a sequence of them; BadPicture for one that cannot be read."""
-        read = [read_picture(image, self.max_pixels) for image in as_pictures(images)]
-        return pixel_values(read, self.side, self.settings, tap)
+        """One picture, or a sequence of them; BadPicture for one that cannot be read.
+
+        They are read one at a time: a photograph takes more memory than its pixel values.
+        """
+        pictures = as_pictures(images)
+        values = np.empty((len(pictures), 3, self.side, self.side), np.float32)
+        for i, picture in enumerate(pictures):
+            read = read_picture(picture, self.max_pixels)
+            values[i] = picture_values(read, self.side, self.settings, at(tap, f"pictures.{i}"))
+        return values
 
 
 def as_pictures(images: Pictures) -> Sequence[Picture]:

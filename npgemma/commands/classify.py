@@ -6,7 +6,7 @@ import sys
 from npgemma.api.classifier import TOP, Classifier, Label
 from npgemma.api.dual_encoder import DualEncoder
 from npgemma.checkpoints import clip
-from npgemma.commands.flags import AddParser, WrongUsage, load_any_model, model_flags, positive, reading
+from npgemma.commands.flags import AddParser, WrongUsage, encoder_flags, load_any_model, positive, reading
 from npgemma.commands.notes import note_embedded
 from npgemma.commands.output import as_json, printable, working
 from npgemma.commands.streams import PICTURE
@@ -17,7 +17,9 @@ from npgemma.io.text_rows import TextRows
 
 def add_classify(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
     parser = add_parser(
-        "classify", parents=[form, model_flags()], help="rank labels by how well they fit a picture: probability, label"
+        "classify",
+        parents=[form, encoder_flags()],
+        help="rank labels by how well they fit a picture: probability, label",
     )
     parser.add_argument("image", metavar="IMAGE", help="a picture")
     parser.add_argument(

@@ -25,9 +25,10 @@ EMBEDDED_LANGUAGE_MODEL = "tiny-gemma"
 AddParser = Callable[..., argparse.ArgumentParser]
 
 
-def model_flags() -> argparse.ArgumentParser:
+def encoder_flags() -> argparse.ArgumentParser:
     """Which model, and how it computes."""
     flags = argparse.ArgumentParser(add_help=False)
+    flags.set_defaults(adapter=None)
     flags.add_argument(
         "-m",
         "--model",
@@ -36,11 +37,10 @@ def model_flags() -> argparse.ArgumentParser:
         "cache; nothing is downloaded (default: an embedded model: tiny-gemma for chat and to continue a text, "
         "tiny-siglip for classify, else a PaliGemma)",
     )
-    flags.add_argument("--adapter", metavar="FOLDER", help="a LoRA adapter, as PEFT saves it, or its org/name")
     flags.add_argument(
         "--tokenizer",
         metavar="FILE",
-        help="a tokenizer.model or tokenizer.json, for a folder without one (default: the folder's)",
+        help="a tokenizer file, such as a tokenizer.json, for a folder without one (default: the folder's)",
     )
     flags.add_argument(
         "--dtype", choices=("float32", "float64"), default="float32", help="what is computed in (default: float32)"
@@ -62,6 +62,13 @@ def model_flags() -> argparse.ArgumentParser:
         metavar="N",
         help=f"the most pixels of a picture (default: {MAX_PIXELS:,}); a larger file may be made to fill memory",
     )
+    return flags
+
+
+def model_flags() -> argparse.ArgumentParser:
+    """The same for models that write, which take adapters."""
+    flags = argparse.ArgumentParser(add_help=False, parents=[encoder_flags()])
+    flags.add_argument("--adapter", metavar="FOLDER", help="a LoRA adapter, as PEFT saves it, or its org/name")
     return flags
 
 
@@ -157,7 +164,7 @@ class WrongUsage(Exception):
 
 
 def load_any_model(a: argparse.Namespace) -> AnyModel:
-    """The model that `model_flags` ask for."""
+    """The model that `encoder_flags` or `model_flags` ask for."""
     loaded: AnyModel = a.load(a.model, a.dtype, a.resident, a.adapter, a.max_memory, a.tokenizer)
     if a.max_pixels:
         loaded.processor.max_pixels = a.max_pixels

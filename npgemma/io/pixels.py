@@ -9,7 +9,7 @@ from PIL import Image
 from npgemma.errors import BadPicture
 from npgemma.io.picture import MAX_PIXELS
 from npgemma.layers.shapes import Array, Float
-from npgemma.layers.taps import Tap, silent
+from npgemma.layers.taps import Tap, at, silent
 
 BICUBIC, BILINEAR = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
 
@@ -36,22 +36,28 @@ PALIGEMMA = PixelSettings()
 def pixel_values(
     images: Sequence[Image.Image], side: int, settings: PixelSettings = PALIGEMMA, tap: Tap = silent
 ) -> Float[Array, "B 3 Y X"]:
-    """RGB images as float32 [picture, channel, row, column]. With PaliGemma's settings they are in -1 .. 1.
+    """RGB images as float32 [picture, channel, row, column]. BadPicture as for `resized`."""
+    values = np.empty((len(images), 3, side, side), np.float32)
+    for i, image in enumerate(images):
+        values[i] = picture_values(image, side, settings, at(tap, f"pictures.{i}"))
+    return values
+
+
+def picture_values(
+    image: Image.Image, side: int, settings: PixelSettings = PALIGEMMA, tap: Tap = silent
+) -> Float[Array, "3 Y X"]:
+    """An RGB image as float32 [channel, row, column]. With PaliGemma's settings, its values are in -1 .. 1.
 
     Those resize to a square (bicubic, antialiased, 8 bits; the aspect ratio is not kept, as in PaliGemma's training),
     then compute (u8/255 - 0.5) / 0.5. The division by 255 is a product with 1/255 in float64, rounded to float32 once,
     as in transformers; anything else differs in the last bit. BadPicture as for `resized`.
     """
-    factor = settings.rescale_factor
-    values = np.empty((len(images), 3, side, side), np.float32)
-    for i, image in enumerate(images):
-        small = tap(f"pictures.{i}.resized", np.asarray(resized(image, side, settings)), "Y X C")
-        values[i] = (small if factor is None else small.astype(np.float64) * factor).transpose(2, 0, 1)
-    if settings.mean_and_std is not None:
-        mean, std = (np.array(each, np.float32)[:, None, None] for each in settings.mean_and_std)
-        values -= mean
-        values /= std
-    return values
+    small, factor = tap("resized", np.asarray(resized(image, side, settings)), "Y X C"), settings.rescale_factor
+    values = (small if factor is None else small.astype(np.float64) * factor).astype(np.float32).transpose(2, 0, 1)
+    if settings.mean_and_std is None:
+        return values
+    mean, std = (np.array(each, np.float32)[:, None, None] for each in settings.mean_and_std)
+    return (values - mean) / std
 
 
 def resized(image: Image.Image, side: int, settings: PixelSettings) -> Image.Image:

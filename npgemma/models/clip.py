@@ -8,7 +8,6 @@
 Source: CLIP (Radford et al. 2021), section 2.4; clip/model.py.
 """
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -123,10 +122,15 @@ def encode_texts(p: Clip, input_ids: Int[Array, "U T"], dtype: np.dtype, tap: Ta
     return tap("text_embeds", unit(text_tower(p.text, input_ids, dtype, at(tap, "text"))), "U E")
 
 
+def scale(p: Clip) -> float:
+    """e^log_scale; infinite where it is too large for float64."""
+    return float(np.exp(np.float64(p.log_scale)))
+
+
 def logits(p: Clip, images: Float[Array, "B E"], texts: Float[Array, "U E"], tap: Tap = silent) -> Float[Array, "B U"]:
     """l = e^log_scale images texts^T; see `probabilities`."""
     cosine = tap("cosine", images @ texts.T, "B U")
-    return tap("logits_per_image", cosine * math.exp(p.log_scale), "B U")
+    return tap("logits_per_image", cosine * scale(p), "B U")
 
 
 def probabilities(logits: Float[Array, "B U"]) -> Float[Array, "B U"]:
@@ -136,4 +140,4 @@ def probabilities(logits: Float[Array, "B U"]) -> Float[Array, "B U"]:
 
 def loss(p: Clip, images: Float[Array, "B E"], texts: Float[Array, "B E"]) -> float:
     """The contrastive loss of pictures and texts, of which those in the same place match."""
-    return losses.contrastive_loss(images, texts, math.exp(p.log_scale))
+    return losses.contrastive_loss(images, texts, scale(p))

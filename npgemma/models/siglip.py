@@ -9,7 +9,6 @@ PaliGemma reads the rows of the vision tower, one for each patch, and lacks ever
 Source: SigLIP (Zhai et al. 2023); big_vision's models/vit.py and models/proj/image_text/text_transformer.py.
 """
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -142,12 +141,17 @@ def encode_texts(p: Siglip, input_ids: Int[Array, "U T"], dtype: np.dtype, tap: 
     return tap("text_embeds", unit(text_tower(p.text, input_ids, dtype, at(tap, "text"))), "U E")
 
 
+def scale(p: Siglip) -> float:
+    """e^log_scale; infinite where it is too large for float64."""
+    return float(np.exp(np.float64(p.log_scale)))
+
+
 def logits(
     p: Siglip, images: Float[Array, "B E"], texts: Float[Array, "U E"], tap: Tap = silent
 ) -> Float[Array, "B U"]:
     """l = e^log_scale images texts^T + bias; see `probabilities`."""
     cosine = tap("cosine", images @ texts.T, "B U")
-    return tap("logits_per_image", cosine * math.exp(p.log_scale) + float(p.bias), "B U")
+    return tap("logits_per_image", cosine * scale(p) + float(p.bias), "B U")
 
 
 def probabilities(logits: Float[Array, "B U"]) -> Float[Array, "B U"]:
@@ -157,4 +161,4 @@ def probabilities(logits: Float[Array, "B U"]) -> Float[Array, "B U"]:
 
 def loss(p: Siglip, images: Float[Array, "B E"], texts: Float[Array, "B E"]) -> float:
     """The sigmoid loss of pictures and texts, of which those in the same place match."""
-    return losses.sigmoid_loss(images, texts, math.exp(p.log_scale), float(p.bias))
+    return losses.sigmoid_loss(images, texts, scale(p), float(p.bias))

@@ -243,3 +243,15 @@ def test_a_weight_that_is_nan_is_named(kind, tmp_path, pictures):
     assert np.isfinite(model.encode_texts(TEXTS)).all()
     with pytest.raises(BadModel, match=rf"weights are not finite: {name} contains NaN"):
         model.encode_images(pictures)
+
+
+def test_a_scale_that_overflows_is_named(kind, tmp_path, pictures):
+    """No training makes one; e^800 is infinite in float64."""
+    made = WRITERS[kind](tmp_path)
+    tensors = SECOND[kind].tensors
+    tensors |= {"logit_scale": np.full_like(tensors["logit_scale"], 800)}
+    testing.save_tensors(tensors, made / "model.safetensors")
+    model = npgemma.load(made, "float64")
+    for run in (model.logits, model.loss):
+        with pytest.raises(BadModel, match="its activations overflow float64 at the tap logits_per_image"):
+            run(pictures[:3], TEXTS)

@@ -1,4 +1,4 @@
-"""Pictures and words in, probabilities out: transformers' models, image processors and tokenizers of the same folder."""
+"""Pictures and words in, probabilities out, as transformers' models, image processors and tokenizers have them."""
 
 import importlib
 
@@ -25,8 +25,8 @@ KINDS = {
 SIZES = ((97, 131), (14, 14), (200, 33), (15, 16), (40, 41))
 TEXTS = ["a photo of the red cat", "blue", "The DOGS, running?", "over " * 30, "straße İstanbul don't", "!!!"]
 NOISE = 0.5
-# Both compute in float64 from the same pixel values, so that they differ by the roundings of sums in another order: 2e-16
-# of a number each. The largest scores are about 30, and a hundred roundings may add up.
+# Both compute in float64 from the same pixel values, so that they differ by the roundings of sums in another order:
+# 2e-16 of a number each. The largest scores are about 30, and a hundred roundings may add up.
 FLOAT64 = dict(rtol=0, atol=1e-12)
 
 
