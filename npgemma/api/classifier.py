@@ -55,6 +55,17 @@ class Classifier(LoadedModel[ViTConfig, ViT]):
         `processor(images)` gives the pixel values that `forward` takes.
     folder, weights, dtype
         Where the model is, its weights, and the dtype of a run.
+
+    Examples
+    --------
+    None comes with npgemma, so this one needs a download.
+
+    >>> import npgemma
+    >>> model = npgemma.Classifier.load("google/vit-base-patch16-224")  # doctest: +SKIP
+    >>> for label in model.classify("cat.jpg", top=2)[0]:  # doctest: +SKIP
+    ...     print(f"{label.probability:.2f} {label.name}")
+    0.94 Egyptian cat
+    0.04 tabby, tabby cat
     """
 
     checkpoints = (vit,)
@@ -119,10 +130,13 @@ class Classifier(LoadedModel[ViTConfig, ViT]):
         """
         require_count("top", top)
         names = self.config.labels
-        probabilities = softmax(encoded(self, self.run, as_pictures(images), len(names), batch_size, silent))
+        probabilities = softmax(
+            encoded(self, partial(run_images, self), as_pictures(images), len(names), batch_size, silent)
+        )
         order = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
         return [[Label(names[i], float(row[i])) for i in best] for row, best in zip(probabilities, order, strict=True)]
 
-    def run(self, images: Sequence[Picture], tap: Tap) -> Float[Array, "B A"]:
-        """The logits of all pictures at once."""
-        return forward(self.weights, self.processor(images).astype(self.dtype, copy=False), tap)
+
+def run_images(model: Classifier, images: Sequence[Picture], tap: Tap) -> Float[Array, "B A"]:
+    """The logits of all pictures at once."""
+    return forward(model.weights, model.processor(images).astype(model.dtype, copy=False), tap)

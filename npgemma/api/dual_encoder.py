@@ -63,6 +63,13 @@ class DualEncoder(LoadedModel[DualEncoderConfig, Siglip | Clip]):
         `processor(images)` gives the pixel values that the model reads.
     folder, weights, dtype
         Where the model is, its weights, and the dtype of a run.
+
+    Examples
+    --------
+    >>> import npgemma
+    >>> model = npgemma.DualEncoder.load()
+    >>> model.classify(npgemma.sample_picture(), ["a blue star", "a red square"]).shape
+    (1, 2)
     """
 
     checkpoints = tuple(kind.checkpoint for kind in KINDS.values())
@@ -81,12 +88,10 @@ class DualEncoder(LoadedModel[DualEncoderConfig, Siglip | Clip]):
 
     @cached_property
     def tokenizer(self) -> TextTokenizer:
-        read = KINDS[self.config.model_type].read_tokenizer
-        tokenizer = read(self.folder, self.config.text.vocab_size, self.named_tokenizer)
-        if tokenizer.end_id != self.config.eos_token_id:
-            ends = (
-                f"the tokenizer ends texts with token {tokenizer.end_id}, and the model with {self.config.eos_token_id}"
-            )
+        c = self.config
+        tokenizer = KINDS[c.model_type].read_tokenizer(self.folder, c.text.vocab_size, self.named_tokenizer)
+        if tokenizer.end_id != c.eos_token_id:
+            ends = f"the tokenizer ends texts with token {tokenizer.end_id}, and the model with {c.eos_token_id}"
             raise BadModel(f"{self.folder}: {ends} (config.json: eos_token_id); the files belong to different models")
         return tokenizer
 
@@ -119,13 +124,9 @@ class DualEncoder(LoadedModel[DualEncoderConfig, Siglip | Clip]):
             If the numbers are not finite (unless the tap makes them so), or the run needs more memory than is
             available.
         """
-        return encoded(self, self.run_images, as_pictures(images), self.config.embedding_size, batch_size, tap)
-
-    def run_images(self, images: Sequence[Picture], tap: Tap) -> Float[Array, "B E"]:
-        """All pictures at once."""
-        pixels = self.processor(images).astype(self.dtype, copy=False)
-        rows: Array = self.functions.encode_images(self.weights, pixels, tap)
-        return rows
+        return encoded(
+            self, partial(run_images, self), as_pictures(images), self.config.embedding_size, batch_size, tap
+        )
 
     def encode_texts(
         self, texts: Texts, strict: bool = False, batch_size: int = BATCH, tap: Tap = silent
@@ -153,12 +154,7 @@ class DualEncoder(LoadedModel[DualEncoderConfig, Siglip | Clip]):
             As for `encode_images`, and if the tokenizer does not fit the model.
         """
         ids, width = self.text_rows(texts, strict).ids, self.config.embedding_size
-        return encoded(self, self.run_texts, ids, width, batch_size, tap, ids.shape[1])
-
-    def run_texts(self, input_ids: Int[Array, "U T"], tap: Tap) -> Float[Array, "U E"]:
-        """All texts at once."""
-        rows: Array = self.functions.encode_texts(self.weights, input_ids, self.dtype, tap)
-        return rows
+        return encoded(self, partial(run_texts, self), ids, width, batch_size, tap, ids.shape[1])
 
     def text_rows(self, texts: Texts, strict: bool = False) -> TextRows:
         """The ids of texts as the model reads them, and which texts are truncated.
@@ -258,3 +254,16 @@ class DualEncoder(LoadedModel[DualEncoderConfig, Siglip | Clip]):
         computed(self, partial(self.functions.logits, self.weights, *embeds))  # says so if they are not finite
         loss: float = self.functions.loss(self.weights, *embeds)
         return loss
+
+
+def run_images(model: DualEncoder, images: Sequence[Picture], tap: Tap) -> Float[Array, "B E"]:
+    """The rows of all pictures at once."""
+    pixels = model.processor(images).astype(model.dtype, copy=False)
+    rows: Array = model.functions.encode_images(model.weights, pixels, tap)
+    return rows
+
+
+def run_texts(model: DualEncoder, input_ids: Int[Array, "U T"], tap: Tap) -> Float[Array, "U E"]:
+    """The rows of all texts at once."""
+    rows: Array = model.functions.encode_texts(model.weights, input_ids, model.dtype, tap)
+    return rows

@@ -65,7 +65,8 @@ def main(arguments: list[str] | None = None, load: Callable[..., AnyModel] = loa
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="npgemma",
-        description="PaliGemma and Gemma in plain NumPy, on a CPU: questions about pictures, and chat. No downloads.",
+        description="PaliGemma, Gemma, SigLIP, CLIP and ViT in plain NumPy, on a CPU: questions about pictures, chat, "
+        "and labels. No downloads.",
     )
     parser.add_argument("--version", action=Version, help="show the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
