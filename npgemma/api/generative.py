@@ -1,6 +1,6 @@
 """What the models that write have in common: a decoder, its tokenizer and what it never writes, and adapters."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +20,7 @@ Config = TypeVar("Config", bound=DecoderConfig)
 Weights = TypeVar("Weights")
 
 
-class GenerativeModel(LoadedModel[Config, Weights], Generic[Config, Weights]):
+class GenerativeModel(LoadedModel[Config, Weights], ABC, Generic[Config, Weights]):
     """A model that writes text, with its tokenizer."""
 
     guard: GenerativeGuard[Config]

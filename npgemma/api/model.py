@@ -1,7 +1,6 @@
 """What all loaded models have in common: files, weights, and the checks before a run."""
 
 import os
-from abc import ABC
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -22,7 +21,7 @@ Config = TypeVar("Config")
 Weights = TypeVar("Weights")
 
 
-class LoadedModel(ABC, Generic[Config, Weights]):
+class LoadedModel(Generic[Config, Weights]):
     """A model of one of the kinds below.
 
     `checkpoints` are the modules that read folders of this kind, `embedded` is the folder of this kind that comes with
