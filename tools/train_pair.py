@@ -1,0 +1,196 @@
+"""Train the embedded pair of towers: transformers' own SigLIP on pictures of the shape world and texts about them.
+
+    python tools/train_tokenizer.py npgemma/assets/tiny-siglip/spiece.model
+    python tools/train_pair.py RUN      # writes RUN/checkpoint.pt and RUN/log.jsonl; resumes where it stopped
+    python tools/train_pair.py RUN --export npgemma/assets/tiny-siglip
+
+The loss is SigLIP's, -sum log sigmoid(z l) over all pictures and texts of a step; but z = 1 wherever a text is true of a
+picture, not only where the text was made for it: of few shapes, many texts are true of many pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pair_world import LABELS, Text, say, shown, unseen_pairs, unseen_shapes, with_article
+from shape_world import Thing, draw_scene
+from torch import Tensor
+from training import Run, write_json
+from transformers import SiglipConfig, SiglipModel
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+from npgemma.io.siglip_tokenizer import SiglipTokenizer
+from npgemma.io.text_rows import text_rows
+
+ASSETS = Path(__file__).resolve().parent.parent / "npgemma" / "assets" / "tiny-siglip"
+SIDE, WIDTH, CONTEXT = 84, 96, 16
+EXAM_EVERY, EXAM_SHAPES, EXAM_PAIRS = 250, 200, 100
+PROCESSOR = SiglipImageProcessorPil(size={"height": SIDE, "width": SIDE})
+TOWER = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 4}
+
+
+def config_json(pieces: int) -> dict:
+    """The content of config.json, as short as on the hub: keys that have SigLIP's usual values are left out.
+
+    The table of tokens has rows up to a multiple of 64.
+    """
+    text = {"num_hidden_layers": 2, "max_position_embeddings": CONTEXT, "vocab_size": -(-pieces // 64) * 64}
+    vision = {"num_hidden_layers": 3, "image_size": SIDE, "patch_size": 14}
+    return {
+        "architectures": ["SiglipModel"],
+        "model_type": "siglip",
+        "text_config": {"model_type": "siglip_text_model"} | TOWER | text,
+        "torch_dtype": "bfloat16",
+        "vision_config": {"model_type": "siglip_vision_model"} | TOWER | vision,
+    }
+
+
+def read_pieces() -> SiglipTokenizer:
+    return SiglipTokenizer((ASSETS / "spiece.model").read_bytes())
+
+
+def make_model(tokenizer: SiglipTokenizer) -> SiglipModel:
+    return SiglipModel(SiglipConfig(**config_json(len(tokenizer))))
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The pictures of a run, small, and what they show."""
+
+    pixels: np.ndarray  # B Y X C, 8 bits
+    things: list[tuple[Thing, ...]]
+
+    def batch(self, rng: Random, count: int) -> tuple[Tensor, list[tuple[Thing, ...]]]:
+        """Pixel values and things of some pictures. Half of them are mirrored, which changes no text's truth."""
+        chosen = rng.sample(range(len(self.things)), count)
+        small = [self.pixels[i, :, :: rng.choice((1, -1))] for i in chosen]
+        values = torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).float()
+        return values / 127.5 - 1, [self.things[i] for i in chosen]
+
+
+def draw_pictures(count: int, seed: int) -> Pictures:
+    pixels = np.empty((count, SIDE, SIDE, 3), np.uint8)
+    things = []
+    for i in range(count):
+        scene = draw_scene(Random(seed * 1_000_003 + i))
+        pixels[i] = scene.image.resize((SIDE, SIDE), PROCESSOR.resample)
+        things.append(scene.things)
+    return Pictures(pixels, things)
+
+
+def signs(things: list[tuple[Thing, ...]], texts: list[Text]) -> Tensor:
+    """z [picture, text]: 1 where the text is true, -1 elsewhere."""
+    facts = [shown(each) for each in things]
+    return torch.tensor([[1.0 if text.wanted <= fact else -1.0 for text in texts] for fact in facts])
+
+
+def pair_logits(model: SiglipModel, pixels: Tensor, ids: Tensor) -> Tensor:
+    return model(input_ids=ids, pixel_values=pixels).logits_per_image
+
+
+def exam() -> tuple[Tensor, list[str], list[int], Tensor, list[str]]:
+    """Unseen pictures of one shape, all labels and the right ones; and unseen pictures of several with captions."""
+    alone, pairs = list(unseen_shapes(EXAM_SHAPES)), unseen_pairs(EXAM_PAIRS, 0)
+    labels = [with_article(label) for label in LABELS]
+    right = [LABELS.index(scene.things[0].label) for scene in alone]
+    pixels = [
+        PROCESSOR([s.image for s in scenes], return_tensors="pt").pixel_values
+        for scenes in (alone, [s for s, _ in pairs])
+    ]
+    return pixels[0], labels, right, pixels[1], [text for _, text in pairs]
+
+
+@torch.no_grad()
+def scores(model: SiglipModel, tokenizer: SiglipTokenizer, asked: tuple) -> dict[str, float]:
+    """The shares of right answers, with the weights in bfloat16, as they are saved."""
+    rounded = SiglipModel(model.config).eval()
+    rounded.load_state_dict({name: x.bfloat16().float() for name, x in model.state_dict().items()})
+    alone, labels, right, several, captions = asked
+    named = pair_logits(rounded, alone, id_rows(tokenizer, labels)).argmax(1)
+    found = pair_logits(rounded, several, id_rows(tokenizer, captions))
+    places = torch.arange(len(captions))
+    return {
+        "zero_shot": round((named == torch.tensor(right)).float().mean().item(), 4),
+        "captions_found": round((found.argmax(1) == places).float().mean().item(), 4),
+        "pictures_found": round((found.argmax(0) == places).float().mean().item(), 4),
+    }
+
+
+def id_rows(tokenizer: SiglipTokenizer, texts: list[str]) -> Tensor:
+    return torch.from_numpy(text_rows(tokenizer, texts, CONTEXT).ids)
+
+
+def train(folder: Path, steps: int, pool: int, pictures: int, texts: int, rate: float, seed: int) -> None:
+    """Train to `steps` on `pool` pictures, each step on some of them with `texts` texts about each."""
+    tokenizer = read_pieces()
+    torch.manual_seed(seed)
+    model = make_model(tokenizer)
+    with torch.no_grad():
+        model.logit_scale.fill_(np.log(10))
+        model.logit_bias.fill_(-3)
+    run = Run(folder, {"model": model}, steps, rate, float("inf"))
+    drawn, asked = draw_pictures(pool, seed), exam()
+    while not run.is_over:
+        rng = Random(seed * 1_000_003 + run.step)
+        pixels, things = drawn.batch(rng, pictures)
+        said = [text for each in things for text in say(rng, each, texts)]
+        z = signs(things, said)
+        logits = pair_logits(model, pixels, id_rows(tokenizer, [text.words for text in said]))
+        loss = F.softplus(-z * logits).sum() / len(said)
+        wrong = (z * logits < 0).float().mean() * 100
+        run.update(loss, loss=loss, wrong_percent=wrong, scale=model.logit_scale.exp(), bias=model.logit_bias)
+        if run.step % EXAM_EVERY == 0 or run.is_over:
+            run.log(**scores(model, tokenizer, asked))
+
+
+def export(folder: Path, out: Path) -> None:
+    """The checkpoint as a Hugging Face folder, weights in bfloat16; transformers' Auto classes read it too."""
+    tokenizer = read_pieces()
+    model = make_model(tokenizer)
+    model.load_state_dict(torch.load(folder / "checkpoint.pt")["model"])
+    model.to(torch.bfloat16).save_pretrained(out)
+    (out / "model.safetensors").chmod(0o644)
+    write_json(out / "config.json", config_json(len(tokenizer)))
+    named = {"processor_class": "SiglipProcessor"}
+    write_json(out / "preprocessor_config.json", PROCESSOR.to_dict() | named)
+    spaces = {"lstrip": True, "normalized": False, "rstrip": True, "single_word": False}
+    special = {"eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"}
+    added = {str(i): {"content": text} | spaces | {"special": True} for i, text in ((1, "</s>"), (2, "<unk>"))}
+    write_json(
+        out / "tokenizer_config.json",
+        {"tokenizer_class": "SiglipTokenizer", "added_tokens_decoder": added, "do_lower_case": True}
+        | {"model_input_names": ["input_ids"], "model_max_length": CONTEXT}
+        | named
+        | special,
+    )
+    write_json(out / "special_tokens_map.json", {name: {"content": text} | spaces for name, text in special.items()})
+    (out / "training_log.jsonl").write_bytes((folder / "log.jsonl").read_bytes())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of the checkpoint and the log")
+    parser.add_argument(
+        "--export", type=Path, metavar="FOLDER", help="write the checkpoint as a model folder, and stop"
+    )
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--pool", type=int, default=16384, help="pictures of the run")
+    parser.add_argument("--pictures", type=int, default=96, help="pictures a step")
+    parser.add_argument("--texts", type=int, default=2, help="texts about each of them")
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=1)
+    a = parser.parse_args()
+    if a.export:
+        export(a.run, a.export)
+    else:
+        train(a.run, a.steps, a.pool, a.pictures, a.texts, a.rate, a.seed)
+
+
+if __name__ == "__main__":
+    main()
