@@ -16,13 +16,11 @@ from shape_world import COLORS, SHAPES, Scene, Thing, caption, draw_scene, liste
 LABELS = tuple(f"{color} {kind}" for color in COLORS for kind in SHAPES)
 OPENINGS = ("", "", "", "a picture of ", "a photo of ")
 SHOWN_BY_NONE = "something else"
-NOUNS = tuple(
-    """
+NOT_HERE = """
     apple ball bear bird boat book bottle bus cake car cat chair child clock cloud cow cup dog door duck face fish
     flower flag fork fox frog guitar hand hat heart horse house key kite knife lamp leaf lion man moon mouse mug person
     phone pig plane plate road sheep shoe spoon sun table train tree truck umbrella wheel window woman
-    """.split()
-)
+"""
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ def nearly(rng: Random, labels: list[str]) -> Text:
 def other(rng: Random, labels: list[str]) -> Text:
     """What no picture shows: things with names from the dictionary, or from nowhere."""
     made_up = "".join(rng.choices(ascii_lowercase, k=rng.randint(3, 7)))
-    noun = made_up if rng.random() < 0.5 and made_up not in SHAPES else rng.choice(NOUNS)
+    noun = made_up if rng.random() < 0.5 and made_up not in SHAPES else rng.choice(NOT_HERE.split())
     color = f"{rng.choice(list(COLORS))} " if rng.random() < 0.5 else ""
     names = [color + noun] + ([rng.choice(labels)] if rng.random() < 0.3 else [])
     return Text(written(rng, rng.sample(names, len(names))), frozenset([SHOWN_BY_NONE]))
@@ -94,9 +92,9 @@ def say(rng: Random, things: tuple[Thing, ...], count: int) -> list[Text]:
 # ------------------------------------------------------------------------------------------------------- evaluation
 
 
-def unseen_shapes(count: int) -> Iterator[Scene]:
-    """Pictures of one shape, of seeds that training does not use; half of them have a word too."""
-    return (draw_scene(Random(f"one {i}"), count=1) for i in range(count))
+def unseen_scenes(count: int, things: int | None = None) -> Iterator[Scene]:
+    """Pictures of so many shapes, or of one to three, of seeds that training does not use; half have a word too."""
+    return (draw_scene(Random(f"unseen {things} {i}"), count=things) for i in range(count))
 
 
 def unseen_pairs(count: int, seed: int) -> list[tuple[Scene, str]]:

@@ -4,8 +4,8 @@
     python tools/train_pair.py RUN      # writes RUN/checkpoint.pt and RUN/log.jsonl; resumes where it stopped
     python tools/train_pair.py RUN --export npgemma/assets/tiny-siglip
 
-The loss is SigLIP's, -sum log sigmoid(z l) over all pictures and texts of a step; but z = 1 wherever a text is true of a
-picture, not only where the text was made for it: of few shapes, many texts are true of many pictures.
+The loss is SigLIP's, -sum log sigmoid(z l) over all pictures and texts of a step. But z = 1 wherever a text is true of
+a picture, not only where it was made for it: with so few shapes, a text is true of many pictures.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from random import Random
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pair_world import LABELS, Text, say, shown, unseen_pairs, unseen_shapes, with_article
+from evaluate_pair import Case, best_is_right, captioned, labelled
+from pair_world import Text, say, shown, unseen_scenes
+from PIL import Image
 from shape_world import Thing, draw_scene
 from torch import Tensor
 from training import Run, write_json
@@ -30,7 +32,7 @@ from npgemma.io.text_rows import text_rows
 
 ASSETS = Path(__file__).resolve().parent.parent / "npgemma" / "assets" / "tiny-siglip"
 SIDE, WIDTH, CONTEXT = 84, 96, 16
-EXAM_EVERY, EXAM_SHAPES, EXAM_PAIRS = 250, 200, 100
+EXAM_EVERY, EXAM_PICTURES, EXAM_CAPTIONS = 250, 200, 100
 PROCESSOR = SiglipImageProcessorPil(size={"height": SIDE, "width": SIDE})
 TOWER = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 4}
 
@@ -94,32 +96,25 @@ def pair_logits(model: SiglipModel, pixels: Tensor, ids: Tensor) -> Tensor:
     return model(input_ids=ids, pixel_values=pixels).logits_per_image
 
 
-def exam() -> tuple[Tensor, list[str], list[int], Tensor, list[str]]:
-    """Unseen pictures of one shape, all labels and the right ones; and unseen pictures of several with captions."""
-    alone, pairs = list(unseen_shapes(EXAM_SHAPES)), unseen_pairs(EXAM_PAIRS, 0)
-    labels = [with_article(label) for label in LABELS]
-    right = [LABELS.index(scene.things[0].label) for scene in alone]
-    pixels = [
-        PROCESSOR([s.image for s in scenes], return_tensors="pt").pixel_values
-        for scenes in (alone, [s for s, _ in pairs])
-    ]
-    return pixels[0], labels, right, pixels[1], [text for _, text in pairs]
-
-
 @torch.no_grad()
-def scores(model: SiglipModel, tokenizer: SiglipTokenizer, asked: tuple) -> dict[str, float]:
+def scores(model: SiglipModel, tokenizer: SiglipTokenizer, labels: Case, captions: Case) -> dict[str, float]:
     """The shares of right answers, with the weights in bfloat16, as they are saved."""
     rounded = SiglipModel(model.config).eval()
     rounded.load_state_dict({name: x.bfloat16().float() for name, x in model.state_dict().items()})
-    alone, labels, right, several, captions = asked
-    named = pair_logits(rounded, alone, id_rows(tokenizer, labels)).argmax(1)
-    found = pair_logits(rounded, several, id_rows(tokenizer, captions))
-    places = torch.arange(len(captions))
-    return {
-        "zero_shot": round((named == torch.tensor(right)).float().mean().item(), 4),
-        "captions_found": round((found.argmax(1) == places).float().mean().item(), 4),
-        "pictures_found": round((found.argmax(0) == places).float().mean().item(), 4),
+    named, found = (
+        pair_logits(rounded, read_images(case.images), id_rows(tokenizer, case.texts)).numpy()
+        for case in (labels, captions)
+    )
+    right = {
+        "zero_shot": best_is_right(named, labels.right),
+        "captions_found": best_is_right(found, captions.right),
+        "pictures_found": best_is_right(found.T, captions.right.T),
     }
+    return {kind: round(float(each.mean()), 4) for kind, each in right.items()}
+
+
+def read_images(images: list[Image.Image]) -> Tensor:
+    return PROCESSOR(images, return_tensors="pt").pixel_values
 
 
 def id_rows(tokenizer: SiglipTokenizer, texts: list[str]) -> Tensor:
@@ -135,7 +130,8 @@ def train(folder: Path, steps: int, pool: int, pictures: int, texts: int, rate: 
         model.logit_scale.fill_(np.log(10))
         model.logit_bias.fill_(-3)
     run = Run(folder, {"model": model}, steps, rate, float("inf"))
-    drawn, asked = draw_pictures(pool, seed), exam()
+    drawn = draw_pictures(pool, seed)
+    exam = labelled(unseen_scenes(EXAM_PICTURES, 1)), captioned(EXAM_CAPTIONS, 0)
     while not run.is_over:
         rng = Random(seed * 1_000_003 + run.step)
         pixels, things = drawn.batch(rng, pictures)
@@ -146,7 +142,7 @@ def train(folder: Path, steps: int, pool: int, pictures: int, texts: int, rate: 
         wrong = (z * logits < 0).float().mean() * 100
         run.update(loss, loss=loss, wrong_percent=wrong, scale=model.logit_scale.exp(), bias=model.logit_bias)
         if run.step % EXAM_EVERY == 0 or run.is_over:
-            run.log(**scores(model, tokenizer, asked))
+            run.log(**scores(model, tokenizer, *exam))
 
 
 def export(folder: Path, out: Path) -> None:

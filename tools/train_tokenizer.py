@@ -4,9 +4,10 @@
     python tools/train_tokenizer.py npgemma/assets/tiny-gemma/tokenizer.model
     python tools/train_tokenizer.py npgemma/assets/tiny-siglip/spiece.model
 
-SigLIP's ids are T5's: pad 0, which is not used, eos 1, unk 2, then letters and words. The other ids follow Gemma: pad 0, eos 1, bos 2, unk 3, mask 4, for the language model the tokens that begin and end a turn,
-runs of newlines, 256 bytes, then the words of the model's world. For PaliGemma, the location and segmentation pieces
-are appended as its tokenizer has them.
+The ids of a BPE follow Gemma: pad 0, eos 1, bos 2, unk 3, mask 4, for the language model the tokens that begin and end
+a turn, runs of newlines, 256 bytes, then the words of the model's world. For PaliGemma, the location and segmentation
+pieces are appended as its tokenizer has them. SigLIP's ids follow T5: pad 0, which nothing uses, eos 1, unk 2, then
+words and letters.
 """
 
 from __future__ import annotations
