@@ -7,8 +7,9 @@ import pytest
 from evaluate_pair import EMBEDDED_PAIR, Npgemma, best_is_right, captioned, encoded, labelled
 from pair_world import unseen_scenes
 
-# The card gives more than 99% for each of these on 500 pictures; 40 pictures may miss one or two.
-PICTURES, MOST = 40, 0.95
+# The card gives at least 99% for labels and captions on 500 pictures: 40 pictures may miss two. Of about 80 texts that
+# are true, of which it gives 95%, ten may seem not to be: three standard errors more than 5%.
+PICTURES, MOST, TRUE = 40, 0.95, 0.87
 # A float32 row of 96 numbers, divided by its length, has a length of 1 to within a few roundings.
 ROUNDING = 4 * np.finfo(np.float32).eps
 
@@ -27,7 +28,7 @@ def test_the_label_of_a_picture_is_found_among_all(model):
 def test_texts_are_likely_exactly_where_they_are_true(model):
     case = labelled(unseen_scenes(PICTURES))
     likely = model.logits(*encoded(model, case)) > 0
-    assert likely[case.right].mean() >= MOST
+    assert likely[case.right].mean() >= TRUE
     assert likely[~case.right].mean() <= 0.01
 
 
@@ -44,10 +45,12 @@ def test_what_is_not_a_shape_is_unlikely(model):
     assert (model.logits(images, texts) < 0).mean() >= MOST
 
 
-@pytest.mark.parametrize("text", ["A Blue Star!", "a  blue star.", "a blue_star"])
-def test_case_punctuation_and_spaces_change_nothing(model, text):
-    canonical = "a bluestar" if "_" in text else "a blue star"
-    np.testing.assert_array_equal(model.texts([text]), model.texts([canonical]))
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [("A Blue Star!", "a blue star"), ("a  blue\nstar.", "a blue star"), ("a blue_star", "a bluestar")],
+)
+def test_case_punctuation_and_spaces_change_nothing(model, text, same):
+    np.testing.assert_array_equal(model.texts([text]), model.texts([same]))
 
 
 def test_embeddings_have_length_1(model):
