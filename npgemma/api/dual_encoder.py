@@ -68,8 +68,8 @@ class DualEncoder(LoadedModel[DualEncoderConfig, Siglip | Clip]):
     --------
     >>> import npgemma
     >>> model = npgemma.DualEncoder.load()
-    >>> model.classify(npgemma.sample_picture(), ["a blue star", "a red square"]).shape
-    (1, 2)
+    >>> model.classify(npgemma.sample_picture(), ["a green circle", "a red square"]) > 0.5
+    array([[ True, False]])
     """
 
     checkpoints = tuple(kind.checkpoint for kind in KINDS.values())
@@ -123,6 +123,13 @@ class DualEncoder(LoadedModel[DualEncoderConfig, Siglip | Clip]):
         BadModel, TooLittleMemory
             If the numbers are not finite (unless the tap makes them so), or the run needs more memory than is
             available.
+
+        Examples
+        --------
+        >>> import npgemma
+        >>> model = npgemma.DualEncoder.load()
+        >>> model.encode_images(npgemma.sample_picture()).shape
+        (1, 96)
         """
         return encoded(
             self, partial(run_images, self), as_pictures(images), self.config.embedding_size, batch_size, tap
@@ -152,6 +159,13 @@ class DualEncoder(LoadedModel[DualEncoderConfig, Siglip | Clip]):
             For a text that is not valid Unicode, or too long if `strict`.
         BadModel, TooLittleMemory
             As for `encode_images`, and if the tokenizer does not fit the model.
+
+        Examples
+        --------
+        >>> import npgemma
+        >>> model = npgemma.DualEncoder.load()
+        >>> model.encode_texts(["a blue star", "a red square"]).shape
+        (2, 96)
         """
         ids, width = self.text_rows(texts, strict).ids, self.config.embedding_size
         return encoded(self, partial(run_texts, self), ids, width, batch_size, tap, ids.shape[1])
@@ -173,6 +187,13 @@ class DualEncoder(LoadedModel[DualEncoderConfig, Siglip | Clip]):
         ------
         BadPrompt, BadModel
             As for `encode_texts`.
+
+        Examples
+        --------
+        >>> import npgemma
+        >>> model = npgemma.DualEncoder.load()
+        >>> model.text_rows(["a blue star", "a star " * 20]).truncated
+        [1]
         """
         each, context = as_texts(texts), self.config.text.max_position_embeddings
         rows = text_rows(self.tokenizer, each, context)
@@ -198,6 +219,13 @@ class DualEncoder(LoadedModel[DualEncoderConfig, Siglip | Clip]):
         ------
         BadPicture, BadPrompt, BadModel, TooLittleMemory
             As for `encode_images` and `encode_texts`.
+
+        Examples
+        --------
+        >>> import npgemma
+        >>> model = npgemma.DualEncoder.load()
+        >>> model.logits(npgemma.sample_picture(), ["a red square", "a green circle"]).argmax()
+        1
         """
         text_embeds = self.encode_texts(texts, strict)
         run = partial(self.functions.logits, self.weights, self.encode_images(images), text_embeds)
@@ -222,6 +250,13 @@ class DualEncoder(LoadedModel[DualEncoderConfig, Siglip | Clip]):
         ------
         BadPicture, BadPrompt, BadModel, TooLittleMemory
             As for `logits`, and if there is no text.
+
+        Examples
+        --------
+        >>> import npgemma
+        >>> model = npgemma.DualEncoder.load()
+        >>> model.classify(npgemma.sample_picture(), ["an orange ring", "a red square", "a green circle"]) > 0.5
+        array([[ True, False,  True]])
         """
         if not len(as_texts(texts)):
             raise BadPrompt("there are no texts to choose from; give at least one")
@@ -245,6 +280,13 @@ class DualEncoder(LoadedModel[DualEncoderConfig, Siglip | Clip]):
         ------
         BadPicture, BadPrompt, BadModel, TooLittleMemory
             As for `logits`, and if there are not as many texts as pictures.
+
+        Examples
+        --------
+        >>> import npgemma
+        >>> model, picture = npgemma.DualEncoder.load(), npgemma.sample_picture()
+        >>> model.loss(picture, "a green circle") < model.loss(picture, "a red square")
+        True
         """
         pictures, each = as_pictures(images), as_texts(texts)
         if not len(pictures) == len(each) > 0:

@@ -91,6 +91,8 @@ class LoadedModel(Generic[Config, Weights]):
         'FNY'
         >>> npgemma.LanguageModel.load().generate("The capital of France is").text
         ' Paris.'
+        >>> npgemma.DualEncoder.load().classify(npgemma.sample_picture(), ["a green circle", "a red square"]) > 0.5
+        array([[ True, False]])
         """
         if dtype not in ("float32", "float64"):
             raise ValueError(f"dtype is {dtype!r}; npgemma computes in 'float32' or 'float64'")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from encoder_folders import write_clip, write_siglip, write_vit
+from PIL import Image
 
 import npgemma
 from npgemma.commands.cli import main
@@ -128,3 +129,20 @@ def test_inspect_describes_the_towers(folders, run):
     assert "embedding  11 numbers for a picture or a text" in lines
     assert "tokenizer  521 pieces, embedding of 521 rows" in lines
     assert "labels     5: cat, dog, bus and 2 more" in run("inspect", folders["vit"]).splitlines()
+
+
+# ----------------------------------------------------------------------------------------------------- embedded model
+
+
+def test_the_embedded_model_answers_about_drawn_shapes(run):
+    lines = run("classify", PICTURE, "a red square", "a green circle", "--top", 1).splitlines()
+    assert [line.split("\t")[1] for line in lines] == ["a green circle"]
+
+
+def test_the_embedded_model_says_that_it_knows_no_photographs(tmp_path, run):
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "photograph.png")
+    run("classify", tmp_path / "photograph.png", "a cat", "-m", "tiny-siglip", note="npgemma: the embedded model knows")
+
+
+def test_json_of_the_embedded_model_names_it(run):
+    assert json.loads(run("classify", PICTURE, "a star", "--format", "json"))["model"] == "tiny-siglip"
