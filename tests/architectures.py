@@ -25,6 +25,7 @@ from npgemma.checkpoints import paligemma as paligemma_checkpoint
 from npgemma.checkpoints import siglip as siglip_checkpoint
 from npgemma.checkpoints import vit as vit_checkpoint
 from npgemma.checkpoints.layout import Layout, Part, make_layout
+from npgemma.checkpoints.paligemma import PaliGemmaConfig
 from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import Tap, silent
 from npgemma.layers.tree import SLOT, Slot, map_tree
@@ -149,32 +150,42 @@ def windowed_decoder(c: gemma_config.GemmaConfig) -> Architecture:
     return Architecture(layouts, forward, again, cached)
 
 
-# PaliGemma: two pictures, a prefix and a suffix
+# PaliGemma 1 and 2: two pictures, a prefix and a suffix; the prefix is longer than the window of PaliGemma 2
 
-ROW = testing.draw_row(C, images=2)
-PREFIX = int((ROW.token_type_ids == 0).sum())
-
-
-def answer(p: paligemma.PaliGemma, dtype: np.dtype, tap: Tap = silent) -> Array:
-    return paligemma.forward(p, ROW.input_ids, ROW.pixel_values.astype(dtype), ROW.token_type_ids, tap=tap)
+C2 = replace(C, text=replace(GEMMA_2, vocab_size=C.text.vocab_size))
 
 
-def answer_cached(p: paligemma.PaliGemma, dtype: np.dtype) -> Array:
-    features = paligemma.image_features(p, ROW.pixel_values.astype(dtype))
-    ids, types = ROW.input_ids[:PREFIX], ROW.token_type_ids[:PREFIX]
-    prompt = paligemma.make_prompt(p, ids, types, features)
-    caches = [gemma.new_caches(p.text, len(ROW.input_ids), dtype)]
-    found = [prefix_lm.start(p.text, [prompt], caches)]
-    found += [prefix_lm.step(p.text, np.array([token]), caches) for token in ROW.input_ids[PREFIX:]]
-    return np.concatenate(found)
+def picture_model(c: PaliGemmaConfig, again: Callable[[Mapping[str, Array], testing.Row], Array]) -> Architecture:
+    """A whole row in one pass; then its prefix, and a suffix of one token after another."""
+    row = testing.draw_row(c, images=2)
+    prefix = int((row.token_type_ids == 0).sum())
+
+    def forward(p: paligemma.PaliGemma, dtype: np.dtype, tap: Tap = silent) -> Array:
+        return paligemma.forward(p, row.input_ids, row.pixel_values.astype(dtype), row.token_type_ids, tap=tap)
+
+    def cached(p: paligemma.PaliGemma, dtype: np.dtype) -> Array:
+        features = paligemma.image_features(p, row.pixel_values.astype(dtype))
+        prompt = paligemma.make_prompt(p, row.input_ids[:prefix], row.token_type_ids[:prefix], features)
+        caches = [gemma.new_caches(p.text, len(row.input_ids), dtype)]
+        found = [prefix_lm.start(p.text, [prompt], caches)]
+        found += [prefix_lm.step(p.text, np.array([token]), caches) for token in row.input_ids[prefix:]]
+        return np.concatenate(found)
+
+    layouts = {"hf": paligemma_checkpoint.hf_layout(c), "npz": paligemma_checkpoint.npz_layout(c)}
+    return Architecture(layouts, forward, lambda w: again(w, row), cached)
 
 
-PALIGEMMA = Architecture(
-    layouts={"hf": paligemma_checkpoint.hf_layout(C), "npz": paligemma_checkpoint.npz_layout(C)},
-    forward=answer,
-    second_spelling=lambda w: one_page.forward(w, JSON, ROW.input_ids, ROW.pixel_values, ROW.token_type_ids),
-    cached=answer_cached,
-)
+def answer_again(w: Mapping[str, Array], row: testing.Row) -> Array:
+    return one_page.forward(w, JSON, row.input_ids, row.pixel_values, row.token_type_ids)
+
+
+def answer_again_2(w: Mapping[str, Array], row: testing.Row) -> Array:
+    whole, name = testing.config_json(C2), "language_model.model."
+    config = asdict(C2.text) | {"layer_types": C2.text.layer_kinds, "rope_parameters": {"rope_theta": 1e4}}
+    x = one_page.embed_prompt(w, whole, row.input_ids, one_page.image_features(w, whole, row.pixel_values))
+    x = one_page_gemma.decoder(w, config, x, 1 + np.arange(len(x)), row.token_type_ids, name)
+    return one_page_gemma.logits(w, config, x, name)
+
 
 # The decoder of masks: 32 codes
 
@@ -259,10 +270,11 @@ VIT = Architecture(
 
 ARCHITECTURES = {
     "vision tower": VISION_TOWER,
-    "decoder": DECODER,
+    "Gemma 1": DECODER,
     "Gemma 2": windowed_decoder(GEMMA_2),
     "Gemma 3": windowed_decoder(GEMMA_3),
-    "paligemma": PALIGEMMA,
+    "PaliGemma 1": picture_model(C, answer_again),
+    "PaliGemma 2": picture_model(C2, answer_again_2),
     "mask decoder": MASK_DECODER,
     "SigLIP": SIGLIP,
     "CLIP": CLIP,
