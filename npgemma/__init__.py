@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from npgemma.api.batch import JobResult as JobResult
     from npgemma.api.batch import answer_jobs as answer_jobs
+    from npgemma.api.classifier import Classifier as Classifier
+    from npgemma.api.classifier import Label as Label
+    from npgemma.api.dual_encoder import DualEncoder as DualEncoder
     from npgemma.api.language import LanguageModel as LanguageModel
     from npgemma.api.load import load as load
     from npgemma.api.load import sample_picture as sample_picture
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
 # needs NumPy and nothing else.
 HOMES = {
     "api.batch": ("JobResult", "answer_jobs"),
+    "api.classifier": ("Classifier", "Label"),
+    "api.dual_encoder": ("DualEncoder",),
     "api.language": ("LanguageModel",),
     "api.load": ("load", "sample_picture"),
     "api.vision_language": ("VisionLanguageModel",),

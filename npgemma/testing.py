@@ -34,7 +34,7 @@ import safetensors
 from npgemma.checkpoints.gemma_config import IN_PALIGEMMA, GemmaConfig
 from npgemma.checkpoints.layout import Layout
 from npgemma.checkpoints.paligemma import PaliGemmaConfig, config_json, hf_layout
-from npgemma.checkpoints.siglip import SiglipConfig
+from npgemma.checkpoints.towers import VisionConfig
 from npgemma.io.atomic_write import replace_file
 from npgemma.layers.bits import pack
 from npgemma.layers.norms import LayerNorm
@@ -71,7 +71,7 @@ def configs(draw: st.DrawFn) -> PaliGemmaConfig:
     2 has windows shorter than most prompts, caps near the scores and logits, and another scale than its heads' width.
     """
     heads, patch = draw(st.integers(1, 3)), draw(st.integers(2, 5))
-    vision = SiglipConfig(
+    vision = VisionConfig(
         hidden_size=heads * draw(st.integers(2, 5)),
         intermediate_size=draw(st.integers(5, 19)),
         num_hidden_layers=draw(st.integers(1, 3)),
@@ -193,12 +193,12 @@ def layout_tensors(layout: Layout[Any], seed: int = 0) -> dict[str, Array]:
     rng = np.random.default_rng(seed)
     tensors = {name: np.empty(shape, np.float32) for name, shape in layout.shapes.items()}
     for stored in layout.stored:
-        tensors[stored.name][stored.index] = stored.from_field(random_array(rng, stored.leaf))
+        stored.part(tensors[stored.name])[...] = stored.from_field(random_array(rng, stored.leaf))
     return tensors
 
 
 def random_array(rng: np.random.Generator, leaf: Leaf) -> Array:
-    x = rng.standard_normal(leaf.value.shape)
+    x = np.asarray(rng.standard_normal(leaf.value.shape))
     if leaf.kind == "weight" and not leaf.axes.startswith("V"):
         heads_out = leaf.axes.startswith(("N H", "K H"))
         x /= np.sqrt(np.prod(leaf.value.shape[2 if heads_out else 1 :]))
@@ -211,7 +211,7 @@ def random_array(rng: np.random.Generator, leaf: Leaf) -> Array:
 def save_tensors(tensors: Mapping[str, Array], path: Path, dtype: str = "float32") -> None:
     """Write a safetensors file; dtype is 'float32', 'float16' or 'bfloat16'."""
     stored = {
-        name: np.ascontiguousarray(pack(x) if dtype == "bfloat16" else x.astype(dtype)) for name, x in tensors.items()
+        name: np.array(pack(x) if dtype == "bfloat16" else x.astype(dtype), order="C") for name, x in tensors.items()
     }
     specs = {
         name: safetensors.TensorSpec(dtype=dtype, shape=list(x.shape), data_ptr=x.ctypes.data, data_len=x.nbytes)

@@ -7,25 +7,29 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import encoder_configs
 import mask_codecs
 import numpy as np
 import one_page
+import one_page_encoders
 import one_page_gemma
 import one_page_masks
 import tiny
 
 from npgemma import testing
+from npgemma.checkpoints import clip as clip_checkpoint
 from npgemma.checkpoints import gemma as gemma_checkpoint
-from npgemma.checkpoints import gemma_config
+from npgemma.checkpoints import gemma_config, towers
 from npgemma.checkpoints import mask_vqvae as mask_checkpoint
 from npgemma.checkpoints import paligemma as paligemma_checkpoint
 from npgemma.checkpoints import siglip as siglip_checkpoint
+from npgemma.checkpoints import vit as vit_checkpoint
 from npgemma.checkpoints.layout import Layout, Part, make_layout
 from npgemma.checkpoints.paligemma import PaliGemmaConfig
 from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import Tap, silent
 from npgemma.layers.tree import SLOT, Slot, map_tree
-from npgemma.models import gemma, mask_vqvae, paligemma, prefix_lm, siglip
+from npgemma.models import clip, gemma, mask_vqvae, paligemma, prefix_lm, siglip, vit
 
 C = tiny.CONFIG
 JSON = testing.config_json(C)
@@ -48,14 +52,14 @@ class Architecture:
 # SigLIP's vision tower
 
 PICTURES = testing.draw_row(C, images=2).pixel_values
-VISION_SIZES = siglip_checkpoint.sizes(C.vision)
+VISION_SIZES = towers.vision_sizes(C.vision)
+
+BLANK_TOWER = siglip_checkpoint.blank_tower(C.vision)
 
 VISION_TOWER = Architecture(
     layouts={
-        "hf": make_layout(
-            siglip_checkpoint.blank(C.vision), Part(siglip_checkpoint.HF, VISION_SIZES, "", "vision_tower.")
-        ),
-        "npz": make_layout(siglip_checkpoint.blank(C.vision), Part(siglip_checkpoint.NPZ, VISION_SIZES)),
+        "hf": make_layout(BLANK_TOWER, Part(siglip_checkpoint.HF_VISION, VISION_SIZES, "", "vision_tower.")),
+        "npz": make_layout(BLANK_TOWER, Part(siglip_checkpoint.NPZ_VISION, VISION_SIZES)),
     },
     forward=lambda p, dtype, tap: siglip.vision_tower(p, PICTURES.astype(dtype), tap),
     second_spelling=lambda w: one_page.vision_tower(w, JSON, PICTURES),
@@ -215,6 +219,55 @@ MASK_DECODER = Architecture(
     second_spelling=lambda w: one_page_masks.masks(w, CODES),
 )
 
+# SigLIP: two pictures whose last two columns are left over, and three texts
+
+SIGLIP_CONFIG = encoder_configs.SIGLIP
+PIXELS = np.random.default_rng(0).uniform(-1, 1, (2, 3, 14, 14)).astype(np.float32)
+WORDS = np.random.default_rng(0).integers(0, 50, (3, 6))
+
+
+def siglip_scores(p: siglip.Siglip, dtype: np.dtype, tap: Tap = silent) -> Array:
+    images = siglip.encode_images(p, PIXELS.astype(dtype), tap)
+    return siglip.logits(p, images, siglip.encode_texts(p, WORDS, dtype, tap), tap)
+
+
+SIGLIP = Architecture(
+    layouts={
+        "hf": siglip_checkpoint.hf_layout(SIGLIP_CONFIG),
+        "npz": siglip_checkpoint.npz_layout(SIGLIP_CONFIG, stacked=False),
+        "npz, stacked": siglip_checkpoint.npz_layout(SIGLIP_CONFIG, stacked=True),
+    },
+    forward=siglip_scores,
+    second_spelling=lambda w: one_page_encoders.siglip(w, siglip_checkpoint.config_json(SIGLIP_CONFIG), PIXELS, WORDS),
+)
+
+# CLIP: the same pictures, and texts whose end tokens, 9, stand at different places; what follows does not matter
+
+CLIP_CONFIG = encoder_configs.CLIP
+ENDED = np.array([[1, 20, 9, 9, 9, 9], [1, 21, 22, 23, 24, 9], [1, 30, 30, 31, 9, 40]])
+
+
+def clip_scores(p: clip.Clip, dtype: np.dtype, tap: Tap = silent) -> Array:
+    images = clip.encode_images(p, PIXELS.astype(dtype), tap)
+    return clip.logits(p, images, clip.encode_texts(p, ENDED, dtype, tap), tap)
+
+
+CLIP = Architecture(
+    layouts={"hf": clip_checkpoint.hf_layout(CLIP_CONFIG), "OpenAI": clip_checkpoint.openai_layout(CLIP_CONFIG)},
+    forward=clip_scores,
+    second_spelling=lambda w: one_page_encoders.clip(w, clip_checkpoint.config_json(CLIP_CONFIG), PIXELS, ENDED),
+)
+
+# ViT: the same pictures
+
+VIT_CONFIG = encoder_configs.VIT
+
+VIT = Architecture(
+    layouts={"hf": vit_checkpoint.hf_layout(VIT_CONFIG), "npz": vit_checkpoint.npz_layout(VIT_CONFIG)},
+    forward=lambda p, dtype, tap: vit.forward(p, PIXELS.astype(dtype), tap),
+    second_spelling=lambda w: one_page_encoders.vit(w, vit_checkpoint.config_json(VIT_CONFIG), PIXELS),
+)
+
 ARCHITECTURES = {
     "vision tower": VISION_TOWER,
     "Gemma 1": DECODER,
@@ -223,4 +276,7 @@ ARCHITECTURES = {
     "PaliGemma 1": picture_model(C, answer_again),
     "PaliGemma 2": picture_model(C2, answer_again_2),
     "mask decoder": MASK_DECODER,
+    "SigLIP": SIGLIP,
+    "CLIP": CLIP,
+    "ViT": VIT,
 }

@@ -74,7 +74,7 @@ def test_every_format_holds_the_same_weights(a: Architecture) -> None:
         tensors = {name: np.zeros(shape, np.float32) for name, shape in layout.shapes.items()}
         values = {leaf.path: leaf.value for leaf in expected}
         for stored in layout.stored:
-            tensors[stored.name][stored.index] = stored.from_field(values[stored.leaf.path])
+            stored.part(tensors[stored.name])[...] = stored.from_field(values[stored.leaf.path])
         for leaf, other in zip(expected, leaves(layout.fill(tensors)), strict=True):
             np.testing.assert_array_equal(other.value, leaf.value, err_msg=leaf.path, strict=True)
 

@@ -52,7 +52,7 @@ FUNCTIONS = [(name, value) for name, value in PUBLIC if inspect.isfunction(value
 @pytest.mark.parametrize(("name", "function"), FUNCTIONS, ids=[name for name, _ in FUNCTIONS])
 def test_every_public_function_documents_its_parameters_and_result(name: str, function: object) -> None:
     text = inspect.getdoc(function)
-    documented = re.findall(r"^(?:\*{0,2}\w+(?:, )?)+(?= : |$)", text.partition("Parameters\n")[2], re.MULTILINE)
+    documented = re.findall(r"^\*{0,2}\w+(?:, \*{0,2}\w+)*(?= : |$)", text.partition("Parameters\n")[2], re.MULTILINE)
     names = {name.strip("*") for line in documented for name in line.split(", ")}
     assert names >= set(parameters(function))
     assert "Returns\n-------" in text or "Yields\n------" in text, f"{name} does not say what it returns"

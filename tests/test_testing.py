@@ -18,7 +18,7 @@ from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.checkpoints.gemma_config import IN_PALIGEMMA, GemmaConfig
 from npgemma.checkpoints.paligemma import PaliGemmaConfig, hf_layout
 from npgemma.checkpoints.paligemma import weights as weights_of
-from npgemma.checkpoints.siglip import SiglipConfig
+from npgemma.checkpoints.towers import VisionConfig
 from npgemma.models import paligemma, prefix_lm
 from npgemma.models.gemma import logits, new_caches
 from npgemma.testing import DrawnModel, Row
@@ -77,7 +77,7 @@ def test_npgemma_has_every_property(dtype: str, data: st.DataObject, model: Draw
 
 GROUPED = DrawnModel(
     PaliGemmaConfig(
-        SiglipConfig(6, 7, 1, 2, image_size=8, patch_size=4), GemmaConfig(9, 11, 2, 6, 2, 8, 40, 512), True, 38
+        VisionConfig(6, 7, 1, 2, image_size=8, patch_size=4), GemmaConfig(9, 11, 2, 6, 2, 8, 40, 512), True, 38
     ),
     seed=3,
 )

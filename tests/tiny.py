@@ -10,12 +10,12 @@ from npgemma.checkpoints.gemma_config import GemmaConfig
 from npgemma.checkpoints.layout import in_memory
 from npgemma.checkpoints.paligemma import PaliGemmaConfig, read_tensors
 from npgemma.checkpoints.paligemma import weights as weights_of
-from npgemma.checkpoints.siglip import SiglipConfig
+from npgemma.checkpoints.towers import VisionConfig
 from npgemma.models.paligemma import PaliGemma
 from npgemma.testing import save_tensors as save
 
 CONFIG = PaliGemmaConfig(
-    vision=SiglipConfig(
+    vision=VisionConfig(
         hidden_size=12,
         intermediate_size=17,
         num_hidden_layers=2,

@@ -271,7 +271,7 @@ BENIGN: dict[str, Variant] = {
     "variance of two moments": Variant(
         replacements=((vit, "layer_norm", two_moments), (siglip, "layer_norm", two_moments))
     ),
-    "gelu by exponentials": Variant(replacements=((activations, "gelu", cubic_gelu), (vit, "gelu", cubic_gelu))),
+    "gelu by exponentials": Variant(replacements=((activations, "gelu", cubic_gelu), (siglip, "gelu", cubic_gelu))),
     "angles in float32": Variant(tap=lambda: rounding(silent, FLOAT32)),
 }
 # The same in emulated bfloat16: the schedules differ in what they round.

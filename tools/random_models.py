@@ -19,7 +19,7 @@ from npgemma.checkpoints import language_model, paligemma
 from npgemma.checkpoints.gemma_config import FULL, LANGUAGE_MODELS, SLIDING, GemmaConfig
 from npgemma.checkpoints.language_model import LanguageModelConfig
 from npgemma.checkpoints.paligemma import PaliGemmaConfig
-from npgemma.checkpoints.siglip import SiglipConfig
+from npgemma.checkpoints.towers import VisionConfig
 from npgemma.io.model_folder import EMBEDDED
 from npgemma.io.tokenizers import Tokenizer
 from npgemma.layers.bits import round_to_bfloat16
@@ -34,7 +34,7 @@ WINDOW = 5
 SUFFIX = 3  # the last tokens of a prompt: the mask hides nothing from a prefix
 # So many tokens after the prompt that the last see no row of it in layers with a window.
 STEPS = WINDOW + 1
-VISION = SiglipConfig(
+VISION = VisionConfig(
     hidden_size=24,
     intermediate_size=36,
     num_hidden_layers=2,

@@ -1,28 +1,37 @@
-"""Train the tokenizer of an embedded model: a small SentencePiece BPE in the form of Gemma's.
+"""Train the tokenizer of an embedded model: a small SentencePiece BPE in the form of Gemma's, or SigLIP's unigrams.
 
     python tools/train_tokenizer.py npgemma/assets/tiny/tokenizer.model
     python tools/train_tokenizer.py npgemma/assets/tiny-gemma/tokenizer.model
+    python tools/train_tokenizer.py npgemma/assets/tiny-siglip/spiece.model
 
-The ids follow Gemma: pad 0, eos 1, bos 2, unk 3, mask 4, for the language model the tokens that begin and end a turn,
-runs of newlines, 256 bytes, then the words of the model's world. For PaliGemma, the location and segmentation pieces
-are appended as its tokenizer has them.
+The ids of a BPE follow Gemma: pad 0, eos 1, bos 2, unk 3, mask 4, for the language model the tokens that begin and end
+a turn, runs of newlines, 256 bytes, then the words of the model's world. For PaliGemma, the location and segmentation
+pieces are appended as its tokenizer has them. SigLIP's ids follow T5: pad 0, which nothing uses, eos 1, unk 2, then
+words and letters.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import math
+from collections import Counter
 from pathlib import Path
 from random import Random
-from string import ascii_uppercase
+from string import ascii_lowercase, ascii_uppercase, digits
 
 import sentencepiece
 from capital_world import ask_unknown, converse, statements
+from pair_world import say
 from shape_world import CHARACTERS, ask, draw_scene
 
+from npgemma.io.sentencepiece_model import CONTROL, NORMAL, UNKNOWN, message, number, serialised
+from npgemma.io.siglip_tokenizer import canonical
+from npgemma.io.tokenizer_json import SPACE
 from npgemma.io.tokenizers import LOCATIONS, SEGMENTS, append_pieces
 from npgemma.tasks.chat import END, START
 
+UNIGRAM = 1
 NEWLINES = 8  # the longest run of newlines that is one piece
 
 
@@ -86,7 +95,26 @@ def gemma_tokenizer() -> bytes:
     return train(capital_lines(3000), 1024, ascii_uppercase, (START, END))
 
 
-WORLDS = {"tiny": paligemma_tokenizer, "tiny-gemma": gemma_tokenizer}
+def siglip_tokenizer() -> bytes:
+    """Unigrams: the words of texts about pictures, each with the logarithm of its share of them, and letters.
+
+    They are counted here, since SentencePiece's trainer takes no whole word that is not a part of another. A letter
+    scores less than the rarest word, so a word is never spelled that need not be. Nothing normalises: T5's tables for
+    that have 240,000 bytes.
+    """
+    rng = Random(0)
+    texts = [text.words for _ in range(3000) for text in say(rng, draw_scene(rng, side=64).things, 4)]
+    words = Counter(word for text in texts for word in canonical(text).split())
+    known = [(word, count) for word, count in words.most_common() if count >= 5]
+    total, rarest = sum(words.values()), known[-1][1]
+    pieces = [(SPACE + word, math.log(count / total), NORMAL) for word, count in known]
+    letters = [(letter, math.log(rarest / total) - 1, NORMAL) for letter in SPACE + ascii_lowercase + digits]
+    listed = [("<pad>", 0.0, CONTROL), ("</s>", 0.0, CONTROL), ("<unk>", 0.0, UNKNOWN), *pieces, *letters]
+    special = number(40, 2) + number(41, -1 + (1 << 64)) + number(42, 1) + number(43, 0)  # unk, bos, eos and pad
+    return serialised(listed) + message(2, number(3, UNIGRAM) + special) + message(3, message(1, b"identity"))
+
+
+WORLDS = {"tiny": paligemma_tokenizer, "tiny-gemma": gemma_tokenizer, "tiny-siglip": siglip_tokenizer}
 
 
 def main() -> None:

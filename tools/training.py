@@ -1,4 +1,4 @@
-"""What the training of both embedded models shares: optimizers, the rate, checkpoints and the log of a run."""
+"""What the training of the embedded models shares: optimizers, the rate, checkpoints and the log of a run."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -31,7 +31,9 @@ Rerun = Callable[..., Any]
 class Running(Protocol):
     """What the checks need of a model."""
 
-    checkpoint: ClassVar[ModuleType]
+    @property
+    def checkpoint(self) -> ModuleType: ...
+
     folder: Path
     config: Any
     weights: Any

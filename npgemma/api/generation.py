@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from npgemma.api.finite import finite, watched
-from npgemma.api.model import LoadedModel
+from npgemma.api.generative import GenerativeModel
 from npgemma.api.processor import Inputs, Pictures, check_pairs
 from npgemma.decoding.beams import Beam, beam_search
 from npgemma.decoding.loop import Limits, Token, generate_tokens
@@ -22,7 +22,7 @@ from npgemma.models.paligemma import PaliGemma, image_features, make_prompt
 from npgemma.models.prefix_lm import Prompt, causal_prompt
 
 DEFAULTS = GenerationOptions()
-Model: TypeAlias = LoadedModel[Any, Any]
+Model: TypeAlias = GenerativeModel[Any, Any]
 
 
 def generate(

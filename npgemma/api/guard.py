@@ -11,16 +11,19 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from npgemma.api.processor import Inputs
-from npgemma.checkpoints import language_model, paligemma
+from npgemma.checkpoints import language_model, paligemma, towers, vit
 from npgemma.checkpoints.footprint import Footprint, Run
 from npgemma.checkpoints.gemma_config import DecoderConfig
 from npgemma.checkpoints.language_model import LanguageModelConfig
 from npgemma.checkpoints.paligemma import PaliGemmaConfig
+from npgemma.checkpoints.towers import DualEncoderConfig
+from npgemma.checkpoints.vit import ViTConfig
 from npgemma.errors import BadModel, BadPrompt, TooLittleMemory
 from npgemma.io.system_memory import available_memory, size
-from npgemma.layers.shapes import Array, Int
+from npgemma.layers.shapes import Array, Float, Int
 
-Config = TypeVar("Config", bound=DecoderConfig)
+Config = TypeVar("Config")
+Writer = TypeVar("Writer", bound=DecoderConfig)
 # What makes each part of a footprint smaller.
 REMEDIES = {
     "weights": "use a smaller model, or weights that stay mapped (not resident)",
@@ -65,14 +68,38 @@ class Guard(ABC, Generic[Config]):
     files: Mapping[Path, os.stat_result] = field(default_factory=dict)
     budget: Budget = Budget()
 
+    @abstractmethod
+    def footprint(self, run: Run) -> Footprint:
+        """The memory that a run needs."""
+
+    def check_memory(
+        self, lengths: Sequence[int], pictures: int, max_new_tokens: int = 0, samples: int = 1, logit_rows: int = 0
+    ) -> None:
+        """TooLittleMemory unless so many pictures and texts of these lengths can be run at once; see `footprint`."""
+        run = (self.dtype.itemsize, pictures, lengths, max_new_tokens, samples, logit_rows)
+        self.budget.require(self.footprint(Run(self.budget.weights, *run)))
+
+    def check_files(self) -> None:
+        """BadModel if a mapped file has become shorter: reading the lost part would kill the process.
+
+        A file that was replaced or deleted stays readable for as long as it is mapped.
+        """
+        for path, was in self.files.items():
+            with suppress(FileNotFoundError):
+                found = path.stat()
+                if found.st_ino == was.st_ino and found.st_size < was.st_size:
+                    sizes = f"{found.st_size} bytes, {was.st_size} when it was loaded"
+                    raise BadModel(f"{path} has been cut short ({sizes}); load the model again once the file is whole")
+
+
+@dataclass(frozen=True)
+class GenerativeGuard(Guard[Writer], Generic[Writer]):
+    """Checks of the runs of a model that writes."""
+
     @property
     @abstractmethod
     def made_of(self) -> str:
         """What to use less of where a prompt is too long."""
-
-    @abstractmethod
-    def footprint(self, run: Run) -> Footprint:
-        """The memory that a run needs."""
 
     def check_ids(self, input_ids: Any, absent: Sequence[int] = ()) -> Int[Array, "T"]:
         """Ids [T] as an array. BadPrompt unless they are one row of tokens that have embeddings, or are `absent`."""
@@ -103,28 +130,9 @@ class Guard(ABC, Generic[Config]):
         more = length - self.config.text.max_position_embeddings + 1
         return f"use {self.made_of}: {more} tokens less"
 
-    def check_memory(
-        self, lengths: Sequence[int], pictures: int, max_new_tokens: int, samples: int = 1, logit_rows: int = 0
-    ) -> None:
-        """TooLittleMemory unless prompts of these lengths can be answered all at once; see `footprint`."""
-        run = (self.dtype.itemsize, pictures, lengths, max_new_tokens, samples, logit_rows)
-        self.budget.require(self.footprint(Run(self.budget.weights, *run)))
-
-    def check_files(self) -> None:
-        """BadModel if a mapped file has become shorter: reading the lost part would kill the process.
-
-        A file that was replaced or deleted stays readable for as long as it is mapped.
-        """
-        for path, was in self.files.items():
-            with suppress(FileNotFoundError):
-                found = path.stat()
-                if found.st_ino == was.st_ino and found.st_size < was.st_size:
-                    sizes = f"{found.st_size} bytes, {was.st_size} when it was loaded"
-                    raise BadModel(f"{path} has been cut short ({sizes}); load the model again once the file is whole")
-
 
 @dataclass(frozen=True)
-class TextGuard(Guard[LanguageModelConfig]):
+class TextGuard(GenerativeGuard[LanguageModelConfig]):
     """Checks of the runs of a language model."""
 
     made_of = "fewer words"
@@ -134,7 +142,7 @@ class TextGuard(Guard[LanguageModelConfig]):
 
 
 @dataclass(frozen=True)
-class PictureGuard(Guard[PaliGemmaConfig]):
+class PictureGuard(GenerativeGuard[PaliGemmaConfig]):
     """Checks of the runs of a PaliGemma."""
 
     @property
@@ -152,13 +160,7 @@ class PictureGuard(Guard[PaliGemmaConfig]):
         """
         side, image = self.config.vision.image_size, self.config.image_token_index
         ids = self.check_ids(input_ids, [image])
-        pixels = np.empty((0, 3, side, side)) if pixel_values is None else as_array(pixel_values, "pixel_values")
-        if pixels.shape[1:] != (3, side, side) or not np.issubdtype(pixels.dtype, np.floating):
-            found = f"{pixels.dtype} {list(pixels.shape)}"
-            raise BadPrompt(f"pixel_values must be floats of shape [pictures, 3, {side}, {side}], not {found}")
-        if not np.isfinite(pixels).all():
-            bad = next(i for i, picture in enumerate(pixels) if not np.isfinite(picture).all())
-            raise BadPrompt(f"pixel_values are not finite: picture {bad} has NaN or infinity; pass values in -1 .. 1")
+        pixels = np.empty((0, 3, side, side)) if pixel_values is None else checked_pixels(pixel_values, side)
         tokens, wanted = (ids == image).sum(), len(pixels) * self.config.vision.num_patches
         if tokens != wanted:
             raise BadPrompt(f"input_ids hold {tokens} image tokens; {len(pixels)} pictures need {wanted}")
@@ -168,9 +170,37 @@ class PictureGuard(Guard[PaliGemmaConfig]):
         return Inputs([ids], [types.astype(np.int64)], pixels, [len(pixels)])
 
 
+@dataclass(frozen=True)
+class DualEncoderGuard(Guard[DualEncoderConfig]):
+    """Checks of the runs of a SigLIP or a CLIP."""
+
+    def footprint(self, run: Run) -> Footprint:
+        return towers.footprint(self.config, run)
+
+
+@dataclass(frozen=True)
+class ClassifierGuard(Guard[ViTConfig]):
+    """Checks of the runs of a ViT."""
+
+    def footprint(self, run: Run) -> Footprint:
+        return vit.footprint(self.config, run)
+
+
 def as_array(value: Any, name: str) -> Array:
     """`value` as an array. BadPrompt for nested lists of unequal lengths."""
     try:
         return np.asarray(value)
     except ValueError:
         raise BadPrompt(f"{name} has rows of different lengths; pass one prompt at a time") from None
+
+
+def checked_pixels(pixel_values: Any, side: int) -> Float[Array, "B 3 Y X"]:
+    """Pixel values as an array. BadPrompt unless they are finite, of pictures with this side."""
+    pixels = as_array(pixel_values, "pixel_values")
+    if pixels.shape[1:] != (3, side, side) or not np.issubdtype(pixels.dtype, np.floating):
+        found = f"{pixels.dtype} {list(pixels.shape)}"
+        raise BadPrompt(f"pixel_values must be floats of shape [pictures, 3, {side}, {side}], not {found}")
+    if not np.isfinite(pixels).all():
+        bad = next(i for i, picture in enumerate(pixels) if not np.isfinite(picture).all())
+        raise BadPrompt(f"pixel_values are not finite: picture {bad} has NaN or infinity; pass values in -1 .. 1")
+    return pixels

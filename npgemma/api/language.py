@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal, Unpack, overload
 
 from npgemma.api import generation
 from npgemma.api.finite import computed
+from npgemma.api.generative import GenerativeModel
 from npgemma.api.guard import TextGuard
-from npgemma.api.model import LoadedModel
 from npgemma.api.processor import TextProcessor, text_inputs
 from npgemma.checkpoints import language_model
 from npgemma.checkpoints.chat_template import read_chat_template
@@ -24,7 +24,7 @@ from npgemma.models.prefix_lm import causal_prompt, forward
 from npgemma.tasks.chat import chat_prompt, check_template, stop_ids
 
 
-class LanguageModel(LoadedModel[LanguageModelConfig, Decoder]):
+class LanguageModel(GenerativeModel[LanguageModelConfig, Decoder]):
     """A Gemma 1, 2 or 3 with its tokenizer; `npgemma.load` makes one.
 
     Attributes
@@ -48,7 +48,7 @@ class LanguageModel(LoadedModel[LanguageModelConfig, Decoder]):
     'The capital of Italy is Rome.'
     """
 
-    checkpoint: ClassVar[ModuleType] = language_model
+    checkpoints: ClassVar[tuple[ModuleType, ...]] = (language_model,)
     embedded = EMBEDDED_LANGUAGE
     guard_type = TextGuard
     guard: TextGuard

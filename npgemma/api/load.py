@@ -1,19 +1,17 @@
 """`load`: from what a user calls a model to an object that runs it."""
 
 from pathlib import Path
-from types import ModuleType
-from typing import overload
+from typing import TypeAlias, overload
 
+from npgemma.api.classifier import Classifier
+from npgemma.api.dual_encoder import DualEncoder
 from npgemma.api.language import LanguageModel
 from npgemma.api.vision_language import VisionLanguageModel
-from npgemma.checkpoints import language_model, paligemma
 from npgemma.checkpoints.model_types import module_of
 from npgemma.io.model_folder import EMBEDDED, find_model, folder_of
 
-KINDS: dict[ModuleType, type[VisionLanguageModel] | type[LanguageModel]] = {
-    paligemma: VisionLanguageModel,
-    language_model: LanguageModel,
-}
+AnyModel: TypeAlias = VisionLanguageModel | LanguageModel | DualEncoder | Classifier
+CLASSES: tuple[type[AnyModel], ...] = (VisionLanguageModel, LanguageModel, DualEncoder, Classifier)
 
 
 @overload
@@ -35,7 +33,7 @@ def load(
     adapter: str | Path | None = ...,
     max_memory: int | None = ...,
     tokenizer: str | Path | None = ...,
-) -> VisionLanguageModel | LanguageModel: ...
+) -> AnyModel: ...
 
 
 def load(
@@ -45,7 +43,7 @@ def load(
     adapter: str | Path | None = None,
     max_memory: int | None = None,
     tokenizer: str | Path | None = None,
-) -> VisionLanguageModel | LanguageModel:
+) -> AnyModel:
     """Load a model from disk, of the class that its config.json asks for. Nothing is downloaded.
 
     Matrices stay memory-mapped in the dtype they are stored in, so that loading takes a fraction of a second. Norms,
@@ -55,23 +53,23 @@ def load(
     ----------
     path : str or Path, optional
         A Hugging Face folder, a .safetensors file in one, or org/name[@revision] in the Hugging Face cache. By default
-        the embedded model, which knows drawn shapes and words alone. `tiny-gemma` is a language model of the package.
+        the embedded model, which knows drawn shapes and words alone. `tiny-gemma` and `tiny-siglip` are others.
     dtype : {'float32', 'float64'}
         What is computed in; ValueError for another.
     resident : bool
         Widen all matrices to `dtype` in memory first. That takes longer and up to four times the space (12 GB for 3B
         parameters in float32); then tokens come sooner, and the files may be removed.
     adapter : str or Path, optional
-        A LoRA or DoRA adapter as PEFT saves it, or a folder that contains one; it is merged into the weights.
+        A LoRA or DoRA adapter of a PaliGemma or a Gemma, as PEFT saves it, or a folder that contains one.
     max_memory : int, optional
         The most bytes a run may take; by default what is available.
     tokenizer : str or Path, optional
-        A tokenizer.model or tokenizer.json in place of the folder's.
+        A tokenizer file in place of the folder's, such as a tokenizer.model or tokenizer.json.
 
     Returns
     -------
-    VisionLanguageModel or LanguageModel
-        For PaliGemma, and for Gemma. `VisionLanguageModel.load` and `LanguageModel.load` return their own class alone.
+    VisionLanguageModel, LanguageModel, DualEncoder or Classifier
+        For PaliGemma, Gemma, SigLIP or CLIP, and ViT. `VisionLanguageModel.load` and its kin return one class alone.
 
     Raises
     ------
@@ -87,8 +85,13 @@ def load(
     >>> model.generate(npgemma.sample_picture(), "caption en").text
     'a blue star, an orange ring and a green circle'
     """
-    kind = KINDS[module_of(folder_of(find_model(path)))]
-    return kind.load(path, dtype, resident, adapter, max_memory, tokenizer)
+    return class_of(find_model(path)).load(path, dtype, resident, adapter, max_memory, tokenizer)
+
+
+def class_of(model: Path) -> type[AnyModel]:
+    """The class of a model. BadModel as for `module_of`."""
+    module = module_of(folder_of(model))
+    return next(each for each in CLASSES if module in each.checkpoints)
 
 
 def sample_picture() -> Path:

@@ -1,8 +1,6 @@
-"""What all loaded models have in common: files, weights, tokenizer, and the checks before a run."""
+"""What all loaded models have in common: files, weights, and the checks before a run."""
 
 import os
-from abc import ABC, abstractmethod
-from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -11,32 +9,27 @@ import numpy as np
 
 from npgemma.api.finite import quiet
 from npgemma.api.guard import Budget, Guard
-from npgemma.api.processor import Processor
-from npgemma.checkpoints.adapter import read_adapter
-from npgemma.checkpoints.gemma_config import DecoderConfig
+from npgemma.checkpoints.adapter import Adapter
 from npgemma.checkpoints.layout import in_memory
 from npgemma.checkpoints.merging import merged, prepared
 from npgemma.checkpoints.model_types import module_of
 from npgemma.errors import BadModel
-from npgemma.io.added_tokens import Family
-from npgemma.io.model_folder import find_adapter, find_model, folder_of
+from npgemma.io.model_folder import find_model, folder_of
 from npgemma.io.safetensors import weight_files
-from npgemma.io.tokenizers import Tokenizer, read_tokenizer, tokenizer_of
-from npgemma.models.gemma import Decoder
 
-Config = TypeVar("Config", bound=DecoderConfig)
+Config = TypeVar("Config")
 Weights = TypeVar("Weights")
 
 
-class LoadedModel(ABC, Generic[Config, Weights]):
-    """A model with its tokenizer, of one of the kinds below.
+class LoadedModel(Generic[Config, Weights]):
+    """A model of one of the kinds below.
 
-    `checkpoint` is the module that reads folders of this kind, `embedded` the folder of this kind that comes with
-    npgemma, and `guard_type` the checks that its runs need.
+    `checkpoints` are the modules that read folders of this kind, `embedded` is the folder of this kind that comes with
+    npgemma, if there is one, and `guard_type` the checks that its runs need.
     """
 
-    checkpoint: ClassVar[ModuleType]
-    embedded: ClassVar[Path]
+    checkpoints: ClassVar[tuple[ModuleType, ...]]
+    embedded: ClassVar[Path | None]
     guard_type: ClassVar[type[Guard[Any]]]
 
     def __init__(
@@ -54,7 +47,12 @@ class LoadedModel(ABC, Generic[Config, Weights]):
         self.weights = weights
         self.dtype = dtype
         self.guard = guard or self.guard_type(config, dtype)
-        self.tokenizer_file = tokenizer_file or tokenizer_of(self.folder)
+        self.named_tokenizer = tokenizer_file
+
+    @property
+    def checkpoint(self) -> ModuleType:
+        """The module that reads folders of this model."""
+        return self.checkpoints[0]
 
     @classmethod
     def load(
@@ -82,7 +80,7 @@ class LoadedModel(ABC, Generic[Config, Weights]):
         Raises
         ------
         BadModel
-            If the folder holds a model of another class, and as for `npgemma.load`.
+            If the folder holds a model of another class, if there is no embedded one, and as for `npgemma.load`.
         TooLittleMemory, ValueError
             As for `npgemma.load`.
 
@@ -93,11 +91,15 @@ class LoadedModel(ABC, Generic[Config, Weights]):
         'FNY'
         >>> npgemma.LanguageModel.load().generate("The capital of France is").text
         ' Paris.'
+        >>> npgemma.DualEncoder.load().classify(npgemma.sample_picture(), ["a green circle", "a red square"]) > 0.5
+        array([[ True, False]])
         """
         if dtype not in ("float32", "float64"):
             raise ValueError(f"dtype is {dtype!r}; npgemma computes in 'float32' or 'float64'")
         model = cls.embedded if path is None else find_model(path)
-        if module_of(folder_of(model)) is not cls.checkpoint:
+        if model is None:
+            raise BadModel(f"npgemma comes without a model for {cls.__name__}; give the path of one")
+        if module_of(folder_of(model)) not in cls.checkpoints:
             raise BadModel(f"{folder_of(model)} does not hold a {cls.__name__}; npgemma.load loads any model")
         return cls.map(model, np.dtype(dtype), resident, adapter, max_memory, tokenizer)
 
@@ -115,7 +117,8 @@ class LoadedModel(ABC, Generic[Config, Weights]):
         """Map, check and merge the weights of a model, once the memory for them and for a short run suffices."""
         if tokenizer is not None and not os.path.isfile(tokenizer):
             raise BadModel(f"tokenizer {tokenizer} is not a file; name a tokenizer.model or a tokenizer.json")
-        folder, pieces, checkpoint = folder_of(model), None if tokenizer is None else Path(tokenizer), cls.checkpoint
+        folder, pieces = folder_of(model), None if tokenizer is None else Path(tokenizer)
+        checkpoint = module_of(folder)
         config = checkpoint.read_config(folder)
 
         def require(weights: int, mapped: int = 0) -> None:
@@ -126,7 +129,7 @@ class LoadedModel(ABC, Generic[Config, Weights]):
         require(sum(file.st_size for file in files.values()))
         tensors = checkpoint.read_tensors(model, config)  # mapped: nothing of them is read yet
         stored = sum(w.nbytes for w in tensors.values())
-        changes = None if adapter is None else read_adapter(find_adapter(adapter), checkpoint.NAMES)
+        changes = None if adapter is None else cls.changes(adapter, checkpoint)
         if changes:
             tensors = prepared(tensors, changes)
             config = checkpoint.with_vocabulary(config, len(tensors[checkpoint.TABLE]))
@@ -144,32 +147,7 @@ class LoadedModel(ABC, Generic[Config, Weights]):
         )
         return cls(model, config, checkpoint.weights(tensors, config, dtype), dtype, guard, pieces)
 
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        return read_tokenizer(self.folder, self.family, self.config.text.vocab_size, self.tokenizer_file)
-
-    @property
-    def family(self) -> Family:
-        """What the tokenizer has beside the files of the folder."""
-        found: Family = self.checkpoint.family(self.config)
-        return found
-
-    @property
-    def bos_id(self) -> int:
-        """The token that begins a text: the tokenizer's, as in transformers, or the config's if it has none."""
-        return self.tokenizer.specials.get("<bos>", self.config.bos_token_id)
-
-    @property
-    @abstractmethod
-    def processor(self) -> Processor:
-        """Turns prompts, and pictures where the model reads any, into inputs."""
-
-    @property
-    @abstractmethod
-    def decoder(self) -> Decoder:
-        """The Gemma decoder among the weights."""
-
-    @property
-    def never(self) -> tuple[int, ...]:
-        """The tokens that stand for something else than text, such as pictures, and are never written."""
-        return tuple(self.tokenizer.ids[text] for text in self.family.rowless if text in self.tokenizer.ids)
+    @classmethod
+    def changes(cls, adapter: str | Path, checkpoint: ModuleType) -> Adapter:
+        """What an adapter changes. BadModel for a kind of model that takes none."""
+        raise BadModel(f"adapter {adapter}: npgemma merges adapters into PaliGemma and Gemma only; load it without one")

@@ -1,16 +1,18 @@
 """Prompts and pictures -> what a model reads, as transformers' tokenizers and PaliGemmaProcessor make it."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
+from PIL import Image
 
 from npgemma.errors import BadPrompt
 from npgemma.io.picture import MAX_PIXELS, Picture, read_picture
-from npgemma.io.pixels import PALIGEMMA, PixelSettings, pixel_values
+from npgemma.io.pixels import PALIGEMMA, PixelSettings, picture_values, pixel_values
 from npgemma.io.tokenizers import IMAGE, Tokenizer
 from npgemma.layers.shapes import Array, Float
-from npgemma.layers.taps import Tap, silent
+from npgemma.layers.taps import Tap, at, silent
 
 Pictures: TypeAlias = Picture | Sequence[Picture]
 
@@ -141,6 +143,32 @@ class PictureProcessor:
     def suffix_ids(self, suffix: str) -> list[int]:
         """The tokens of an answer that is scored: its own, and the end token."""
         return [*self.tokenizer.encode(suffix), self.eos_id]
+
+
+class PixelProcessor:
+    """For an encoder: knows how pictures become the pixels of squares with this side."""
+
+    def __init__(self, side: int, settings: PixelSettings) -> None:
+        self.side = side
+        self.settings = settings
+        self.max_pixels = MAX_PIXELS
+
+    def __call__(self, images: Pictures, tap: Tap = silent) -> Float[Array, "B 3 Y X"]:
+        """One picture, or a sequence of them; BadPicture for one that cannot be read.
+
+        They are read one at a time: a photograph takes more memory than its pixel values.
+        """
+        pictures = as_pictures(images)
+        values = np.empty((len(pictures), 3, self.side, self.side), np.float32)
+        for i, picture in enumerate(pictures):
+            read = read_picture(picture, self.max_pixels)
+            values[i] = picture_values(read, self.side, self.settings, at(tap, f"pictures.{i}"))
+        return values
+
+
+def as_pictures(images: Pictures) -> Sequence[Picture]:
+    """A sequence, of one picture if it is one."""
+    return [images] if isinstance(images, str | Path | Image.Image | np.ndarray) else images
 
 
 def check_pairs(images: Sequence[Pictures], text: Sequence[str]) -> None:

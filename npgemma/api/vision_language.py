@@ -2,18 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
-from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Literal, Unpack, overload
 
-import numpy as np
-from PIL import Image
-
 from npgemma.api import generation
 from npgemma.api.finite import computed
+from npgemma.api.generative import GenerativeModel
 from npgemma.api.guard import PictureGuard
-from npgemma.api.model import LoadedModel
-from npgemma.api.processor import PictureProcessor, Pictures
+from npgemma.api.processor import PictureProcessor, Pictures, as_pictures
 from npgemma.checkpoints import paligemma
 from npgemma.checkpoints.mask_vqvae import CODEC, read_mask_codec
 from npgemma.checkpoints.paligemma import PaliGemmaConfig
@@ -30,7 +26,7 @@ from npgemma.models.mask_vqvae import MaskVQVAE
 from npgemma.models.paligemma import PaliGemma, forward, image_features
 
 
-class VisionLanguageModel(LoadedModel[PaliGemmaConfig, PaliGemma]):
+class VisionLanguageModel(GenerativeModel[PaliGemmaConfig, PaliGemma]):
     """A PaliGemma with its tokenizer and its processor; `npgemma.load` makes one.
 
     Attributes
@@ -54,7 +50,7 @@ class VisionLanguageModel(LoadedModel[PaliGemmaConfig, PaliGemma]):
     'FNY'
     """
 
-    checkpoint: ClassVar[ModuleType] = paligemma
+    checkpoints: ClassVar[tuple[ModuleType, ...]] = (paligemma,)
     embedded = EMBEDDED
     guard_type = PictureGuard
     guard: PictureGuard
@@ -309,8 +305,7 @@ class VisionLanguageModel(LoadedModel[PaliGemmaConfig, PaliGemma]):
         (1, 36, 128)
         """
         self.guard.check_files()
-        stack = [images] if isinstance(images, str | Path | Image.Image | np.ndarray) else images
-        read = [read_picture(image) for image in stack]
+        read = [read_picture(image) for image in as_pictures(images)]
         self.guard.check_memory([], len(read), 0)
         pixels = pixel_values(read, self.config.vision.image_size, self.config.pixels).astype(self.dtype, copy=False)
         return computed(self, partial(image_features, self.weights, pixels))

@@ -1,4 +1,4 @@
-"""big_vision's PaliGemma in one .npz file -> a folder in Hugging Face layout.
+"""A model of Google's in one .npz file -> a folder in Hugging Face layout.
 
 Both layouts are tables over the same weights, so a tensor is converted by reading it with one table and writing it with
 the other. Each goes through memory alone; what is converted waits in a scratch file on the target's disk.
@@ -10,55 +10,45 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors
 
-from npgemma.checkpoints import paligemma
-from npgemma.checkpoints.gemma_config import IN_PALIGEMMA, GemmaConfig
 from npgemma.checkpoints.layout import Stored
-from npgemma.checkpoints.paligemma import PaliGemmaConfig, config_json, hf_layout, npz_layout
-from npgemma.checkpoints.siglip import SiglipConfig
+from npgemma.checkpoints.npz_models import NpzModel, infer_model, unprefixed
 from npgemma.errors import BadModel
 from npgemma.io.npz_members import Member, read_members
 from npgemma.io.safetensors import INDEX
-from npgemma.io.strict_json import Section
 from npgemma.io.tokenizers import TOKENIZER
 from npgemma.layers.shapes import Array
 
 SHARD_BYTES = 2_000_000_000
-# The norms that PaliGemma 2 has and PaliGemma 1 has not.
-POST_NORMS = {"llm/layers/post_attention_norm/scale", "llm/layers/post_ffw_norm/scale"}
-# PaliGemma 2's query_pre_attn_scalar, which leaves no trace in the weights, by hidden_size / heads and head_dim: in 3b
-# and 10b it is the width of a head, in 28b it is not.
-QUERY_SCALARS: dict[tuple[float, int], int] = {(288, 256): 256, (224, 256): 256, (144, 128): 144}
 DTYPE_NAMES = {"<f4": "float32", "<f2": "float16", "<u2": "bfloat16"}
 
 
 def convert(path: Path, folder: Path, tokenizer: Path | None = None, shard_bytes: int = SHARD_BYTES) -> None:
     """Write the model of an .npz file as `folder`, with the tokenizer if there is one. The dtype is the file's.
 
-    Raises BadModel if the file is not a PaliGemma of big_vision, if the folder exists and is not empty, or if
-    anything cannot be read or written; then nothing is left behind.
+    Raises BadModel if the file holds none of the models that `infer_model` knows, if the folder exists and is not
+    empty, or if anything cannot be read or written; then nothing is left behind.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadModel(f"{folder} exists and is not an empty folder; name a new one")
     members = unprefixed(read_members(path), path)
-    config = infer_config(members, path)
-    npz_layout(config).check(members, path, "each other")
+    model = infer_model(members, path)
+    model.source.check(members, path, "each other")
     try:
         pieces = None if tokenizer is None else tokenizer.read_bytes()
     except OSError as error:
         raise BadModel(f"{tokenizer} cannot be read: {error.strerror or error}") from None
     try:
         with whole_folder(folder) as unfinished:
-            (unfinished / "config.json").write_text(json.dumps(config_json(config), indent=2) + "\n")
+            (unfinished / "config.json").write_text(json.dumps(model.content, indent=2) + "\n")
             if pieces is not None:
                 (unfinished / TOKENIZER).write_bytes(pieces)
-            write_weights(members, config, unfinished, shard_bytes)
+            write_weights(members, model, unfinished, shard_bytes)
     except (OSError, safetensors.SafetensorError) as error:
         raise BadModel(f"{folder} cannot be written: {getattr(error, 'strerror', None) or error}") from None
 
@@ -84,82 +74,20 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         raise
 
 
-def unprefixed(members: Mapping[str, Member], path: Path) -> dict[str, Member]:
-    """The arrays by their names without `params/`. BadModel if two of them then have the same name."""
-    found: dict[str, Member] = {}
-    for stored, member in members.items():
-        name = stored.removeprefix("params/")
-        if name in found:
-            raise BadModel(f"{path} holds {name!r} twice, with and without params/")
-        found[name] = member
-    return found
-
-
-def infer_config(members: Mapping[str, Member], path: Path) -> PaliGemmaConfig:
-    """The config of a model from the shapes of its arrays. BadModel for other models than PaliGemma 1 and 2."""
-    if "llm/layers/attn/qkv_einsum/w" in members:
-        raise BadModel(f"{path} has fused q, k and v (qkv_einsum), as Gemma 7B; npgemma converts PaliGemma 1 and 2")
-
-    def shape(name: str, axes: int) -> tuple[int, ...]:
-        found = members[name].shape if name in members else None
-        if found is None or len(found) != axes or min(found) < 1:
-            what = "is missing" if found is None else f"has shape {list(found)}"
-            raise BadModel(f"{path} is not a PaliGemma of big_vision: {name} {what}")
-        return found
-
-    block = "img/Transformer/encoderblock/"
-    patch, _, channels, width = shape("img/embedding/kernel", 4)
-    _, patches, _ = shape("img/pos_embedding", 3)
-    depth, _, heads, _ = shape(f"{block}MultiHeadDotProductAttention_0/query/kernel", 4)
-    _, _, mlp_width = shape(f"{block}MlpBlock_0/Dense_0/kernel", 3)
-    side = math.isqrt(patches)
-    vision = SiglipConfig(width, mlp_width, depth, heads, channels, side * patch, patch)
-    rows, text_width = shape("llm/embedder/input_embedding", 2)
-    layers, query_heads, _, head_width = shape("llm/layers/attn/q_einsum/w", 4)
-    _, _, key_heads, _, _ = shape("llm/layers/attn/kv_einsum/w", 5)
-    _, _, _, text_mlp_width = shape("llm/layers/mlp/gating_einsum", 4)
-    text = replace(
-        IN_PALIGEMMA["gemma2" if POST_NORMS & members.keys() else "gemma"],
-        hidden_size=text_width,
-        intermediate_size=text_mlp_width,
-        num_hidden_layers=layers,
-        num_attention_heads=query_heads,
-        num_key_value_heads=key_heads,
-        head_dim=head_width,
-        vocab_size=rows,
-    )
-    if text.model_type == "gemma2":
-        text = replace(text, query_pre_attn_scalar=query_scalar(text, path))
-    # read as it will be once it is written: the sizes must be those of a model that npgemma runs
-    return paligemma.parse(Section(config_json(PaliGemmaConfig(vision, text)), str(path)))
-
-
-def query_scalar(text: GemmaConfig, path: Path) -> int:
-    """The query_pre_attn_scalar of PaliGemma 2. BadModel for sizes that none of its models has."""
-    heads, width = text.num_attention_heads, text.hidden_size
-    scalar = QUERY_SCALARS.get((width / heads, text.head_dim))
-    if scalar is None:
-        raise BadModel(
-            f"{path} does not say by what its attention scores are scaled (query_pre_attn_scalar), and {heads} heads "
-            f"of {text.head_dim} for a width of {width} are not those of PaliGemma 2 3b, 10b or 28b"
-        )
-    return scalar
-
-
-def write_weights(members: Mapping[str, Member], config: PaliGemmaConfig, folder: Path, shard_bytes: int) -> None:
+def write_weights(members: Mapping[str, Member], model: NpzModel, folder: Path, shard_bytes: int) -> None:
     """Write every tensor into safetensors files of about `shard_bytes`, with an index if there are several."""
-    targets = {stored.leaf.path: stored for stored in hf_layout(config).stored}
+    targets = {stored.leaf.path: stored for stored in model.target.stored}
     sources: dict[str, list[Stored]] = {}
-    for stored in npz_layout(config).stored:
+    for stored in model.source.stored:
         sources.setdefault(stored.name, []).append(stored)
     dtypes = {targets[each.leaf.path].name: members[name].dtype for name, group in sources.items() for each in group}
     with tempfile.TemporaryFile(dir=folder) as file:
-        scratch = mapped_scratch(file, hf_layout(config).shapes, dtypes)
+        scratch = mapped_scratch(file, model.target.shapes, dtypes)
         for name, group in sources.items():
             with members[name].open(folder) as x:
                 for source in group:
                     target = targets[source.leaf.path]
-                    scratch[target.name][...] = target.from_field(source.to_field(x[source.index]))
+                    target.part(scratch[target.name])[...] = target.from_field(source.to_field(source.part(x)))
         groups = list(shards(scratch, shard_bytes))
         weight_map: dict[str, str] = {}
         for i, names in enumerate(groups, 1):

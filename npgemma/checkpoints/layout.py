@@ -4,8 +4,9 @@
 
 A line has the field of the weights, the name on disk, and the axes as they are stored; `(N H)` is one axis that holds
 two, `1` an axis to drop. The field's annotation says which axes it wants, so the line implies reshape and transpose,
-and the sizes of the letters give the expected shape. `[i, 0]` after a name selects a part of a tensor that holds
-several: layers stacked on the first axis, keys and values fused on the second.
+and the sizes of the letters give the expected shape; `-` stands for the axes of a single number. `[i, 0]` after a name
+selects a part of a tensor that holds several: layers stacked on the first axis, keys and values fused on the second.
+With the axes `(3 N H) D`, `[1]` selects the second third of the rows.
 
 A line whose field is None in the skeleton describes a part that this model lacks, and is skipped.
 """
@@ -45,6 +46,11 @@ def table(text: str) -> tuple[Line, ...]:
     return tuple(Line(*re.split(r"\s{2,}", line.strip())) for line in text.strip().splitlines())
 
 
+def within(lines: Iterable[Line], field: str, name: str) -> tuple[Line, ...]:
+    """The lines with `field` before their fields, and in `name`, in which {} stands for the name of each."""
+    return tuple(Line(field + line.field, name.replace("{}", line.name), line.axes) for line in lines)
+
+
 class Shaped(Protocol):
     """A tensor, or what will be one."""
 
@@ -68,18 +74,28 @@ def name_of(path: str, parts: Iterable[Part]) -> str:
 
 @dataclass(frozen=True)
 class Stored:
-    """One array of a model, and where it is stored: in tensor `name`, at `index` if that holds several."""
+    """One array of a model, and where it is stored: in tensor `name`, at `index` if that holds several.
+
+    `fused` is the number of arrays whose rows the tensor holds one behind the other, or 0.
+    """
 
     leaf: Leaf
     name: str
     index: tuple[int, ...]
     axes: str
     sizes: Mapping[str, int]
+    fused: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the stored array."""
         return tuple(math.prod(map(self.size_of, group)) for group in groups(self.axes))
+
+    def part(self, tensor: Array) -> Array:
+        """The stored array within its tensor: a view of it."""
+        whole = tensor.reshape(self.fused, *self.shape) if self.fused else tensor
+        index: tuple[Any, ...] = (*self.index, ...)  # with the dots, a single number stays an array
+        return whole[index]
 
     def size_of(self, letter: str) -> int:
         return int(letter) if letter.isdecimal() else self.sizes[letter]
@@ -121,7 +137,10 @@ class Layout(Generic[Tree]):
         for each in self.stored:
             known = ends.get(each.name, (0,) * len(each.index))
             ends[each.name] = tuple(max(end, i + 1) for end, i in zip(known, each.index, strict=True))
-        return {each.name: ends[each.name] + each.shape for each in self.stored}
+        return {
+            each.name: (each.fused * each.shape[0], *each.shape[1:]) if each.fused else ends[each.name] + each.shape
+            for each in self.stored
+        }
 
     def check(self, tensors: Mapping[str, Shaped], where: Path, source: str = "config.json") -> None:
         """BadModel, naming tensors that are missing, unexpected or of another shape than `source` asks for.
@@ -147,10 +166,19 @@ class Layout(Generic[Tree]):
 
         def read(leaf: Leaf) -> Array:
             home = homes[leaf.path]
-            x = home.to_field(tensors[home.name][home.index])
+            x = home.to_field(home.part(tensors[home.name]))
             return x if leaf.kind == "weight" else widened(x, vectors)
 
         return map_tree(read, self.skeleton)
+
+
+def translated(tensors: Mapping[str, Array], source: Layout[Tree], target: Layout[Tree]) -> dict[str, Array]:
+    """The tensors of a model by the names of another layout, in which each array has a tensor of its own.
+
+    They are views where the order of the axes allows it.
+    """
+    arrays = {each.leaf.path: each.to_field(each.part(tensors[each.name])) for each in source.stored}
+    return {each.name: each.from_field(arrays[each.leaf.path]) for each in target.stored}
 
 
 def some_of(*kinds: list[str]) -> list[str]:
@@ -191,7 +219,9 @@ def place(line: Line, part: Part, i: str, skeleton: Any, by_path: Mapping[str, L
     name, _, index = line.name.replace("{i}", i).partition("[")
     if path in by_path:
         numbers = tuple(int(number) for number in re.findall(r"\d+", index.replace("i", i)))
-        stored = Stored(by_path[path], part.name + name, numbers, line.axes, part.sizes)
+        fused = re.match(r"\((\d+) ", line.axes)
+        axes = line.axes.replace("-", "") if fused is None else line.axes.replace(fused[1] + " ", "", 1)
+        stored = Stored(by_path[path], part.name + name, numbers, axes, part.sizes, int(fused[1]) if fused else 0)
         if sorted(stored.letters) != sorted(stored.leaf.axes.split()):
             raise ValueError(f"{path} has the axes {stored.leaf.axes!r}; its table line says {line.axes!r}")
         yield stored
@@ -220,10 +250,12 @@ def copied(w: Array, dtype: np.dtype) -> Array:
     """A copy of `w`, widened to `dtype` one block at a time."""
     copy = np.empty(w.shape, dtype)
 
-    def copy_block(block: slice) -> None:
-        copy[block] = widened(w[block], dtype)
+    rows = w.reshape(len(w) if w.ndim else 1, -1)
 
-    in_parallel(copy_block, row_blocks(w.reshape(len(w), -1), BLOCK))
+    def copy_block(block: slice) -> None:
+        copy.reshape(rows.shape)[block] = widened(rows[block], dtype)
+
+    in_parallel(copy_block, row_blocks(rows, BLOCK))
     return copy
 
 
@@ -231,7 +263,8 @@ def not_finite(tensors: Mapping[str, Array]) -> list[str]:
     """The names of the tensors that contain an infinity or a NaN; weights are read one block at a time."""
 
     def all_finite(w: Array) -> bool:
-        return all(finite(w[block]) for block in row_blocks(w.reshape(len(w), -1), BLOCK))
+        rows = w.reshape(len(w) if w.ndim else 1, -1)
+        return all(finite(rows[block]) for block in row_blocks(rows, BLOCK))
 
     return [name for name, w in tensors.items() if not all_finite(w)]
 

@@ -38,14 +38,14 @@ class Names:
     `saved_name` turns any spelling into the one that transformers 5 saves; `anchor` is part of the name of a tensor
     that every such model has once: what stands before it stands before all names. `unused` matches the saved names of
     tensors that checkpoints hold and the model does not use, `table` and `head` are those of the embedding table and of
-    the output head, which tied checkpoints may lack.
+    the output head, which tied checkpoints may lack; a model that writes no text has no head.
     """
 
     saved_name: Callable[[str], str]
     anchor: str
     unused: re.Pattern[str]
     table: str
-    head: str
+    head: str = ""
 
     def is_unused(self, name: str) -> bool:
         """Whether a tensor, by any of its names, is one that the model does not use."""

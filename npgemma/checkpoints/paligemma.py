@@ -16,7 +16,7 @@ from npgemma.checkpoints.generation_config import read_end_tokens
 from npgemma.checkpoints.image_processor import read_image_processor
 from npgemma.checkpoints.layout import FLOAT32, Layout, Part, Shaped, make_layout, name_of, table
 from npgemma.checkpoints.names import BUFFERS, Names, by_saved_name, check_head, paligemma_name
-from npgemma.checkpoints.siglip import SiglipConfig
+from npgemma.checkpoints.towers import VisionConfig, vision_sizes
 from npgemma.errors import BadModel
 from npgemma.io.added_tokens import Family, paligemma_family
 from npgemma.io.model_folder import member
@@ -41,7 +41,7 @@ NPZ_PROJECTOR = table("""
 class PaliGemmaConfig:
     """Vision tower, decoder, whether the head is the embedding table, and what the processor needs."""
 
-    vision: SiglipConfig
+    vision: VisionConfig
     text: GemmaConfig
     tied: bool = True
     image_token_index: int = 257152
@@ -84,7 +84,7 @@ def parse(s: Section) -> PaliGemmaConfig:
     check_common(s)
     s.ignore(HARMLESS)
     tower, inner = s.section("vision_config"), s.section("text_config")
-    vision, text = siglip.read(tower), gemma_config.read(inner, IN_PALIGEMMA)
+    vision, text = siglip.read_tower(tower), gemma_config.read(inner, IN_PALIGEMMA)
     inner.ignore(["use_bidirectional_attention"])  # transformers sets it, and builds the mask of the prefix anyway
     if (width := s.get("projection_dim")) not in (None, text.hidden_size):
         wrong = f"not the width of the decoder, {inner.named('hidden_size', text.hidden_size)}"
@@ -133,13 +133,13 @@ def blank(c: PaliGemmaConfig) -> PaliGemma:
     """The weights with a Slot in place of each array."""
     projector = sized(Projector(SLOT, SLOT), {"D": c.text.hidden_size, "E": c.vision.hidden_size})
     return PaliGemma(
-        siglip.blank(c.vision), projector, gemma.blank(c.text, c.tied, FIRST_POSITION), c.image_token_index
+        siglip.blank_tower(c.vision), projector, gemma.blank(c.text, c.tied, FIRST_POSITION), c.image_token_index
     )
 
 
 def hf_parts(c: PaliGemmaConfig) -> tuple[Part, ...]:
     return (
-        Part(siglip.HF, siglip.sizes(c.vision), "vision.", "vision_tower."),
+        Part(siglip.HF_VISION, vision_sizes(c.vision), "vision.", "vision_tower."),
         Part(HF_PROJECTOR, {"D": c.text.hidden_size, "E": c.vision.hidden_size}),
         Part(gemma.hf_lines(c.text), gemma.sizes(c.text), "text.", "language_model."),
         Part(gemma.HF_HEAD, gemma.sizes(c.text), "text."),
@@ -148,7 +148,7 @@ def hf_parts(c: PaliGemmaConfig) -> tuple[Part, ...]:
 
 # The output head, which tied checkpoints may lack, the embedding table, and the convolution of the vision tower.
 HEAD, TABLE, PATCHES = (
-    name_of(path, hf_parts(PaliGemmaConfig(SiglipConfig(), GemmaConfig())))
+    name_of(path, hf_parts(PaliGemmaConfig(VisionConfig(), GemmaConfig())))
     for path in ("text.head", "text.embedding", "vision.embedding.weight")
 )
 # Some checkpoints hold SigLIP's pooling head.
@@ -166,7 +166,7 @@ def npz_layout(c: PaliGemmaConfig) -> Layout[PaliGemma]:
     """The names of big_vision's files, without the `params/` that some have before every name. The head is tied."""
     return make_layout(
         blank(replace(c, tied=True)),
-        Part(siglip.NPZ, siglip.sizes(c.vision), "vision.", "img/"),
+        Part(siglip.NPZ_VISION, vision_sizes(c.vision), "vision.", "img/"),
         Part(NPZ_PROJECTOR, {"D": c.text.hidden_size, "E": c.vision.hidden_size}),
         Part(gemma.npz_lines(c.text), gemma.sizes(c.text), "text.", "llm/"),
     )
@@ -193,7 +193,7 @@ def read_tensors(model: Path, c: PaliGemmaConfig) -> dict[str, Array]:
     return readable(tensors)
 
 
-def is_channels_last(shape: tuple[int, ...], c: SiglipConfig, model: Path) -> bool:
+def is_channels_last(shape: tuple[int, ...], c: VisionConfig, model: Path) -> bool:
     """Whether patches are stored [out, h, w, in], as MLX stores them.
 
     The shape tells; where both orders have the same shape, a file that MLX wrote says so in its metadata.

@@ -10,23 +10,24 @@ import os
 import sys
 from collections.abc import Callable
 
-from npgemma.api.generation import Model
-from npgemma.api.load import load
+from npgemma.api.load import AnyModel, load
 from npgemma.commands.ask import add_ask
 from npgemma.commands.batch import add_batch
 from npgemma.commands.chat import add_chat
+from npgemma.commands.classify import add_classify
 from npgemma.commands.convert import add_convert
 from npgemma.commands.demo import add_demo
 from npgemma.commands.flags import Version, WrongUsage
 from npgemma.commands.golden import add_compare, add_golden
-from npgemma.commands.models import add_models
+from npgemma.commands.inspect import add_inspect
 from npgemma.commands.objects import add_objects
 from npgemma.commands.output import INTERRUPTED, printable
 from npgemma.commands.streams import standard_streams
+from npgemma.commands.verify import add_verify
 from npgemma.errors import NpgemmaError
 
 
-def main(arguments: list[str] | None = None, load: Callable[..., Model] = load) -> int:
+def main(arguments: list[str] | None = None, load: Callable[..., AnyModel] = load) -> int:
     """Run one command; returns the exit status. `load` is how commands get a model."""
     failed = 1  # the exit status for a NpgemmaError
     if sys.stderr is None:  # a closed stderr
@@ -64,7 +65,8 @@ def main(arguments: list[str] | None = None, load: Callable[..., Model] = load) 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="npgemma",
-        description="PaliGemma and Gemma in plain NumPy, on a CPU: questions about pictures, and chat. No downloads.",
+        description="PaliGemma, Gemma, SigLIP, CLIP and ViT in plain NumPy, on a CPU: questions about pictures, chat, "
+        "and labels. No downloads.",
     )
     parser.add_argument("--version", action=Version, help="show the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -73,9 +75,11 @@ def build_parser() -> argparse.ArgumentParser:
     add_demo(commands.add_parser)
     add_ask(commands.add_parser, form)
     add_objects(commands.add_parser, form)
+    add_classify(commands.add_parser, form)
     add_chat(commands.add_parser, form)
     add_batch(commands.add_parser)
-    add_models(commands.add_parser, form)
+    add_inspect(commands.add_parser, form)
+    add_verify(commands.add_parser, form)
     add_convert(commands.add_parser)
     add_golden(commands.add_parser)
     add_compare(commands.add_parser)

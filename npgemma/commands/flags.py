@@ -8,8 +8,11 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from npgemma.api import generation
+from npgemma.api.classifier import Classifier
+from npgemma.api.dual_encoder import DualEncoder
 from npgemma.api.generation import Model
 from npgemma.api.language import LanguageModel
+from npgemma.api.load import AnyModel
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.commands.output import INTERRUPTED, working
 from npgemma.decoding.options import GenerationOptions
@@ -22,22 +25,22 @@ EMBEDDED_LANGUAGE_MODEL = "tiny-gemma"
 AddParser = Callable[..., argparse.ArgumentParser]
 
 
-def model_flags() -> argparse.ArgumentParser:
+def encoder_flags() -> argparse.ArgumentParser:
     """Which model, and how it computes."""
     flags = argparse.ArgumentParser(add_help=False)
+    flags.set_defaults(adapter=None)
     flags.add_argument(
         "-m",
         "--model",
         metavar="MODEL",
         help="a folder in Hugging Face layout, a .safetensors file in one, or org/name[@revision] in the Hugging Face "
-        "cache; nothing is downloaded (default: an embedded model: tiny-gemma for chat and to continue a text, else a "
-        "PaliGemma)",
+        "cache; nothing is downloaded (default: an embedded model: tiny-gemma for chat and to continue a text, "
+        "tiny-siglip for classify, else a PaliGemma)",
     )
-    flags.add_argument("--adapter", metavar="FOLDER", help="a LoRA adapter, as PEFT saves it, or its org/name")
     flags.add_argument(
         "--tokenizer",
         metavar="FILE",
-        help="a tokenizer.model or tokenizer.json, for a folder without one (default: the folder's)",
+        help="a tokenizer file, such as a tokenizer.json, for a folder without one (default: the folder's)",
     )
     flags.add_argument(
         "--dtype", choices=("float32", "float64"), default="float32", help="what is computed in (default: float32)"
@@ -59,6 +62,13 @@ def model_flags() -> argparse.ArgumentParser:
         metavar="N",
         help=f"the most pixels of a picture (default: {MAX_PIXELS:,}); a larger file may be made to fill memory",
     )
+    return flags
+
+
+def model_flags() -> argparse.ArgumentParser:
+    """The same for models that write, which take adapters."""
+    flags = argparse.ArgumentParser(add_help=False, parents=[encoder_flags()])
+    flags.add_argument("--adapter", metavar="FOLDER", help="a LoRA adapter, as PEFT saves it, or its org/name")
     return flags
 
 
@@ -153,13 +163,25 @@ class WrongUsage(Exception):
     """Flags that exclude each other: the command line says so and ends with 2."""
 
 
-def load_model(a: argparse.Namespace) -> VisionLanguageModel | LanguageModel:
-    """The model that `model_flags` ask for."""
-    loaded: VisionLanguageModel | LanguageModel = a.load(
-        a.model, a.dtype, a.resident, a.adapter, a.max_memory, a.tokenizer
-    )
+def load_any_model(a: argparse.Namespace) -> AnyModel:
+    """The model that `encoder_flags` or `model_flags` ask for."""
+    loaded: AnyModel = a.load(a.model, a.dtype, a.resident, a.adapter, a.max_memory, a.tokenizer)
     if a.max_pixels:
         loaded.processor.max_pixels = a.max_pixels
+    return loaded
+
+
+def load_model(a: argparse.Namespace) -> VisionLanguageModel | LanguageModel:
+    """The same, for commands that have a model write. BadModel as for `require_writer`."""
+    return require_writer(load_any_model(a))
+
+
+def require_writer(loaded: AnyModel) -> VisionLanguageModel | LanguageModel:
+    """The model. BadModel for one that does not write."""
+    if isinstance(loaded, DualEncoder | Classifier):
+        raise BadModel(
+            f"{loaded.folder} ranks labels (npgemma classify) and writes no text; load a PaliGemma or a Gemma"
+        )
     return loaded
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from npgemma.api.load import load
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.commands.ask import require_text
-from npgemma.commands.flags import EMBEDDED_LANGUAGE_MODEL, AddParser, WrongUsage
+from npgemma.commands.flags import EMBEDDED_LANGUAGE_MODEL, AddParser, WrongUsage, require_writer
 from npgemma.commands.output import printable
 from npgemma.commands.streams import DUMP, PICTURE, PROMPT, shown
 from npgemma.errors import BadGolden
@@ -134,7 +134,7 @@ def run_golden(a: argparse.Namespace) -> None:
     if not images:
         require_text(prompt)
         a.model = a.model or EMBEDDED_LANGUAGE_MODEL
-    model = load(a.model)
+    model = require_writer(load(a.model))
     if not images and isinstance(model, VisionLanguageModel):
         raise WrongUsage(f"{printable(a.model)} answers about pictures; name one before the prompt")
     record(model, images, prompt, a.output, a.level, a.taps or ["*"], a.steps, a.rounding)
@@ -160,7 +160,7 @@ def run_compare(a: argparse.Namespace) -> int:
     report = compare(golden, dump, names, a.dtype, a.allow_missing)
     if a.replay:
         default = None if golden.has_pictures else EMBEDDED_LANGUAGE_MODEL
-        report = replay(load(a.model or default), golden, dump, report)
+        report = replay(require_writer(load(a.model or default)), golden, dump, report)
     print(json.dumps(as_json(report, golden), allow_nan=False) if a.format == "json" else as_text(report, golden))
     if a.chart:
         write_picture(draw_chart(report), a.chart)

@@ -6,16 +6,23 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from npgemma.api.generation import Model
 from npgemma.api.load import sample_picture
+from npgemma.api.model import LoadedModel
 from npgemma.decoding.text import Generation
-from npgemma.io.model_folder import EMBEDDED
+from npgemma.io.model_folder import EMBEDDED, EMBEDDED_PAIR
 
 DRAWN_ONLY = (
     "npgemma: the embedded model knows drawn shapes and words only; for photographs name another model, such as "
     "-m google/paligemma-3b-mix-224"
 )
+SHAPES_ONLY = (
+    "npgemma: the embedded model knows drawn shapes only; for photographs name another model, such as "
+    "-m google/siglip2-base-patch16-224"
+)
+NOTES = {EMBEDDED: DRAWN_ONLY, EMBEDDED_PAIR: SHAPES_ONLY}
 
 
 def note_answers(a: argparse.Namespace, model: Model, answers: Sequence[Generation], found: bool = True) -> None:
@@ -33,10 +40,10 @@ def note_answers(a: argparse.Namespace, model: Model, answers: Sequence[Generati
         print(f"npgemma: {': '.join(said)}", file=sys.stderr)
 
 
-def note_embedded(model: Model, pictures: Iterable[str | Path]) -> None:
-    """One line if the embedded model was asked about a picture that is not the package's own, whatever its name."""
-    if model.folder == EMBEDDED and any(map(is_foreign, pictures)):
-        print(DRAWN_ONLY, file=sys.stderr)
+def note_embedded(model: LoadedModel[Any, Any], pictures: Iterable[str | Path]) -> None:
+    """One line if an embedded model was asked about a picture that is not the package's own, whatever its name."""
+    if model.folder in NOTES and any(map(is_foreign, pictures)):
+        print(NOTES[model.folder], file=sys.stderr)
 
 
 def is_foreign(picture: str | Path) -> bool:

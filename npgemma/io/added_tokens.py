@@ -5,7 +5,7 @@ the first win. Older folders have added_tokens.json, without flags. Tokens that 
 special_tokens_map.json only name take the ids that follow, and so do PaliGemma's own where they lack.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,22 @@ from typing import Any
 from npgemma.errors import BadModel
 from npgemma.io.model_folder import member
 from npgemma.io.strict_json import Section, read_json
-from npgemma.io.token_matching import UNPLACED, AddedToken
-from npgemma.io.tokenizer_json import MAX_ID, parse_token
+from npgemma.io.token_matching import UNPLACED, AddedToken, lower_case
+from npgemma.io.tokenizer_json import LOWER_CASE, MAX_ID, NORMALIZERS, SPACE, parse_token
 
 LOCATIONS = tuple(f"<loc{i:04d}>" for i in range(1024))
 SEGMENTS = tuple(f"<seg{i:03d}>" for i in range(128))
 IMAGE = "<image>"
+
+
+def with_space_signs(text: str) -> str:
+    """Spaces as pieces spell them."""
+    return text.replace(" ", SPACE)
+
+
+def in_lower_case(text: str) -> str:
+    """The same, in lower case."""
+    return with_space_signs(lower_case(text))
 
 
 @dataclass(frozen=True)
@@ -27,11 +37,14 @@ class Family:
 
     `base` is a model to copy a tokenizer from. `adds` are tokens that the family has even if no file declares them; the
     id of one that has an id comes from config.json. `rowless` tokens may have ids beyond the embedding table.
+    `respell` writes text as the pieces do; `normalizers` are what a tokenizer.json may say about it.
     """
 
     base: str
     adds: tuple[AddedToken, ...] = ()
     rowless: frozenset[str] = frozenset()
+    respell: Callable[[str], str] = with_space_signs
+    normalizers: tuple[Any, ...] = NORMALIZERS
 
 
 def paligemma_family(image_id: int = UNPLACED) -> Family:
@@ -48,6 +61,7 @@ GEMMAS: Mapping[str, Family] = {  # by the model_type of config.json
     # Gemma 3's files declare a token for pictures, which its models without vision have no row for.
     "gemma3_text": Family("google/gemma-3-1b-pt", rowless=frozenset({"<image_soft_token>"})),
 }
+SIGLIP_2 = Family("google/siglip2-base-patch16-224", respell=in_lower_case, normalizers=(*NORMALIZERS, LOWER_CASE))
 
 TOKENIZER_CONFIG, ADDED_TOKENS = "tokenizer_config.json", "added_tokens.json"
 SPECIAL_TOKENS_MAP = "special_tokens_map.json"

@@ -21,7 +21,7 @@ from npgemma.io.unusable import (
 )
 
 ASSETS = Path(__file__).parent.parent / "assets"
-EMBEDDED, EMBEDDED_LANGUAGE = ASSETS / "tiny", ASSETS / "tiny-gemma"
+EMBEDDED, EMBEDDED_LANGUAGE, EMBEDDED_PAIR = ASSETS / "tiny", ASSETS / "tiny-gemma", ASSETS / "tiny-siglip"
 SUFFIX = ".safetensors"
 ADAPTER_FILES = (ADAPTER_WEIGHTS, "adapters.safetensors")  # of PEFT and MLX
 # org/name and a revision in the address of a model's page, or of a file of it.
@@ -35,9 +35,9 @@ def find_model(name: str | Path | None) -> Path:
     """The path of a model: a folder, or a .safetensors file.
 
     In this order: None is the embedded model; an existing folder; an existing .safetensors file; org/name or
-    org/name@revision in the Hugging Face cache; `tiny`, the embedded model, or `tiny-gemma`, the embedded language
-    model. BadModel for any other name, and for what cannot be a model: one of several shards, an adapter, or a folder
-    with another format.
+    org/name@revision in the Hugging Face cache; `tiny`, the embedded model, `tiny-gemma`, the embedded language model,
+    or `tiny-siglip`, the embedded SigLIP. BadModel for any other name, and for what cannot be a model: one of several
+    shards, an adapter, or a folder with another format.
     """
     if name is None:
         return EMBEDDED
@@ -45,7 +45,7 @@ def find_model(name: str | Path | None) -> Path:
     if path.suffix.lower() == SUFFIX and os.path.isfile(path):
         return whole_model(path)
     folder = find_folder(name, CONFIG, ADAPTER_CONFIG)
-    embedded = {each.name: each for each in (EMBEDDED, EMBEDDED_LANGUAGE)}
+    embedded = {each.name: each for each in (EMBEDDED, EMBEDDED_LANGUAGE, EMBEDDED_PAIR)}
     if folder is None and str(name) in embedded:
         return embedded[str(name)]
     if folder is None:

@@ -7,23 +7,27 @@ import numpy as np
 from PIL import Image
 
 from npgemma.errors import BadPicture
+from npgemma.io.picture import MAX_PIXELS
 from npgemma.layers.shapes import Array, Float
-from npgemma.layers.taps import Tap, silent
+from npgemma.layers.taps import Tap, at, silent
 
-BICUBIC = Image.Resampling.BICUBIC
+BICUBIC, BILINEAR = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
 
 
 @dataclass(frozen=True)
 class PixelSettings:
     """How a picture becomes numbers; the defaults are PaliGemma's.
 
-    A step that is None is left out. `keeps_shape` resizes the shorter edge to the model's side, not both.
+    A step that is None is left out. A picture is resized to a square, or, if it keeps its shape, so that its shorter
+    edge has `edge` pixels; None stands for the side of what the model reads. `crop` then takes the middle of it.
     """
 
     resample: Image.Resampling | None = BICUBIC
     keeps_shape: bool = False
     rescale_factor: float | None = 1 / 255
     mean_and_std: tuple[tuple[float, ...], tuple[float, ...]] | None = ((0.5,) * 3, (0.5,) * 3)
+    edge: int | None = None
+    crop: bool = False
 
 
 PALIGEMMA = PixelSettings()
@@ -32,34 +36,63 @@ PALIGEMMA = PixelSettings()
 def pixel_values(
     images: Sequence[Image.Image], side: int, settings: PixelSettings = PALIGEMMA, tap: Tap = silent
 ) -> Float[Array, "B 3 Y X"]:
-    """RGB images as float32 [picture, channel, row, column]. With PaliGemma's settings they are in -1 .. 1.
+    """RGB images as float32 [picture, channel, row, column]. BadPicture as for `resized`."""
+    values = np.empty((len(images), 3, side, side), np.float32)
+    for i, image in enumerate(images):
+        values[i] = picture_values(image, side, settings, at(tap, f"pictures.{i}"))
+    return values
+
+
+def picture_values(
+    image: Image.Image, side: int, settings: PixelSettings = PALIGEMMA, tap: Tap = silent
+) -> Float[Array, "3 Y X"]:
+    """An RGB image as float32 [channel, row, column]. With PaliGemma's settings, its values are in -1 .. 1.
 
     Those resize to a square (bicubic, antialiased, 8 bits; the aspect ratio is not kept, as in PaliGemma's training),
     then compute (u8/255 - 0.5) / 0.5. The division by 255 is a product with 1/255 in float64, rounded to float32 once,
     as in transformers; anything else differs in the last bit. BadPicture as for `resized`.
     """
-    factor = settings.rescale_factor
-    values = np.empty((len(images), 3, side, side), np.float32)
-    for i, image in enumerate(images):
-        small = tap(f"pictures.{i}.resized", np.asarray(resized(image, side, settings)), "Y X C")
-        values[i] = (small if factor is None else small.astype(np.float64) * factor).transpose(2, 0, 1)
-    if settings.mean_and_std is not None:
-        mean, std = (np.array(each, np.float32)[:, None, None] for each in settings.mean_and_std)
-        values -= mean
-        values /= std
-    return values
+    small, factor = tap("resized", np.asarray(resized(image, side, settings)), "Y X C"), settings.rescale_factor
+    values = (small if factor is None else small.astype(np.float64) * factor).astype(np.float32).transpose(2, 0, 1)
+    if settings.mean_and_std is None:
+        return values
+    mean, std = (np.array(each, np.float32)[:, None, None] for each in settings.mean_and_std)
+    return (values - mean) / std
 
 
 def resized(image: Image.Image, side: int, settings: PixelSettings) -> Image.Image:
     """The picture with `side` rows and columns. BadPicture if the settings make another size of it."""
+    columns, rows = size = resized_size(image, settings.edge or side, settings)
+    what = f"a picture has {image.width} x {image.height} pixels, and the model's image processor"
+    if not settings.crop and size != (side, side):
+        step = (
+            "does not resize pictures (do_resize)"
+            if settings.resample is None
+            else "resizes by the shorter edge (size)"
+        )
+        raise BadPicture(f"{what} {step}; give it pictures of {side} x {side} pixels")
+    if columns * rows > MAX_PIXELS:
+        raise BadPicture(f"{what} would make {columns} x {rows} of them (size); crop it, it is too narrow")
+    if settings.resample is not None:
+        image = image.resize(size, settings.resample)
+    return middle(image, side) if settings.crop else image
+
+
+def resized_size(image: Image.Image, edge: int, settings: PixelSettings) -> tuple[int, int]:
+    """Columns and rows after resizing."""
     if settings.resample is None:
-        size, why = image.size, "does not resize pictures (do_resize)"
-    elif settings.keeps_shape:
+        return image.size
+    if settings.keeps_shape:
         short = min(image.size)
-        size, why = (side * image.width // short, side * image.height // short), "resizes by the shorter edge (size)"
-    else:
-        return image.resize((side, side), settings.resample)
-    if size != (side, side):
-        what = f"a picture has {image.width} x {image.height} pixels, and the model's image processor {why}"
-        raise BadPicture(f"{what}; give it pictures of {side} x {side} pixels")
-    return image if settings.resample is None else image.resize(size, settings.resample)
+        return edge * image.width // short, edge * image.height // short
+    return edge, edge
+
+
+def middle(image: Image.Image, side: int) -> Image.Image:
+    """The square in the middle; where half a pixel is too many, the one towards the top left.
+
+    OpenAI's code rounds half a pixel to even: its square is one pixel further if the margins are 3, 7, 11 and so on.
+    What lies outside a small picture is black.
+    """
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 UNPLACED = -1
+SIGMA = "\N{GREEK CAPITAL LETTER SIGMA}"
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ class Matcher:
             done = stop
         if done < len(text):
             yield text[done:]
+
+
+def lower_case(text: str) -> str:
+    """Each character in lower case by itself, where Python writes a sigma that ends a word differently."""
+    return text.replace(SIGMA, SIGMA.lower()).lower()
 
 
 def white_space(characters: Iterator[str]) -> int:

@@ -31,8 +31,9 @@ TO_TEXT = [
     {"type": "Fuse"},
 ]
 SPLIT = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+NORMALIZERS: tuple[Any, ...] = (TO_PIECES, {"type": "Sequence", "normalizers": [TO_PIECES]})
+LOWER_CASE = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, TO_PIECES]}  # of SigLIP 2
 PARTS: Mapping[str, tuple[Any, ...]] = {
-    "normalizer": (TO_PIECES, {"type": "Sequence", "normalizers": [TO_PIECES]}),
     "pre_tokenizer": (None, SPLIT),  # the normalizer leaves no space to split at
     "decoder": ({"type": "Sequence", "decoders": TO_TEXT},),
 }
@@ -97,11 +98,11 @@ class TokenizerJson:
 UNMERGED = -1e9  # the score of a piece that no merge makes, such as a single character
 
 
-def read_tokenizer_json(path: Path) -> TokenizerJson:
+def read_tokenizer_json(path: Path, normalizers: tuple[Any, ...] = NORMALIZERS) -> TokenizerJson:
     """Read and check a file. BadModel, with file and key, if it is damaged or does not split text as Gemma does."""
     s = Section(read_json(path, MAX_BYTES), str(path))
     model = s.section("model")
-    for section, known in ((s, PARTS), (model, MODEL)):
+    for section, known in ((s, {"normalizer": normalizers, **PARTS}), (model, MODEL)):
         for key, values in known.items():
             if section.values.get(key) not in values:
                 raise unknown_part(section, key, values)
@@ -114,17 +115,17 @@ def read_tokenizer_json(path: Path) -> TokenizerJson:
     return TokenizerJson(path, ids, merges, unknown, added_tokens(s))
 
 
-def unknown_part(section: Section, key: str, known: tuple[Any, ...]) -> BadModel:
-    """The error for a part of the file that works otherwise than Gemma's, which are `known`."""
+def unknown_part(section: Section, key: str, known: tuple[Any, ...], whose: str = "Gemma") -> BadModel:
+    """The error for a part of the file that works otherwise than those of `whose` tokenizers, which are `known`."""
     value = section.values.get(key)
     named = value.get("type") if isinstance(value, dict) else value
     alike = any(isinstance(each, dict) and each["type"] == named for each in known)
     what = f"{section.where}: {key} is {repr(named)[:80]}{' with other settings' if alike else ''}"
-    return BadModel(f"{what}, not Gemma's; npgemma reads Gemma's tokenizers only")
+    return BadModel(f"{what}, not {whose}'s; npgemma reads {whose}'s tokenizers only")
 
 
-def vocabulary(model: Section) -> dict[str, int]:
-    """The pieces in the order of their ids. BadModel if these are not 0, 1, 2 and so on, or bytes have no pieces."""
+def pieces_in_order(model: Section) -> list[str]:
+    """The pieces of a vocabulary in the order of their ids. BadModel if these are not 0, 1, 2 and so on."""
     vocab = model.values.get("vocab")
     if not isinstance(vocab, dict) or not vocab:
         raise BadModel(f"{model.where}: vocab is {kind(vocab)}, not an object that gives each piece its id")
@@ -134,8 +135,14 @@ def vocabulary(model: Section) -> dict[str, int]:
     wrong = next((place for place, text in enumerate(pieces) if vocab[text] != place), None)
     if wrong is not None:
         raise BadModel(f"{model.where}: vocab has {len(vocab):,} pieces, but none or several with the id {wrong}")
-    if TAB not in vocab and "\t" in vocab:
-        pieces[vocab["\t"]] = TAB
+    return pieces
+
+
+def vocabulary(model: Section) -> dict[str, int]:
+    """The pieces with their ids, in order. BadModel if these are not 0, 1, 2 and so on, or bytes have no pieces."""
+    pieces = pieces_in_order(model)
+    if TAB not in pieces and "\t" in pieces:
+        pieces[pieces.index("\t")] = TAB
     ids = {text: place for place, text in enumerate(pieces)}
     absent = [text for text in BYTES if text not in ids]
     if absent or "" in ids:

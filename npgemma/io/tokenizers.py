@@ -87,8 +87,9 @@ class Tokenizer:
             for token, kind in zip(appended, kinds, strict=True)
             if kind == CONTROL
         }
+        self.respell = family.respell
         self.raw = Matcher({text: token for text, token in cut.items() if not token.normalized})
-        self.normalized = Matcher({text.replace(" ", SPACE): token for text, token in cut.items() if token.normalized})
+        self.normalized = Matcher({self.respell(text): token for text, token in cut.items() if token.normalized})
 
     def __len__(self) -> int:
         """The number of ids: pieces and added tokens, the image token among them."""
@@ -104,28 +105,33 @@ class Tokenizer:
 
         BadPrompt for text that is not valid Unicode (a lone surrogate).
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise BadPrompt(f"the prompt is not valid text: {error.reason} at character {error.start}") from None
+        check_unicode(text)
         ids: list[int] = []
         for part in self.parts(text):
             ids += [self.ids[part.content]] if isinstance(part, AddedToken) else self.pieces.encode(part)
         return ids
 
     def parts(self, text: str) -> Iterator[str | AddedToken]:
-        """`text` cut at its added tokens, with spaces as pieces spell them."""
+        """`text` cut at its added tokens, as pieces spell it between them."""
         for part in self.raw.cut(text):
             if isinstance(part, AddedToken):
                 yield part
             else:
-                yield from self.normalized.cut(part.replace(" ", SPACE))
+                yield from self.normalized.cut(self.respell(part))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids` without special pieces and ids out of range; other added tokens are kept."""
         kept = [i for i in ids if 0 <= i < len(self) and i not in self.skipped]
         runs = groupby(kept, key=self.written.get)
         return "".join(self.pieces.decode(list(run)) if text is None else text * len(list(run)) for text, run in runs)
+
+
+def check_unicode(text: str) -> None:
+    """BadPrompt for text that is not valid Unicode (a lone surrogate)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadPrompt(f"the prompt is not valid text: {error.reason} at character {error.start}") from None
 
 
 def own_tokens(base: Sequence[tuple[str, int]], with_user_defined: bool) -> dict[str, AddedToken]:
@@ -169,7 +175,7 @@ def read_tokenizer(folder: Path, family: Family, rows: int = MAX_ID, file: Path 
         raise missing(folder, family.base)
     content = content_of(path)
     json_path = path if is_json(content) else member(folder, TOKENIZER_JSON)
-    described = read_tokenizer_json(json_path) if json_path.exists() else None
+    described = read_tokenizer_json(json_path, family.normalizers) if json_path.exists() else None
     declared = declared_tokens(folder, described.added if described else [])
     model = described.sentencepiece_model() if described and json_path == path else content
     try:

@@ -1,4 +1,4 @@
-"""Layer norm and RMS norm, over the last axis. They compute in the dtype of `x`."""
+"""Layer norm, RMS norm and rows of length 1, over the last axis. They compute in the dtype of `x`."""
 
 from dataclasses import dataclass
 
@@ -41,3 +41,8 @@ def rms_norm(p: RMSNorm, x: Float[Array, "*R D"]) -> Float[Array, "*R D"]:
     """
     scale = np.add(p.weight, 1, dtype=x.dtype)  # 1 + a float32 weight would be rounded to float32 in a float64 run
     return x / np.sqrt(np.square(x).mean(-1, keepdims=True) + p.eps) * scale
+
+
+def unit(x: Float[Array, "*R E"]) -> Float[Array, "*R E"]:
+    """y = x / sqrt(sum x^2): rows of length 1, whose product is the cosine of the angle between them."""
+    return x / np.sqrt(np.square(x).sum(-1, keepdims=True))

@@ -6,6 +6,7 @@ Upper-case letters are sizes; one letter has one meaning within a file:
     N query heads   K key heads     H head width    F MLP width             P patches       G query heads per key head
     C channels      Y X pixels      h w of a patch  I in                    O out           L layers
     R image rows    E width of the vision tower, where D is the decoder's           J pairs of numbers of a head
+    U texts         E width of an embedding, where D is that of its tower           A labels
 
 `Float[Array, "T D"]` is an array to a type checker and a shape to the reader. `"*R D"` stands for any number of leading
 axes, a number for exactly that size. Nothing is checked at run time; the tests bind the letters on every call.

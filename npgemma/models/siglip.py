@@ -1,18 +1,38 @@
-"""SigLIP's vision tower: a Vision Transformer that turns a picture into one row for each patch.
+"""SigLIP: a picture and a text as rows of the same space, and how well they match.
 
-    pixels --> patches --> linear --> + position --> L x block --> norm
+    pixels --> patches --> linear --> + position --> L x block --> norm --> pooling head --> length 1 --.
+                                                                                                       |-- scores
+    tokens --> table --> + position --> L x block --> norm --> last row --> linear --> length 1 -------'
 
-Source: SigLIP (Zhai et al. 2023); the sizes of big_vision's models/vit.py. The tower has no class token; in PaliGemma
-it has no pooling head either.
+PaliGemma reads the rows of the vision tower, one for each patch, and lacks everything behind its norm.
+
+Source: SigLIP (Zhai et al. 2023); big_vision's models/vit.py and models/proj/image_text/text_transformer.py.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
+
+from npgemma.layers import losses
+from npgemma.layers.activations import gelu
 from npgemma.layers.linear import linear
-from npgemma.layers.norms import LayerNorm, layer_norm
-from npgemma.layers.shapes import Array, Float, Weight
+from npgemma.layers.norms import LayerNorm, layer_norm, unit
+from npgemma.layers.resize import resize_positions
+from npgemma.layers.shapes import Array, Float, Int, Weight
 from npgemma.layers.taps import Tap, at, silent
-from npgemma.models.vit import Block, encoder, patches
+from npgemma.models.vit import (
+    MLP,
+    Attention,
+    Block,
+    TokenEmbedding,
+    attention,
+    encoder,
+    every_row,
+    mlp,
+    patches,
+    sequences,
+    token_embedding,
+)
 
 
 @dataclass(frozen=True)
@@ -44,5 +64,101 @@ class VisionTower:
 def vision_tower(p: VisionTower, pixel_values: Float[Array, "B C Y X"], tap: Tap = silent) -> Float[Array, "B P D"]:
     """One row for each patch of each picture: pixel values in -1 .. 1, Y = X, P = (Y // patch size)^2."""
     x = tap("embedding", patch_embedding(p.embedding, pixel_values, at(tap, "embedding")), "B P D")
-    x = encoder(p.blocks, x, tap)
+    x = encoder(p.blocks, x, every_row(x.shape[1]), gelu, tap)
     return tap("norm", layer_norm(p.norm, x), "B P D")
+
+
+@dataclass(frozen=True)
+class PoolingHead:
+    """Multi-head attention pooling: `probe` is a learned row that asks the patches for what matters."""
+
+    probe: Float[Array, "D"]
+    attn: Attention
+    norm: LayerNorm
+    mlp: MLP
+
+
+def pooling_head(p: PoolingHead, x: Float[Array, "B P D"], tap: Tap = silent) -> Float[Array, "B D"]:
+    """y = r + mlp(norm r), where r is the attention of the probe to all rows of a picture."""
+    probe = np.broadcast_to(p.probe.astype(x.dtype), (len(x), 1, x.shape[-1]))  # B Q D, Q = 1
+    r = attention(p.attn, probe, x, np.ones((1, x.shape[1]), bool), at(tap, "attn", T="Q"))
+    h = tap("norm", layer_norm(p.norm, r), "B Q D")
+    return tap("out", r + mlp(p.mlp, h, gelu, at(tap, "mlp", P="Q")), "B Q D")[:, 0]
+
+
+@dataclass(frozen=True)
+class Projection:
+    weight: Weight[Array, "E D"]
+    bias: Float[Array, "E"]
+
+
+@dataclass(frozen=True)
+class TextTower:
+    embedding: TokenEmbedding
+    blocks: tuple[Block, ...]
+    norm: LayerNorm
+    head: Projection
+
+
+def text_tower(p: TextTower, input_ids: Int[Array, "U T"], dtype: np.dtype, tap: Tap = silent) -> Float[Array, "U E"]:
+    """One row for each text, from its last row: every row sees all others, those of padding too.
+
+    The texts must be padded to the length that the model was trained with; another length gives another result.
+    """
+    x = tap("embedding", token_embedding(p.embedding, input_ids, dtype), "U T D")
+    x = encoder(p.blocks, x, every_row(x.shape[1]), gelu, sequences(tap, "texts", B="U", P="T"))
+    x = tap("norm", layer_norm(p.norm, x), "U T D")
+    return tap("head", linear(x[:, -1], p.head.weight, p.head.bias), "U E")
+
+
+@dataclass(frozen=True)
+class Siglip:
+    """`log_scale` and `bias` are what the training learned for the scores."""
+
+    vision: VisionTower
+    vision_head: PoolingHead
+    text: TextTower
+    log_scale: Float[Array, ""]
+    bias: Float[Array, ""]
+
+
+def resized(p: Siglip, rows: int, columns: int) -> Siglip:
+    """The same model for pictures of rows x columns patches; it was not trained with them."""
+    embedding = p.vision.embedding
+    embedding = replace(embedding, position=resize_positions(embedding.position, rows, columns))
+    return replace(p, vision=replace(p.vision, embedding=embedding))
+
+
+def encode_images(p: Siglip, pixel_values: Float[Array, "B C Y X"], tap: Tap = silent) -> Float[Array, "B E"]:
+    """A row of length 1 for each picture."""
+    pixel_values = tap("pixel_values", pixel_values, "B C Y X")
+    x = vision_tower(p.vision, pixel_values, at(tap, "vision"))
+    return tap("image_embeds", unit(pooling_head(p.vision_head, x, at(tap, "vision.head"))), "B E")
+
+
+def encode_texts(p: Siglip, input_ids: Int[Array, "U T"], dtype: np.dtype, tap: Tap = silent) -> Float[Array, "U E"]:
+    """A row of length 1 for each text, as `dtype`."""
+    return tap("text_embeds", unit(text_tower(p.text, input_ids, dtype, at(tap, "text"))), "U E")
+
+
+def scale(p: Siglip) -> float:
+    """e^log_scale; infinite where it is too large for float64."""
+    return float(np.exp(np.float64(p.log_scale)))
+
+
+def logits(
+    p: Siglip, images: Float[Array, "B E"], texts: Float[Array, "U E"], tap: Tap = silent
+) -> Float[Array, "B U"]:
+    """l = e^log_scale images texts^T + bias; see `probabilities`."""
+    cosine = tap("cosine", images @ texts.T, "B U")
+    return tap("logits_per_image", cosine * scale(p) + float(p.bias), "B U")
+
+
+def probabilities(logits: Float[Array, "B U"]) -> Float[Array, "B U"]:
+    """y = 1 / (1 + e^-l) = e^-log(1 + e^-l): whether picture and text match, whatever the other texts are."""
+    return np.exp(-np.logaddexp(0, -logits))
+
+
+def loss(p: Siglip, images: Float[Array, "B E"], texts: Float[Array, "B E"]) -> float:
+    """The sigmoid loss of pictures and texts, of which those in the same place match."""
+    return losses.sigmoid_loss(images, texts, scale(p), float(p.bias))

@@ -16,7 +16,7 @@ from npgemma.api.guard import Budget, PictureGuard
 from npgemma.checkpoints.footprint import BASE, Footprint, Run
 from npgemma.checkpoints.gemma_config import GemmaConfig
 from npgemma.checkpoints.paligemma import PaliGemmaConfig, footprint, hf_layout, read_tensors
-from npgemma.checkpoints.siglip import SiglipConfig
+from npgemma.checkpoints.towers import VisionConfig
 from npgemma.commands.cli import main
 from npgemma.errors import BadModel, TooLittleMemory
 from npgemma.io.model_folder import EMBEDDED
@@ -215,7 +215,7 @@ def test_a_picture_of_a_prompt_counts_once_for_all_suffixes_and_beams(small):
 
 
 CLAIM = PaliGemmaConfig(
-    SiglipConfig(hidden_size=12, intermediate_size=17, num_hidden_layers=1, num_attention_heads=3, image_size=14),
+    VisionConfig(hidden_size=12, intermediate_size=17, num_hidden_layers=1, num_attention_heads=3, image_size=14),
     GemmaConfig(hidden_size=65536, intermediate_size=1 << 20, num_hidden_layers=5, vocab_size=61),
     image_token_index=57,
 )

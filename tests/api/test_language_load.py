@@ -58,7 +58,7 @@ def test_another_model_type_is_refused_with_those_that_are_supported(kind, found
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
     with pytest.raises(BadModel) as error:
         npgemma.load(tmp_path)
-    supported = "paligemma, gemma, gemma2, gemma3_text, gemma3"
+    supported = "paligemma, gemma, gemma2, gemma3_text, gemma3, siglip, clip, vit"
     assert str(error.value) == f"{tmp_path / 'config.json'}: model_type is {found}; npgemma reads {supported}"
 
 

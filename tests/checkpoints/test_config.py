@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from npgemma.checkpoints.gemma_config import GemmaConfig
 from npgemma.checkpoints.paligemma import PaliGemmaConfig, read_config
-from npgemma.checkpoints.siglip import SiglipConfig
+from npgemma.checkpoints.towers import VisionConfig
 from npgemma.errors import BadModel
 from npgemma.io.model_folder import EMBEDDED
 
@@ -57,7 +57,7 @@ SPARSE = {
 }
 
 COMPLETED = PaliGemmaConfig(
-    vision=SiglipConfig(
+    vision=VisionConfig(
         hidden_size=1152,
         intermediate_size=4304,
         num_hidden_layers=27,
@@ -102,8 +102,8 @@ def test_image_size_is_224_by_default(tmp_path):
 @pytest.mark.parametrize("absent", [{}, {"vision_config": None, "text_config": None}, {"text_config": {}}])
 def test_without_sub_configs_the_model_is_paligemma_3b_at_224(absent, tmp_path):
     """Not Gemma 7B and SigLIP base/16, the defaults of those classes in transformers."""
-    assert read({"model_type": "paligemma"} | absent, tmp_path) == PaliGemmaConfig(SiglipConfig(), GemmaConfig())
-    assert SiglipConfig().intermediate_size == 4304
+    assert read({"model_type": "paligemma"} | absent, tmp_path) == PaliGemmaConfig(VisionConfig(), GemmaConfig())
+    assert VisionConfig().intermediate_size == 4304
     assert GemmaConfig().vocab_size == 257216
 
 

@@ -14,7 +14,8 @@ import pytest
 
 import npgemma
 from npgemma import testing
-from npgemma.checkpoints.convert import convert, infer_config, shards
+from npgemma.checkpoints.convert import convert, shards
+from npgemma.checkpoints.npz_models import infer_paligemma
 from npgemma.checkpoints.paligemma import PaliGemmaConfig, hf_layout, npz_layout
 from npgemma.errors import BadModel
 from npgemma.io.npz_members import read_members
@@ -279,7 +280,7 @@ def test_a_folder_that_is_not_empty_is_refused_and_an_empty_one_is_filled(tmp_pa
 @MODELS
 def test_the_config_follows_from_the_shapes(config, tmp_path) -> None:
     path = npz_checkpoints.write(tmp_path / "model.npz", npz_checkpoints.arrays(config=config))
-    assert infer_config(read_members(path), path) == config
+    assert infer_paligemma(read_members(path), path) == config
 
 
 def test_a_converted_paligemma_2_states_window_and_caps(tmp_path) -> None:

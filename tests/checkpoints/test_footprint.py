@@ -7,13 +7,13 @@ import pytest
 from npgemma.checkpoints.footprint import BASE, Footprint, Run
 from npgemma.checkpoints.gemma_config import GemmaConfig
 from npgemma.checkpoints.paligemma import PaliGemmaConfig, footprint
-from npgemma.checkpoints.siglip import SiglipConfig
+from npgemma.checkpoints.towers import VisionConfig
 from npgemma.io.system_memory import size
 
 MB, GB = 10**6, 10**9
 # vision: D 5, F 7, a picture of 6 x 6 pixels in 9 patches; text: D 4, F 10, 3 layers, 2 key heads of width 6, V 50
 SMALL = PaliGemmaConfig(
-    SiglipConfig(hidden_size=5, intermediate_size=7, num_attention_heads=1, image_size=6, patch_size=2),
+    VisionConfig(hidden_size=5, intermediate_size=7, num_attention_heads=1, image_size=6, patch_size=2),
     GemmaConfig(
         hidden_size=4,
         intermediate_size=10,

@@ -1,6 +1,7 @@
 """preprocessor_config.json and processor_config.json: the settings of pictures, and what npgemma does not do."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,14 @@ import tiny
 from config_files import read
 from PIL import Image
 
+from npgemma.checkpoints.image_processor import (
+    CLIP_KINDS,
+    DEIT_KINDS,
+    SIGLIP_KINDS,
+    VIT_KINDS,
+    read_image_processor,
+)
+from npgemma.checkpoints.towers import VisionConfig
 from npgemma.errors import BadModel
 from npgemma.io.model_folder import EMBEDDED
 from npgemma.io.pixels import PALIGEMMA, PixelSettings
@@ -88,7 +97,7 @@ def test_sizes_do_not_matter_without_resizing(tmp_path):
         ("rescale_factor", [0, -1, "1/255", True, [1]]),
         ("image_mean", [[0.5], [0.5, 0.5], [0.5] * 4, "0.5", [0.5, None, 0.5], [True] * 3, 1e40, {}]),
         ("image_std", [0, [0.5, 0, 0.5], [0.5, -0.5, 0.5], [0.5] * 4, "0.5"]),
-        ("do_center_crop", [True, "yes", 1.5]),
+        ("do_center_crop", ["yes", 1.5]),
         ("do_pad", [True]),
         ("do_resize", [0, 1, "true", []]),
         ("do_rescale", [1]),
@@ -127,3 +136,96 @@ def test_a_damaged_file_is_refused_by_name(name, tmp_path):
     (tmp_path / name).write_text("[]")
     with pytest.raises(BadModel, match=name):
         read(tiny.config_json(), tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------- other families
+
+CLIP_CHANNELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+BICUBIC, BILINEAR = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
+CLIP = PixelSettings(BICUBIC, keeps_shape=True, mean_and_std=CLIP_CHANNELS, crop=True)
+VIT = PixelSettings(BILINEAR)
+DEIT = PixelSettings(BICUBIC, edge=256, crop=True)
+VISION = VisionConfig(image_size=224)
+OPENAI = {  # openai/clip-vit-base-patch16
+    "crop_size": 224,
+    "do_center_crop": True,
+    "do_normalize": True,
+    "do_resize": True,
+    "feature_extractor_type": "CLIPFeatureExtractor",
+    "image_mean": list(CLIP_CHANNELS[0]),
+    "image_std": list(CLIP_CHANNELS[1]),
+    "resample": 3,
+    "size": 224,
+}
+SIGLIP_2 = {  # google/siglip2-base-patch16-224
+    "image_processor_type": "SiglipImageProcessor",
+    "do_convert_rgb": None,
+    "resample": 2,
+    "size": {"height": 224, "width": 224},
+}
+DINO = {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 256}, "image_mean": 0.4, "resample": 3}
+
+
+def read_family(folder: Path, content: object, kinds: tuple[str, ...]) -> PixelSettings:
+    """The settings of a model that reads 224 x 224 pixels, with this preprocessor_config.json if it is not None."""
+    if content is not None:
+        (folder / "preprocessor_config.json").write_text(json.dumps(content))
+    return read_image_processor(folder, VISION, kinds)[0]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "content", "expected"),
+    [
+        (CLIP_KINDS, None, CLIP),
+        (CLIP_KINDS, {}, CLIP),
+        (CLIP_KINDS, OPENAI, CLIP),
+        (CLIP_KINDS, OPENAI | {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}, CLIP),
+        (CLIP_KINDS, {"size": 256}, replace(CLIP, edge=256)),
+        (CLIP_KINDS, {"size": 256, "default_to_square": True}, replace(CLIP, edge=256, keeps_shape=False)),
+        (CLIP_KINDS, {"size": [64, 64]}, replace(CLIP, edge=64, keeps_shape=False)),
+        (CLIP_KINDS, {"do_center_crop": None}, replace(CLIP, crop=False)),
+        (CLIP_KINDS, {"do_resize": False}, replace(CLIP, resample=None, keeps_shape=False)),
+        (SIGLIP_KINDS, None, PALIGEMMA),
+        (SIGLIP_KINDS, SIGLIP_2, VIT),
+        (SIGLIP_KINDS, {"image_processor_type": "CLIPImageProcessorFast"}, CLIP),
+        (VIT_KINDS, None, VIT),
+        (VIT_KINDS, {"feature_extractor_type": "ViTFeatureExtractor", "size": 224}, VIT),
+        (VIT_KINDS, {"do_center_crop": True, "crop_size": 224, "size": 256}, replace(VIT, edge=256, crop=True)),
+        (VIT_KINDS, DINO, replace(CLIP, edge=256, mean_and_std=((0.4,) * 3, CLIP_CHANNELS[1]))),
+        (DEIT_KINDS, None, DEIT),
+        (DEIT_KINDS, {"size": 224}, replace(DEIT, edge=None)),
+    ],
+)
+def test_each_family_has_its_defaults(kinds, content, expected, tmp_path):
+    assert read_family(tmp_path, content, kinds) == expected
+
+
+@pytest.mark.parametrize(
+    ("kinds", "content", "says"),
+    [
+        (CLIP_KINDS, {"crop_size": 225}, "crop_size is 225, not 224 x 224 pixels"),
+        (CLIP_KINDS, {"crop_size": {"shortest_edge": 224}}, "crop_size is {'shortest_edge': 224}, not 224 x 224"),
+        (CLIP_KINDS, {"size": {"longest_edge": 224}}, "size is {'longest_edge': 224}, not a square or a shortest_edge"),
+        (CLIP_KINDS, {"size": {"height": 224, "width": 256}}, "not a square or a shortest_edge"),
+        (CLIP_KINDS, {"size": 1 << 20}, "size is 1048576, not a square or a shortest_edge of 1 to 4096 pixels"),
+        (CLIP_KINDS, {"size": 0}, "size is 0, not a square"),
+        (
+            CLIP_KINDS,
+            {"size": 256, "do_center_crop": False},
+            "size is 256, not 224 x 224 pixels, which the model reads",
+        ),
+        (SIGLIP_KINDS, {"do_center_crop": True}, "crop_size is missing, and its default None is not 224 x 224"),
+        (
+            SIGLIP_KINDS,
+            {"image_processor_type": "Siglip2ImageProcessor"},
+            "'Siglip2ImageProcessor', which npgemma does",
+        ),
+        (VIT_KINDS, {"size": {"shortest_edge": 256}}, "size is {'shortest_edge': 256}, not 224 x 224"),
+        (VIT_KINDS, {"do_pad": True}, "do_pad is True"),
+    ],
+)
+def test_what_no_family_reads_is_refused_with_file_and_key(kinds, content, says, tmp_path):
+    with pytest.raises(BadModel) as error:
+        read_family(tmp_path, content, kinds)
+    assert f"{tmp_path / 'preprocessor_config.json'}: " in str(error.value)
+    assert says in str(error.value)

@@ -202,3 +202,54 @@ def test_not_finite_names_tensors_with_nan_or_infinity(bad: float, where: int) -
     wrong.reshape(-1)[where] = bad
     found = {"good": good, "wrong": wrong, "good bits": pack(good), "wrong bits": pack(wrong)}
     assert not_finite(found) == ["wrong", "wrong bits"]
+
+
+# -------------------------------------------------------------------------------- fused rows, and tensors of one number
+
+
+@dataclass(frozen=True)
+class Fused:
+    q: Weight[Array, "N H D"]
+    v: Weight[Array, "N H D"]
+    bias: Float[Array, "N H"]
+    scale: Float[Array, ""]
+
+
+FUSED = """
+    q       qv.weight[0]    (2 N H) D
+    v       qv.weight[1]    (2 N H) D
+    bias    qv.bias[0]      (2 N H)
+    scale   scale           -
+"""
+
+
+def fused_layout():
+    return make_layout(sized(Fused(SLOT, SLOT, SLOT, SLOT), SIZES), Part(table(FUSED), SIZES))
+
+
+def test_rows_one_behind_the_other_are_several_arrays_and_views() -> None:
+    weight, bias = np.arange(60.0).reshape(12, 5), np.arange(12.0)
+    p = fused_layout().fill({"qv.weight": weight, "qv.bias": bias, "scale": np.array(7.0)})
+    np.testing.assert_array_equal(p.q, weight[:6].reshape(2, 3, 5), strict=True)
+    np.testing.assert_array_equal(p.v, weight[6:].reshape(2, 3, 5), strict=True)
+    assert np.shares_memory(p.v, weight)
+    assert p.bias.tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert (p.scale.shape, float(p.scale)) == ((), 7.0)
+
+
+def test_the_shape_of_a_fused_tensor_counts_all_its_rows() -> None:
+    assert fused_layout().shapes == {"qv.weight": (12, 5), "qv.bias": (12,), "scale": ()}
+
+
+def test_what_is_written_to_a_part_stands_in_the_tensor() -> None:
+    tensor = np.zeros((12, 5))
+    v = next(each for each in fused_layout().stored if each.leaf.path == "v")
+    v.part(tensor)[...] = v.from_field(np.ones((2, 3, 5)))
+    assert tensor.sum(1).tolist() == [0] * 6 + [5] * 6
+
+
+def test_a_single_number_may_be_in_memory_and_must_be_finite() -> None:
+    tensors = {"scale": np.array(7, np.float16)}
+    found = in_memory(tensors, np.dtype(np.float32))["scale"]
+    assert (found.shape, found.dtype, float(found)) == ((), np.float32, 7.0)
+    assert not_finite(tensors | {"bias": np.array(np.inf)}) == ["bias"]

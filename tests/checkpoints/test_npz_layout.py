@@ -14,7 +14,8 @@ import npz_checkpoints
 import numpy as np
 import pytest
 
-from npgemma.checkpoints.convert import convert, infer_config
+from npgemma.checkpoints.convert import convert
+from npgemma.checkpoints.npz_models import infer_paligemma
 from npgemma.checkpoints.paligemma import PaliGemmaConfig, npz_layout, parse
 from npgemma.io.npz_members import Member
 from npgemma.io.safetensors import open_folder
@@ -185,4 +186,4 @@ def test_the_number_of_elements_is_the_published_one(name, size, count) -> None:
 def test_the_shapes_of_a_published_file_tell_which_model_it_is(name, size) -> None:
     shapes = npz_layout(published(name, size)).shapes
     members = {name: Member(Path(), ZipInfo(), shape, np.dtype("V2")) for name, shape in shapes.items()}
-    assert infer_config(members, Path("model.npz")) == published(name, size)
+    assert infer_paligemma(members, Path("model.npz")) == published(name, size)

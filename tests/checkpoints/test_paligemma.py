@@ -11,13 +11,13 @@ import tiny
 
 from npgemma.checkpoints.gemma_config import GemmaConfig
 from npgemma.checkpoints.paligemma import PaliGemmaConfig, hf_layout, read_config, read_tensors
-from npgemma.checkpoints.siglip import SiglipConfig
+from npgemma.checkpoints.towers import VisionConfig
 from npgemma.errors import BadModel
 from npgemma.io.model_folder import EMBEDDED
 from npgemma.layers.bits import widened
 from npgemma.layers.tree import leaves
 
-HUB = PaliGemmaConfig(SiglipConfig(), GemmaConfig())  # PaliGemma 3B at 224 pixels
+HUB = PaliGemmaConfig(VisionConfig(), GemmaConfig())  # PaliGemma 3B at 224 pixels
 
 
 def arrays(weights: object) -> dict[str, np.ndarray]:

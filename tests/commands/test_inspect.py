@@ -2,11 +2,15 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import tiny
 
-from npgemma.checkpoints.paligemma import read_config
+from npgemma.checkpoints import paligemma
+from npgemma.checkpoints.footprint import Run
+from npgemma.checkpoints.paligemma import footprint, read_config
+from npgemma.commands.inspect import described, inspect
 from npgemma.io.model_folder import EMBEDDED
 
 
@@ -40,6 +44,30 @@ def test_inspect_describes_the_embedded_model_by_default(run):
 def test_inspect_needs_no_tokenizer(tmp_path, run):
     found = json.loads(run("inspect", tiny.write_folder(tmp_path), "--format", "json"))
     assert found["tokenizer_pieces"] == 0
+
+
+def test_inspect_computes_the_memory_of_a_prompt_with_a_picture(folder: Path) -> None:
+    """32 tokens after those of the picture, and an answer of 256; weights as stored, or widened."""
+    config = read_config(folder)
+    found = inspect(folder, paligemma, config)
+    for name, weights, itemsize in (
+        ("float32", found.bytes, 4),
+        ("float32 resident", 2 * found.bytes, 4),
+        ("float64", found.bytes, 8),
+    ):
+        run = Run(weights, itemsize, 1, [config.vision.num_patches + 32], 256)
+        assert found.memory_needed[name] == footprint(config, run).total
+
+
+def test_inspect_describes_masks_and_an_unknown_amount_of_memory(folder: Path) -> None:
+    config = read_config(folder)
+    found = inspect(folder, paligemma, config)
+    *_, masks, memory = described(found._replace(memory_available=None), config)
+    assert masks == "masks      vae-oid.npz is missing; segment needs it"
+    assert memory.endswith("; an unknown amount available")
+    *_, masks, memory = described(found._replace(mask_decoder=True, memory_available=12_000_000_000), config)
+    assert masks == "masks      vae-oid.npz found"
+    assert memory.endswith("; 12.00 GB available")
 
 
 # -------------------------------------------------------------------------------------------------------- unknown keys

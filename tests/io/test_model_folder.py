@@ -11,7 +11,7 @@ from hub import download
 
 import npgemma
 from npgemma.errors import BadModel
-from npgemma.io.model_folder import EMBEDDED, EMBEDDED_LANGUAGE, find_adapter, find_model, folder_of
+from npgemma.io.model_folder import EMBEDDED, EMBEDDED_LANGUAGE, EMBEDDED_PAIR, find_adapter, find_model, folder_of
 
 PICTURE = EMBEDDED.parent / "sample.png"
 SHARD = "model-00002-of-00002.safetensors"
@@ -44,6 +44,7 @@ def config_only(folder: Path) -> Path:
 def test_no_name_and_tiny_are_the_embedded_model(here):
     assert find_model(None) == find_model("tiny") == find_model(Path("tiny")) == EMBEDDED
     assert find_model("tiny-gemma") == find_model(Path("tiny-gemma")) == EMBEDDED_LANGUAGE
+    assert find_model("tiny-siglip") == find_model(Path("tiny-siglip")) == EMBEDDED_PAIR
 
 
 def test_no_name_is_the_embedded_model_even_if_another_tiny_exists(here, tmp_path):

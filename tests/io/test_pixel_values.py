@@ -1,5 +1,7 @@
 """Pixel values of RGB pictures: range, rounding and resizing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from pictures import noise
 from PIL import Image
 
 from npgemma.errors import BadPicture
-from npgemma.io.pixels import PixelSettings, pixel_values
+from npgemma.io.pixels import BICUBIC, BILINEAR, PixelSettings, pixel_values
 
 # The largest error of 2 g/255 - 1: rounding g/255, below 1, to float32 errs by up to 2^-25; subtracting 1/2 gives a
 # result below 1/2 and errs by up to 2^-26; dividing by 1/2 is exact and doubles both errors.
@@ -162,3 +164,50 @@ def test_a_picture_of_another_size_needs_resizing():
     np.testing.assert_array_equal(kept, pixel_values([picture], 7), strict=True)
     with pytest.raises(BadPicture, match="do_resize"):
         pixel_values([picture], 7, PixelSettings(resample=None))
+
+
+# ---------------------------------------------------------------------------------------------------- the middle alone
+
+PLAIN = PixelSettings(None, rescale_factor=None, mean_and_std=None, crop=True)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "top", "left"), [(9, 6, 2, 1), (8, 7, 2, 1), (11, 4, 3, 0), (4, 15, 0, 5), (5, 4, 0, 0)]
+)
+def test_the_middle_of_a_picture_is_cropped(rows, columns, top, left):
+    """Of an odd margin the smaller half is above and on the left."""
+    pixels = noise(rows, columns, 3)
+    found = pixel_values([Image.fromarray(pixels)], 4, PLAIN)[0].transpose(1, 2, 0)
+    np.testing.assert_array_equal(found, pixels[top : top + 4, left : left + 4].astype(np.float32), strict=True)
+
+
+def test_a_crop_of_a_smaller_picture_has_black_margins():
+    """Of an odd margin the larger half is above and on the left."""
+    pixels = noise(3, 6, 3) | 1
+    found = pixel_values([Image.fromarray(pixels)], 4, PLAIN)[0].transpose(1, 2, 0)
+    expected = np.concatenate([np.zeros((1, 4, 3)), pixels[:, 1:5]]).astype(np.float32)
+    np.testing.assert_array_equal(found, expected, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("size", "edge", "resized_to"), [((9, 30), None, (4, 13)), ((30, 9), 5, (16, 5)), ((7, 7), 6, (6, 6))]
+)
+def test_a_picture_keeps_its_shape_before_it_is_cropped(size, edge, resized_to):
+    """Columns and rows; the longer edge is rounded down."""
+    image = Image.fromarray(noise(size[1], size[0], 3))
+    found = pixel_values([image], 4, replace(PLAIN, resample=BICUBIC, keeps_shape=True, edge=edge))
+    expected = pixel_values([image.resize(resized_to, BICUBIC)], 4, PLAIN)
+    np.testing.assert_array_equal(found, expected, strict=True)
+
+
+def test_a_square_larger_than_what_is_read_is_cropped():
+    image = Image.fromarray(noise(9, 12, 3))
+    found = pixel_values([image], 4, replace(PLAIN, resample=BILINEAR, edge=7))
+    expected = pixel_values([image.resize((7, 7), BILINEAR)], 4, PLAIN)
+    np.testing.assert_array_equal(found, expected, strict=True)
+
+
+def test_a_picture_too_narrow_to_be_resized_is_refused():
+    settings = replace(PLAIN, resample=BICUBIC, keeps_shape=True)
+    with pytest.raises(BadPicture, match=r"1 x 10000 pixels, .* would make 224 x 2240000 of them \(size\); crop it"):
+        pixel_values([Image.new("RGB", (1, 10_000))], 224, settings)

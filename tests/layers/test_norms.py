@@ -1,4 +1,4 @@
-"""Layer norm and RMS norm."""
+"""Layer norm, RMS norm and rows of length 1."""
 
 import math
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from npgemma.layers.norms import LayerNorm, RMSNorm, layer_norm, rms_norm
+from npgemma.layers.norms import LayerNorm, RMSNorm, layer_norm, rms_norm, unit
 
 ROWS = arrays(np.float64, array_shapes(min_dims=1, max_dims=3, max_side=6), elements=st.floats(-30, 30, width=32))
 
@@ -95,3 +95,18 @@ def test_an_infinite_row_raises() -> None:
         layer_norm(LayerNorm(np.ones(2), np.zeros(2), 1e-6), np.array([[1.0, np.inf]]))
     with pytest.raises(FloatingPointError):
         rms_norm(RMSNorm(np.ones(2), 1e-6), np.array([[1.0, np.inf]]))
+
+
+def test_rows_of_length_1_of_a_literal() -> None:
+    """3, 4 and 0 have the length 5; each row is divided by its own length."""
+    y = unit(np.array([[3.0, 4.0, 0.0], [0.0, -2.0, 0.0]]))
+    np.testing.assert_allclose(y, np.array([[0.6, 0.8, 0], [0, -1, 0]]), **FLOAT64)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rows_of_length_1_keep_direction_and_dtype(dtype: str) -> None:
+    x = normal(4, 5).astype(dtype)
+    y = unit(x)
+    assert y.dtype == dtype
+    np.testing.assert_allclose(np.square(y).sum(-1), np.ones(4), rtol=8 * np.finfo(dtype).eps)
+    np.testing.assert_allclose(unit(y * 10), y, rtol=8 * np.finfo(dtype).eps)

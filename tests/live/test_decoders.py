@@ -67,7 +67,7 @@ def exact(layout, tensors):
 
     homes = {each.leaf.path: each for each in layout.stored}
     return map_tree(
-        lambda leaf: homes[leaf.path].to_field(tensors[homes[leaf.path].name][homes[leaf.path].index]), layout.skeleton
+        lambda leaf: homes[leaf.path].to_field(homes[leaf.path].part(tensors[homes[leaf.path].name])), layout.skeleton
     )
 
 

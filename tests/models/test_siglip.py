@@ -1,4 +1,4 @@
-"""SigLIP's vision tower against a hand-sized literal and the second spelling, for many grids."""
+"""SigLIP's vision tower, which PaliGemma has, against a hand-sized literal and the second spelling, for many grids."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""verify and inspect: the status of files and weights, what to do about damage, and the memory that a model needs."""
+"""verify: the status of files and weights, and what to do about damage."""
 
 import hashlib
 import json
@@ -11,11 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
-from npgemma.checkpoints import paligemma
-from npgemma.checkpoints.footprint import Run
-from npgemma.checkpoints.paligemma import footprint, read_config
 from npgemma.commands.cli import main
-from npgemma.commands.models import described, inspect
 from npgemma.io.model_folder import EMBEDDED
 
 FILES = ["config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
@@ -197,30 +193,3 @@ def test_control_characters_of_a_file_name_are_escaped(snapshot: Path, verify: V
     status, out, _ = verify(snapshot)
     assert status == 0
     assert out.splitlines()[0].endswith("  \\x1b[2J.txt")
-
-
-# ------------------------------------------------------------------------------------------------------------- inspect
-
-
-def test_inspect_computes_the_memory_of_a_prompt_with_a_picture(folder: Path) -> None:
-    """32 tokens after those of the picture, and an answer of 256; weights as stored, or widened."""
-    config = read_config(folder)
-    found = inspect(folder, paligemma, config)
-    for name, weights, itemsize in (
-        ("float32", found.bytes, 4),
-        ("float32 resident", 2 * found.bytes, 4),
-        ("float64", found.bytes, 8),
-    ):
-        run = Run(weights, itemsize, 1, [config.vision.num_patches + 32], 256)
-        assert found.memory_needed[name] == footprint(config, run).total
-
-
-def test_inspect_describes_masks_and_an_unknown_amount_of_memory(folder: Path) -> None:
-    config = read_config(folder)
-    found = inspect(folder, paligemma, config)
-    *_, masks, memory = described(found._replace(memory_available=None), config)
-    assert masks == "masks      vae-oid.npz is missing; segment needs it"
-    assert memory.endswith("; an unknown amount available")
-    *_, masks, memory = described(found._replace(mask_decoder=True, memory_available=12_000_000_000), config)
-    assert masks == "masks      vae-oid.npz found"
-    assert memory.endswith("; 12.00 GB available")

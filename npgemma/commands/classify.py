@@ -1,0 +1,98 @@
+"""classify: which labels fit a picture. They are the user's for a SigLIP or a CLIP, and the model's own for a ViT."""
+
+import argparse
+import sys
+
+from npgemma.api.classifier import TOP, Classifier, Label
+from npgemma.api.dual_encoder import DualEncoder
+from npgemma.checkpoints import clip
+from npgemma.commands.flags import AddParser, WrongUsage, encoder_flags, load_any_model, positive, reading
+from npgemma.commands.notes import note_embedded
+from npgemma.commands.output import as_json, printable, working
+from npgemma.commands.streams import PICTURE
+from npgemma.errors import BadModel, BadPrompt
+from npgemma.io.model_folder import EMBEDDED_PAIR
+from npgemma.io.text_rows import TextRows
+
+
+def add_classify(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
+    parser = add_parser(
+        "classify",
+        parents=[form, encoder_flags()],
+        help="rank labels by how well they fit a picture: probability, label",
+    )
+    parser.add_argument("image", metavar="IMAGE", help="a picture")
+    parser.add_argument(
+        "labels", nargs="*", metavar="LABEL", help="what to choose from, in words; none for a ViT, which has its own"
+    )
+    parser.add_argument(
+        "--top",
+        type=positive,
+        metavar="N",
+        help=f"print the N most probable labels only (default: all of yours, {TOP} of a ViT)",
+    )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse a label that is longer than the model reads (default: leave out its end, and say so)",
+    )
+    parser.set_defaults(run=run_classify, stdin={"image": (PICTURE,)})
+
+
+def run_classify(a: argparse.Namespace) -> None:
+    """A line a label, the most probable first: probability and label, with a tab between; or one JSON object."""
+    a.model = a.model or EMBEDDED_PAIR.name
+    model = load_any_model(a)
+    if not isinstance(model, DualEncoder | Classifier):
+        raise BadModel(f"{model.folder} writes text and does not rank labels; load a SigLIP, a CLIP or a ViT")
+    with working(reading([a.image])):
+        labels = own_labels(a, model) if isinstance(model, Classifier) else given_labels(a, model)
+    if a.format == "json":
+        print(as_json({"model": a.model, "image": a.image, "labels": [label._asdict() for label in labels]}))
+    else:
+        for label in labels:
+            print(f"{label.probability:#.4g}", printable(" ".join(label.name.split())), sep="\t")
+    note_embedded(model, [a.image])
+
+
+def own_labels(a: argparse.Namespace, model: Classifier) -> list[Label]:
+    """The likeliest labels of a classifier. WrongUsage if the user gives others."""
+    if a.labels:
+        what = f"{printable(a.model)} has {len(model.config.labels)} labels of its own"
+        raise WrongUsage(f"{what}; leave yours out, or load a SigLIP or a CLIP")
+    (labels,) = model.classify(a.image, a.top or TOP)
+    return labels
+
+
+def given_labels(a: argparse.Namespace, model: DualEncoder) -> list[Label]:
+    """The user's labels, the likeliest first. WrongUsage if there are none."""
+    if not a.labels:
+        raise WrongUsage("classify needs labels to choose from after the picture, such as 'a cat' 'a dog'")
+    rows = model.text_rows(a.labels, a.strict)
+    check_labels(model, a.labels, rows)
+    note_truncated(a.labels, rows)
+    (probabilities,) = model.classify(a.image, a.labels).tolist()
+    return sorted(map(Label, a.labels, probabilities), key=lambda label: -label.probability)[: a.top]
+
+
+def check_labels(model: DualEncoder, labels: list[str], rows: TextRows) -> None:
+    """BadPrompt for labels whose rank would mean nothing: one without words, two that are the same, a single one."""
+    empty, seen = tuple(model.text_rows("").ids[0].tolist()), dict[tuple[int, ...], str]()
+    for label, ids in zip(labels, map(tuple, rows.ids.tolist()), strict=True):
+        if ids == empty:
+            raise BadPrompt(f"the label {label!r} has nothing that the model reads; write it in words")
+        if ids in seen:
+            raise BadPrompt(f"the labels {seen[ids]!r} and {label!r} are the same to the model; leave one of them out")
+        seen[ids] = label
+    if len(labels) == 1 and model.config.model_type == clip.MODEL_TYPE:
+        raise BadPrompt("a CLIP compares labels, and of a single one the probability is always 1; give two or more")
+
+
+def note_truncated(labels: list[str], rows: TextRows) -> None:
+    """At most one line: which labels are longer than the model reads."""
+    if rows.truncated:
+        first = rows.truncated[0]
+        more = len(rows.truncated) - 1
+        others = f", and so {'is 1 other' if more == 1 else f'are {more} others'}" if more else ""
+        long = f"the label {labels[first][:40]!r} is cut off: it has {rows.lengths[first]} tokens"
+        print(f"npgemma: {printable(long)}, and the model reads {rows.ids.shape[1]}{others}", file=sys.stderr)
