@@ -123,8 +123,11 @@ class DualEncoder(LoadedModel[DualEncoderConfig, Siglip | Clip]):
 
     def run_images(self, images: Sequence[Picture], tap: Tap) -> Float[Array, "B E"]:
         """All pictures at once."""
-        pixels = self.processor(images).astype(self.dtype, copy=False)
-        rows: Array = self.functions.encode_images(self.weights, pixels, tap)
+        return self.run_pixels(self.processor(images), tap)
+
+    def run_pixels(self, pixel_values: Float[Array, "B 3 Y X"], tap: Tap) -> Float[Array, "B E"]:
+        """The same for what the processor makes of pictures."""
+        rows: Array = self.functions.encode_images(self.weights, pixel_values.astype(self.dtype, copy=False), tap)
         return rows
 
     def encode_texts(
