@@ -108,7 +108,7 @@ def complete_rows(file: IO[bytes], path: Path, width: int) -> Iterator[tuple[byt
         except (ValueError, TypeError, AttributeError, RecursionError):
             raise other_content(path, number) from None
         is_row = kind in ARRAYS and isinstance(name, str) and last == ROW and row.shape == (width,)
-        if not is_row or not have_length_1(row):
+        if not is_row or not have_length_1(row[None]).all():
             raise other_content(path, number)
         yield line, Key(kind, name), row
 

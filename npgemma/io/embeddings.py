@@ -10,7 +10,7 @@ facts        JSON: the model, its kind, a hash that tells it from others, and th
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from npgemma.errors import BadEmbeddings, listed, shortened
 from npgemma.io.atomic_write import replace_file
 from npgemma.io.npz import DAMAGE, read_npz
 from npgemma.io.strict_json import parse_json
-from npgemma.layers.shapes import Array, Float
+from npgemma.layers.shapes import Array, Bool, Float
 
 FACTS = "facts"
 ARRAYS = {"image": ("images", "image_names"), "text": ("texts", "text_names")}
@@ -131,8 +131,9 @@ def check_rows(where: str, rows: Array, names: Array, width: int) -> None:
         raise BadEmbeddings(f"{where} of {name} does not have length 1; {AGAIN}")
 
 
-def have_length_1(rows: Float[Array, "... E"]) -> Any:
+def have_length_1(rows: Float[Array, "B E"]) -> Bool[Array, "B"]:
     """Which rows are finite and have length 1."""
     with np.errstate(all="ignore"):  # NaN, infinity, and squares that overflow: all are wrong
         lengths = np.linalg.norm(rows, axis=-1)
-        return np.abs(lengths - 1) <= LENGTH
+        fit: Array = np.abs(lengths - 1) <= LENGTH
+    return fit
