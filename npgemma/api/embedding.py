@@ -18,7 +18,8 @@ from npgemma.layers.tree import leaves
 def digest(model: DualEncoder) -> str:
     """A hash of a model's config, of the shapes of its weights, and of its vectors: norms, biases, the scale.
 
-    Matrices are not read, since that takes long. Models that differ in them alone do not occur: training changes all.
+    Matrices are not read, since that takes long: models that differ in them alone have the same hash. Training changes
+    vectors, too.
     """
     found = hashlib.sha256(json.dumps(asdict(model.config), sort_keys=True).encode())
     for leaf in leaves(model.weights):

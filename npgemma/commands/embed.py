@@ -14,7 +14,7 @@ from npgemma.commands.output import INTERRUPTED, printable
 from npgemma.commands.progress import Progress
 from npgemma.errors import BadPrompt
 from npgemma.io.embedding_rows import Rows, open_rows
-from npgemma.io.embeddings import Embeddings, Facts, Key, read_embeddings, write_embeddings
+from npgemma.io.embeddings import Embeddings, Facts, Key, partial, read_embeddings, write_embeddings
 from npgemma.io.model_folder import EMBEDDED_PAIR
 from npgemma.io.picture_folder import pictures_in
 from npgemma.layers.shapes import Array, Float
@@ -53,7 +53,7 @@ def add_embed(add_parser: AddParser) -> None:
 
 def run_embed(a: argparse.Namespace) -> int:
     """Embed what has no row yet. Returns 1 if a picture cannot be read."""
-    unfinished = a.output.with_name(f"{a.output.name}.partial")
+    unfinished = partial(a.output)
     asked, others = asked_for(a, [a.output, unfinished])
     a.model = a.model or EMBEDDED_PAIR.name
     model = load_dual_encoder(a)
@@ -80,7 +80,7 @@ def run_embed(a: argparse.Namespace) -> int:
             raise
         if done | rows.done:
             write_embeddings(a.output, Embeddings(facts, done | rows.done))
-        unfinished.unlink()
+        rows.needed = False
     failures = f"{progress.failed} of them errors, left out; the same command retries them" if progress.failed else ""
     progress.end("; ".join(note for note in (others, failures) if note))
     return 1 if progress.failed else 0

@@ -12,7 +12,7 @@ from npgemma.commands.embed import facts_of
 from npgemma.commands.flags import AddParser, WrongUsage, load_dual_encoder, model_flags, positive
 from npgemma.commands.notes import note_embedded, note_truncated
 from npgemma.commands.output import as_json, printable, working
-from npgemma.commands.streams import PICTURE, shown
+from npgemma.commands.streams import PICTURE, given, shown
 from npgemma.errors import BadEmbeddings, BadModel, BadPicture, BadPrompt
 from npgemma.io.embeddings import Embeddings, read_embeddings
 from npgemma.io.picture import read_picture, write_picture, written_format
@@ -55,7 +55,7 @@ def run_search(a: argparse.Namespace) -> None:
         written_format(a.contact_sheet)
         if a.top > MOST_TILES:
             raise WrongUsage(f"--contact-sheet shows at most {MOST_TILES} pictures; use a smaller --top")
-    embeddings = read_embeddings(a.embeddings)
+    embeddings, query = read_embeddings(a.embeddings), given(a.query)
     names = embeddings.named("image")
     if not names:
         raise BadEmbeddings(f"{a.embeddings} has no pictures; add some with npgemma embed")
@@ -65,7 +65,7 @@ def run_search(a: argparse.Namespace) -> None:
     best = np.argsort(-scores, kind="stable")[: a.top]
     hits = [Hit(names[i], float(scores[i])) for i in best]
     if a.format == "json":
-        print(as_json({"model": a.model, "query": a.query, "hits": [hit._asdict() for hit in hits]}))
+        print(as_json({"model": a.model, "query": query, "hits": [hit._asdict() for hit in hits]}))
     else:
         for hit in hits:
             print(f"{hit.score:.4f}", printable(" ".join(hit.image.split())), sep="\t")

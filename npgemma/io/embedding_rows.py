@@ -31,11 +31,12 @@ FLOAT = np.dtype("<f4")
 
 
 class Rows:
-    """An open file of rows, and all that it holds."""
+    """An open file of rows, and all that it holds. Set `needed` to False to have it removed when it is closed."""
 
     def __init__(self, file: IO[bytes], done: dict[Key, Float[Array, "E"]]) -> None:
         self.file = file
         self.done = done
+        self.needed = True
 
     def write(self, keys: Sequence[Key], rows: Float[Array, "B E"]) -> None:
         """Append a batch, and return when it is on disk. BadEmbeddings if it cannot be written."""
@@ -46,7 +47,7 @@ class Rows:
 
 @contextmanager
 def open_rows(path: Path, facts: Facts) -> Iterator[Rows]:
-    """Open a file of rows to continue it, or create it.
+    """Open a file of rows to continue it, or create it; in the end it is removed if it has none.
 
     BadEmbeddings if it contains anything else or rows of another model, which are left unchanged, if it cannot be
     written, or if another process is writing it.
@@ -71,7 +72,14 @@ def open_rows(path: Path, facts: Facts) -> Iterator[Rows]:
         file.truncate(end)
         if not end:
             append(file, json.dumps({HEADER: asdict(facts)}).encode("ascii") + b"\n")
-        yield Rows(file, done)
+        rows = Rows(file, done)
+        try:
+            yield rows
+        finally:
+            if not rows.done or not rows.needed:
+                if os.name == "nt":  # Windows cannot remove an open file; elsewhere it stays locked until it is gone
+                    file.close()
+                path.unlink()
 
 
 def append(file: IO[bytes], content: bytes) -> None:

@@ -68,6 +68,11 @@ class Embeddings:
         return np.stack(rows) if rows else np.empty((0, self.facts.width), np.float32)
 
 
+def partial(path: Path) -> Path:
+    """Where the rows of a file are until all are there; see io.embedding_rows."""
+    return path.parent / f"{path.name}.partial"
+
+
 def write_embeddings(path: Path, embeddings: Embeddings) -> None:
     """Write a file completely or not at all. BadEmbeddings if it cannot be written."""
     arrays: dict[str, Array] = {FACTS: np.array(json.dumps(asdict(embeddings.facts)))}
@@ -84,14 +89,17 @@ def read_embeddings(path: Path) -> Embeddings:
     """Read and check a file. BadEmbeddings if it is missing or damaged, or holds something else."""
     try:
         with path.open("rb") as file:
-            if file.read(len(ZIP)) != ZIP:
-                raise BadEmbeddings(f"{path} is not a file of embeddings; {AGAIN}")
-        arrays = read_npz(path, path.stat().st_size)  # nothing is compressed, so that less is unpacked than read
+            begin, size = file.read(len(ZIP)), path.stat().st_size
     except FileNotFoundError:
-        raise BadEmbeddings(f"{path} was not found; npgemma embed makes such files") from None
+        raise BadEmbeddings(f"{path} {absence(path)}") from None
+    except OSError as error:
+        raise BadEmbeddings(f"{path} cannot be read: {error.strerror}") from None
+    if begin != ZIP:
+        raise BadEmbeddings(f"{path} is not a file of embeddings; {AGAIN}")
+    try:
+        arrays = read_npz(path, size)  # nothing is compressed, so that less is unpacked than read
     except DAMAGE as error:
-        reason = getattr(error, "strerror", None) or str(error) or "it ends too early"
-        raise BadEmbeddings(f"{path} is cut short or damaged ({reason}); {AGAIN}") from None
+        raise BadEmbeddings(f"{path} is cut short or damaged ({str(error) or 'it ends too early'}); {AGAIN}") from None
     expected = {FACTS, *(name for pair in ARRAYS.values() for name in pair)}
     if arrays.keys() != expected:
         raise BadEmbeddings(f"{path} is not a file of embeddings: it holds {listed(sorted(arrays))}; {AGAIN}")
@@ -102,6 +110,13 @@ def read_embeddings(path: Path) -> Embeddings:
         check_rows(f"{path}: {pair[0]}", stacked, names, facts.width)
         rows |= {Key(kind, name): row for name, row in zip(names.tolist(), stacked, strict=True)}
     return Embeddings(facts, rows)
+
+
+def absence(path: Path) -> str:
+    """Why there is no file: it is unfinished, or was never begun."""
+    if partial(path).exists():
+        return "is not finished; run the npgemma embed command again, which continues"
+    return "was not found; npgemma embed makes such files"
 
 
 def read_facts(text: str, path: Path) -> Facts:

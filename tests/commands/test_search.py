@@ -86,6 +86,9 @@ def test_a_picture_on_stdin_is_a_query_and_a_contact_sheet_goes_to_stdout(index,
     out, err = capsysbinary.readouterr()
     assert err.decode().splitlines()[0] == f"1.0000\t{index.pictures[2]}"
     assert Image.open(io.BytesIO(out)).size == (2 * TILE[0], TILE[1])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(Path(index.pictures[2]).read_bytes())))
+    assert main(["search", str(index.file()), "-", "--format", "json"]) == 0
+    assert json.loads(capsysbinary.readouterr().out)["query"] == "-"
 
 
 # ------------------------------------------------------------------------------------------------------- contact sheet
@@ -170,6 +173,8 @@ def test_a_query_that_is_too_long_is_cut_off_and_said_or_refused(index, run):
     ("content", "message"),
     [
         (None, "was not found; npgemma embed makes such files"),
+        ("folder", "cannot be read: Is a directory"),
+        ("partial", "is not finished; run the npgemma embed command again, which continues"),
         (b"notes", "is not a file of embeddings; make it again with npgemma embed"),
         (b"PK\x03\x04", "is cut short or damaged (File is not a zip file); make it again with npgemma embed"),
     ],
@@ -177,7 +182,11 @@ def test_a_query_that_is_too_long_is_cut_off_and_said_or_refused(index, run):
 )
 def test_a_bad_file_is_refused(content, message, tmp_path, refused):
     path = tmp_path / "made.npz"
-    if content is not None:
+    if content == "folder":
+        path.mkdir()
+    elif content == "partial":
+        path.with_name("made.npz.partial").touch()
+    elif content is not None:
         path.write_bytes(content)
     assert refused("search", path, "a cat") == f"{path} {message}"
 
