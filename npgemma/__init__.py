@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from npgemma.checkpoints.mask_vqvae import read_mask_codec as read_mask_codec
     from npgemma.decoding.scoring import Score as Score
     from npgemma.decoding.text import Generation as Generation
+    from npgemma.errors import BadEmbeddings as BadEmbeddings
     from npgemma.errors import BadGolden as BadGolden
     from npgemma.errors import BadJobs as BadJobs
     from npgemma.errors import BadModel as BadModel
@@ -48,7 +49,10 @@ HOMES = {
     "checkpoints.mask_vqvae": ("read_mask_codec",),
     "decoding.scoring": ("Score",),
     "decoding.text": ("Generation",),
-    "errors": ("BadGolden", "BadJobs", "BadModel", "BadPicture", "BadPrompt", "NpgemmaError", "TooLittleMemory"),
+    "errors": (
+        *("BadEmbeddings", "BadGolden", "BadJobs", "BadModel", "BadPicture", "BadPrompt"),
+        *("NpgemmaError", "TooLittleMemory"),
+    ),
     "io.jobs": ("Job",),
     "layers.taps": ("Recorder",),
     "tasks.drawing": ("draw_boxes", "draw_masks"),

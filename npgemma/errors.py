@@ -92,6 +92,22 @@ class BadJobs(NpgemmaError):
     """
 
 
+class BadEmbeddings(NpgemmaError):
+    """A file of embeddings is damaged, holds something else, or was made with another model.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> import npgemma
+    >>> from npgemma.io.embeddings import read_embeddings
+    >>> try:
+    ...     read_embeddings(Path("missing.npz"))
+    ... except npgemma.BadEmbeddings as error:
+    ...     print(error)
+    missing.npz was not found; npgemma embed makes such files
+    """
+
+
 class TooLittleMemory(NpgemmaError):
     """A run needs more memory than is available or allowed.
 

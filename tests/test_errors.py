@@ -7,7 +7,7 @@ import pytest
 import npgemma
 from npgemma import errors
 
-BAD = [errors.BadGolden, errors.BadJobs, errors.BadModel, errors.BadPicture, errors.BadPrompt]
+BAD = [errors.BadEmbeddings, errors.BadGolden, errors.BadJobs, errors.BadModel, errors.BadPicture, errors.BadPrompt]
 CHILDREN = [*BAD, errors.TooLittleMemory]
 
 

@@ -300,8 +300,12 @@ class DualEncoder(LoadedModel[DualEncoderConfig, Siglip | Clip]):
 
 def run_images(model: DualEncoder, images: Sequence[Picture], tap: Tap) -> Float[Array, "B E"]:
     """The rows of all pictures at once."""
-    pixels = model.processor(images).astype(model.dtype, copy=False)
-    rows: Array = model.functions.encode_images(model.weights, pixels, tap)
+    return run_pixels(model, model.processor(images), tap)
+
+
+def run_pixels(model: DualEncoder, pixel_values: Float[Array, "B 3 Y X"], tap: Tap) -> Float[Array, "B E"]:
+    """The same for what the processor makes of pictures."""
+    rows: Array = model.functions.encode_images(model.weights, pixel_values.astype(model.dtype, copy=False), tap)
     return rows
 
 

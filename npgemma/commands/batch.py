@@ -2,8 +2,6 @@
 
 import argparse
 import re
-import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,8 @@ from npgemma.commands.flags import (
     positive,
 )
 from npgemma.commands.notes import note_embedded
-from npgemma.commands.output import INTERRUPTED, WIPE, model_name, printable, score_fields
+from npgemma.commands.output import INTERRUPTED, model_name, printable, score_fields
+from npgemma.commands.progress import Progress
 from npgemma.errors import shortened
 from npgemma.io.jobs import InvalidJob, Job, read_jobs, require_jobs
 from npgemma.io.picture_folder import folder_jobs
@@ -156,41 +155,3 @@ def as_line(result: JobResult, model: str) -> dict[str, Any]:
     if result.score is not None:
         line["score"] = score_fields(result.score)
     return line
-
-
-class Progress:
-    """Progress on a terminal's stderr: results, rate, time left; and one line at the end, terminal or not."""
-
-    def __init__(self, total: int, done: int) -> None:
-        self.total, self.before, self.done, self.failed = total, done, done, 0
-        self.began = time.monotonic()
-        self.shown = sys.stderr.isatty()
-
-    def count(self, failed: bool) -> None:
-        self.done += 1
-        self.failed += failed
-        if self.shown:
-            rate = (self.done - self.before) / max(1e-9, time.monotonic() - self.began)
-            left = duration((self.total - self.done) / rate)
-            errors = f", {self.failed} errors" if self.failed else ""
-            line = f"{self.done} of {self.total}, {rate:.2f} a second, {left} left{errors}"
-            print(f"{WIPE}{line}", end="", file=sys.stderr, flush=True)
-
-    def wipe(self) -> None:
-        if self.shown:
-            print(WIPE, end="", file=sys.stderr, flush=True)
-
-    def end(self, note: str) -> None:
-        took, answered = time.monotonic() - self.began, self.done - self.before
-        self.wipe()
-        rate = f"{answered / max(1e-9, took):.2f} a second"
-        facts = f"{self.done} of {self.total} done, {answered} now in {duration(took)} ({rate})"
-        print(f"npgemma: {facts}{'; ' if note else ''}{note}", file=sys.stderr)
-
-
-def duration(seconds: float) -> str:
-    """'4 s', '3 min 20 s', '2 h 5 min'."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,13 +1,12 @@
 """classify: which labels fit a picture. They are the user's for a SigLIP or a CLIP, and the model's own for a ViT."""
 
 import argparse
-import sys
 
 from npgemma.api.classifier import TOP, Classifier, Label
 from npgemma.api.dual_encoder import DualEncoder
 from npgemma.checkpoints import clip
 from npgemma.commands.flags import AddParser, WrongUsage, encoder_flags, load_any_model, positive, reading
-from npgemma.commands.notes import note_embedded
+from npgemma.commands.notes import note_embedded, note_truncated
 from npgemma.commands.output import as_json, printable, working
 from npgemma.commands.streams import PICTURE
 from npgemma.errors import BadModel, BadPrompt
@@ -70,7 +69,7 @@ def given_labels(a: argparse.Namespace, model: DualEncoder) -> list[Label]:
         raise WrongUsage("classify needs labels to choose from after the picture, such as 'a cat' 'a dog'")
     rows = model.text_rows(a.labels, a.strict)
     check_labels(model, a.labels, rows)
-    note_truncated(a.labels, rows)
+    note_truncated("label", a.labels, rows)
     (probabilities,) = model.classify(a.image, a.labels).tolist()
     return sorted(map(Label, a.labels, probabilities), key=lambda label: -label.probability)[: a.top]
 
@@ -86,13 +85,3 @@ def check_labels(model: DualEncoder, labels: list[str], rows: TextRows) -> None:
         seen[ids] = label
     if len(labels) == 1 and model.config.model_type == clip.MODEL_TYPE:
         raise BadPrompt("a CLIP compares labels, and of a single one the probability is always 1; give two or more")
-
-
-def note_truncated(labels: list[str], rows: TextRows) -> None:
-    """At most one line: which labels are longer than the model reads."""
-    if rows.truncated:
-        first = rows.truncated[0]
-        more = len(rows.truncated) - 1
-        others = f", and so {'is 1 other' if more == 1 else f'are {more} others'}" if more else ""
-        long = f"the label {labels[first][:40]!r} is cut off: it has {rows.lengths[first]} tokens"
-        print(f"npgemma: {printable(long)}, and the model reads {rows.ids.shape[1]}{others}", file=sys.stderr)

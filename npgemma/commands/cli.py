@@ -17,11 +17,13 @@ from npgemma.commands.chat import add_chat
 from npgemma.commands.classify import add_classify
 from npgemma.commands.convert import add_convert
 from npgemma.commands.demo import add_demo
+from npgemma.commands.embed import add_embed
 from npgemma.commands.flags import Version, WrongUsage
 from npgemma.commands.golden import add_compare, add_golden
 from npgemma.commands.inspect import add_inspect
 from npgemma.commands.objects import add_objects
 from npgemma.commands.output import INTERRUPTED, printable
+from npgemma.commands.search import add_search
 from npgemma.commands.streams import standard_streams
 from npgemma.commands.verify import add_verify
 from npgemma.errors import NpgemmaError
@@ -76,6 +78,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_ask(commands.add_parser, form)
     add_objects(commands.add_parser, form)
     add_classify(commands.add_parser, form)
+    add_embed(commands.add_parser)
+    add_search(commands.add_parser, form)
     add_chat(commands.add_parser, form)
     add_batch(commands.add_parser)
     add_inspect(commands.add_parser, form)

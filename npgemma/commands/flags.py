@@ -193,6 +193,14 @@ def load_vision_language_model(a: argparse.Namespace) -> VisionLanguageModel:
     return loaded
 
 
+def load_dual_encoder(a: argparse.Namespace) -> DualEncoder:
+    """The same, for commands that compare pictures and texts. BadModel for a model of another kind."""
+    loaded = load_any_model(a)
+    if not isinstance(loaded, DualEncoder):
+        raise BadModel(f"{loaded.folder} does not compare pictures with texts; load a SigLIP or a CLIP")
+    return loaded
+
+
 def options(a: argparse.Namespace) -> GenerationOptions:
     """The options that the flags set. WrongUsage if they exclude each other, or if one would have no effect."""
     idle = [name for name in DRAWING if getattr(a, name) != getattr(DEFAULTS, name)]

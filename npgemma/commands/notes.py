@@ -11,8 +11,10 @@ from typing import Any
 from npgemma.api.generation import Model
 from npgemma.api.load import sample_picture
 from npgemma.api.model import LoadedModel
+from npgemma.commands.output import printable
 from npgemma.decoding.text import Generation
 from npgemma.io.model_folder import EMBEDDED, EMBEDDED_PAIR
+from npgemma.io.text_rows import TextRows
 
 DRAWN_ONLY = (
     "npgemma: the embedded model knows drawn shapes and words only; for photographs name another model, such as "
@@ -44,6 +46,15 @@ def note_embedded(model: LoadedModel[Any, Any], pictures: Iterable[str | Path]) 
     """One line if an embedded model was asked about a picture that is not the package's own, whatever its name."""
     if model.folder in NOTES and any(map(is_foreign, pictures)):
         print(NOTES[model.folder], file=sys.stderr)
+
+
+def note_truncated(what: str, texts: Sequence[str], rows: TextRows) -> None:
+    """At most one line: which texts, called `what`, are longer than the model reads."""
+    if rows.truncated:
+        first = rows.truncated[0]
+        others = f", and so are {len(rows.truncated) - 1} others" if len(rows.truncated) > 1 else ""
+        long = f"the {what} {texts[first][:40]!r} is cut off: it has {rows.lengths[first]} tokens"
+        print(f"npgemma: {printable(long)}, and the model reads {rows.ids.shape[1]}{others}", file=sys.stderr)
 
 
 def is_foreign(picture: str | Path) -> bool:

@@ -157,6 +157,11 @@ def opened(kind: Kind) -> BinaryIO:
     return sys.stdin.buffer
 
 
+def given(argument: str) -> str:
+    """An argument as the user gave it: `-` for a file in place of stdin."""
+    return "-" if Path(argument).parent.name.startswith(FOLDER) else argument
+
+
 def shown(path: Path) -> str:
     """What messages call an output."""
     return "stdout" if path.parent.name.startswith(FOLDER) else str(path)

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from npgemma.errors import BadJobs
@@ -19,12 +20,21 @@ OTHER = Kind("other", picture=False)
 def folder_jobs(folder: Path, prompt: str, besides: Path | None = None) -> tuple[list[Job], str]:
     """One job per picture in a folder, sorted by file name, which is the id; and a sentence about the other files.
 
-    The file `besides` is left out: results may be written into the folder. BadJobs without pictures.
+    The file `besides` and BadJobs as for `pictures_in`.
+    """
+    names, others = pictures_in(folder, () if besides is None else (besides,))
+    return [Job(name, (name,), prompt, folder) for name in names], others
+
+
+def pictures_in(folder: Path, besides: Sequence[Path] = ()) -> tuple[list[str], str]:
+    """The names of the pictures in a folder, sorted; and a sentence about the other files.
+
+    The files `besides` are left out: results may be written into the folder. BadJobs without pictures.
     """
     names, others = [], Counter[Kind]()
     try:
         for path in sorted(folder.iterdir(), key=lambda path: path.name):
-            if besides is not None and path.name == besides.name and path.resolve() == besides.resolve():
+            if any(path.name == other.name and path.resolve() == other.resolve() for other in besides):
                 continue
             kind = passed_over(path)
             if kind is None:
@@ -35,7 +45,7 @@ def folder_jobs(folder: Path, prompt: str, besides: Path | None = None) -> tuple
         raise BadJobs(f"{folder} cannot be read: {error.strerror}") from None
     if not names:
         raise BadJobs(f"{folder} contains no pictures: {summary(others) or 'it is empty'}")
-    return [Job(name, (name,), prompt, folder) for name in names], summary(others)
+    return names, summary(others)
 
 
 def passed_over(path: Path) -> Kind | None:

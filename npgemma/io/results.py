@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from npgemma.errors import BadJobs, shortened
+from npgemma.errors import BadJobs, NpgemmaError, shortened
 from npgemma.io.atomic_write import replace_file
 from npgemma.io.jobs import InvalidJob, Job
 from npgemma.io.strict_json import parse_json
@@ -81,7 +81,7 @@ def prepare(path: Path, held: ExitStack) -> Results:
         if path.exists() and not path.is_file():
             raise BadJobs(f"{path} is not a regular file; write results to a regular file")
         file = held.enter_context(path.open("a+b"))
-        lock(file, path)
+        lock(file, path, BadJobs)
         file.seek(0)
         done: dict[str | int, dict[str, Any]] = {}
         end, errors = 0, False
@@ -137,8 +137,8 @@ def is_incomplete(line: bytes) -> bool:
     return False
 
 
-def lock(file: IO[bytes], path: Path) -> None:
-    """Lock `file` until it is closed or the process ends. BadJobs if another process has locked or just replaced it.
+def lock(file: IO[bytes], path: Path, error: type[NpgemmaError]) -> None:
+    """Lock `file` until it is closed or the process ends. An `error` if another process has locked or just replaced it.
 
     Does nothing where such locks do not exist (Windows, some network drives).
     """
@@ -154,4 +154,4 @@ def lock(file: IO[bytes], path: Path) -> None:
     except OSError:  # some network drives do not support locks
         return
     if not mine:
-        raise BadJobs(f"{path} is being written by another process")
+        raise error(f"{path} is being written by another process")

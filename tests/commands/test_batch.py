@@ -14,9 +14,9 @@ from PIL import Image
 from shape_world import draw_scene
 
 import npgemma
-from npgemma.commands.batch import duration
 from npgemma.commands.cli import main
 from npgemma.commands.notes import DRAWN_ONLY
+from npgemma.commands.progress import duration
 from npgemma.io.jobs import Job
 
 PROMPTS = ["caption en", "ocr", "answer en how many shapes are there?", "detect star ; circle"]
