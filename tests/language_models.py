@@ -8,14 +8,14 @@ from architectures import ARCHITECTURES
 from npgemma import testing
 from npgemma.models.gemma import Decoder, Rows, Segment, decoder, embed_tokens, logits, new_caches
 
-FAMILIES = {"Gemma 1": "decoder", "Gemma 2": "Gemma 2", "Gemma 3": "Gemma 3"}
+FAMILIES = ("Gemma 1", "Gemma 2", "Gemma 3")
 # Longer than the window of three tokens.
 IDS = np.array([2, 5, 9, 3, 4, 11, 7, 23, 8, 5, 14])
 
 
 @functools.cache
 def weights(family: str) -> Decoder:
-    layout = ARCHITECTURES[FAMILIES[family]].layouts["hf"]
+    layout = ARCHITECTURES[family].layouts["hf"]
     return layout.fill(testing.layout_tensors(layout))
 
 

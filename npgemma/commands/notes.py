@@ -52,7 +52,8 @@ def note_truncated(what: str, texts: Sequence[str], rows: TextRows) -> None:
     """At most one line: which texts, called `what`, are longer than the model reads."""
     if rows.truncated:
         first = rows.truncated[0]
-        others = f", and so are {len(rows.truncated) - 1} others" if len(rows.truncated) > 1 else ""
+        more = len(rows.truncated) - 1
+        others = f", and so {'is 1 other' if more == 1 else f'are {more} others'}" if more else ""
         long = f"the {what} {texts[first][:40]!r} is cut off: it has {rows.lengths[first]} tokens"
         print(f"npgemma: {printable(long)}, and the model reads {rows.ids.shape[1]}{others}", file=sys.stderr)
 
