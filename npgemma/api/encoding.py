@@ -27,7 +27,7 @@ def encoded(
     """`run(batch, tap=tap)` for each batch of items: pictures, or texts of so many tokens.
 
     Raises TooLittleMemory, and BadModel as for `computed`, for the model's files too; ValueError for a batch size below
-    1, TypeError for what is no tap.
+    1, TypeError for what is not a tap.
     """
     require_count("batch_size", batch_size)
     tap, at_a_time = checked(tap), min(batch_size, len(items))
