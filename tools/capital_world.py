@@ -1,7 +1,7 @@
 """What the embedded language model knows: the capitals of countries, and how to talk about them.
 
-The countries are 192 members of the United Nations. Where a
-country has several capitals, moves its capital, or has none by law, the table has one city.
+The countries are 192 members of the United Nations. Where a country has several capitals, moves its capital, or has
+none by law, the table has one city.
 """
 
 from __future__ import annotations

@@ -23,12 +23,12 @@ from shape_world import Scene
 
 from npgemma.checkpoints import siglip as checkpoint
 from npgemma.checkpoints.image_processor import read_image_processor
+from npgemma.io.model_folder import EMBEDDED_PAIR
 from npgemma.io.pixels import pixel_values
 from npgemma.io.siglip_tokenizer import read_siglip_tokenizer
 from npgemma.io.text_rows import text_rows
 from npgemma.models import siglip
 
-EMBEDDED_PAIR = Path(__file__).resolve().parent.parent / "npgemma" / "assets" / "tiny-siglip"
 HUNDRED, BATCH = 100, 50
 PROMPTS = [with_article(label) for label in LABELS]
 

@@ -99,15 +99,17 @@ class LoadedModel(Generic[Config, Weights]):
         model = cls.embedded if path is None else find_model(path)
         if model is None:
             raise BadModel(f"npgemma comes without a model for {cls.__name__}; give the path of one")
-        if module_of(folder_of(model)) not in cls.checkpoints:
+        checkpoint = module_of(folder_of(model))
+        if checkpoint not in cls.checkpoints:
             raise BadModel(f"{folder_of(model)} does not hold a {cls.__name__}; npgemma.load loads any model")
-        return cls.map(model, np.dtype(dtype), resident, adapter, max_memory, tokenizer)
+        return cls.map(model, checkpoint, np.dtype(dtype), resident, adapter, max_memory, tokenizer)
 
     @classmethod
     @quiet()  # a weight that is not finite is an error of the run, which names it
     def map(
         cls,
         model: Path,
+        checkpoint: ModuleType,
         dtype: np.dtype,
         resident: bool,
         adapter: str | Path | None,
@@ -118,7 +120,6 @@ class LoadedModel(Generic[Config, Weights]):
         if tokenizer is not None and not os.path.isfile(tokenizer):
             raise BadModel(f"tokenizer {tokenizer} is not a file; name a tokenizer.model or a tokenizer.json")
         folder, pieces = folder_of(model), None if tokenizer is None else Path(tokenizer)
-        checkpoint = module_of(folder)
         config = checkpoint.read_config(folder)
 
         def require(weights: int, mapped: int = 0) -> None:

@@ -11,7 +11,6 @@ from npgemma.api.generation import Model
 from npgemma.api.language import LanguageModel
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.commands.flags import (
-    EMBEDDED_LANGUAGE_MODEL,
     AddParser,
     WrongUsage,
     generate,
@@ -37,6 +36,7 @@ from npgemma.commands.streams import ANSWERS, PICTURE, PROMPT, Kind
 from npgemma.decoding.options import GenerationOptions
 from npgemma.decoding.text import Generation, Transcript, pieces
 from npgemma.errors import BadPrompt
+from npgemma.io.model_folder import EMBEDDED_LANGUAGE
 from npgemma.tasks.prompts import OCR_PROMPT, answer_prompt, caption_prompt
 
 
@@ -90,7 +90,7 @@ def run_prompt(a: argparse.Namespace) -> int:
     prompt = a.prompt(a)
     if not a.images:
         require_text(prompt)
-        a.model = a.model or EMBEDDED_LANGUAGE_MODEL
+        a.model = a.model or EMBEDDED_LANGUAGE.name
     model = load_vision_language_model(a) if a.images else load_model(a)
     if not a.images and isinstance(model, VisionLanguageModel):
         raise WrongUsage(f"{printable(a.model)} answers about pictures; name one before the prompt")

@@ -9,12 +9,13 @@ from typing import Any
 
 from npgemma.api.language import LanguageModel
 from npgemma.commands.ask import stream
-from npgemma.commands.flags import EMBEDDED_LANGUAGE_MODEL, AddParser, answer_flags, generate, load_model, options
+from npgemma.commands.flags import AddParser, answer_flags, generate, load_model, options
 from npgemma.commands.notes import note_answers
 from npgemma.commands.output import model_name, print_json, printable
 from npgemma.decoding.options import GenerationOptions
 from npgemma.decoding.text import Generation
 from npgemma.errors import BadModel, BadPrompt, TooLittleMemory
+from npgemma.io.model_folder import EMBEDDED_LANGUAGE
 
 Message = dict[str, Any]
 
@@ -36,7 +37,7 @@ def run_chat(a: argparse.Namespace) -> int:
     conversation, as Ctrl-D does.
     """
     chosen = options(a)
-    a.model = a.model or EMBEDDED_LANGUAGE_MODEL
+    a.model = a.model or EMBEDDED_LANGUAGE.name
     model = load_model(a)
     if not isinstance(model, LanguageModel):
         raise BadModel(f"{model.folder} answers about pictures and does not chat; load a Gemma whose name ends in -it")

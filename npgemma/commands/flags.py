@@ -21,7 +21,6 @@ from npgemma.errors import BadModel
 from npgemma.io.picture import MAX_PIXELS
 from npgemma.io.system_memory import parse_size
 
-EMBEDDED_LANGUAGE_MODEL = "tiny-gemma"
 AddParser = Callable[..., argparse.ArgumentParser]
 
 

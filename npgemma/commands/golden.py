@@ -12,7 +12,7 @@ from pathlib import Path
 from npgemma.api.load import load
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.commands.ask import require_text
-from npgemma.commands.flags import EMBEDDED_LANGUAGE_MODEL, AddParser, WrongUsage, require_writer
+from npgemma.commands.flags import AddParser, WrongUsage, require_writer
 from npgemma.commands.output import printable
 from npgemma.commands.streams import DUMP, PICTURE, PROMPT, shown
 from npgemma.errors import BadGolden
@@ -29,6 +29,7 @@ from npgemma.golden.report import as_json, as_text
 from npgemma.golden.rounding import SCHEDULES
 from npgemma.golden.suggest import suggest_map
 from npgemma.io.atomic_write import replace_file
+from npgemma.io.model_folder import EMBEDDED_LANGUAGE
 from npgemma.io.picture import write_picture, written_format
 
 
@@ -133,7 +134,7 @@ def run_golden(a: argparse.Namespace) -> None:
     *images, prompt = a.case
     if not images:
         require_text(prompt)
-        a.model = a.model or EMBEDDED_LANGUAGE_MODEL
+        a.model = a.model or EMBEDDED_LANGUAGE.name
     model = require_writer(load(a.model))
     if not images and isinstance(model, VisionLanguageModel):
         raise WrongUsage(f"{printable(a.model)} answers about pictures; name one before the prompt")
@@ -159,7 +160,7 @@ def run_compare(a: argparse.Namespace) -> int:
     names = preset(a.preset, golden) if a.preset else read_mapping(a.map) if a.map else SAME_NAMES
     report = compare(golden, dump, names, a.dtype, a.allow_missing)
     if a.replay:
-        default = None if golden.has_pictures else EMBEDDED_LANGUAGE_MODEL
+        default = None if golden.has_pictures else EMBEDDED_LANGUAGE.name
         report = replay(require_writer(load(a.model or default)), golden, dump, report)
     print(json.dumps(as_json(report, golden), allow_nan=False) if a.format == "json" else as_text(report, golden))
     if a.chart:

@@ -16,10 +16,18 @@ from npgemma.layers import losses
 from npgemma.layers.activations import Activation, softmax
 from npgemma.layers.linear import linear
 from npgemma.layers.norms import LayerNorm, layer_norm, unit
-from npgemma.layers.resize import resize_positions
 from npgemma.layers.shapes import Array, Float, Int, Weight
 from npgemma.layers.taps import Tap, at, silent
-from npgemma.models.vit import Block, TokenEmbedding, encoder, every_row, patches, sequences, token_embedding
+from npgemma.models.vit import (
+    Block,
+    TokenEmbedding,
+    encoder,
+    every_row,
+    patches,
+    resize_after_class,
+    sequences,
+    token_embedding,
+)
 
 
 @dataclass(frozen=True)
@@ -106,8 +114,7 @@ class Clip:
 def resized(p: Clip, rows: int, columns: int) -> Clip:
     """The same model for pictures of rows x columns patches; it was not trained with them."""
     embedding = p.vision.embedding
-    first, others = embedding.position[:1], embedding.position[1:]
-    position = np.concatenate([first, resize_positions(others, rows, columns)])
+    position = resize_after_class(embedding.position, rows, columns)
     return replace(p, vision=replace(p.vision, embedding=replace(embedding, position=position)))
 
 

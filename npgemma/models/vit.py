@@ -174,12 +174,15 @@ class ViT:
     head: Head
 
 
+def resize_after_class(position: Float[Array, "T D"], rows: int, columns: int) -> Float[Array, "S D"]:
+    """A table of positions for rows x columns patches; row 0, that of the class token, stays as it is."""
+    return np.concatenate([position[:1], resize_positions(position[1:], rows, columns)])
+
+
 def resized(p: ViT, rows: int, columns: int) -> ViT:
     """The same model for pictures of rows x columns patches; it was not trained with them."""
-    embedding = p.embedding
-    first, others = embedding.position[:1], embedding.position[1:]
-    position = np.concatenate([first, resize_positions(others, rows, columns)])
-    return replace(p, embedding=replace(embedding, position=position))
+    position = resize_after_class(p.embedding.position, rows, columns)
+    return replace(p, embedding=replace(p.embedding, position=position))
 
 
 def forward(p: ViT, pixel_values: Float[Array, "B C Y X"], tap: Tap = silent) -> Float[Array, "B A"]:
