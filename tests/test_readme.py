@@ -3,6 +3,8 @@
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +64,35 @@ def test_its_pictures_are_what_the_commands_draw(command, name, tmp_path, capsys
     assert main([command, str(assets / "sample.png"), *SAMPLE_LABELS, "--draw", str(out)]) == 0
     with Image.open(assets / name) as shown, Image.open(out) as drawn:
         assert (np.asarray(shown) != np.asarray(drawn)).any(-1).mean() < 1e-3
+
+
+def test_its_contact_sheet_is_what_the_commands_draw(monkeypatch, tmp_path, capsys):
+    """But for the digits of a cosine, where another BLAS rounds otherwise."""
+    monkeypatch.chdir(tmp_path)
+    block = next(b for b in re.findall(r"```bash\n(.*?)\n```", README, re.DOTALL) if "contact-sheet" in b)
+    draw, *commands = map(shlex.split, block.splitlines())
+    assert subprocess.run([sys.executable, str(ROOT / draw[1]), *draw[2:]], timeout=60).returncode == 0
+    for command in commands:
+        assert main(command[1:]) == 0
+    with Image.open(ROOT / "npgemma" / "assets" / "contact-sheet.png") as shown, Image.open("sheet.png") as drawn:
+        assert (np.asarray(shown) != np.asarray(drawn)).any(-1).mean() < 1e-3
+
+
+PAPERS = re.findall(r"^\| \[\w+\]\(https://arxiv.org/abs/[\d.]+\), .*\| (.*) \| (.*) \|$", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("functions", "tests"), PAPERS)
+def test_the_functions_and_tests_of_a_paper_exist(functions, tests):
+    for module, function in re.findall(r"`(\w+)\.(\w+)`", functions):
+        (path,) = (path for part in ("layers", "models") for path in (ROOT / "npgemma" / part).glob(f"{module}.py"))
+        assert f"\ndef {function}(" in path.read_text("utf-8")
+    names = re.findall(r"`([\w/.]+)`", tests)
+    assert names
+    assert all((ROOT / "tests" / name).is_file() for name in names)
+
+
+def test_every_seed_paper_is_in_the_table():
+    assert len(PAPERS) == 7
 
 
 def test_the_lines_it_counts_are_there():
