@@ -14,8 +14,8 @@ from npgemma.io.model_folder import EMBEDDED
 PICTURE = EMBEDDED.parent / "sample.png"
 LAYER_1 = "language_model.model.layers.1"
 QUERY = f"{LAYER_1}.self_attn.q_proj"
-UP = "vision_tower.encoder.layers.0.mlp.fc1"
-BIAS = "vision_tower.encoder.layers.1.mlp.fc2.bias"
+UP = "vision_tower.vision_model.encoder.layers.0.mlp.fc1"
+BIAS = "vision_tower.vision_model.encoder.layers.1.mlp.fc2.bias"
 NORM = "language_model.model.layers.2.input_layernorm.weight"
 LINEAR = "multi_modal_projector.linear"
 Halves = dict[str, tuple[np.ndarray, np.ndarray]]

@@ -58,7 +58,9 @@ BLANK_TOWER = siglip_checkpoint.blank_tower(C.vision)
 
 VISION_TOWER = Architecture(
     layouts={
-        "hf": make_layout(BLANK_TOWER, Part(siglip_checkpoint.HF_VISION, VISION_SIZES, "", "vision_tower.")),
+        "hf": make_layout(
+            BLANK_TOWER, Part(siglip_checkpoint.HF_VISION, VISION_SIZES, "", "vision_tower.vision_model.")
+        ),
         "npz": make_layout(BLANK_TOWER, Part(siglip_checkpoint.NPZ_VISION, VISION_SIZES)),
     },
     forward=lambda p, dtype, tap: siglip.vision_tower(p, PICTURES.astype(dtype), tap),

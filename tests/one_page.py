@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+TOWER = "vision_tower.vision_model."  # what the names of its weights begin with
 VIT = {"image_size": 224, "patch_size": 14, "num_hidden_layers": 27, "num_attention_heads": 16, "layer_norm_eps": 1e-6}
 GEMMA = {"num_hidden_layers": 18, "head_dim": 256, "rms_norm_eps": 1e-6, "rope_theta": 10000.0}
 
@@ -62,7 +63,7 @@ def attend(q, keys, values, mask):
 
 def patch_embedding(w, config, pixel_values):
     """Multiply each patch by one matrix and add the row of its position (ViT, Dosovitskiy et al. 2021)."""
-    name, G, (Y, X) = "vision_tower.embeddings.", (VIT | config["vision_config"])["patch_size"], pixel_values.shape[2:]
+    name, G, (Y, X) = TOWER + "embeddings.", (VIT | config["vision_config"])["patch_size"], pixel_values.shape[2:]
     patches = [pixel_values[..., y * G :, x * G :][..., :G, :G] for y, x in np.ndindex(Y // G, X // G)]  # P B C G G
     x = np.einsum("pbcyx, ecyx -> bpe", patches, w[name + "patch_embedding.weight"], dtype=np.float64)  # B P E
     return x + w[name + "patch_embedding.bias"] + w[name + "position_embedding.weight"]  # B P E
@@ -72,14 +73,14 @@ def vision_tower(w, config, pixel_values):
     """x += attention(norm x), x += MLP(norm x) in every layer, then a last norm (SigLIP, Zhai et al. 2023)."""
     vision, x = VIT | config["vision_config"], patch_embedding(w, config, pixel_values)  # B P E
     (B, P, E), N, eps = x.shape, vision["num_attention_heads"], vision["layer_norm_eps"]
-    for layer in (f"vision_tower.encoder.layers.{i}." for i in range(vision["num_hidden_layers"])):
+    for layer in (f"{TOWER}encoder.layers.{i}." for i in range(vision["num_hidden_layers"])):
         y = layer_norm(x, w[layer + "layer_norm1.weight"], w[layer + "layer_norm1.bias"], eps)  # B P E
         q, k, v = (linear(w, f"{layer}self_attn.{a}_proj", y).reshape(B, P, N, E // N) for a in "qkv")  # B P N H
         y = np.reshape([attend(q[b], k[b], v[b], True) for b in range(B)], (B, P, E))  # each patch sees every patch
         x = x + linear(w, layer + "self_attn.out_proj", y)  # B P E
         y = layer_norm(x, w[layer + "layer_norm2.weight"], w[layer + "layer_norm2.bias"], eps)  # B P E
         x = x + linear(w, layer + "mlp.fc2", gelu(linear(w, layer + "mlp.fc1", y)))  # B P E
-    return layer_norm(x, w["vision_tower.post_layernorm.weight"], w["vision_tower.post_layernorm.bias"], eps)  # B P E
+    return layer_norm(x, w[TOWER + "post_layernorm.weight"], w[TOWER + "post_layernorm.bias"], eps)  # B P E
 
 
 def image_features(w, config, pixel_values):

@@ -55,9 +55,9 @@ def config_json(config: PaliGemmaConfig = CONFIG) -> dict:
 
 
 def spell(name: str, spelling: str) -> str:
-    """A name that transformers 5 saves as one of SPELLINGS stores it."""
+    """A name of the hub's files as one of SPELLINGS stores it."""
     text, vision, projector = SPELLINGS[spelling]
-    for prefix, pattern in (("language_model.model.", text), ("vision_tower.", vision)):
+    for prefix, pattern in (("language_model.model.", text), ("vision_tower.vision_model.", vision)):
         if name.startswith(prefix):
             return pattern.format(name.removeprefix(prefix))
     return projector.format(name)

@@ -39,8 +39,7 @@ def tensor_shapes(content: dict) -> Shapes:
     """The shape of every tensor that a config.json asks for, by the name that the files on the hub have."""
     s = Section(content, "config.json")
     if content["model_type"] == "paligemma":
-        shapes = paligemma.hf_layout(paligemma.parse(s)).shapes
-        return {name.replace("vision_tower.", "vision_tower.vision_model.", 1): shape for name, shape in shapes.items()}
+        return paligemma.hf_layout(paligemma.parse(s)).shapes
     c = gemma_config.read(s, gemma_config.LANGUAGE_MODELS)
     return make_layout(gemma.blank(c, tied=True), Part(gemma.hf_lines(c), gemma.sizes(c))).shapes
 

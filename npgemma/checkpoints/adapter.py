@@ -61,7 +61,7 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class Adapter:
-    """By the names that transformers 5 saves: updates of matrices, and tensors that replace those of the model.
+    """By the names that the files on the hub have: updates of matrices, and tensors that replace those of the model.
 
     `tables` are embedding table and head, if they are stored beside the adapter: the ones it was trained with, which
     take the place of the model's before anything else, and are tied if those are. `rows` replace rows of a table,

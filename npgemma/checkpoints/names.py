@@ -35,7 +35,7 @@ QUANTISED = re.compile(
 class Names:
     """The names of one kind of model.
 
-    `saved_name` turns any spelling into the one that transformers 5 saves; `anchor` is part of the name of a tensor
+    `saved_name` turns any spelling into that of the files on the hub; `anchor` is part of the name of a tensor
     that every such model has once: what stands before it stands before all names. `unused` matches the saved names of
     tensors that checkpoints hold and the model does not use, `table` and `head` are those of the embedding table and of
     the output head, which tied checkpoints may lack; a model that writes no text has no head.
@@ -53,7 +53,7 @@ class Names:
 
 
 def paligemma_name(name: str) -> str:
-    """A PaliGemma's name as transformers 5 saves it, from any of the four spellings that its releases have written.
+    """A PaliGemma's name in the files on the hub, from any of the four spellings that transformers has written.
 
     hub files           language_model.model.layers.0.…     vision_tower.vision_model.encoder.…
     in memory, 4.52     model.language_model.layers.0.…     model.vision_tower.vision_model.encoder.…
@@ -63,7 +63,7 @@ def paligemma_name(name: str) -> str:
     The wrappers and holders above are left out.
     """
     name = ".".join(without_holders(name, HOLDERS))
-    name = re.sub(r"^vision_tower\.vision_model\.", "vision_tower.", name)
+    name = re.sub(r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model.", name)
     name = re.sub(r"^language_model\.lm_head\.", "lm_head.", name)
     return re.sub(r"^language_model\.(?!model\.)", "language_model.model.", name)
 
@@ -92,7 +92,7 @@ def unwrapped(name: str) -> str:
 
 
 def by_saved_name(tensors: Mapping[str, Tensor], where: Path, names: Names) -> dict[str, Tensor]:
-    """The tensors that a model uses, by the names that transformers 5 saves.
+    """The tensors that a model uses, by the names that the files on the hub have.
 
     BadModel if two have the same name, if the weights are quantised, or if they belong to a PEFT model whose adapter is
     not merged.

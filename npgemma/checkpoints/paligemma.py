@@ -139,7 +139,7 @@ def blank(c: PaliGemmaConfig) -> PaliGemma:
 
 def hf_parts(c: PaliGemmaConfig) -> tuple[Part, ...]:
     return (
-        Part(siglip.HF_VISION, vision_sizes(c.vision), "vision.", "vision_tower."),
+        Part(siglip.HF_VISION, vision_sizes(c.vision), "vision.", "vision_tower.vision_model."),
         Part(HF_PROJECTOR, {"D": c.text.hidden_size, "E": c.vision.hidden_size}),
         Part(gemma.hf_lines(c.text), gemma.sizes(c.text), "text.", "language_model."),
         Part(gemma.HF_HEAD, gemma.sizes(c.text), "text."),
@@ -152,13 +152,13 @@ HEAD, TABLE, PATCHES = (
     for path in ("text.head", "text.embedding", "vision.embedding.weight")
 )
 # Some checkpoints hold SigLIP's pooling head.
-UNUSED = re.compile(rf"vision_tower\.head\..*|{BUFFERS}")
+UNUSED = re.compile(rf"vision_tower\.vision_model\.head\..*|{BUFFERS}")
 NAMES = Names(paligemma_name, "multi_modal_projector.", UNUSED, TABLE, HEAD)
 
 
 @lru_cache(maxsize=8)
 def hf_layout(c: PaliGemmaConfig) -> Layout[PaliGemma]:
-    """The names that transformers 5 saves."""
+    """The names that the files on the hub have."""
     return make_layout(blank(c), *hf_parts(c))
 
 
@@ -178,7 +178,7 @@ def layout_of(tensors: Mapping[str, Shaped], c: PaliGemmaConfig) -> Layout[PaliG
 
 
 def read_tensors(model: Path, c: PaliGemmaConfig) -> dict[str, Array]:
-    """A model's tensors by the names that transformers 5 saves, mapped and checked.
+    """A model's tensors by the names that the files on the hub have, mapped and checked.
 
     Every tensor that the config asks for must exist with its shape, and no other may: a checkpoint that almost fits
     would run and give wrong answers. BadModel as for `by_saved_name`, `Layout.check`, `readable` and `open_model`.
@@ -205,7 +205,7 @@ def is_channels_last(shape: tuple[int, ...], c: VisionConfig, model: Path) -> bo
 
 
 def weights(tensors: Mapping[str, Array], c: PaliGemmaConfig, vectors: np.dtype = FLOAT32) -> PaliGemma:
-    """The weights, from tensors by the names that transformers 5 saves; norms, biases and positions as `vectors`."""
+    """The weights, from tensors by the names on the hub; norms, biases and positions as `vectors`."""
     return layout_of(tensors, c).fill(tensors, vectors)
 
 
@@ -215,7 +215,7 @@ def with_vocabulary(c: PaliGemmaConfig, rows: int) -> PaliGemmaConfig:
 
 
 def names_of(p: PaliGemma, c: PaliGemmaConfig) -> dict[str, str]:
-    """The names that transformers 5 saves, by the path of each array of the weights."""
+    """The names that the files on the hub have, by the path of each array of the weights."""
     return {each.leaf.path: each.name for each in hf_layout(replace(c, tied=p.text.head is None)).stored}
 
 

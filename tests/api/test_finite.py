@@ -102,7 +102,7 @@ def test_every_use_of_a_model_names_the_tensor(use, model):
 
 
 def test_image_features_name_a_tensor_of_the_vision_tower(model):
-    name = "vision_tower.encoder.layers.0.self_attn.k_proj.bias"
+    name = "vision_tower.vision_model.encoder.layers.0.self_attn.k_proj.bias"
     with pytest.raises(npgemma.BadModel, match=f"not finite: {name} contains NaN"):
         planted(model, name, np.inf).image_features(SAMPLE)
 
@@ -136,7 +136,7 @@ def test_an_overflow_that_would_leave_all_tokens_equally_likely_is_an_error(use,
 @pytest.mark.parametrize(
     ("name", "tap"),
     [
-        ("vision_tower.embeddings.patch_embedding.weight", "vision.embedding.patches"),
+        ("vision_tower.vision_model.embeddings.patch_embedding.weight", "vision.embedding.patches"),
         ("multi_modal_projector.linear.weight", "projector"),
         ("language_model.model.layers.0.self_attn.v_proj.weight", "text.layers.0.attn.v"),
         ("language_model.model.layers.2.self_attn.o_proj.weight", "text.layers.2.attn.out"),

@@ -140,7 +140,12 @@ UNFIT = {
     "one output, which would broadcast": stored_tensors({QUERY: (A, B[:1])}),
     "a norm, which is not a matrix": stored_tensors({"language_model.model.layers.1.input_layernorm": (A, B)}),
     "the convolution as a matrix": stored_tensors(
-        {"vision_tower.embeddings.patch_embedding": (np.ones((2, 147), np.float32), np.ones((12, 2), np.float32))}
+        {
+            "vision_tower.vision_model.embeddings.patch_embedding": (
+                np.ones((2, 147), np.float32),
+                np.ones((12, 2), np.float32),
+            )
+        }
     ),
     "a matrix as a convolution": names(A=A.reshape(3, 11, 1, 1), B=B.reshape(60, 3, 1, 1)),
     "another bias": stored_tensors({}, {BIAS: np.ones(13, np.float32)}),
@@ -191,7 +196,7 @@ def test_tensors_that_the_model_lacks_are_named_with_names_like_theirs(tensors, 
 
 def test_an_adapter_that_changes_nothing_is_refused(tmp_path):
     """It is empty, or changes the vision tower alone, which a language model does not have."""
-    tower = stored_tensors({"vision_tower.encoder.layers.0.self_attn.q_proj": (A, B)})
+    tower = stored_tensors({"vision_tower.vision_model.encoder.layers.0.self_attn.q_proj": (A, B)})
     language = small.write_folder(tmp_path / "language", small.config_of("gemma3_text"))
     says = r"adapter_model\.safetensors contains no tensors that change this model: it was not saved completely, or is "
     for model, tensors in ((tiny.write_folder(tmp_path / "model"), {}), (language, tower)):

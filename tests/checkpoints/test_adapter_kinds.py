@@ -29,7 +29,7 @@ from npgemma.checkpoints.adapter import read_adapter
 from npgemma.errors import BadModel
 
 TABLE_MODULE = TABLE.removesuffix(".weight")
-PATCHES = "vision_tower.embeddings.patch_embedding"
+PATCHES = "vision_tower.vision_model.embeddings.patch_embedding"
 REDOS = Path(__file__).parents[3] / "shared" / "hostile" / "redos"
 BASE = tiny.random_tensors()
 
@@ -236,7 +236,7 @@ def test_adapters_of_every_release_load(prefix, text, vision, tmp_path):
     tensors = {}
     for name, x in stored_tensors(lora, replaced).items():
         name = name.removeprefix("base_model.model.").replace("language_model.model.", text)
-        tensors[prefix.format(name.replace("vision_tower.", vision))] = x
+        tensors[prefix.format(name.replace("vision_tower.vision_model.", vision))] = x
     found = read_adapter(write_adapter(tmp_path, tensors))
     assert found.changed == {*(f"{module}.weight" for module in lora), *replaced}
 

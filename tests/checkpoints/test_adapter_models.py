@@ -129,7 +129,7 @@ def test_an_adapter_in_the_hugging_face_cache_is_found(adapted, tmp_path, monkey
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_position_table_is_merged_in_float64_and_rounded_once(dtype, tmp_path):
-    module = "vision_tower.embeddings.position_embedding"
+    module = "vision_tower.vision_model.embeddings.position_embedding"
     a, b = halves(module, 2)
     name = f"base_model.model.{tiny.spell(module, 'saved 5.x')}"
     tensors = {f"{name}.lora_embedding_A": b.T, f"{name}.lora_embedding_B": a.T}

@@ -14,8 +14,8 @@ STORED = {"float32": lambda x: x, "float16": lambda x: x.astype(np.float16), "bf
 TENSORS = [
     "language_model.model.embed_tokens.weight",
     "language_model.model.layers.2.mlp.down_proj.weight",
-    "vision_tower.encoder.layers.1.mlp.fc1.weight",
-    "vision_tower.embeddings.patch_embedding.weight",
+    "vision_tower.vision_model.encoder.layers.1.mlp.fc1.weight",
+    "vision_tower.vision_model.embeddings.patch_embedding.weight",
     "language_model.model.layers.0.input_layernorm.weight",
     "multi_modal_projector.linear.bias",
 ]

@@ -59,11 +59,17 @@ def assert_read(folder, config=tiny.CONFIG, expected=None):
         ("model.language_model.embed_tokens.weight", "language_model.model.embed_tokens.weight"),
         ("language_model.model.norm.weight", "language_model.model.norm.weight"),
         ("model.language_model.norm.weight", "language_model.model.norm.weight"),
-        ("vision_tower.vision_model.encoder.layers.0.mlp.fc1.bias", "vision_tower.encoder.layers.0.mlp.fc1.bias"),
-        ("model.vision_tower.vision_model.encoder.layers.0.mlp.fc1.bias", "vision_tower.encoder.layers.0.mlp.fc1.bias"),
-        ("model.vision_tower.encoder.layers.0.mlp.fc1.bias", "vision_tower.encoder.layers.0.mlp.fc1.bias"),
-        ("vision_tower.encoder.layers.0.mlp.fc1.bias", "vision_tower.encoder.layers.0.mlp.fc1.bias"),
-        ("vision_tower.vision_model.post_layernorm.weight", "vision_tower.post_layernorm.weight"),
+        (
+            "vision_tower.vision_model.encoder.layers.0.mlp.fc1.bias",
+            "vision_tower.vision_model.encoder.layers.0.mlp.fc1.bias",
+        ),
+        (
+            "model.vision_tower.vision_model.encoder.layers.0.mlp.fc1.bias",
+            "vision_tower.vision_model.encoder.layers.0.mlp.fc1.bias",
+        ),
+        ("model.vision_tower.encoder.layers.0.mlp.fc1.bias", "vision_tower.vision_model.encoder.layers.0.mlp.fc1.bias"),
+        ("vision_tower.encoder.layers.0.mlp.fc1.bias", "vision_tower.vision_model.encoder.layers.0.mlp.fc1.bias"),
+        ("vision_tower.post_layernorm.weight", "vision_tower.vision_model.post_layernorm.weight"),
         ("multi_modal_projector.linear.bias", "multi_modal_projector.linear.bias"),
         ("model.multi_modal_projector.linear.bias", "multi_modal_projector.linear.bias"),
         ("lm_head.weight", "lm_head.weight"),
@@ -235,12 +241,12 @@ def test_each_unused_tensor_is_left_out_within_a_wrapper(name, tmp_path):
 @pytest.mark.parametrize("dtype", ["int64", "float8_e4m3fn", "float32"])
 def test_other_tensors_are_unexpected_whatever_their_dtype(dtype, tmp_path):
     """An error names ten of them."""
-    folder = write(tmp_path, spelled(), {f"vision_tower.adapters.{i:02}.weight": dtype for i in range(25)})
+    folder = write(tmp_path, spelled(), {f"vision_tower.vision_model.adapters.{i:02}.weight": dtype for i in range(25)})
     with pytest.raises(BadModel) as error:
         read_tensors(folder, tiny.CONFIG)
     lines = str(error.value).splitlines()
     assert "(0 missing, 25 unexpected, 0 mis-shaped)" in lines[0]
-    assert lines[1:11] == [f"  unexpected  vision_tower.adapters.{i:02}.weight (2, 3)" for i in range(10)]
+    assert lines[1:11] == [f"  unexpected  vision_tower.vision_model.adapters.{i:02}.weight (2, 3)" for i in range(10)]
     assert lines[11:] == ["  and 15 more"]
 
 
@@ -286,7 +292,7 @@ def test_float64_weights_are_read_exactly(tmp_path):
     assert {leaf.value.dtype.name for leaf in leaves(narrow) if leaf.kind != "weight"} == {"float32"}
 
 
-PATCHES = "vision_tower.embeddings.patch_embedding.weight"
+PATCHES = "vision_tower.vision_model.embeddings.patch_embedding.weight"
 
 
 @pytest.mark.parametrize("spelling", tiny.SPELLINGS)

@@ -40,18 +40,22 @@ NORMS = {
 def converted(npz: dict[str, np.ndarray], norms: dict[str, str]) -> dict[str, np.ndarray]:
     """Every tensor by the name that transformers saves, one NumPy expression each."""
     found = {
-        "vision_tower.embeddings.patch_embedding.weight": npz["img/embedding/kernel"].transpose(3, 2, 0, 1),
-        "vision_tower.embeddings.patch_embedding.bias": npz["img/embedding/bias"],
-        "vision_tower.embeddings.position_embedding.weight": npz["img/pos_embedding"].reshape(-1, VISION.hidden_size),
-        "vision_tower.post_layernorm.weight": npz["img/Transformer/encoder_norm/scale"],
-        "vision_tower.post_layernorm.bias": npz["img/Transformer/encoder_norm/bias"],
+        "vision_tower.vision_model.embeddings.patch_embedding.weight": npz["img/embedding/kernel"].transpose(
+            3, 2, 0, 1
+        ),
+        "vision_tower.vision_model.embeddings.patch_embedding.bias": npz["img/embedding/bias"],
+        "vision_tower.vision_model.embeddings.position_embedding.weight": npz["img/pos_embedding"].reshape(
+            -1, VISION.hidden_size
+        ),
+        "vision_tower.vision_model.post_layernorm.weight": npz["img/Transformer/encoder_norm/scale"],
+        "vision_tower.vision_model.post_layernorm.bias": npz["img/Transformer/encoder_norm/bias"],
         "multi_modal_projector.linear.weight": npz["img/head/kernel"].T,
         "multi_modal_projector.linear.bias": npz["img/head/bias"],
         "language_model.model.embed_tokens.weight": npz["llm/embedder/input_embedding"],
         "language_model.model.norm.weight": npz["llm/final_norm/scale"],
     }
     for i in range(VISION.num_hidden_layers):
-        name = f"vision_tower.encoder.layers.{i}"
+        name = f"vision_tower.vision_model.encoder.layers.{i}"
         for j in (0, 1):
             found[f"{name}.layer_norm{j + 1}.weight"] = npz[f"{BLOCK}/LayerNorm_{j}/scale"][i]
             found[f"{name}.layer_norm{j + 1}.bias"] = npz[f"{BLOCK}/LayerNorm_{j}/bias"][i]

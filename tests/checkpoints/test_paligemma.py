@@ -51,13 +51,13 @@ def test_a_tensor_of_each_kind_fills_its_field(tmp_path):
     tensors = tiny.random_tensors()
     p = load(tiny.write_folder(tmp_path))
     encoder, decoder = p.vision.blocks[1], p.text.blocks[2]
-    vision, text = "vision_tower.encoder.layers.1.", "language_model.model.layers.2."
+    vision, text = "vision_tower.vision_model.encoder.layers.1.", "language_model.model.layers.2."
     expected = {
-        "vision_tower.embeddings.patch_embedding.weight": p.vision.embedding.weight,
-        "vision_tower.embeddings.patch_embedding.bias": p.vision.embedding.bias,
-        "vision_tower.embeddings.position_embedding.weight": p.vision.embedding.position,
-        "vision_tower.post_layernorm.weight": p.vision.norm.weight,
-        "vision_tower.post_layernorm.bias": p.vision.norm.bias,
+        "vision_tower.vision_model.embeddings.patch_embedding.weight": p.vision.embedding.weight,
+        "vision_tower.vision_model.embeddings.patch_embedding.bias": p.vision.embedding.bias,
+        "vision_tower.vision_model.embeddings.position_embedding.weight": p.vision.embedding.position,
+        "vision_tower.vision_model.post_layernorm.weight": p.vision.norm.weight,
+        "vision_tower.vision_model.post_layernorm.bias": p.vision.norm.bias,
         vision + "layer_norm1.weight": encoder.attn_norm.weight,
         vision + "layer_norm1.bias": encoder.attn_norm.bias,
         vision + "self_attn.q_proj.weight": encoder.attn.q,
@@ -198,7 +198,7 @@ def test_resident_weights_leave_no_map_of_the_file(tmp_path):
 def test_one_error_names_every_tensor_that_does_not_fit(tmp_path):
     """With the kind of mismatch, the name and both shapes, so that a conversion can be corrected in one go."""
     tensors = tiny.random_tensors()
-    missing = ["vision_tower.post_layernorm.bias", "language_model.model.layers.1.mlp.up_proj.weight"]
+    missing = ["vision_tower.vision_model.post_layernorm.bias", "language_model.model.layers.1.mlp.up_proj.weight"]
     wrong = ["multi_modal_projector.linear.weight", "language_model.model.layers.2.self_attn.q_proj.weight"]
     extra = [
         "language_model.model.layers.3.mlp.up_proj.weight",
@@ -282,10 +282,10 @@ def test_paligemma_3b_has_603_tensors_and_2_923_466_480_parameters():
         ("language_model.model.layers.17.self_attn.v_proj.weight", (256, 2048)),
         ("language_model.model.layers.17.mlp.gate_proj.weight", (16384, 2048)),
         ("language_model.model.layers.17.mlp.down_proj.weight", (2048, 16384)),
-        ("vision_tower.embeddings.patch_embedding.weight", (1152, 3, 14, 14)),
-        ("vision_tower.embeddings.position_embedding.weight", (256, 1152)),
-        ("vision_tower.encoder.layers.26.mlp.fc1.weight", (4304, 1152)),
-        ("vision_tower.encoder.layers.26.mlp.fc2.weight", (1152, 4304)),
+        ("vision_tower.vision_model.embeddings.patch_embedding.weight", (1152, 3, 14, 14)),
+        ("vision_tower.vision_model.embeddings.position_embedding.weight", (256, 1152)),
+        ("vision_tower.vision_model.encoder.layers.26.mlp.fc1.weight", (4304, 1152)),
+        ("vision_tower.vision_model.encoder.layers.26.mlp.fc2.weight", (1152, 4304)),
         ("multi_modal_projector.linear.weight", (2048, 1152)),
     ],
 )

@@ -45,7 +45,7 @@ def test_patch_embedding_agrees_with_the_second_spelling(
     weight, bias = rng.standard_normal((5, channels, size, size)), rng.standard_normal(5)
     position, picture = rng.standard_normal((grid * grid, 5)), rng.standard_normal((images, channels, side, side))
     named = {"patch_embedding.weight": weight, "patch_embedding.bias": bias, "position_embedding.weight": position}
-    tensors = {f"vision_tower.embeddings.{name}": x for name, x in named.items()}
+    tensors = {f"vision_tower.vision_model.embeddings.{name}": x for name, x in named.items()}
     y = patch_embedding(PatchEmbedding(weight, bias, position), picture)
     assert_agrees(y, one_page.patch_embedding(tensors, {"vision_config": {"patch_size": size}}, picture))
 
