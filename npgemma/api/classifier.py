@@ -15,10 +15,9 @@ from npgemma.checkpoints import vit
 from npgemma.checkpoints.vit import ViTConfig
 from npgemma.decoding.options import require_count
 from npgemma.io.picture import Picture
-from npgemma.layers.activations import softmax
 from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import Tap, checked, silent
-from npgemma.models.vit import ViT, forward
+from npgemma.models.vit import ViT, forward, probabilities
 
 TOP = 5  # how many labels are given by default
 
@@ -130,11 +129,10 @@ class Classifier(LoadedModel[ViTConfig, ViT]):
         """
         require_count("top", top)
         names = self.config.labels
-        probabilities = softmax(
-            encoded(self, partial(run_images, self), as_pictures(images), len(names), batch_size, silent)
-        )
-        order = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
-        return [[Label(names[i], float(row[i])) for i in best] for row, best in zip(probabilities, order, strict=True)]
+        logits = encoded(self, partial(run_images, self), as_pictures(images), len(names), batch_size, silent)
+        rows = probabilities(logits)
+        order = np.argsort(-rows, axis=-1, kind="stable")[:, :top]
+        return [[Label(names[i], float(row[i])) for i in best] for row, best in zip(rows, order, strict=True)]
 
 
 def run_images(model: Classifier, images: Sequence[Picture], tap: Tap) -> Float[Array, "B A"]:

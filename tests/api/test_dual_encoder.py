@@ -253,5 +253,5 @@ def test_a_scale_that_overflows_is_named(kind, tmp_path, pictures):
     testing.save_tensors(tensors, made / "model.safetensors")
     model = npgemma.load(made, "float64")
     for run in (model.logits, model.loss):
-        with pytest.raises(BadModel, match="its activations overflow float64 at the tap logits_per_image"):
+        with pytest.raises(BadModel, match="its activations overflow float64 at the tap scale"):
             run(pictures[:3], TEXTS)
