@@ -102,6 +102,23 @@ def parse(s: Section, vision: VisionConfig, kinds: Sequence[str]) -> PixelSettin
     )
 
 
+def preprocessor_json(kind: str, pixels: PixelSettings, vision: VisionConfig) -> dict[str, object]:
+    """The content of preprocessor_config.json for settings that resize to a square; `kind` is one of DEFAULTS."""
+    mean, std = pixels.mean_and_std or (HALF, HALF)
+    return {
+        "image_processor_type": kind,
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": square(vision.image_size),
+        "resample": int(pixels.resample or BICUBIC),
+        "do_rescale": True,
+        "rescale_factor": pixels.rescale_factor,
+        "do_normalize": True,
+        "image_mean": mean,
+        "image_std": std,
+    }
+
+
 def read_kind(s: Section, kinds: Sequence[str]) -> str:
     """The name of a class in DEFAULTS. The key feature_extractor_type is older, and so are names that end with it."""
     s.require("image_processor_type", *(kind + backend for kind in kinds for backend in BACKENDS))
