@@ -8,7 +8,7 @@ from npgemma.checkpoints import clip
 from npgemma.commands.flags import AddParser, WrongUsage, encoder_flags, load_any_model, positive, reading
 from npgemma.commands.notes import note_embedded, note_truncated
 from npgemma.commands.output import as_json, printable, working
-from npgemma.commands.streams import PICTURE
+from npgemma.commands.streams import PICTURE, given
 from npgemma.errors import BadModel, BadPrompt
 from npgemma.io.model_folder import EMBEDDED_PAIR
 from npgemma.io.text_rows import TextRows
@@ -47,7 +47,7 @@ def run_classify(a: argparse.Namespace) -> None:
     with working(reading([a.image])):
         labels = own_labels(a, model) if isinstance(model, Classifier) else given_labels(a, model)
     if a.format == "json":
-        print(as_json({"model": a.model, "image": a.image, "labels": [label._asdict() for label in labels]}))
+        print(as_json({"model": a.model, "image": given(a.image), "labels": [label._asdict() for label in labels]}))
     else:
         for label in labels:
             print(f"{label.probability:#.4g}", printable(" ".join(label.name.split())), sep="\t")
@@ -59,6 +59,8 @@ def own_labels(a: argparse.Namespace, model: Classifier) -> list[Label]:
     if a.labels:
         what = f"{printable(a.model)} has {len(model.config.labels)} labels of its own"
         raise WrongUsage(f"{what}; leave yours out, or load a SigLIP or a CLIP")
+    if a.strict:
+        raise WrongUsage(f"--strict is about labels of yours, and {printable(a.model)} has its own; leave it out")
     (labels,) = model.classify(a.image, a.top or TOP)
     return labels
 

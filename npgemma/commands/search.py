@@ -9,7 +9,7 @@ import numpy as np
 
 from npgemma.api.dual_encoder import DualEncoder
 from npgemma.commands.embed import facts_of
-from npgemma.commands.flags import AddParser, WrongUsage, load_dual_encoder, model_flags, positive
+from npgemma.commands.flags import AddParser, WrongUsage, encoder_flags, load_dual_encoder, positive
 from npgemma.commands.notes import note_embedded, note_truncated
 from npgemma.commands.output import as_json, printable, working
 from npgemma.commands.streams import PICTURE, given, shown
@@ -33,7 +33,7 @@ class Hit(NamedTuple):
 
 def add_search(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
     search = add_parser(
-        "search", parents=[form, model_flags()], help="rank the pictures of npgemma embed by a text or a picture"
+        "search", parents=[form, encoder_flags()], help="rank the pictures of npgemma embed by a text or a picture"
     )
     search.add_argument("embeddings", type=Path, metavar="EMBEDDINGS", help="a file that npgemma embed has written")
     search.add_argument("query", metavar="QUERY", help="a text, or a picture to find similar ones")

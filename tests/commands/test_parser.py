@@ -89,7 +89,16 @@ def test_generate_takes_options_before_its_prompt(arguments, run):
     assert run("generate", *arguments) == "FNY\n"
 
 
-def test_an_option_that_a_command_does_not_have_is_wrong_usage(capsys):
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["classify", PICTURE, "a"], "--num-beams"),
+        (["chat"], "--max-pixels"),
+        (["embed", PICTURE, "-o", "rows.npz"], "--adapter"),
+        (["search", "rows.npz", "a cat"], "--adapter"),
+    ],
+)
+def test_an_option_that_a_command_does_not_have_is_wrong_usage(arguments, option, capsys):
     with pytest.raises(SystemExit, match="2"):
-        main(["classify", PICTURE, "--num-beams", "2", "a"])
-    assert "unrecognized arguments: --num-beams" in capsys.readouterr().err
+        main([*arguments, f"{option}=2"])
+    assert f"unrecognized arguments: {option}=2" in capsys.readouterr().err
