@@ -121,9 +121,10 @@ def write_sheet(a: argparse.Namespace, hits: list[Hit], max_pixels: int) -> None
         tiles.append(tile(picture, hit.image, f"{hit.score:.4f}"))
     write_picture(contact_sheet(tiles), a.contact_sheet)
     if missing:
-        others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        where = "names start from the folder in which embed ran"
-        print(f"npgemma: {shown(a.contact_sheet)}: {printable(missing[0])}{others}; {where}", file=sys.stderr)
+        lacks = f"{shown(a.contact_sheet)} lacks {len(missing)} of {len(hits)} pictures: {printable(missing[0])}"
+        more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
+        hint = "run search in the folder where embed ran, or embed them again where they are"
+        print(f"npgemma: {lacks}{more}; {hint}", file=sys.stderr)
 
 
 def found(name: str, embeddings: Path) -> Path:
