@@ -10,7 +10,8 @@ import pytest
 from npgemma import testing
 from npgemma.checkpoints import clip, siglip, vit
 from npgemma.checkpoints.footprint import Run
-from npgemma.checkpoints.towers import check_towers, footprint, shortest_run, with_vocabulary
+from npgemma.checkpoints.pairs import check_towers
+from npgemma.checkpoints.towers import footprint, shortest_run, with_vocabulary
 from npgemma.errors import BadModel
 from npgemma.io.strict_json import Section
 from npgemma.layers.tree import leaves
