@@ -113,7 +113,8 @@ def parse(s: Section) -> ViTConfig:
     kind = s.get("model_type")
     if kind == HAS_DISTILLATION:
         what = "a DeiT with a distillation token, which npgemma does not support"
-        raise BadModel(f"{s.where}: model_type is {kind!r}: this is {what}; the DeiT without one is a 'vit'")
+        take = "use one without, such as facebook/deit-base-patch16-224"
+        raise BadModel(f"{s.where}: model_type is {kind!r}: this is {what}; {take}")
     if kind != MODEL_TYPE:
         raise BadModel(f"{s.where}: model_type is {'missing' if kind is None else repr(kind)}, not {MODEL_TYPE!r}")
     check_common(s)

@@ -79,11 +79,13 @@ def given_labels(a: argparse.Namespace, model: DualEncoder) -> list[Label]:
 def check_labels(model: DualEncoder, labels: list[str], rows: TextRows) -> None:
     """BadPrompt for labels whose rank would mean nothing: one without words, two that are the same, a single one."""
     empty, seen = tuple(model.text_rows("").ids[0].tolist()), dict[tuple[int, ...], str]()
-    for label, ids in zip(labels, map(tuple, rows.ids.tolist()), strict=True):
+    for i, (label, ids) in enumerate(zip(labels, map(tuple, rows.ids.tolist()), strict=True)):
         if ids == empty:
             raise BadPrompt(f"the label {label!r} has nothing that the model reads; write it in words")
         if ids in seen:
-            raise BadPrompt(f"the labels {seen[ids]!r} and {label!r} are the same to the model; leave one of them out")
+            same = f"the labels {seen[ids]!r} and {label!r} are the same to the model"
+            cut = f", which reads {rows.ids.shape[1]} tokens; use fewer words" if i in rows.truncated else ""
+            raise BadPrompt(same + (cut or "; leave one of them out"))
         seen[ids] = label
     if len(labels) == 1 and model.config.model_type == clip.MODEL_TYPE:
         raise BadPrompt("a CLIP compares labels, and of a single one the probability is always 1; give two or more")

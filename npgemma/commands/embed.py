@@ -61,7 +61,7 @@ def run_embed(a: argparse.Namespace) -> int:
     done = finished(a.output, facts)
     with open_rows(unfinished, facts) as rows:
         left = [key for key in asked if key not in done and key not in rows.done]
-        texts = [key.name for key in left if key.kind == "text"]
+        texts = [key.name for key in (asked if a.strict else left) if key.kind == "text"]
         if texts:
             note_truncated("text", texts, model.text_rows(texts, a.strict))
         note_embedded(model, (key.name for key in left if key.kind == "image"))

@@ -80,6 +80,11 @@ def test_strict_refuses_a_label_that_is_cut_off(folder, refused):
         ("siglip", ["a", "b", "a"], "the labels 'a' and 'a' are the same to the model; leave one of them out"),
         ("siglip", ["a", "A!"], "the labels 'a' and 'A!' are the same to the model; leave one of them out"),
         ("clip", ["a", "A"], "the labels 'a' and 'A' are the same to the model; leave one of them out"),
+        (
+            "clip",
+            [LONG, f"{LONG}!"],
+            f"the labels {LONG!r} and '{LONG}!' are the same to the model, which reads 12 tokens; use fewer words",
+        ),
         ("clip", ["a"], "a CLIP compares labels, and of a single one the probability is always 1; give two or more"),
         ("clip", ["a", "b\ud800"], "the prompt is not valid text: surrogates not allowed at character 1"),
     ],
