@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property, partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from npgemma.api.processor import Pictures, PixelProcessor, as_pictures
 from npgemma.checkpoints import vit
 from npgemma.checkpoints.vit import ViTConfig
 from npgemma.decoding.options import require_count
+from npgemma.errors import BadModel
 from npgemma.io.picture import Picture
 from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import Tap, checked, silent
@@ -74,6 +76,10 @@ class Classifier(LoadedModel[ViTConfig, ViT]):
     @cached_property
     def processor(self) -> PixelProcessor:
         return PixelProcessor(self.config.vision.image_size, self.config.pixels)
+
+    @classmethod
+    def check_tokenizer(cls, tokenizer: str | Path) -> None:
+        raise BadModel(f"tokenizer {tokenizer}: a ViT reads no texts; load it without one")
 
     def forward(self, pixel_values: Float[Array, "B 3 Y X"], tap: Tap = silent) -> Float[Array, "B A"]:
         """The logit of each label for each picture.
