@@ -38,7 +38,7 @@ MODULES = {
         "bits": {"shapes"},
         "packed": {"shapes", "bits", "threads"},
         "linear": {"shapes", "bits", "packed"},
-        "norms": {"shapes", "threads"},
+        "norms": {"shapes", "taps", "threads"},
         "activations": {"shapes", "taps", "threads"},
         "rope": {"shapes", "taps"},
         "attention": {"shapes", "taps", "threads", "activations"},

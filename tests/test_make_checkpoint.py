@@ -5,13 +5,17 @@ import sys
 from pathlib import Path
 
 import hub_configs
+import hub_encoders
 import make_checkpoint
 import numpy as np
 import pytest
 
+import npgemma
 from npgemma.checkpoints.paligemma import read_config, read_tensors
 from npgemma.io.safetensors import open_folder
 from npgemma.layers.bits import widen
+from npgemma.layers.norms import LayerNorm
+from npgemma.layers.tree import leaves
 
 # PaliGemma 2's files on the hub have 64 rows more than the .npz files, which the papers count.
 ELEMENTS = {
@@ -26,14 +30,22 @@ ELEMENTS = {
     "gemma-2-27b": 27_227_128_320,
     "gemma-3-270m": 268_098_176,
     "gemma-3-1b": 999_885_952,
+    "vit-base-patch16-224": 86_567_656,
+    "vit-large-patch16-224": 304_326_632,
+    "clip-vit-base-patch32": 151_277_313,
+    "clip-vit-base-patch16": 149_620_737,
+    "clip-vit-large-patch14": 427_616_513,
+    "siglip-base-patch16-224": 203_155_970,
+    "siglip-so400m-patch14-384": 877_960_498,
+    "siglip2-base-patch16-224": 375_187_970,
 }
 DECODER = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "vocab_size": 99}
 TOWER = {"hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2, "image_size": 28}
 
 
-@pytest.mark.parametrize("name", hub_configs.NAMES)
+@pytest.mark.parametrize("name", make_checkpoint.NAMES)
 def test_a_layout_has_as_many_elements_as_the_published_model(name: str) -> None:
-    shapes = make_checkpoint.tensor_shapes(hub_configs.content(name))
+    shapes = make_checkpoint.tensor_shapes(make_checkpoint.config(name))
     assert sum(map(math.prod, shapes.values())) == ELEMENTS[name]
 
 
@@ -65,3 +77,21 @@ def test_a_language_model_has_the_tensors_of_its_config(name, tmp_path, monkeypa
     shapes = {key: x.shape for key, x in open_folder(tmp_path).items()}
     assert shapes == make_checkpoint.tensor_shapes(content)
     assert shapes["model.embed_tokens.weight"] == (99, 24)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("name", ["vit-base-patch16-224", "clip-vit-base-patch16", "siglip-so400m-patch14-384"])
+def test_an_encoder_loads_and_its_layer_norms_are_near_one(name, dtype, tmp_path, monkeypatch) -> None:
+    small = {"hidden_size": 32, "num_attention_heads": 4, "vocab_size": 49408, "num_hidden_layers": 2}
+    text = {} if name in hub_encoders.CLASSIFIERS else small
+    if name.startswith("siglip"):
+        text["projection_size"] = 32  # the hub leaves it out where both towers have the default width
+    make(tmp_path, monkeypatch, name, dtype, TOWER | {"num_attention_heads": 4}, text)
+    model = npgemma.load(tmp_path)
+    assert model.config.vision.num_patches == (28 // model.config.vision.patch_size) ** 2
+    norms = [leaf for leaf in leaves(model.weights) if leaf.owner is LayerNorm]
+    about = {"weight": 1, "bias": 0}
+    for leaf in norms:
+        assert abs(leaf.value - about[leaf.path.rpartition(".")[2]]).max() < 0.12  # six standard deviations
+    matrix = model.weights.blocks[0].mlp.fc1 if name.startswith("vit") else model.weights.vision.blocks[0].mlp.fc1
+    assert matrix.dtype == {"bfloat16": np.uint16, "float32": np.float32}[dtype]

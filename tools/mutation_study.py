@@ -22,11 +22,11 @@ from mutations import BENIGN, BUGS, ROUNDED, Variant
 from random_models import GEMMAS, PALIGEMMA_2, PROMPT, load_with_suffix, write_model
 
 import npgemma
-from npgemma.api.generation import Model
+from npgemma.api.load import AnyModel
 from npgemma.golden import Dump, Golden, Report, compare, read_golden, record
+from npgemma.golden.cases import case_of
 from npgemma.golden.file import EMBEDDED_GOLDEN
-from npgemma.golden.record import computing, run
-from npgemma.golden.replay import case_of
+from npgemma.golden.record import computing
 from npgemma.golden.rounding import HF_EAGER, rounding
 from npgemma.layers.taps import Recorder
 
@@ -34,11 +34,10 @@ from npgemma.layers.taps import Recorder
 class Study:
     """A model and its golden file; `judge` runs a variant and compares it."""
 
-    def __init__(self, model: Model, golden: Golden) -> None:
+    def __init__(self, model: AnyModel, golden: Golden) -> None:
         self.model = model
         self.golden = golden
-        self.ids = self.golden.truth["generated_ids"].tolist()
-        self.case = case_of(self.golden)
+        self.case = case_of(model, golden)
         self.models = {dtype: computing(model, dtype) for dtype in ("float32", "bfloat16")}
 
     def judge(self, variant: Variant, dtype: str = "float32", schedule: Mapping[str, str] | None = None) -> Report:
@@ -52,7 +51,7 @@ class Study:
         with ExitStack() as stack:
             for module, name, function in variant.replacements:
                 stack.enter_context(mock.patch.object(module, name, function))
-            run(model, variant.case(self.case), tap, self.ids)
+            variant.case(self.case).run(model, tap)
         dumped = {name: taps[name] for name in self.golden.taps if name in taps}
         return compare(self.golden, Dump(dumped), dtype=dtype, allow_missing=["pictures.*"])
 
@@ -74,7 +73,7 @@ def random_gemma_3(folder: Path) -> Study:
     return recorded(model, [], PROMPT, folder)
 
 
-def recorded(model: Model, images: Sequence[Path], prompt: str, folder: Path) -> Study:
+def recorded(model: AnyModel, images: Sequence[Path], prompt: str, folder: Path) -> Study:
     """A golden file of a model with every tap and one step, and the model."""
     path = folder / "golden.safetensors"
     record(model, images, prompt, path, "ops", steps=1)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from npgemma.api.processor import Inputs
-from npgemma.golden.record import Case
+from npgemma.golden.cases import GenerativeCase
 from npgemma.golden.rounding import FLOAT32, HF_EAGER, HF_SDPA, rounding
 from npgemma.layers import activations, packed
 from npgemma.layers.activations import gelu
@@ -40,7 +40,7 @@ class Variant:
     block: str = ""
     tap: MakeTap = lambda: silent
     weights: Callable[[Any], Any] = lambda p: p
-    case: Callable[[Case], Case] = lambda case: case
+    case: Callable[[Any], Any] = lambda case: case
     replacements: tuple[tuple[object, str, object], ...] = ()
 
 
@@ -134,11 +134,11 @@ def by_columns(x: Array) -> Array:
     return x.reshape(1, 6, 6, -1).transpose(0, 2, 1, 3).reshape(x.shape)
 
 
-def ids_without(position: int) -> Callable[[Case], Case]:
-    def case(case: Case) -> Case:
-        (ids,), (types,), *pictures = case.inputs
+def ids_without(position: int) -> Callable[[GenerativeCase], GenerativeCase]:
+    def case(case: GenerativeCase) -> GenerativeCase:
+        (ids,), (types,), *pictures = case.prompt
         kept = Inputs([np.delete(ids, position)], [np.delete(types, position)], *pictures)
-        return dataclasses.replace(case, inputs=kept)
+        return dataclasses.replace(case, prompt=kept)
 
     return case
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property, partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,11 +15,11 @@ from npgemma.api.processor import Pictures, PixelProcessor, as_pictures
 from npgemma.checkpoints import vit
 from npgemma.checkpoints.vit import ViTConfig
 from npgemma.decoding.options import require_count
+from npgemma.errors import BadModel
 from npgemma.io.picture import Picture
-from npgemma.layers.activations import softmax
 from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import Tap, checked, silent
-from npgemma.models.vit import ViT, forward
+from npgemma.models.vit import ViT, forward, probabilities
 
 TOP = 5  # how many labels are given by default
 
@@ -76,6 +77,10 @@ class Classifier(LoadedModel[ViTConfig, ViT]):
     def processor(self) -> PixelProcessor:
         return PixelProcessor(self.config.vision.image_size, self.config.pixels)
 
+    @classmethod
+    def check_tokenizer(cls, tokenizer: str | Path) -> None:
+        raise BadModel(f"tokenizer {tokenizer}: a ViT reads no texts; load it without one")
+
     def forward(self, pixel_values: Float[Array, "B 3 Y X"], tap: Tap = silent) -> Float[Array, "B A"]:
         """The logit of each label for each picture.
 
@@ -130,11 +135,10 @@ class Classifier(LoadedModel[ViTConfig, ViT]):
         """
         require_count("top", top)
         names = self.config.labels
-        probabilities = softmax(
-            encoded(self, partial(run_images, self), as_pictures(images), len(names), batch_size, silent)
-        )
-        order = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
-        return [[Label(names[i], float(row[i])) for i in best] for row, best in zip(probabilities, order, strict=True)]
+        logits = encoded(self, partial(run_images, self), as_pictures(images), len(names), batch_size, silent)
+        rows = probabilities(logits)
+        order = np.argsort(-rows, axis=-1, kind="stable")[:, :top]
+        return [[Label(names[i], float(row[i])) for i in best] for row, best in zip(rows, order, strict=True)]
 
 
 def run_images(model: Classifier, images: Sequence[Picture], tap: Tap) -> Float[Array, "B A"]:

@@ -93,6 +93,9 @@ class DualEncoder(LoadedModel[DualEncoderConfig, Siglip | Clip]):
         if tokenizer.end_id != c.eos_token_id:
             ends = f"the tokenizer ends texts with token {tokenizer.end_id}, and the model with {c.eos_token_id}"
             raise BadModel(f"{self.folder}: {ends} (config.json: eos_token_id); the files belong to different models")
+        if 2 * len(tokenizer) < (rows := c.text.vocab_size):
+            sizes = f"the tokenizer has {len(tokenizer):,} pieces, and the embedding table {rows:,} rows"
+            raise BadModel(f"{self.folder}: {sizes} (config.json: vocab_size); the files belong to different models")
         return tokenizer
 
     @cached_property

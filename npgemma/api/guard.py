@@ -25,11 +25,14 @@ from npgemma.layers.shapes import Array, Float, Int
 Config = TypeVar("Config")
 Writer = TypeVar("Writer", bound=DecoderConfig)
 # What makes each part of a footprint smaller.
-REMEDIES = {
+REMEDIES: Mapping[str, str] = {
     "weights": "use a smaller model, or weights that stay mapped (not resident)",
     "caches": "use a smaller max_new_tokens, or fewer beams, samples or prompts at a time",
     "activations": "use fewer or shorter prompts at a time, fewer pictures, or a model that reads them at fewer pixels",
 }
+# The same for an encoder of one picture or text, and what makes a run of several smaller.
+SINGLE_REMEDIES = {**REMEDIES, "activations": "use a model that reads pictures at fewer pixels, or shorter texts"}
+BATCH_REMEDY = "use a smaller batch_size (embed --batch-size), or fewer pictures or texts at a time"
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,14 @@ class Budget:
     allowed: int | None = None
     mapped: int = 0
 
-    def require(self, needed: Footprint, available_memory: Callable[[int], int | None] = available_memory) -> None:
+    def require(
+        self,
+        needed: Footprint,
+        available_memory: Callable[[int], int | None] = available_memory,
+        remedies: Mapping[str, str] = REMEDIES,
+    ) -> None:
         """TooLittleMemory if a run, these weights included, needs more than is allowed or available."""
-        remedy = REMEDIES[max(REMEDIES, key=lambda part: int(getattr(needed, part)))]
+        remedy = remedies[max(remedies, key=lambda part: int(getattr(needed, part)))]
         if self.allowed is not None:
             if needed.total > self.allowed:
                 found = f"this needs {needed}, more than the {size(self.allowed)} allowed"
@@ -76,8 +84,12 @@ class Guard(ABC, Generic[Config]):
         self, lengths: Sequence[int], pictures: int, max_new_tokens: int = 0, samples: int = 1, logit_rows: int = 0
     ) -> None:
         """TooLittleMemory unless so many pictures and texts of these lengths can be run at once; see `footprint`."""
-        run = (self.dtype.itemsize, pictures, lengths, max_new_tokens, samples, logit_rows)
-        self.budget.require(self.footprint(Run(self.budget.weights, *run)))
+        run = Run(self.budget.weights, self.dtype.itemsize, pictures, lengths, max_new_tokens, samples, logit_rows)
+        self.budget.require(self.footprint(run), remedies=self.remedies(run))
+
+    def remedies(self, run: Run) -> Mapping[str, str]:
+        """What makes each part of the footprint of a run smaller."""
+        return REMEDIES
 
     def check_files(self) -> None:
         """BadModel if a mapped file has become shorter: reading the lost part would kill the process.
@@ -171,7 +183,17 @@ class PictureGuard(GenerativeGuard[PaliGemmaConfig]):
 
 
 @dataclass(frozen=True)
-class DualEncoderGuard(Guard[DualEncoderConfig]):
+class EncoderGuard(Guard[Config], Generic[Config]):
+    """Checks of the runs of a model that takes pictures and texts some at a time."""
+
+    def remedies(self, run: Run) -> Mapping[str, str]:
+        """A single picture or text was in the footprint that loading checked; the others need not run beside it."""
+        single = max(run.pictures, len(run.prompts)) == 1
+        return SINGLE_REMEDIES if single else dict.fromkeys(REMEDIES, BATCH_REMEDY)
+
+
+@dataclass(frozen=True)
+class DualEncoderGuard(EncoderGuard[DualEncoderConfig]):
     """Checks of the runs of a SigLIP or a CLIP."""
 
     def footprint(self, run: Run) -> Footprint:
@@ -179,7 +201,7 @@ class DualEncoderGuard(Guard[DualEncoderConfig]):
 
 
 @dataclass(frozen=True)
-class ClassifierGuard(Guard[ViTConfig]):
+class ClassifierGuard(EncoderGuard[ViTConfig]):
     """Checks of the runs of a ViT."""
 
     def footprint(self, run: Run) -> Footprint:

@@ -117,8 +117,8 @@ class LoadedModel(Generic[Config, Weights]):
         tokenizer: str | Path | None,
     ) -> Self:
         """Map, check and merge the weights of a model, once the memory for them and for a short run suffices."""
-        if tokenizer is not None and not os.path.isfile(tokenizer):
-            raise BadModel(f"tokenizer {tokenizer} is not a file; name a tokenizer.model or a tokenizer.json")
+        if tokenizer is not None:
+            cls.check_tokenizer(tokenizer)
         folder, pieces = folder_of(model), None if tokenizer is None else Path(tokenizer)
         config = checkpoint.read_config(folder)
 
@@ -147,6 +147,12 @@ class LoadedModel(Generic[Config, Weights]):
             config, dtype, {} if resident else files, Budget(weights, held, max_memory, weights - held)
         )
         return cls(model, config, checkpoint.weights(tensors, config, dtype), dtype, guard, pieces)
+
+    @classmethod
+    def check_tokenizer(cls, tokenizer: str | Path) -> None:
+        """BadModel for a tokenizer that is not a file, and for a kind of model that reads no texts."""
+        if not os.path.isfile(tokenizer):
+            raise BadModel(f"tokenizer {tokenizer} is not a file; name a tokenizer.model or a tokenizer.json")
 
     @classmethod
     def changes(cls, adapter: str | Path, checkpoint: ModuleType) -> Adapter:

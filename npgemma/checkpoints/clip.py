@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from npgemma.checkpoints import towers
-from npgemma.checkpoints.image_processor import CLIP_KINDS, CLIP_PIXELS, read_image_processor
-from npgemma.checkpoints.layout import FLOAT32, Layout, Part, make_layout, name_of, table, translated, within
-from npgemma.checkpoints.names import BUFFERS, HOLDERS, Names, by_saved_name, unwrapped, without_holders
+from npgemma.checkpoints.image_processor import CLIP_KINDS, CLIP_PIXELS, read_files
+from npgemma.checkpoints.layout import FLOAT32, Layout, Part, make_layout, table, translated, within
+from npgemma.checkpoints.names import by_saved_name, unwrapped
+from npgemma.checkpoints.pairs import check_pair, pair_names, pair_tensors
 from npgemma.checkpoints.towers import DualEncoderConfig, TextConfig, VisionConfig
 from npgemma.checkpoints.towers import footprint as footprint
 from npgemma.checkpoints.towers import shortest_run as shortest_run
-from npgemma.io.model_folder import member
 from npgemma.io.safetensors import open_model, readable
-from npgemma.io.strict_json import Section, read_section, words
+from npgemma.io.strict_json import Section, words
 from npgemma.layers.shapes import Array
 from npgemma.layers.tree import SLOT, sized
 from npgemma.models.clip import Clip, PatchEmbedding, Projection, TextTower, VisionTower
@@ -98,16 +98,13 @@ def read_config(folder: Path) -> DualEncoderConfig:
 
 def read_sections(folder: Path) -> tuple[DualEncoderConfig, dict[str, Section]]:
     """The config of a model folder, and the files that it was read from. BadModel as for `read_config`."""
-    s = read_section(member(folder, "config.json"))
-    config = parse(s)
-    pixels, files = read_image_processor(folder, config.vision, CLIP_KINDS)
-    return replace(config, pixels=pixels), {"config.json": s} | files
+    return read_files(folder, parse, CLIP_KINDS)
 
 
 def parse(s: Section) -> DualEncoderConfig:
     """The config of the whole config.json, in which a missing key has the value of CLIP ViT-B/32."""
     inner, tower = tower_section(s, "text_config"), tower_section(s, "vision_config")
-    towers.check_pair(s, MODEL_TYPE, (inner, tower))
+    check_pair(s, MODEL_TYPE, (inner, tower))
     for each in (s, inner, tower):
         each.ignore(HARMLESS)
     text = towers.read_text(inner, TEXT)
@@ -170,12 +167,7 @@ def hf_parts(c: DualEncoderConfig) -> tuple[Part, ...]:
     )
 
 
-NAMES = Names(
-    lambda name: ".".join(without_holders(name, HOLDERS)),
-    "logit_scale",
-    re.compile(BUFFERS),
-    name_of("text.embedding.tokens", hf_parts(DEFAULT)),
-)
+NAMES = pair_names(hf_parts(DEFAULT))
 # The same for OpenAI's files, which state some numbers of the config as tensors.
 OPENAI_NAMES = replace(NAMES, unused=re.compile("input_resolution|context_length|vocab_size"), table="")
 OPENAI_HAS = "visual.class_embedding"
@@ -201,18 +193,15 @@ def openai_layout(c: DualEncoderConfig) -> Layout[Clip]:
 def read_tensors(model: Path, c: DualEncoderConfig) -> dict[str, Array]:
     """A model's tensors by the names that transformers 5 saves, mapped and checked, from its files or from OpenAI's.
 
-    Every tensor that the config asks for must exist with its shape, and no other may. BadModel as for `by_saved_name`,
-    `check_towers`, `Layout.check`, `readable` and `open_model`.
+    Every tensor that the config asks for must exist with its shape, and no other may. BadModel as for `pair_tensors`
+    and `open_model`.
     """
     stored = open_model(model)
     if any(unwrapped(name).endswith(OPENAI_HAS) for name in stored):
         tensors, layout = by_saved_name(stored, model, OPENAI_NAMES), openai_layout(c)
         layout.check(tensors, model)
         return translated(readable(tensors), layout, hf_layout(c))
-    tensors = by_saved_name(stored, model, NAMES)
-    towers.check_towers(tensors, model)
-    hf_layout(c).check(tensors, model)
-    return readable(tensors)
+    return pair_tensors(stored, model, NAMES, hf_layout(c))
 
 
 def weights(tensors: Mapping[str, Array], c: DualEncoderConfig, vectors: np.dtype = FLOAT32) -> Clip:

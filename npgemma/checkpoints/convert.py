@@ -17,19 +17,22 @@ import numpy as np
 import safetensors
 
 from npgemma.checkpoints.layout import Stored
-from npgemma.checkpoints.npz_models import NpzModel, infer_model, unprefixed
+from npgemma.checkpoints.npz_models import CONFIG, NpzModel, infer_model, unprefixed
 from npgemma.errors import BadModel
 from npgemma.io.npz_members import Member, read_members
 from npgemma.io.safetensors import INDEX
-from npgemma.io.tokenizers import TOKENIZER
+from npgemma.io.tokenizer_json import TOKENIZER_JSON
+from npgemma.io.tokenizers import is_json
 from npgemma.layers.shapes import Array
 
 SHARD_BYTES = 2_000_000_000
 DTYPE_NAMES = {"<f4": "float32", "<f2": "float16", "<u2": "bfloat16"}
 
 
-def convert(path: Path, folder: Path, tokenizer: Path | None = None, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write the model of an .npz file as `folder`, with the tokenizer if there is one. The dtype is the file's.
+def convert(path: Path, folder: Path, tokenizer: Path | None = None, shard_bytes: int = SHARD_BYTES) -> str:
+    """Write the model of an .npz file as `folder`, with a tokenizer: by default the file of the right name beside it.
+
+    The dtype is the file's. Returns a sentence about what the folder still needs, which is empty if that is nothing.
 
     Raises BadModel if the file holds none of the models that `infer_model` knows, if the folder exists and is not
     empty, or if anything cannot be read or written; then nothing is left behind.
@@ -39,18 +42,47 @@ def convert(path: Path, folder: Path, tokenizer: Path | None = None, shard_bytes
     members = unprefixed(read_members(path), path)
     model = infer_model(members, path)
     model.source.check(members, path, "each other")
-    try:
-        pieces = None if tokenizer is None else tokenizer.read_bytes()
-    except OSError as error:
-        raise BadModel(f"{tokenizer} cannot be read: {error.strerror or error}") from None
+    pieces = tokenizer_file(path, model, tokenizer)
     try:
         with whole_folder(folder) as unfinished:
-            (unfinished / "config.json").write_text(json.dumps(model.content, indent=2) + "\n")
-            if pieces is not None:
-                (unfinished / TOKENIZER).write_bytes(pieces)
+            for name, content in model.files.items():
+                (unfinished / name).write_text(json.dumps(content, indent=2) + "\n")
+            for name, copied in pieces.items():
+                (unfinished / name).write_bytes(copied)
             write_weights(members, model, unfinished, shard_bytes)
+        return still_needed(path, folder, model, pieces)
     except (OSError, safetensors.SafetensorError) as error:
         raise BadModel(f"{folder} cannot be written: {getattr(error, 'strerror', None) or error}") from None
+
+
+def tokenizer_file(path: Path, model: NpzModel, tokenizer: Path | None) -> dict[str, bytes]:
+    """The name in the folder and the content of the tokenizer file that was named, or else of the one beside `path`.
+
+    BadModel if it cannot be read, or if one was named for a model that reads no texts.
+    """
+    if model.pieces is None:
+        if tokenizer is not None:
+            raise BadModel(f"{path} is a ViT, which reads no texts; leave out the tokenizer {tokenizer}")
+        return {}
+    beside = path.parent / model.pieces
+    if tokenizer is None and not beside.is_file():
+        return {}
+    try:
+        content = (tokenizer or beside).read_bytes()
+    except OSError as error:
+        raise BadModel(f"{tokenizer or beside} cannot be read: {error.strerror or error}") from None
+    return {TOKENIZER_JSON if is_json(content) else model.pieces: content}
+
+
+def still_needed(path: Path, folder: Path, model: NpzModel, pieces: Mapping[str, bytes]) -> str:
+    """What to add to a converted folder, as a sentence."""
+    if model.pieces is None:
+        names = f"write their names into id2label in {folder / CONFIG}"
+        return f"{path} does not name its labels, which are now called LABEL_0, LABEL_1 and so on; {names}"
+    if pieces:
+        return ""
+    copy = f"copy the model's {model.pieces} into {folder} before you ask it anything"
+    return f"{folder} has no {model.pieces}, since none was beside {path}; {copy}"
 
 
 @contextmanager
@@ -65,7 +97,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix=".npgemma-", dir=folder) as temporary:
             yield Path(temporary)
             # config.json last: without it the folder is not a model
-            for file in sorted(Path(temporary).iterdir(), key=lambda file: file.name == "config.json"):
+            for file in sorted(Path(temporary).iterdir(), key=lambda file: file.name == CONFIG):
                 file.rename(folder / file.name)
     except BaseException:
         for each in made:

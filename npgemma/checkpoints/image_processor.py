@@ -1,17 +1,19 @@
 """How pictures become pixel values: processor_config.json, or else preprocessor_config.json."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
 from npgemma.checkpoints.towers import VisionConfig
 from npgemma.io.model_folder import member
 from npgemma.io.pixels import BICUBIC, BILINEAR, PALIGEMMA, PixelSettings
-from npgemma.io.strict_json import Section, find_section, words
+from npgemma.io.strict_json import Section, find_section, read_section, words
 
+Config = TypeVar("Config", bound=Any)  # of an encoder, with `vision` and `pixels`
 PROCESSOR, PREPROCESSOR = "processor_config.json", "preprocessor_config.json"
 
 # Keys that do not matter: npgemma converts every picture to RGB, which changes none that is, and transformers cannot
@@ -70,6 +72,19 @@ def read_image_processor(
     return DEFAULTS[kinds[0]] if s is None else parse(s, vision, kinds), files
 
 
+def read_files(
+    folder: Path, parse_config: Callable[[Section], Config], kinds: Sequence[str]
+) -> tuple[Config, dict[str, Section]]:
+    """The config of an encoder's folder with the settings for its pictures, and the files that both were read from.
+
+    BadModel as for `read_image_processor` and `parse_config`.
+    """
+    s = read_section(member(folder, "config.json"))
+    config = parse_config(s)
+    pixels, files = read_image_processor(folder, config.vision, kinds)
+    return replace(config, pixels=pixels), {"config.json": s} | files
+
+
 def parse(s: Section, vision: VisionConfig, kinds: Sequence[str]) -> PixelSettings:
     """The settings in one section. BadModel as for `read_image_processor`."""
     s.ignore(HARMLESS)
@@ -100,6 +115,23 @@ def parse(s: Section, vision: VisionConfig, kinds: Sequence[str]) -> PixelSettin
         edge=None if edge == side else edge,
         crop=crops,
     )
+
+
+def preprocessor_json(kind: str, pixels: PixelSettings, vision: VisionConfig) -> dict[str, object]:
+    """The content of preprocessor_config.json for settings that resize to a square; `kind` is one of DEFAULTS."""
+    mean, std = pixels.mean_and_std or (HALF, HALF)
+    return {
+        "image_processor_type": kind,
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": square(vision.image_size),
+        "resample": int(pixels.resample or BICUBIC),
+        "do_rescale": True,
+        "rescale_factor": pixels.rescale_factor,
+        "do_normalize": True,
+        "image_mean": mean,
+        "image_std": std,
+    }
 
 
 def read_kind(s: Section, kinds: Sequence[str]) -> str:

@@ -11,21 +11,27 @@ from typing import Any
 
 from npgemma.checkpoints import paligemma, siglip, vit
 from npgemma.checkpoints.gemma_config import IN_PALIGEMMA, GemmaConfig
+from npgemma.checkpoints.image_processor import PREPROCESSOR, preprocessor_json
 from npgemma.checkpoints.layout import Layout
 from npgemma.checkpoints.paligemma import PaliGemmaConfig
 from npgemma.checkpoints.towers import DualEncoderConfig, TextConfig, VisionConfig
 from npgemma.checkpoints.vit import ViTConfig
 from npgemma.errors import BadModel
 from npgemma.io.npz_members import Member
+from npgemma.io.pixels import BICUBIC, BILINEAR
+from npgemma.io.siglip_tokenizer import SPIECE
 from npgemma.io.strict_json import Section
+from npgemma.io.tokenizers import TOKENIZER
 
+CONFIG = "config.json"
 PREFIXES = ("params/", "opt/target/")
 # The norms that PaliGemma 2 has and PaliGemma 1 has not.
 POST_NORMS = {"llm/layers/post_attention_norm/scale", "llm/layers/post_ffw_norm/scale"}
 # PaliGemma 2's query_pre_attn_scalar, which leaves no trace in the weights, by hidden_size / heads and head_dim: in 3b
 # and 10b it is the width of a head, in 28b it is not.
 QUERY_SCALARS: dict[tuple[float, int], int] = {(288, 256): 256, (224, 256): 256, (144, 128): 144}
-# Arrays that only SigLIP and only ViT have.
+# An array of a tower whose layers are stacked, and arrays that only SigLIP and only ViT have.
+STACKED = "Transformer/encoderblock/LayerNorm_0/scale"
 SIGLIP_HAS, VIT_HAS = "txt/Embed_0/embedding", "Transformer/posembed_input/pos_embedding"
 # The size of pictures that do not consist of patches alone, by the size of a patch and the patches along a side.
 SIZES_WITH_REST = {(14, 27): 384}
@@ -40,11 +46,15 @@ UNSUPPORTED = {
 
 @dataclass(frozen=True)
 class NpzModel:
-    """The content of the config.json of a model, and the layouts of its two formats."""
+    """The content of a model's JSON files, the layouts of its two formats, and what its SentencePiece file is called.
 
-    content: dict[str, object]
+    A model without texts needs no such file.
+    """
+
+    files: Mapping[str, dict[str, object]]
     source: Layout[Any]
     target: Layout[Any]
+    pieces: str | None
 
 
 def unprefixed(members: Mapping[str, Member], path: Path) -> dict[str, Member]:
@@ -65,14 +75,33 @@ def infer_model(members: Mapping[str, Member], path: Path) -> NpzModel:
         if name in members:
             raise BadModel(f"{path} {why}")
     if VIT_HAS in members:
-        model = infer_vit(members, path)
-        return NpzModel(vit.config_json(model), vit.npz_layout(model), vit.hf_layout(model))
+        return vit_model(infer_vit(members, path))
     if SIGLIP_HAS in members:
-        pair = infer_siglip(members, path)
-        stacked = "img/Transformer/encoderblock/LayerNorm_0/scale" in members
-        return NpzModel(siglip.config_json(pair), siglip.npz_layout(pair, stacked), siglip.hf_layout(pair))
-    whole = infer_paligemma(members, path)
-    return NpzModel(paligemma.config_json(whole), paligemma.npz_layout(whole), paligemma.hf_layout(whole))
+        return siglip_model(infer_siglip(members, path), stacked="img/" + STACKED in members)
+    if "embedding/kernel" in members:
+        of = "is a ViT of big_vision, whose positions leave out the class token"
+        raise BadModel(f"{path} {of}; npgemma converts those of vision_transformer, such as AugReg's")
+    return paligemma_model(infer_paligemma(members, path))
+
+
+def vit_model(c: ViTConfig) -> NpzModel:
+    pixels = preprocessor_json("ViTImageProcessor", c.pixels, c.vision)
+    files = {CONFIG: vit.config_json(c), PREPROCESSOR: pixels}
+    return NpzModel(files, vit.npz_layout(c), vit.hf_layout(c), None)
+
+
+def siglip_model(c: DualEncoderConfig, stacked: bool) -> NpzModel:
+    """SigLIP 2 if its layers are stacked, else SigLIP 1: the published conversions resize pictures differently."""
+    settings = replace(c.pixels, resample=BILINEAR if stacked else BICUBIC)
+    pixels = preprocessor_json("SiglipImageProcessor", settings, c.vision)
+    files = {CONFIG: siglip.config_json(c), PREPROCESSOR: pixels}
+    return NpzModel(files, siglip.npz_layout(c, stacked), siglip.hf_layout(c), TOKENIZER if stacked else SPIECE)
+
+
+def paligemma_model(c: PaliGemmaConfig) -> NpzModel:
+    pixels = preprocessor_json("SiglipImageProcessor", c.pixels, c.vision) | {"image_seq_length": c.vision.num_patches}
+    files = {CONFIG: paligemma.config_json(c), PREPROCESSOR: pixels | {"processor_class": "PaliGemmaProcessor"}}
+    return NpzModel(files, paligemma.npz_layout(c), paligemma.hf_layout(c), TOKENIZER)
 
 
 @dataclass(frozen=True)

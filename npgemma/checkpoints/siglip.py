@@ -1,6 +1,5 @@
 """SigLIP 1, and 2 of a fixed resolution, on disk: config.json, and the names of its tensors; PaliGemma's tower too."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import lru_cache
@@ -10,15 +9,14 @@ import numpy as np
 
 from npgemma.checkpoints import towers
 from npgemma.checkpoints.config_keys import TANH_GELU, check_common
-from npgemma.checkpoints.image_processor import SIGLIP_KINDS, read_image_processor
-from npgemma.checkpoints.layout import FLOAT32, Layout, Part, make_layout, name_of, table, within
-from npgemma.checkpoints.names import BUFFERS, HOLDERS, Names, by_saved_name, without_holders
+from npgemma.checkpoints.image_processor import SIGLIP_KINDS, read_files
+from npgemma.checkpoints.layout import FLOAT32, Layout, Part, make_layout, table, within
+from npgemma.checkpoints.pairs import check_pair, pair_names, pair_tensors
 from npgemma.checkpoints.towers import DualEncoderConfig, TextConfig, VisionConfig
 from npgemma.checkpoints.towers import footprint as footprint
 from npgemma.checkpoints.towers import shortest_run as shortest_run
-from npgemma.io.model_folder import member
-from npgemma.io.safetensors import open_model, readable
-from npgemma.io.strict_json import Section, read_section, words
+from npgemma.io.safetensors import open_model
+from npgemma.io.strict_json import Section, words
 from npgemma.layers.shapes import Array
 from npgemma.layers.tree import SLOT, sized
 from npgemma.models.siglip import (
@@ -127,16 +125,13 @@ def read_config(folder: Path) -> DualEncoderConfig:
 
 def read_sections(folder: Path) -> tuple[DualEncoderConfig, dict[str, Section]]:
     """The config of a model folder, and the files that it was read from. BadModel as for `read_config`."""
-    s = read_section(member(folder, "config.json"))
-    config = parse(s)
-    pixels, files = read_image_processor(folder, config.vision, SIGLIP_KINDS)
-    return replace(config, pixels=pixels), {"config.json": s} | files
+    return read_files(folder, parse, SIGLIP_KINDS)
 
 
 def parse(s: Section) -> DualEncoderConfig:
     """The config of the whole config.json, in which a missing key has the value of SigLIP base at 224 pixels."""
     inner, tower = s.section("text_config"), s.section("vision_config")
-    towers.check_pair(s, MODEL_TYPE, (inner, tower))
+    check_pair(s, MODEL_TYPE, (inner, tower))
     for each in (s, inner, tower):
         each.ignore(HARMLESS)
     tower.require("vision_use_head", True)
@@ -185,13 +180,7 @@ def hf_parts(c: DualEncoderConfig) -> tuple[Part, ...]:
     )
 
 
-# Parts of a pair in memory may be wrapped once more.
-NAMES = Names(
-    lambda name: ".".join(without_holders(name, HOLDERS)),
-    "logit_scale",
-    re.compile(BUFFERS),
-    name_of("text.embedding.tokens", hf_parts(DEFAULT)),
-)
+NAMES = pair_names(hf_parts(DEFAULT))
 
 
 @lru_cache(maxsize=8)
@@ -219,13 +208,10 @@ def npz_layout(c: DualEncoderConfig, stacked: bool) -> Layout[Siglip]:
 def read_tensors(model: Path, c: DualEncoderConfig) -> dict[str, Array]:
     """A model's tensors by the names that transformers 5 saves, mapped and checked.
 
-    Every tensor that the config asks for must exist with its shape, and no other may. BadModel as for `by_saved_name`,
-    `check_towers`, `Layout.check`, `readable` and `open_model`.
+    Every tensor that the config asks for must exist with its shape, and no other may. BadModel as for `pair_tensors`
+    and `open_model`.
     """
-    tensors = by_saved_name(open_model(model), model, NAMES)
-    towers.check_towers(tensors, model)
-    hf_layout(c).check(tensors, model)
-    return readable(tensors)
+    return pair_tensors(open_model(model), model, NAMES, hf_layout(c))
 
 
 def weights(tensors: Mapping[str, Array], c: DualEncoderConfig, vectors: np.dtype = FLOAT32) -> Siglip:

@@ -1,14 +1,11 @@
 """What the towers of ViT, CLIP and SigLIP have in common on disk: configs, blocks, and the memory of a run."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from npgemma.checkpoints.config_keys import TANH_GELU, check_common
+from npgemma.checkpoints.config_keys import TANH_GELU
 from npgemma.checkpoints.footprint import Footprint, Run
 from npgemma.checkpoints.layout import table, within
-from npgemma.errors import BadModel
 from npgemma.io.pixels import PALIGEMMA, PixelSettings
 from npgemma.io.strict_json import Section, words
 from npgemma.layers.activations import Activation, gelu, gelu_erf, quick_gelu
@@ -218,39 +215,6 @@ def check_heads(s: Section, c: VisionConfig | TextConfig, d: VisionConfig | Text
     if width % heads:
         wrong = f"not a multiple of {s.named('num_attention_heads', heads)}"
         raise s.fault("hidden_size", width, wrong)
-
-
-TOWERS = ("text", "vision")
-
-
-def check_pair(s: Section, kind: str, sections: tuple[Section, Section]) -> None:
-    """BadModel unless the config is that of a pair of this kind, with the text tower and the vision tower in sections.
-
-    A config whose model_type is that of a tower alone describes half a model.
-    """
-    found = s.get("model_type")
-    for tower in TOWERS:
-        if found == f"{kind}_{tower}_model":
-            raise half(s.where, f"model_type is {found!r}: this is", tower)
-    if found != kind:
-        raise BadModel(f"{s.where}: model_type is {'missing' if found is None else repr(found)}, not {kind!r}")
-    for each, name in zip((s, *sections), (kind, *(f"{kind}_{tower}_model" for tower in TOWERS)), strict=True):
-        check_common(each)
-        each.ignore(LEFTOVERS)
-        each.require("model_type", name)
-
-
-def check_towers(tensors: Iterable[str], where: Path) -> None:
-    """BadModel if the tensors, by the names that transformers 5 saves, are those of one tower alone."""
-    begins = {name.partition("_")[0] for name in tensors}
-    for tower, other in (TOWERS, TOWERS[::-1]):
-        if tower in begins and other not in begins:
-            raise half(where, "these are the tensors of", tower)
-
-
-def half(where: str | Path, what: str, tower: str) -> BadModel:
-    """The error for half a model."""
-    return BadModel(f"{where}: {what} the {tower} tower alone; give the folder of the whole model, with both towers")
 
 
 def vision_sizes(c: VisionConfig) -> dict[str, int]:

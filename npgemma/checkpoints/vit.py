@@ -11,15 +11,14 @@ import numpy as np
 from npgemma.checkpoints import towers
 from npgemma.checkpoints.config_keys import check_common
 from npgemma.checkpoints.footprint import Footprint, Run
-from npgemma.checkpoints.image_processor import VIT_KINDS, VIT_PIXELS, read_image_processor
+from npgemma.checkpoints.image_processor import VIT_KINDS, VIT_PIXELS, read_files
 from npgemma.checkpoints.layout import FLOAT32, Layout, Part, make_layout, table, within
 from npgemma.checkpoints.names import BUFFERS, HOLDERS, Names, by_saved_name, without_holders
 from npgemma.checkpoints.towers import VisionConfig
 from npgemma.errors import BadModel
-from npgemma.io.model_folder import member
 from npgemma.io.pixels import PixelSettings
 from npgemma.io.safetensors import open_model, readable
-from npgemma.io.strict_json import Section, read_section, words
+from npgemma.io.strict_json import Section, words
 from npgemma.layers.shapes import Array
 from npgemma.layers.tree import SLOT, sized
 from npgemma.models.vit import Head, PatchEmbedding, ViT
@@ -106,10 +105,7 @@ def read_config(folder: Path) -> ViTConfig:
 
 def read_sections(folder: Path) -> tuple[ViTConfig, dict[str, Section]]:
     """The config of a model folder, and the files that it was read from. BadModel as for `read_config`."""
-    s = read_section(member(folder, "config.json"))
-    config = parse(s)
-    pixels, files = read_image_processor(folder, config.vision, VIT_KINDS)
-    return replace(config, pixels=pixels), {"config.json": s} | files
+    return read_files(folder, parse, VIT_KINDS)
 
 
 def parse(s: Section) -> ViTConfig:
@@ -117,7 +113,8 @@ def parse(s: Section) -> ViTConfig:
     kind = s.get("model_type")
     if kind == HAS_DISTILLATION:
         what = "a DeiT with a distillation token, which npgemma does not support"
-        raise BadModel(f"{s.where}: model_type is {kind!r}: this is {what}; the DeiT without one is a 'vit'")
+        take = "use one without, such as facebook/deit-base-patch16-224"
+        raise BadModel(f"{s.where}: model_type is {kind!r}: this is {what}; {take}")
     if kind != MODEL_TYPE:
         raise BadModel(f"{s.where}: model_type is {'missing' if kind is None else repr(kind)}, not {MODEL_TYPE!r}")
     check_common(s)

@@ -14,6 +14,7 @@ from npgemma.commands.flags import (
     answer_flags,
     load_model,
     load_vision_language_model,
+    model_flags,
     options,
     positive,
 )
@@ -32,7 +33,7 @@ FINDS = re.compile(r"(?:<image>|\s)*(?:detect|segment)\b", re.IGNORECASE)  # a p
 def add_batch(add_parser: AddParser) -> None:
     batch = add_parser(
         "batch",
-        parents=[answer_flags(argparse.ArgumentParser(add_help=False))],
+        parents=[answer_flags(model_flags())],
         help="answer prompts about many pictures, or continue many texts",
     )
     batch.add_argument(

@@ -9,7 +9,7 @@ from typing import Any
 
 from npgemma.api.language import LanguageModel
 from npgemma.commands.ask import stream
-from npgemma.commands.flags import AddParser, answer_flags, generate, load_model, options
+from npgemma.commands.flags import AddParser, answer_flags, chat_flags, generate, load_model, options
 from npgemma.commands.notes import note_answers
 from npgemma.commands.output import model_name, print_json, printable
 from npgemma.decoding.options import GenerationOptions
@@ -23,7 +23,7 @@ Message = dict[str, Any]
 def add_chat(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
     chat = add_parser(
         "chat",
-        parents=[answer_flags(form)],
+        parents=[answer_flags(form, chat_flags())],
         help="talk with an instruction-tuned language model; each line of stdin is a message",
     )
     chat.add_argument("--system", metavar="TEXT", help="what the model should know first (Gemma 3)")

@@ -8,7 +8,7 @@ from npgemma.checkpoints import clip
 from npgemma.commands.flags import AddParser, WrongUsage, encoder_flags, load_any_model, positive, reading
 from npgemma.commands.notes import note_embedded, note_truncated
 from npgemma.commands.output import as_json, printable, working
-from npgemma.commands.streams import PICTURE
+from npgemma.commands.streams import PICTURE, given
 from npgemma.errors import BadModel, BadPrompt
 from npgemma.io.model_folder import EMBEDDED_PAIR
 from npgemma.io.text_rows import TextRows
@@ -47,7 +47,7 @@ def run_classify(a: argparse.Namespace) -> None:
     with working(reading([a.image])):
         labels = own_labels(a, model) if isinstance(model, Classifier) else given_labels(a, model)
     if a.format == "json":
-        print(as_json({"model": a.model, "image": a.image, "labels": [label._asdict() for label in labels]}))
+        print(as_json({"model": a.model, "image": given(a.image), "labels": [label._asdict() for label in labels]}))
     else:
         for label in labels:
             print(f"{label.probability:#.4g}", printable(" ".join(label.name.split())), sep="\t")
@@ -59,6 +59,8 @@ def own_labels(a: argparse.Namespace, model: Classifier) -> list[Label]:
     if a.labels:
         what = f"{printable(a.model)} has {len(model.config.labels)} labels of its own"
         raise WrongUsage(f"{what}; leave yours out, or load a SigLIP or a CLIP")
+    if a.strict:
+        raise WrongUsage(f"--strict is about labels of yours, and {printable(a.model)} has its own; leave it out")
     (labels,) = model.classify(a.image, a.top or TOP)
     return labels
 
@@ -77,11 +79,13 @@ def given_labels(a: argparse.Namespace, model: DualEncoder) -> list[Label]:
 def check_labels(model: DualEncoder, labels: list[str], rows: TextRows) -> None:
     """BadPrompt for labels whose rank would mean nothing: one without words, two that are the same, a single one."""
     empty, seen = tuple(model.text_rows("").ids[0].tolist()), dict[tuple[int, ...], str]()
-    for label, ids in zip(labels, map(tuple, rows.ids.tolist()), strict=True):
+    for i, (label, ids) in enumerate(zip(labels, map(tuple, rows.ids.tolist()), strict=True)):
         if ids == empty:
             raise BadPrompt(f"the label {label!r} has nothing that the model reads; write it in words")
         if ids in seen:
-            raise BadPrompt(f"the labels {seen[ids]!r} and {label!r} are the same to the model; leave one of them out")
+            same = f"the labels {seen[ids]!r} and {label!r} are the same to the model"
+            cut = f", which reads {rows.ids.shape[1]} tokens; use fewer words" if i in rows.truncated else ""
+            raise BadPrompt(same + (cut or "; leave one of them out"))
         seen[ids] = label
     if len(labels) == 1 and model.config.model_type == clip.MODEL_TYPE:
         raise BadPrompt("a CLIP compares labels, and of a single one the probability is always 1; give two or more")

@@ -23,6 +23,7 @@ from npgemma.commands.golden import add_compare, add_golden
 from npgemma.commands.inspect import add_inspect
 from npgemma.commands.objects import add_objects
 from npgemma.commands.output import INTERRUPTED, printable
+from npgemma.commands.parser import CommandParser
 from npgemma.commands.search import add_search
 from npgemma.commands.streams import standard_streams
 from npgemma.commands.verify import add_verify
@@ -71,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
         "and labels. No downloads.",
     )
     parser.add_argument("--version", action=Version, help="show the version and exit")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=CommandParser)
     form = argparse.ArgumentParser(add_help=False)
     form.add_argument("--format", choices=("text", "json"), default="text", help="what goes to stdout (default: text)")
     add_demo(commands.add_parser)

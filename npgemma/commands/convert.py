@@ -1,4 +1,4 @@
-"""convert: big_vision's .npz file as a folder in Hugging Face layout."""
+"""convert: an .npz file of Google's as a folder in Hugging Face layout."""
 
 import argparse
 import sys
@@ -6,14 +6,19 @@ from pathlib import Path
 
 from npgemma.checkpoints.convert import convert
 from npgemma.commands.flags import AddParser
+from npgemma.commands.output import printable
 from npgemma.errors import BadModel
+from npgemma.io.siglip_tokenizer import SPIECE
 from npgemma.io.tokenizers import TOKENIZER
 
 
 def add_convert(add_parser: AddParser) -> None:
-    parser = add_parser("convert", help="write big_vision's .npz file as a folder in Hugging Face layout")
+    parser = add_parser("convert", help="write an .npz file of Google's as a folder in Hugging Face layout")
     parser.add_argument(
-        "npz", type=Path, metavar="FILE.npz", help="PaliGemma 1 or 2 as big_vision or Kaggle publish it"
+        "npz",
+        type=Path,
+        metavar="FILE.npz",
+        help="PaliGemma, SigLIP or SigLIP 2 as big_vision publishes them, or a ViT of vision_transformer",
     )
     parser.add_argument(
         "folder",
@@ -25,19 +30,16 @@ def add_convert(add_parser: AddParser) -> None:
         "--tokenizer",
         type=Path,
         metavar="FILE",
-        help=f"PaliGemma's {TOKENIZER}, to be copied (default: the one beside the .npz file, if there is one)",
+        help=f"the model's {TOKENIZER}, or {SPIECE} of SigLIP 1, to be copied (default: the one beside the .npz file)",
     )
     parser.set_defaults(run=run_convert)
 
 
 def run_convert(a: argparse.Namespace) -> None:
     """Convert, and say what is missing to run the model."""
-    beside = a.npz.parent / TOKENIZER
-    tokenizer = a.tokenizer or (beside if beside.is_file() else None)
-    if tokenizer is not None and not tokenizer.is_file():
-        raise BadModel(f"{tokenizer} is missing: --tokenizer must name a {TOKENIZER}")
-    convert(a.npz, a.folder, tokenizer)
+    if a.tokenizer is not None and not a.tokenizer.is_file():
+        raise BadModel(f"{a.tokenizer} is missing: --tokenizer must name a {TOKENIZER} or a {SPIECE}")
+    needed = convert(a.npz, a.folder, a.tokenizer)
     print(f"wrote {a.folder}", file=sys.stderr)
-    if tokenizer is None:
-        hint = f"copy PaliGemma's {TOKENIZER} into {a.folder} before you ask it anything"
-        print(f"npgemma: {a.folder} has no {TOKENIZER}, since none was beside {a.npz}; {hint}", file=sys.stderr)
+    if needed:
+        print(f"npgemma: {printable(needed)}", file=sys.stderr)

@@ -8,7 +8,7 @@ from pathlib import Path
 from npgemma.api.dual_encoder import DualEncoder
 from npgemma.api.embedding import digest, image_rows
 from npgemma.api.encoding import BATCH
-from npgemma.commands.flags import AddParser, WrongUsage, load_dual_encoder, model_flags, positive
+from npgemma.commands.flags import AddParser, WrongUsage, encoder_flags, load_dual_encoder, positive
 from npgemma.commands.notes import note_embedded, note_truncated
 from npgemma.commands.output import INTERRUPTED, printable
 from npgemma.commands.progress import Progress
@@ -24,7 +24,7 @@ MOST_CHARACTERS = 10_000  # of a text: NumPy gives every text the space of the l
 
 def add_embed(add_parser: AddParser) -> None:
     embed = add_parser(
-        "embed", parents=[model_flags()], help="turn pictures and texts into rows to compare, for npgemma search"
+        "embed", parents=[encoder_flags()], help="turn pictures and texts into rows to compare, for npgemma search"
     )
     embed.add_argument("images", nargs="*", metavar="IMAGE", help="pictures, or folders of pictures (not of folders)")
     embed.add_argument("--text", type=Path, metavar="FILE", help="texts as well, one a line")
@@ -61,7 +61,7 @@ def run_embed(a: argparse.Namespace) -> int:
     done = finished(a.output, facts)
     with open_rows(unfinished, facts) as rows:
         left = [key for key in asked if key not in done and key not in rows.done]
-        texts = [key.name for key in left if key.kind == "text"]
+        texts = [key.name for key in (asked if a.strict else left) if key.kind == "text"]
         if texts:
             note_truncated("text", texts, model.text_rows(texts, a.strict))
         note_embedded(model, (key.name for key in left if key.kind == "image"))

@@ -24,10 +24,10 @@ from npgemma.io.system_memory import parse_size
 AddParser = Callable[..., argparse.ArgumentParser]
 
 
-def encoder_flags() -> argparse.ArgumentParser:
+def loading_flags() -> argparse.ArgumentParser:
     """Which model, and how it computes."""
     flags = argparse.ArgumentParser(add_help=False)
-    flags.set_defaults(adapter=None)
+    flags.set_defaults(adapter=None, max_pixels=None)
     flags.add_argument(
         "-m",
         "--model",
@@ -55,6 +55,12 @@ def encoder_flags() -> argparse.ArgumentParser:
         metavar="SIZE",
         help="the most memory to use, such as 8GB: runs that need more are refused (default: what is available)",
     )
+    return flags
+
+
+def encoder_flags() -> argparse.ArgumentParser:
+    """The same for models that read pictures."""
+    flags = argparse.ArgumentParser(add_help=False, parents=[loading_flags()])
     flags.add_argument(
         "--max-pixels",
         type=positive,
@@ -64,16 +70,24 @@ def encoder_flags() -> argparse.ArgumentParser:
     return flags
 
 
+def chat_flags() -> argparse.ArgumentParser:
+    """`loading_flags` for models that write, which take adapters."""
+    return with_adapter(loading_flags())
+
+
 def model_flags() -> argparse.ArgumentParser:
-    """The same for models that write, which take adapters."""
-    flags = argparse.ArgumentParser(add_help=False, parents=[encoder_flags()])
+    """The same for models that write about pictures as well."""
+    return with_adapter(encoder_flags())
+
+
+def with_adapter(flags: argparse.ArgumentParser) -> argparse.ArgumentParser:
     flags.add_argument("--adapter", metavar="FOLDER", help="a LoRA adapter, as PEFT saves it, or its org/name")
     return flags
 
 
-def answer_flags(form: argparse.ArgumentParser) -> argparse.ArgumentParser:
+def answer_flags(*parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """The flags of every command that has a model answer. Their names are those of GenerationOptions."""
-    flags = argparse.ArgumentParser(add_help=False, parents=[form, model_flags()])
+    flags = argparse.ArgumentParser(add_help=False, parents=parents)
 
     def add(name: str, kind: Callable[[str], Any], metavar: str, text: str) -> None:
         default = getattr(DEFAULTS, name)
@@ -102,7 +116,7 @@ def answer_flags(form: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 def search_flags(form: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """`answer_flags`, and beam search, for the commands that answer one prompt at a time."""
-    flags = answer_flags(form)
+    flags = answer_flags(form, model_flags())
     flags.add_argument(
         "--num-beams",
         type=option("num_beams", int),
@@ -163,7 +177,7 @@ class WrongUsage(Exception):
 
 
 def load_any_model(a: argparse.Namespace) -> AnyModel:
-    """The model that `encoder_flags` or `model_flags` ask for."""
+    """The model that the flags ask for."""
     loaded: AnyModel = a.load(a.model, a.dtype, a.resident, a.adapter, a.max_memory, a.tokenizer)
     if a.max_pixels:
         loaded.processor.max_pixels = a.max_pixels

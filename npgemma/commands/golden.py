@@ -2,26 +2,33 @@
 
 Exit status of compare: 0 if rounding explains every tap, 1 if it does not, 2 if something cannot be read, 3 if taps are
 missing or names are unknown.
+
+What is recorded depends on the model: a prompt, after pictures if it reads any; pictures, then texts, for a SigLIP or a
+CLIP; pictures alone for a ViT.
 """
 
 import argparse
 import json
 import sys
+from itertools import takewhile
 from pathlib import Path
 
-from npgemma.api.load import load
+from npgemma.api.classifier import Classifier
+from npgemma.api.dual_encoder import DualEncoder
+from npgemma.api.load import AnyModel, load
 from npgemma.api.vision_language import VisionLanguageModel
-from npgemma.commands.ask import require_text
-from npgemma.commands.flags import AddParser, WrongUsage, require_writer
+from npgemma.commands.ask import is_file, require_text
+from npgemma.commands.flags import AddParser, WrongUsage
 from npgemma.commands.output import printable
 from npgemma.commands.streams import DUMP, PICTURE, PROMPT, shown
 from npgemma.errors import BadGolden
+from npgemma.golden.cases import STEPS
 from npgemma.golden.chart import draw_chart
 from npgemma.golden.compare import compare
 from npgemma.golden.dump import read_dump
-from npgemma.golden.file import EMBEDDED_GOLDEN, read_golden
+from npgemma.golden.file import EMBEDDED_GOLDEN, Golden, read_golden
 from npgemma.golden.mapping import SAME_NAMES, read_mapping
-from npgemma.golden.names import LEVELS, TABLE
+from npgemma.golden.names import LEVELS, TABLES
 from npgemma.golden.presets import PRESETS, preset
 from npgemma.golden.record import record
 from npgemma.golden.replay import replay
@@ -29,14 +36,20 @@ from npgemma.golden.report import as_json, as_text
 from npgemma.golden.rounding import SCHEDULES
 from npgemma.golden.suggest import suggest_map
 from npgemma.io.atomic_write import replace_file
-from npgemma.io.model_folder import EMBEDDED_LANGUAGE
+from npgemma.io.model_folder import EMBEDDED_LANGUAGE, EMBEDDED_PAIR
 from npgemma.io.picture import write_picture, written_format
+from npgemma.io.picture_kinds import SUFFIXES
 
 
 def add_golden(add_parser: AddParser) -> None:
     """The command that records a golden file."""
     golden = add_parser("golden", help="record a golden file: the float64 truth of a run, to compare a port with")
-    golden.add_argument("case", nargs="*", metavar="IMAGE ... PROMPT", help="the prompt, after pictures if any")
+    golden.add_argument(
+        "case",
+        nargs="*",
+        metavar="IMAGE ... TEXT",
+        help="the prompt, after pictures if any; for a SigLIP or a CLIP pictures, then texts; for a ViT pictures alone",
+    )
     golden.add_argument("-o", "--output", type=Path, metavar="FILE", help="the .safetensors file to write")
     golden.add_argument(
         "-m", "--model", metavar="FOLDER", help="default: the embedded model; without a picture, that for text alone"
@@ -45,14 +58,12 @@ def add_golden(add_parser: AddParser) -> None:
         "--level",
         choices=LEVELS,
         default="blocks",
-        help="io: ids, pixels, image features, logits; blocks (default): each layer's result too; ops: everything",
+        help="io: ids, pixels, features, scores; blocks (default): each layer's result too; ops: everything",
     )
     golden.add_argument(
         "--taps", action="append", metavar="GLOB", help="record only taps whose names match; may be repeated"
     )
-    golden.add_argument(
-        "--steps", type=int, default=3, metavar="N", help="tokens to decode after the prefill (default: 3)"
-    )
+    golden.add_argument("--steps", type=int, metavar="N", help=f"tokens to decode after the prefill (default: {STEPS})")
     golden.add_argument(
         "--rounding",
         choices=[name for name in SCHEDULES if name != "float32"],
@@ -109,7 +120,7 @@ def add_compare(add_parser: AddParser) -> None:
         "-m",
         "--model",
         metavar="FOLDER",
-        help="the model for --replay (default: the embedded model, or without pictures that for text)",
+        help="the model for --replay (default: the embedded model of the kind that was recorded)",
     )
     parser.add_argument(
         "--format", choices=("text", "json"), default="text", help="format of the report (default: text)"
@@ -128,25 +139,65 @@ def run_golden(a: argparse.Namespace) -> None:
         print_taps()
         return
     if not a.case or a.output is None:
-        a.usage_error("it needs a prompt, after pictures if the model reads any, and -o FILE")
-    if a.steps < 0:
+        a.usage_error("it needs a prompt, or pictures and texts, and -o FILE")
+    if a.steps is not None and a.steps < 0:
         a.usage_error(f"argument --steps: {a.steps} is negative; use 0 or more")
-    *images, prompt = a.case
-    if not images:
-        require_text(prompt)
-        a.model = a.model or EMBEDDED_LANGUAGE.name
-    model = require_writer(load(a.model))
-    if not images and isinstance(model, VisionLanguageModel):
-        raise WrongUsage(f"{printable(a.model)} answers about pictures; name one before the prompt")
-    record(model, images, prompt, a.output, a.level, a.taps or ["*"], a.steps, a.rounding)
+    if a.model is None and len(a.case) == 1:
+        require_text(a.case[0])
+        a.model = EMBEDDED_LANGUAGE.name
+    model = load(a.model)
+    images, text = case_of(a, model)
+    record(model, images, text, a.output, a.level, a.taps or ["*"], a.steps, a.rounding)
     print(f"wrote {shown(a.output)}, {a.output.stat().st_size:,} bytes", file=sys.stderr)
 
 
+def case_of(a: argparse.Namespace, model: AnyModel) -> tuple[list[str], str | list[str]]:
+    """The pictures and the text, or texts, that a model of this kind reads. WrongUsage for what it does not read."""
+    if isinstance(model, DualEncoder | Classifier):
+        if a.steps is not None:
+            raise WrongUsage(f"argument --steps: {printable(a.model)} writes no tokens; leave it out")
+        images = list(takewhile(is_file, a.case))
+        texts = a.case[len(images) :]
+        return (images, pair_texts(a, images, texts)) if isinstance(model, DualEncoder) else (vit_images(a, texts), [])
+    *images, prompt = a.case
+    if not images:
+        require_text(prompt)
+    if not images and isinstance(model, VisionLanguageModel):
+        raise WrongUsage(f"{printable(a.model)} answers about pictures; name one before the prompt")
+    return images, prompt
+
+
+def pair_texts(a: argparse.Namespace, images: list[str], texts: list[str]) -> list[str]:
+    """The texts after the pictures for a SigLIP or a CLIP. WrongUsage if one of both is missing, or texts are files."""
+    compares = f"{printable(a.model)} compares pictures with texts"
+    if not texts:
+        raise WrongUsage(f"{compares}; give texts after the pictures, such as 'a cat' 'a dog'")
+    for text in texts:
+        if is_file(text):
+            raise WrongUsage(f"{compares}, and {printable(text)} is a file; name pictures before the first text")
+        if Path(text).suffix.lower() in SUFFIXES:
+            raise WrongUsage(f"{printable(text)} is not a file; {compares}, which are not called like pictures")
+    if not images:
+        raise WrongUsage(f"{compares}; name a picture before the texts")
+    return texts
+
+
+def vit_images(a: argparse.Namespace, others: list[str]) -> list[str]:
+    """The pictures for a ViT. WrongUsage if `others`, the arguments from the first that is not a file, are any."""
+    if others:
+        raise WrongUsage(f"{printable(others[0])} is not a file; {printable(a.model)} reads pictures alone")
+    images: list[str] = a.case
+    return images
+
+
 def print_taps() -> None:
-    """Print every tap on a line: name, axes (- for a single number), level and meaning."""
-    names, letters = (max(map(len, column)) for column in zip(*((e.pattern, e.axes) for e in TABLE), strict=True))
-    for entry in TABLE:
-        print(f"{entry.pattern:<{names}}  {entry.axes or '-':<{letters}}  {entry.level:<6}  {entry.meaning}")
+    """Print the taps of each kind of model, one a line: name, axes (- for a single number), level and meaning."""
+    entries = [entry for table in TABLES.values() for entry in table]
+    names, letters = (max(map(len, column)) for column in zip(*((e.pattern, e.axes) for e in entries), strict=True))
+    for kind, table in TABLES.items():
+        print(f"{kind}:")
+        for entry in table:
+            print(f"{entry.pattern:<{names}}  {entry.axes or '-':<{letters}}  {entry.level:<6}  {entry.meaning}")
 
 
 def run_compare(a: argparse.Namespace) -> int:
@@ -160,12 +211,18 @@ def run_compare(a: argparse.Namespace) -> int:
     names = preset(a.preset, golden) if a.preset else read_mapping(a.map) if a.map else SAME_NAMES
     report = compare(golden, dump, names, a.dtype, a.allow_missing)
     if a.replay:
-        default = None if golden.has_pictures else EMBEDDED_LANGUAGE.name
-        report = replay(require_writer(load(a.model or default)), golden, dump, report)
+        report = replay(load(a.model or embedded_model(golden)), golden, dump, report)
     print(json.dumps(as_json(report, golden), allow_nan=False) if a.format == "json" else as_text(report, golden))
     if a.chart:
         write_picture(draw_chart(report), a.chart)
     return report.status
+
+
+def embedded_model(golden: Golden) -> str | None:
+    """The embedded model of the kind that was recorded: of a pair, of a language model, or else the default."""
+    if "input_ids" in golden.taps:
+        return EMBEDDED_PAIR.name
+    return None if golden.has_pictures else EMBEDDED_LANGUAGE.name
 
 
 def write_suggestion(path: Path, mapping: dict[str, object]) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 
 from npgemma.api.dual_encoder import DualEncoder
 from npgemma.commands.embed import facts_of
-from npgemma.commands.flags import AddParser, WrongUsage, load_dual_encoder, model_flags, positive
+from npgemma.commands.flags import AddParser, WrongUsage, encoder_flags, load_dual_encoder, positive
 from npgemma.commands.notes import note_embedded, note_truncated
 from npgemma.commands.output import as_json, printable, working
 from npgemma.commands.streams import PICTURE, given, shown
@@ -33,7 +33,7 @@ class Hit(NamedTuple):
 
 def add_search(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
     search = add_parser(
-        "search", parents=[form, model_flags()], help="rank the pictures of npgemma embed by a text or a picture"
+        "search", parents=[form, encoder_flags()], help="rank the pictures of npgemma embed by a text or a picture"
     )
     search.add_argument("embeddings", type=Path, metavar="EMBEDDINGS", help="a file that npgemma embed has written")
     search.add_argument("query", metavar="QUERY", help="a text, or a picture to find similar ones")
@@ -121,9 +121,10 @@ def write_sheet(a: argparse.Namespace, hits: list[Hit], max_pixels: int) -> None
         tiles.append(tile(picture, hit.image, f"{hit.score:.4f}"))
     write_picture(contact_sheet(tiles), a.contact_sheet)
     if missing:
-        others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        where = "names start from the folder in which embed ran"
-        print(f"npgemma: {shown(a.contact_sheet)}: {printable(missing[0])}{others}; {where}", file=sys.stderr)
+        lacks = f"{shown(a.contact_sheet)} lacks {len(missing)} of {len(hits)} pictures: {printable(missing[0])}"
+        more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
+        hint = "run search in the folder where embed ran, or embed them again where they are"
+        print(f"npgemma: {lacks}{more}; {hint}", file=sys.stderr)
 
 
 def found(name: str, embeddings: Path) -> Path:

@@ -38,6 +38,8 @@ BORDERLINE = 10.0
 USUAL_ROWS = 40
 # The ratios of a tap with few values, or with one row, vary more: its limits are FEW_FACTOR times as large.
 FEW_VALUES, FEW_FACTOR = 1000, 2.0
+# That of a single number, such as a loss, or of one for each picture varies still more.
+TINY_VALUES, TINY_FACTOR = 16, 10.0
 # Logits may differ by a constant in each row. Its rounding is allowed for as long as the rms of the port's logits is at
 # most so many times that of the truth: a larger constant would round their differences away.
 MOST_CONSTANT = 16.0
@@ -174,6 +176,7 @@ def failed(name: str, theirs: str, reason: str) -> Verdict:
 
 
 def limits_of(values: int, rows: int) -> dict[str, float]:
+<<<<<<< HEAD
     """The limits for a tap of so many values and rows.
 
     If a row's ratio is lognormal, the largest of R rows is about exp(spread sqrt(2 log R)): the limit for USUAL_ROWS
@@ -183,6 +186,12 @@ def limits_of(values: int, rows: int) -> dict[str, float]:
     spread = math.sqrt(math.log(max(rows, USUAL_ROWS)) / math.log(USUAL_ROWS))
     limits = LIMITS | {"row": LIMITS["row"] ** spread}
     return {kind: limit * factor for kind, limit in limits.items()}
+=======
+    """The limits for a tap of so many values and rows."""
+    few = FEW_FACTOR if values < FEW_VALUES or rows == 1 else 1.0
+    factor = TINY_FACTOR if values < TINY_VALUES else few
+    return {kind: limit * factor for kind, limit in LIMITS.items()}
+>>>>>>> main
 
 
 def rms(x: Array) -> float:

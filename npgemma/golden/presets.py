@@ -182,7 +182,7 @@ def preset(name: str, golden: Golden) -> NameMap:
     """The mapping with this name, a key of PRESETS, for dumps of the model that `golden` was recorded from."""
     policy = golden.metadata["policy"]
     found, of = PRESETS[name]
-    capped = policy["soft_caps"] and policy["soft_caps"]["logits"]
+    capped = policy.get("soft_caps") and policy["soft_caps"]["logits"]
     norms = _norms(_POST_NORMS if "post_norms" in policy else _NORMS, of)
     scores = _scores({"lm_head": "logits.uncapped", "logits": "logits"} if capped else {"lm_head": "logits"})
     more = ["*logits"] if capped else []  # no module returns them

@@ -1,5 +1,6 @@
-"""What determines a run, as golden files state it: hashes of everything read, versions, and npgemma's choices where
-implementations differ. Times, host names and paths are left out, so that two recordings have the same bytes.
+"""What determines a run, as golden files state it: hashes of everything read, versions, schedules and `policy`.
+
+Times, host names and paths are left out, so that two recordings have the same bytes.
 """
 
 import hashlib
@@ -12,42 +13,19 @@ from typing import Any
 import numpy as np
 import PIL
 
-from npgemma.api.generation import Model
+from npgemma.api.classifier import Classifier
+from npgemma.api.dual_encoder import KINDS, DualEncoder, as_texts
+from npgemma.api.language import LanguageModel
+from npgemma.api.load import AnyModel
 from npgemma.api.vision_language import VisionLanguageModel
-from npgemma.golden.rounding import FLOAT32, HEAD_NORMS, LATER, SCHEDULES, Schedule
+from npgemma.golden.encoder_taps import CLIP, SIGLIP, VIT
+from npgemma.golden.policy import policy
+from npgemma.golden.rounding import ENCODERS, HEAD_NORMS, LATER, SCHEDULES, Schedule
 from npgemma.io.picture import Picture, read_picture
 from npgemma.io.pixels import PALIGEMMA
 from npgemma.io.safetensors import weight_files
-from npgemma.models.gemma import Decoder
 
-# What npgemma computes where implementations differ. These texts are in golden files, whose bytes depend on them.
-POLICY: dict[str, Any] = {
-    "positions": "from 1",
-    "mask": "the prefix sees all of itself, the suffix is causal",
-    "norm": "rms_norm times (1 + weight); layer_norm with the biased variance",
-    "scale": "text embeddings times sqrt(D), image features as they are; scores divided by sqrt(H)",
-    "gelu": "tanh",
-    "softmax": "largest score taken off first; rows not to be seen are exactly 0",
-    "rope": "half-split pairs; angles in float64 for the truth, in float32 for the envelopes",
-    "soft_caps": None,
-}
-# A Gemma without pictures.
-LANGUAGE_MODEL = POLICY | {
-    "positions": "from 0",
-    "mask": "causal",
-    "norm": "rms_norm times (1 + weight)",
-    "scale": "embeddings times sqrt(D); scores divided by sqrt(H)",
-}
-# What the decoder of PaliGemma 2 adds.
-POST_NORMS = "what attention and the MLP write is normed before it is added"
-UNCAPPED = "big_vision does not cap logits: its likeliest tokens are the same, its probabilities are not"
-PREFIX = (
-    "sees all of itself in the first pass, whatever the window, as in transformers; later rows see the window alone"
-)
-# What differs elsewhere from a PaliGemma 2.
-UNWINDOWED = "big_vision has no window: where a prompt is longer, its logits differ from the second new token on"
-# What the decoder of Gemma 3 adds.
-HEADS_NORMED = "each head of q and k, before RoPE"
+CROP = "the square in the middle; of an odd margin, the smaller half is on the left and at the top"
 PREPROCESSING = {
     "backend": "pillow",
     "resample": "bicubic, antialiased, 8 bits, aspect ratio not kept",
@@ -56,72 +34,72 @@ PREPROCESSING = {
 
 
 def describe(
-    model: Model,
+    model: AnyModel,
     images: Sequence[Picture],
-    prompt: str,
+    text: str | Sequence[str],
     axes: Mapping[str, str],
     schedule: str,
     wide: str,
 ) -> dict[str, Any]:
     """The metadata of a golden file: `axes` by tap, in execution order; `wide` is the dtype of floats."""
     return {
-        "case": {"prompt": prompt, "images": [image_hash(image) for image in images], "seed": None},
+        "case": case(model, images, text),
         "model": model_hashes(model) | {"truth_stored_as": wide},
-        "preprocessing": preprocessing(model) if isinstance(model, VisionLanguageModel) else None,
-        "tokenizer": {"sha256": file_hash(model.tokenizer_file)},
+        "preprocessing": None if isinstance(model, LanguageModel) else preprocessing(model),
+        "tokenizer": tokenizer(model),
         "policy": policy(model),
         "schedules": {
-            "float32": {"name": "float32", "rounds": FLOAT32},
-            "bfloat16": {"name": schedule, "rounds": rounds(schedule, model.decoder)},
+            "float32": {"name": "float32", "rounds": rounds("float32", model)},
+            "bfloat16": {"name": schedule, "rounds": rounds(schedule, model)},
         },
         "taps": [[name, letters] for name, letters in axes.items()],
         "versions": {"npgemma": installed_version(), "numpy": np.__version__, "blas": blas()},
     }
 
 
-def policy(model: Model) -> dict[str, Any]:
-    """POLICY or LANGUAGE_MODEL, with what the decoder of Gemma 2 or 3 adds or computes otherwise."""
-    p, reads_pictures = model.decoder, isinstance(model, VisionLanguageModel)
-    base, first = POLICY if reads_pictures else LANGUAGE_MODEL, p.blocks[0]
-    if first.attn_post_norm is None:
-        return base
-    scale = first.attn.scale or first.attn.q.shape[2] ** -0.5
-    caps: dict[str, Any] = {"scores": first.attn.cap, "logits": p.cap}
-    layers = [i for i, block in enumerate(p.blocks) if block.attn.window is not None]
-    window: dict[str, Any] = {"rows": p.window, "layers": layers}
-    order = {"scores_before": "the mask"}
-    if reads_pictures:
-        order |= {"elsewhere": UNCAPPED}
-        window |= {"prefix": PREFIX, "elsewhere": UNWINDOWED}
-    found = base | {
-        "scale": base["scale"].replace("divided by sqrt(H)", f"times {scale}"),
-        "soft_caps": caps | order if any(caps.values()) else None,
-        "post_norms": POST_NORMS,
-        "window": window,
-    }
-    return found if first.attn.q_norm is None else found | {"head_norms": HEADS_NORMED, "rotation": rotation(p)}
+def case(model: AnyModel, images: Sequence[Picture], text: str | Sequence[str]) -> dict[str, Any]:
+    """What a run starts from, in words and as hashes of pictures."""
+    hashes = [image_hash(image) for image in images]
+    if isinstance(model, Classifier):
+        return {"images": hashes}
+    if isinstance(model, DualEncoder):
+        return {"texts": list(as_texts(text)), "images": hashes}
+    return {"prompt": text, "images": hashes, "seed": None}
 
 
-def rotation(p: Decoder) -> list[dict[str, float]]:
-    """The theta of each layer, and the factor that its positions are divided by."""
-    return [{"theta": block.attn.theta, "factor": block.attn.factor} for block in p.blocks]
+def tokenizer(model: AnyModel) -> dict[str, Any] | None:
+    """The sha256 of the file that the tokenizer is read from."""
+    if isinstance(model, Classifier):
+        return None
+    if isinstance(model, DualEncoder):
+        paths = [model.folder / name for name in KINDS[model.config.model_type].tokenizer_files]
+        return {"sha256": file_hash(model.named_tokenizer or next(path for path in paths if path.exists()))}
+    return {"sha256": file_hash(model.tokenizer_file)}
 
 
-def rounds(schedule: str, p: Decoder) -> Schedule:
-    """What a schedule rounds, without the tensors that only later decoders have."""
-    first = p.blocks[0]
+def rounds(schedule: str, model: AnyModel) -> Schedule:
+    """What a schedule rounds, without the tensors that only encoders or only later decoders have."""
+    found = SCHEDULES[schedule]
+    if isinstance(model, DualEncoder | Classifier):
+        tapped = {entry.pattern.rpartition(".")[2] for entry in (*SIGLIP, *CLIP, *VIT)}
+        return {name: dtype for name, dtype in found.items() if name in tapped}
+    first = model.decoder.blocks[0]
     absent = {*(LATER if first.attn_post_norm is None else ()), *(HEAD_NORMS if first.attn.q_norm is None else ())}
-    return {name: dtype for name, dtype in SCHEDULES[schedule].items() if name not in absent}
+    return {name: dtype for name, dtype in found.items() if name not in absent.union(ENCODERS)}
 
 
-def preprocessing(model: VisionLanguageModel) -> dict[str, Any]:
+def preprocessing(model: VisionLanguageModel | DualEncoder | Classifier) -> dict[str, Any]:
     """How pictures become pixel values: in words for PaliGemma's settings, else the settings of the model."""
     settings = model.config.pixels
-    found = PREPROCESSING if settings == PALIGEMMA else {"backend": "pillow"} | asdict(settings)
+    found = PREPROCESSING
+    if settings != PALIGEMMA:
+        resample = None if settings.resample is None else settings.resample.name.lower()
+        words = {"resample": resample, "crop": CROP if settings.crop else None}
+        found = {"backend": "pillow"} | asdict(settings) | words
     return found | {"pillow": PIL.__version__, "side": model.config.vision.image_size}
 
 
-def model_hashes(model: Model) -> dict[str, Any]:
+def model_hashes(model: AnyModel) -> dict[str, Any]:
     """sha256 of the config, and of each file that weights are read from, by file name."""
     return {
         "config": file_hash(model.folder / "config.json"),
@@ -129,7 +107,7 @@ def model_hashes(model: Model) -> dict[str, Any]:
     }
 
 
-def is_recorded_from(recorded: Mapping[str, Any], model: Model) -> bool:
+def is_recorded_from(recorded: Mapping[str, Any], model: AnyModel) -> bool:
     """Whether every file of `model` has the checksum in `recorded`, the metadata "model" of a golden file.
 
     It may name further files: earlier releases listed every .safetensors file of the folder.

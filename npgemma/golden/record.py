@@ -1,13 +1,14 @@
 """Record a golden file: a run in float64, and the errors of runs in float32 and in emulated bfloat16.
 
-    prompt, pictures --> float64 run --> truth
-                     --> float32 run                      --> |error| by row --> envelope.float32
-                     --> float32 run, tensors rounded     --> |error| by row --> envelope.bfloat16
-                         as a schedule says
+    pictures, texts --> float64 run --> truth
+                    --> float32 run                      --> |error| by row --> envelope.float32
+                    --> float32 run, tensors rounded     --> |error| by row --> envelope.bfloat16
+                        as a schedule says
 
-The other two runs decode the tokens that the float64 run chose, so that all three compute the same tensors. A port is
-then judged by the error of an honest run in its own precision instead of by a fixed tolerance, as in the tests of
-FlashAttention and FlexAttention and in `same` of torch._dynamo.
+The other two runs decode the tokens that the float64 run chose, if it writes any, so that all three compute the same
+tensors; `cases` says what a run is of each kind of model. A port is then judged by the error of an honest run in its
+own precision instead of by a fixed tolerance, as in the tests of FlashAttention and FlexAttention and in `same` of
+torch._dynamo.
 
     >>> import npgemma
     >>> from npgemma.golden import read_golden
@@ -18,19 +19,19 @@ FlashAttention and FlexAttention and in `same` of torch._dynamo.
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from npgemma.api.finite import finite, require_in_range
-from npgemma.api.generation import Model, embed, limits
-from npgemma.api.processor import Inputs
-from npgemma.api.vision_language import VisionLanguageModel
+from npgemma.api.generative import GenerativeModel
+from npgemma.api.language import LanguageModel
+from npgemma.api.load import AnyModel
 from npgemma.errors import BadGolden
+from npgemma.golden.cases import KINDS, TYPES, Case
 from npgemma.golden.file import Spool, write_golden
 from npgemma.golden.names import is_in_level, row_axes
 from npgemma.golden.provenance import describe
@@ -38,98 +39,90 @@ from npgemma.golden.rounding import FLOAT32, SCHEDULES, rounding
 from npgemma.io.picture import Picture
 from npgemma.layers.bits import pack, round_to_bfloat16
 from npgemma.layers.shapes import Array, Float
-from npgemma.layers.taps import Recorder, Tap, at
+from npgemma.layers.taps import Tap
 from npgemma.layers.tree import Leaf, arrays, map_tree
-from npgemma.models.gemma import logits, new_caches
-from npgemma.models.prefix_lm import prefill, step
 
 # The truth of a model with fewer parameters is stored in float64; that of a larger one in float32, half the size.
 SMALL = 100_000_000
-# The inputs of a run are in every file, whatever the level and the globs: a port needs them.
-TYPES = "prompts.0.token_type_ids"
-INPUTS = ("pixel_values", "prompts.0.input_ids", TYPES, "generated_ids", "steps.*.input_ids")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One prompt, and how many tokens are decoded after the prefill; fewer if an end token comes first."""
-
-    inputs: Inputs
-    steps: int
+M = TypeVar("M", bound=AnyModel)
 
 
 def record(
-    model: Model,
+    model: AnyModel,
     images: Sequence[Picture],
-    prompt: str,
+    text: str | Sequence[str],
     path: str | Path,
     level: str = "blocks",
     patterns: Sequence[str] = ("*",),
-    steps: int = 3,
+    steps: int | None = None,
     schedule: str = "hf_eager",
 ) -> None:
     """Write a golden file. Tensors go to disk as they are made: memory holds the model and one of them.
 
     Parameters
     ----------
-    model : VisionLanguageModel or LanguageModel
+    model : VisionLanguageModel, LanguageModel, DualEncoder or Classifier
         The model to run, in float64 whatever its own dtype is.
-    images, prompt : sequence of pictures, str
-        Pictures (paths, Pillow images or arrays; none for a language model), and the text after them.
+    images : sequence of pictures
+        Paths, Pillow images or arrays; none for a language model.
+    text : str or sequence of str
+        The prompt, or the texts of a DualEncoder, whose loss is recorded if there are as many as pictures.
     path : str or Path
         The .safetensors file to write. An old file is replaced as a whole or not at all.
     level : str
-        'io' holds ids, pixels, image features and logits; 'blocks' also the result of each layer; 'ops' everything.
+        'io' holds ids, pixels, features and scores; 'blocks' also the result of each layer; 'ops' everything.
     patterns : sequence of str
         Globs that narrow the level: only taps that match one of them are kept, and the inputs of the run.
-    steps : int
-        How many tokens are decoded after the prefill; fewer if an end token comes first.
+    steps : int, optional
+        How many tokens a model that writes decodes after the prefill, by default 3; fewer if an end token comes first.
     schedule : str
         How bfloat16 is emulated: a key of rounding.SCHEDULES.
 
     Raises
     ------
     BadPicture, BadPrompt, BadModel
-        If a picture or the prompt cannot be used, or a tensor is not finite or overflows in float32.
+        If the pictures or the text cannot be used, or a tensor is not finite or overflows in float32.
     BadGolden
         If the folder of `path` does not exist, a glob matches no tap, or `schedule` does not fit the model.
     """
-    path = Path(path)
+    path = checked_path(path)
     check_schedule(model, schedule)
-    if not path.parent.is_dir():
-        raise BadGolden(f"{path} cannot be written: the folder {path.parent} does not exist")
-    case, preprocessed = read_case(model, images, prompt, steps)
-    wide = np.dtype(np.float64 if sum(x.size for x in arrays(model.weights)) < SMALL else np.float32)
-    exact = partial(run, computing(model, "float64"), case)
-    with Spool(path.parent) as spool, finite(model, exact):
-        keep = recording(model, spool, level, patterns, wide)
-        for name, axes in preprocessed.axes.items():
-            keep(name, preprocessed[name], axes)
-        ids = exact(tap=keep)
-        check_used(patterns, list(spool.entries), level)
-        record_envelopes(spool, model, case, ids, schedule)
-        write_golden(spool, describe(model, images, prompt, spool.axes, schedule, wide.name), path)
+    kind = KINDS[type(model)]
+    with Spool(path.parent) as spool:
+        keep = recording(model, spool, level, patterns)
+        case = kind.read(model, images, text, steps, keep)
+        model.guard.check_files()
+        exact = partial(case.run, computing(model, "float64"))
+        with finite(model, exact):
+            exact(tap=keep)
+            check_used(patterns, list(spool.entries), level)
+            record_envelopes(spool, model, kind.recorded(spool), schedule)
+        write_golden(spool, describe(model, images, text, spool.axes, schedule, dtype_of_truth(model).name), path)
 
 
-def read_case(model: Model, images: Sequence[Picture], prompt: str, steps: int) -> tuple[Case, Recorder]:
-    """The case of a prompt, and the taps of its preprocessing. Raises BadPicture, BadPrompt and BadModel."""
-    preprocessed = Recorder()
-    inputs = model.processor([list(images)], [prompt], tap=preprocessed)
-    model.guard.check_length(inputs.input_ids, steps + 1)
-    model.guard.check_files()
-    return Case(inputs, steps), preprocessed
-
-
-def record_envelopes(spool: Spool, model: Model, case: Case, ids: Sequence[int], schedule: str) -> None:
-    """Put the errors of the float32 and the bfloat16 run on every tap of `spool` there; both decode `ids`."""
+def record_envelopes(spool: Spool, model: AnyModel, case: Case, schedule: str) -> None:
+    """Put the errors of the float32 and the bfloat16 run of `case` on every tap of `spool` there."""
     taps = list(spool.entries)
     for dtype, rounded in (("float32", FLOAT32), ("bfloat16", SCHEDULES[schedule])):
-        run(computing(model, dtype), case, rounding(measuring(spool, taps, dtype), rounded), ids)
+        case.run(computing(model, dtype), rounding(measuring(spool, taps, dtype), rounded))
 
 
-def check_schedule(model: Model, schedule: str) -> None:
+def dtype_of_truth(model: AnyModel) -> np.dtype:
+    """What the floats of a golden file are stored as."""
+    return np.dtype(np.float64 if sum(x.size for x in arrays(model.weights)) < SMALL else np.float32)
+
+
+def checked_path(path: str | Path) -> Path:
+    """The path of a file to write. BadGolden if its folder does not exist."""
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise BadGolden(f"{path} cannot be written: the folder {path.parent} does not exist")
+    return path
+
+
+def check_schedule(model: AnyModel, schedule: str) -> None:
     """BadGolden if transformers does not run such a decoder with the attention that `schedule` emulates."""
-    if schedule == "hf_sdpa" and model.decoder.blocks[0].attn.cap is not None:
+    if schedule == "hf_sdpa" and isinstance(model, GenerativeModel) and model.decoder.blocks[0].attn.cap is not None:
         raise BadGolden(
             f"{model.folder}: the rounding 'hf_sdpa' does not fit this model: its scores are capped, and transformers' "
             "sdpa attention does not cap scores, so it runs such a decoder with eager attention; use 'hf_eager'"
@@ -145,7 +138,7 @@ def check_used(patterns: Sequence[str], taps: Sequence[str], level: str) -> None
             )
 
 
-def computing(model: Model, dtype: str) -> Model:
+def computing(model: M, dtype: str) -> M:
     """The model of a run in `dtype`; one in bfloat16 rounds its weights, and computes in float32 what it rounds."""
     other = copy(model)
     other.weights = in_bfloat16(model.weights) if dtype == "bfloat16" else model.weights
@@ -153,34 +146,18 @@ def computing(model: Model, dtype: str) -> Model:
     return other
 
 
-def run(model: Model, case: Case, tap: Tap, forced: Sequence[int] | None = None) -> list[int]:
-    """Run a prefill and its steps. Returns the likeliest token after each, or `forced`, which is decoded instead."""
-    p, (prompt,) = model.decoder, embed(model, case.inputs, tap)
-    caches = [new_caches(p, len(prompt.input_ids) + case.steps, prompt.dtype)]
-    hidden = prefill(p, [prompt], caches, tap=tap)
-    scores = tap("logits", logits(p, hidden[-1:], at(tap, "logits")), "B V")
-    ends, given = None if forced else limits(model), list(forced or ())
-    ids: list[int] = []
-    while True:
-        ids.append(given[len(ids)] if ends is None else int(ends.allowed(scores[0]).argmax()))
-        if len(ids) > case.steps or ids[-1] in model.config.eos_token_ids:
-            break
-        scores = step(p, np.array(ids[-1:]), caches, tap=at(tap, f"steps.{len(ids)}"))
-    tap("generated_ids", np.array(ids), "T")
-    return ids
-
-
-def recording(model: Model, spool: Spool, level: str, patterns: Sequence[str], wide: np.dtype) -> Tap:
-    """The tap that puts tensors into `spool`: floats as `wide`, masks as bytes, integers as int32.
+def recording(model: AnyModel, spool: Spool, level: str, patterns: Sequence[str]) -> Tap:
+    """The tap that puts tensors into `spool`: masks as bytes, integers as int32.
 
     It keeps the inputs of the run, and of `level` what matches one of the globs `patterns`. A language model has no
     types: all its tokens are suffix.
     """
-    absent = () if isinstance(model, VisionLanguageModel) else (TYPES,)
-    kinds = {"f": wide, "b": np.dtype(np.uint8), "u": np.dtype(np.uint8), "i": np.dtype(np.int32)}
+    absent = (TYPES,) if isinstance(model, LanguageModel) else ()
+    inputs = KINDS[type(model)].inputs
+    kinds = {"f": dtype_of_truth(model), "b": np.dtype(np.uint8), "u": np.dtype(np.uint8), "i": np.dtype(np.int32)}
 
     def keep(name: str, x: Array, axes: str) -> Array:
-        kept = [*INPUTS, *(patterns if is_in_level(name, level) else ())]
+        kept = [*inputs, *(patterns if is_in_level(name, level) else ())]
         if name not in absent and any(fnmatchcase(name, pattern) for pattern in kept):
             require_in_range(x, f"{name} is not finite: a weight, or a number computed before it, is NaN or infinite")
             spool.put(name, x.astype(kinds[x.dtype.kind]), axes)

@@ -31,15 +31,15 @@ from pathlib import Path
 
 import numpy as np
 
-from npgemma.api.generation import Model
-from npgemma.api.processor import Inputs, text_inputs
+from npgemma.api.load import AnyModel
 from npgemma.errors import BadGolden
+from npgemma.golden.cases import case_of
 from npgemma.golden.compare import Report, fitted
 from npgemma.golden.dump import Dump
 from npgemma.golden.file import Golden, Spool
 from npgemma.golden.judge import Verdict, judge, judge_relative, levelled
 from npgemma.golden.provenance import is_recorded_from
-from npgemma.golden.record import Case, computing, row_errors, run
+from npgemma.golden.record import computing, row_errors
 from npgemma.golden.rounding import rounding
 from npgemma.layers.shapes import Array
 from npgemma.layers.taps import silent
@@ -49,12 +49,12 @@ from npgemma.layers.taps import silent
 Given = Callable[[str], Array | None]
 
 
-def replay(model: Model, golden: Golden, dump: Dump, report: Report) -> Report:
+def replay(model: AnyModel, golden: Golden, dump: Dump, report: Report) -> Report:
     """Judge each tap as computed from the port's tensors before it. Memory holds the model and one tap.
 
     Parameters
     ----------
-    model : VisionLanguageModel or LanguageModel
+    model : VisionLanguageModel, LanguageModel, DualEncoder or Classifier
         The model that `golden` was recorded from.
     golden, dump : Golden, Dump
         What `report` compares.
@@ -100,7 +100,7 @@ def replay(model: Model, golden: Golden, dump: Dump, report: Report) -> Report:
 
 
 def follow(
-    model: Model,
+    model: AnyModel,
     golden: Golden,
     given: Given,
     dtype: str,
@@ -121,13 +121,4 @@ def follow(
     def tap(name: str, x: Array, axes: str) -> Array:
         return again(name, rounding(swap, schedule)(name, x, axes), axes)
 
-    run(computing(model, dtype), case_of(golden), tap, golden.truth["generated_ids"].tolist())
-
-
-def case_of(golden: Golden) -> Case:
-    """The case of a recorded run."""
-    ids, steps = golden.truth["prompts.0.input_ids"].astype(np.int64), len(golden.truth["generated_ids"]) - 1
-    if not golden.has_pictures:
-        return Case(text_inputs([ids]), steps)
-    types, pixels = golden.truth["prompts.0.token_type_ids"].astype(np.int64), golden.truth["pixel_values"]
-    return Case(Inputs([ids], [types], pixels, [len(pixels)]), steps)
+    case_of(model, golden).run(computing(model, dtype), tap)

@@ -9,7 +9,7 @@ from typing import Any
 from npgemma.errors import listed
 from npgemma.golden.compare import Report
 from npgemma.golden.file import Golden
-from npgemma.golden.judge import FEW_FACTOR, FEW_VALUES, LIMITS, RELATIVE_LIMIT, Verdict
+from npgemma.golden.judge import FEW_FACTOR, FEW_VALUES, LIMITS, RELATIVE_LIMIT, TINY_FACTOR, TINY_VALUES, Verdict
 
 # How many wrong taps are listed one by one; the first ones say the most.
 MOST = 4
@@ -23,7 +23,9 @@ def as_json(report: Report, golden: Golden) -> dict[str, Any]:
         "status": STATUS[report.status],
         "dtype": report.dtype,
         "case": golden.metadata["case"],
-        "limits": LIMITS | {"relative": RELATIVE_LIMIT, "few_values": FEW_VALUES, "few_factor": FEW_FACTOR},
+        "limits": LIMITS
+        | {"relative": RELATIVE_LIMIT, "few_values": FEW_VALUES, "few_factor": FEW_FACTOR}
+        | {"tiny_values": TINY_VALUES, "tiny_factor": TINY_FACTOR},
         "first_divergence": asdict(first) if first else None,
         "culprits": [verdict.name for verdict in report.culprits],
         "taps": [asdict(verdict) for verdict in report.verdicts],
@@ -50,16 +52,24 @@ def as_text(report: Report, golden: Golden) -> str:
     """A line per block in execution order, then the first divergence, the culprit, the tokens and what is missing."""
     limits = ", ".join(f"{kind} {limit:g}" for kind, limit in LIMITS.items())
     head = [
-        f"golden   {golden.metadata['case']['prompt']!r}, truth in {golden.metadata['model']['truth_stored_as']}",
+        f"golden   {recorded(golden.metadata['case'])}, truth in {golden.metadata['model']['truth_stored_as']}",
         f"judged   as {report.dtype}: errors in multiples of an honest run's; limits {limits}, "
-        f"{FEW_FACTOR:g} times that for taps with one row or fewer than {FEW_VALUES} values",
+        f"{FEW_FACTOR:g} times that for taps with one row or fewer than {FEW_VALUES} values, {TINY_FACTOR:g} times for "
+        f"fewer than {TINY_VALUES}",
         "",
         f"{'block':<32} taps    rms    row    max   finds errors above",
     ]
     blocks = [block_line(block, list(each)) for block, each in groupby(report.verdicts, lambda v: v.block)]
-    return "\n".join(
-        [*head, *blocks, "", *findings(report), *notes(report), *tokens(report), *leftovers(report), summary(report)]
-    )
+    rest = [*findings(report), *notes(report), *tokens(report, golden), *leftovers(report), summary(report)]
+    return "\n".join([*head, *blocks, "", *rest])
+
+
+def recorded(case: Mapping[str, Any]) -> str:
+    """What was recorded: a prompt, or texts and pictures."""
+    if "prompt" in case:
+        return repr(case["prompt"])
+    texts = [repr(text) for text in case.get("texts", ())]
+    return " and ".join([*([listed(texts, MOST)] if texts else []), f"{len(case['images'])} pictures"])
 
 
 def block_line(block: str, verdicts: Sequence[Verdict]) -> str:
@@ -107,13 +117,14 @@ def notes(report: Report) -> Iterator[str]:
         yield f"{listed(names, MOST)}: {note}"
 
 
-def tokens(report: Report) -> Iterator[str]:
-    """How the differences change the next tokens."""
+def tokens(report: Report, golden: Golden) -> Iterator[str]:
+    """How the differences change the next tokens, or the labels."""
+    what = "token" if "generated_ids" in golden.taps else "label"
     for tap, facts in report.logits.items():
-        yield f"{tap}: KL {facts['kl']:.2e} nats, the likeliest token agrees in {facts['top1_agreement']:.0%} of rows"
+        yield f"{tap}: KL {facts['kl']:.2e} nats, the likeliest {what} agrees in {facts['top1_agreement']:.0%} of rows"
         for flip in facts["flipped"]:
             why = "within rounding" if flip["explained"] else "beyond rounding"
-            yield f"  row {flip['row']}: token {flip['port']} for {flip['truth']}, by {flip['margin']:.3g}, {why}"
+            yield f"  row {flip['row']}: {what} {flip['port']} for {flip['truth']}, by {flip['margin']:.3g}, {why}"
 
 
 def leftovers(report: Report) -> Iterator[str]:

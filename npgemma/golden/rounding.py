@@ -39,11 +39,16 @@ _MODULES = (
     *("logits", "q_norm", "k_norm"),
     *("cos", "sin", "x_cos", "x_sin", "q_rope", "k_rope"),
 )
+# What encoders have besides.
+ENCODERS = (
+    *("pre_norm", "post_norm", "projection", "head", "length", "image_embeds", "text_embeds"),
+    *("cosine", "scaled", "logits_per_image", "probabilities", "loss"),
+)
 # Attention as three operations, of which only the softmax computes in float32. A cap is three more.
-HF_EAGER: Schedule = FLOAT32 | dict.fromkeys((*_MODULES, "dots", "scores", "capped", "probs"), "bfloat16")
+HF_EAGER: Schedule = FLOAT32 | dict.fromkeys((*_MODULES, *ENCODERS, "dots", "scores", "capped", "probs"), "bfloat16")
 # Attention as one kernel: the scores stay in float32. Of the softmax only the exponentials are rounded, before they
 # multiply the values; their sum is taken of the unrounded ones.
-HF_SDPA: Schedule = FLOAT32 | dict.fromkeys((*_MODULES, "exp"), "bfloat16")
+HF_SDPA: Schedule = FLOAT32 | dict.fromkeys((*_MODULES, *ENCODERS, "exp"), "bfloat16")
 
 # Of these, what the decoder of PaliGemma 1 does not have, and what only that of Gemma 3 has.
 LATER = ("attn_post_norm", "mlp_post_norm", "uncapped", "over_cap", "tanh", "capped")

@@ -67,8 +67,12 @@ def tokenizer_of(folder: Path) -> Path:
 
 def reader(path: Path) -> Callable[[Path], Vocabulary]:
     """What reads a file, by its first bytes and, for JSON, by its content. BadModel for another kind of file."""
-    if (first_bytes(path) or b"").startswith(GZIP):
+    begin = first_bytes(path) or b""
+    if begin.startswith(GZIP):
         return read_openai
+    if begin.strip() and not begin.lstrip().startswith((b"{", b"[")) and not foreign_kind(path):
+        names = f"name a {TOKENIZER_JSON}, a {VOCAB} beside its {MERGES}, or a {OPENAI}"
+        raise BadModel(f"{path} is not a tokenizer of CLIP; {names}")
     content = read_json(path, MAX_BYTES)
     is_vocabulary = type(content.get("model")) is int or "model" not in content  # "model" is a word, too
     return read_vocab_and_merges if is_vocabulary else read_tokenizer_json

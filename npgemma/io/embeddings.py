@@ -24,7 +24,8 @@ FACTS = "facts"
 ARRAYS = {"image": ("images", "image_names"), "text": ("texts", "text_names")}
 LENGTH = 1e-3  # how far the length of a row may be from 1: float32 rounds off less than 1e-6 times the root of E
 ZIP = b"PK\x03\x04"
-AGAIN = "make it again with npgemma embed"
+AGAIN = "remove it, and make it again with npgemma embed"
+ANOTHER = "name a file that npgemma embed has written, or a new one for it to write"
 
 
 @dataclass(frozen=True)
@@ -95,14 +96,14 @@ def read_embeddings(path: Path) -> Embeddings:
     except OSError as error:
         raise BadEmbeddings(f"{path} cannot be read: {error.strerror}") from None
     if begin != ZIP:
-        raise BadEmbeddings(f"{path} is not a file of embeddings; {AGAIN}")
+        raise BadEmbeddings(f"{path} is not a file of embeddings; {ANOTHER}")
     try:
         arrays = read_npz(path, size)  # nothing is compressed, so that less is unpacked than read
     except DAMAGE as error:
         raise BadEmbeddings(f"{path} is cut short or damaged ({str(error) or 'it ends too early'}); {AGAIN}") from None
     expected = {FACTS, *(name for pair in ARRAYS.values() for name in pair)}
     if arrays.keys() != expected:
-        raise BadEmbeddings(f"{path} is not a file of embeddings: it holds {listed(sorted(arrays))}; {AGAIN}")
+        raise BadEmbeddings(f"{path} is not a file of embeddings: it holds {listed(sorted(arrays))}; {ANOTHER}")
     facts = read_facts(str(arrays[FACTS]), path)
     rows: dict[Key, Array] = {}
     for kind, pair in ARRAYS.items():
@@ -143,7 +144,7 @@ def check_rows(where: str, rows: Array, names: Array, width: int) -> None:
     wrong = ~have_length_1(rows)
     if wrong.any():
         name = shortened(repr(names[wrong.argmax()].item()))
-        raise BadEmbeddings(f"{where} of {name} does not have length 1; {AGAIN}")
+        raise BadEmbeddings(f"{where}: the row of {name} does not have length 1; {AGAIN}")
 
 
 def have_length_1(rows: Float[Array, "B E"]) -> Bool[Array, "B"]:

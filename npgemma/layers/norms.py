@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from npgemma.layers.shapes import Array, Float
+from npgemma.layers.taps import Tap, silent
 from npgemma.layers.threads import by_rows
 
 
@@ -43,6 +44,7 @@ def rms_norm(p: RMSNorm, x: Float[Array, "*R D"]) -> Float[Array, "*R D"]:
     return x / np.sqrt(np.square(x).mean(-1, keepdims=True) + p.eps) * scale
 
 
-def unit(x: Float[Array, "*R E"]) -> Float[Array, "*R E"]:
+def unit(x: Float[Array, "B E"], tap: Tap = silent) -> Float[Array, "B E"]:
     """y = x / sqrt(sum x^2): rows of length 1, whose product is the cosine of the angle between them."""
-    return x / np.sqrt(np.square(x).sum(-1, keepdims=True))
+    length = tap("length", np.sqrt(np.square(x).sum(-1)), "B")
+    return x / length[:, None]

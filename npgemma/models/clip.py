@@ -67,7 +67,8 @@ def vision_tower(p: VisionTower, pixel_values: Float[Array, "B C Y X"], tap: Tap
     x = tap("embedding", patch_embedding(p.embedding, pixel_values, at(tap, "embedding")), "B T D")
     x = tap("pre_norm", layer_norm(p.pre_norm, x), "B T D")
     x = encoder(p.blocks, x, every_row(x.shape[1]), p.act, sequences(tap, "pictures", P="T"))
-    x = tap("post_norm", layer_norm(p.post_norm, x[:, 0]), "B D")
+    x = tap("class", x[:, 0], "B D")
+    x = tap("post_norm", layer_norm(p.post_norm, x), "B D")
     return tap("projection", linear(x, p.projection.weight), "B E")
 
 
@@ -121,12 +122,15 @@ def resized(p: Clip, rows: int, columns: int) -> Clip:
 def encode_images(p: Clip, pixel_values: Float[Array, "B C Y X"], tap: Tap = silent) -> Float[Array, "B E"]:
     """A row of length 1 for each picture."""
     pixel_values = tap("pixel_values", pixel_values, "B C Y X")
-    return tap("image_embeds", unit(vision_tower(p.vision, pixel_values, at(tap, "vision"))), "B E")
+    x = vision_tower(p.vision, pixel_values, at(tap, "vision"))
+    return tap("image_embeds", unit(x, at(tap, "image_embeds")), "B E")
 
 
 def encode_texts(p: Clip, input_ids: Int[Array, "U T"], dtype: np.dtype, tap: Tap = silent) -> Float[Array, "U E"]:
     """A row of length 1 for each text, as `dtype`. ValueError for a text without an end token."""
-    return tap("text_embeds", unit(text_tower(p.text, input_ids, dtype, at(tap, "text"))), "U E")
+    input_ids = tap("input_ids", input_ids, "U T")
+    x = text_tower(p.text, input_ids, dtype, at(tap, "text"))
+    return tap("text_embeds", unit(x, at(tap, "text_embeds", B="U")), "U E")
 
 
 def scale(p: Clip) -> float:
@@ -137,14 +141,14 @@ def scale(p: Clip) -> float:
 def logits(p: Clip, images: Float[Array, "B E"], texts: Float[Array, "U E"], tap: Tap = silent) -> Float[Array, "B U"]:
     """l = e^log_scale images texts^T; see `probabilities`."""
     cosine = tap("cosine", images @ texts.T, "B U")
-    return tap("logits_per_image", cosine * scale(p), "B U")
+    return tap("logits_per_image", cosine * tap("scale", np.asarray(scale(p), cosine.dtype), ""), "B U")
 
 
-def probabilities(logits: Float[Array, "B U"]) -> Float[Array, "B U"]:
+def probabilities(logits: Float[Array, "B U"], tap: Tap = silent) -> Float[Array, "B U"]:
     """The softmax over the texts: which of them belongs to the picture, if one does."""
-    return softmax(logits)
+    return tap("probabilities", softmax(logits), "B U")
 
 
-def loss(p: Clip, images: Float[Array, "B E"], texts: Float[Array, "B E"]) -> float:
+def loss(p: Clip, images: Float[Array, "B E"], texts: Float[Array, "B E"], tap: Tap = silent) -> float:
     """The contrastive loss of pictures and texts, of which those in the same place match."""
-    return losses.contrastive_loss(images, texts, scale(p))
+    return float(tap("loss", np.asarray(losses.contrastive_loss(images, texts, scale(p)), images.dtype), ""))

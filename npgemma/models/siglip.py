@@ -108,7 +108,8 @@ def text_tower(p: TextTower, input_ids: Int[Array, "U T"], dtype: np.dtype, tap:
     x = tap("embedding", token_embedding(p.embedding, input_ids, dtype), "U T D")
     x = encoder(p.blocks, x, every_row(x.shape[1]), gelu, sequences(tap, "texts", B="U", P="T"))
     x = tap("norm", layer_norm(p.norm, x), "U T D")
-    return tap("head", linear(x[:, -1], p.head.weight, p.head.bias), "U E")
+    x = tap("last", x[:, -1], "U D")
+    return tap("head", linear(x, p.head.weight, p.head.bias), "U E")
 
 
 @dataclass(frozen=True)
@@ -133,12 +134,15 @@ def encode_images(p: Siglip, pixel_values: Float[Array, "B C Y X"], tap: Tap = s
     """A row of length 1 for each picture."""
     pixel_values = tap("pixel_values", pixel_values, "B C Y X")
     x = vision_tower(p.vision, pixel_values, at(tap, "vision"))
-    return tap("image_embeds", unit(pooling_head(p.vision_head, x, at(tap, "vision.head"))), "B E")
+    x = pooling_head(p.vision_head, x, at(tap, "vision.head"))
+    return tap("image_embeds", unit(x, at(tap, "image_embeds")), "B E")
 
 
 def encode_texts(p: Siglip, input_ids: Int[Array, "U T"], dtype: np.dtype, tap: Tap = silent) -> Float[Array, "U E"]:
     """A row of length 1 for each text, as `dtype`."""
-    return tap("text_embeds", unit(text_tower(p.text, input_ids, dtype, at(tap, "text"))), "U E")
+    input_ids = tap("input_ids", input_ids, "U T")
+    x = text_tower(p.text, input_ids, dtype, at(tap, "text"))
+    return tap("text_embeds", unit(x, at(tap, "text_embeds", B="U")), "U E")
 
 
 def scale(p: Siglip) -> float:
@@ -151,14 +155,16 @@ def logits(
 ) -> Float[Array, "B U"]:
     """l = e^log_scale images texts^T + bias; see `probabilities`."""
     cosine = tap("cosine", images @ texts.T, "B U")
-    return tap("logits_per_image", cosine * scale(p) + float(p.bias), "B U")
+    scaled = tap("scaled", cosine * tap("scale", np.asarray(scale(p), cosine.dtype), ""), "B U")
+    return tap("logits_per_image", scaled + float(p.bias), "B U")
 
 
-def probabilities(logits: Float[Array, "B U"]) -> Float[Array, "B U"]:
+def probabilities(logits: Float[Array, "B U"], tap: Tap = silent) -> Float[Array, "B U"]:
     """y = 1 / (1 + e^-l) = e^-log(1 + e^-l): whether picture and text match, whatever the other texts are."""
-    return np.exp(-np.logaddexp(0, -logits))
+    return tap("probabilities", np.exp(-np.logaddexp(0, -logits)), "B U")
 
 
-def loss(p: Siglip, images: Float[Array, "B E"], texts: Float[Array, "B E"]) -> float:
+def loss(p: Siglip, images: Float[Array, "B E"], texts: Float[Array, "B E"], tap: Tap = silent) -> float:
     """The sigmoid loss of pictures and texts, of which those in the same place match."""
-    return losses.sigmoid_loss(images, texts, scale(p), float(p.bias))
+    found = losses.sigmoid_loss(images, texts, scale(p), float(p.bias))
+    return float(tap("loss", np.asarray(found, images.dtype), ""))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from npgemma.layers.activations import Activation
+from npgemma.layers.activations import Activation, softmax
 from npgemma.layers.attention import attend
 from npgemma.layers.linear import embed, linear, project, unproject
 from npgemma.layers.norms import LayerNorm, layer_norm
@@ -191,4 +191,10 @@ def forward(p: ViT, pixel_values: Float[Array, "B C Y X"], tap: Tap = silent) ->
     x = tap("embedding", patch_embedding(p.embedding, x, at(tap, "embedding")), "B T D")
     x = encoder(p.blocks, x, every_row(x.shape[1]), p.act, sequences(tap, "pictures", P="T"))
     x = tap("norm", layer_norm(p.norm, x), "B T D")
-    return tap("logits", linear(x[:, 0], p.head.weight, p.head.bias), "B A")
+    x = tap("class", x[:, 0], "B D")
+    return tap("logits", linear(x, p.head.weight, p.head.bias), "B A")
+
+
+def probabilities(logits: Float[Array, "B A"], tap: Tap = silent) -> Float[Array, "B A"]:
+    """The softmax over the labels."""
+    return tap("probabilities", softmax(logits), "B A")

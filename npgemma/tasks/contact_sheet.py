@@ -21,15 +21,15 @@ def contact_sheet(tiles: Sequence[Image.Image]) -> Image.Image:
 
 
 def tile(picture: Image.Image | None, name: str, score: str) -> Image.Image:
-    """A picture, whole and in the middle, above its score and its name; a grey square for one that is missing."""
+    """A picture, whole and in the middle, above its score and its name; a grey square that says if it is missing."""
     drawn = Image.new("RGB", TILE, PAPER)
-    draw = ImageDraw.Draw(drawn)
+    draw, font = ImageDraw.Draw(drawn), ImageFont.load_default(14)
     if picture is None:
         draw.rectangle((MARGIN, MARGIN, MARGIN + SIDE - 1, MARGIN + SIDE - 1), fill=ABSENT)
+        draw.text((MARGIN + SIDE // 2, MARGIN + SIDE // 2), "missing", fill=PALE, font=font, anchor="mm")
     else:
         small = fitted(picture)
         drawn.paste(small, (MARGIN + (SIDE - small.width) // 2, MARGIN + (SIDE - small.height) // 2))
-    font = ImageFont.load_default(14)
     y = SIDE + MARGIN + LINE // 4
     draw.text((MARGIN, y), score, fill=PALE, font=font)
     draw.text((MARGIN, y + LINE), shortest(" ".join(name.split()), draw, font), fill=INK, font=font)

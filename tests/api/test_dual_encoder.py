@@ -1,11 +1,12 @@
 """`DualEncoder`: pictures and texts become rows, scores, probabilities and a loss, as the second spelling has them."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from agreement import assert_agrees
-from encoder_folders import CLIP, SIGLIP, Second, write_clip, write_siglip
+from encoder_folders import CLIP, SIGLIP, Second, write, write_clip, write_siglip
 from PIL import Image
 
 import npgemma
@@ -187,6 +188,18 @@ def test_a_clip_that_ends_texts_with_another_token_than_its_tokenizer_is_refused
         model.encode_texts("a cat")
 
 
+def test_a_tokenizer_of_fewer_than_half_the_pieces_is_refused(tmp_path):
+    """SigLIP 1 has 32,000 pieces and SigLIP 2 has 256,000, and both end texts with token 1."""
+    for rows, fits in ((102, True), (103, False)):
+        folder = write(tmp_path / str(rows), siglip, replace(SIGLIP, text=replace(SIGLIP.text, vocab_size=rows)))
+        model = npgemma.load(folder, tokenizer=write_siglip(tmp_path / "other") / "spiece.model")
+        if fits:
+            assert model.encode_texts("a cat").shape == (1, 16)
+        else:
+            with pytest.raises(BadModel, match="the tokenizer has 51 pieces, and the embedding table 103 rows"):
+                model.encode_texts("a cat")
+
+
 def test_an_adapter_is_refused(folder, tmp_path):
     with pytest.raises(BadModel, match="npgemma merges adapters into PaliGemma and Gemma only"):
         npgemma.load(folder, adapter=tmp_path)
@@ -218,7 +231,7 @@ def test_memory_is_refused_for_a_batch_and_not_for_all_pictures(folder):
     limited = npgemma.load(folder, max_memory=(small + large) // 2)
     pictures = [Image.new("RGB", (1, 1))] * 40
     assert limited.encode_images(pictures, 2).shape[0] == 40
-    with pytest.raises(TooLittleMemory, match=r"use fewer .* at a time"):
+    with pytest.raises(TooLittleMemory, match=r"; use a smaller batch_size \(embed --batch-size\), or fewer pictures"):
         limited.encode_images(pictures, 40)
 
 
@@ -253,5 +266,5 @@ def test_a_scale_that_overflows_is_named(kind, tmp_path, pictures):
     testing.save_tensors(tensors, made / "model.safetensors")
     model = npgemma.load(made, "float64")
     for run in (model.logits, model.loss):
-        with pytest.raises(BadModel, match="its activations overflow float64 at the tap logits_per_image"):
+        with pytest.raises(BadModel, match="its activations overflow float64 at the tap scale"):
             run(pictures[:3], TEXTS)

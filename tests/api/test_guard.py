@@ -5,6 +5,7 @@ import re
 import tracemalloc
 from pathlib import Path
 
+import encoder_configs
 import numpy as np
 import pytest
 import tiny
@@ -12,7 +13,7 @@ from shapecheck import ShapeError
 from small_model import PICTURES
 
 import npgemma
-from npgemma.api.guard import Budget, PictureGuard
+from npgemma.api.guard import Budget, DualEncoderGuard, PictureGuard
 from npgemma.checkpoints.footprint import BASE, Footprint, Run
 from npgemma.checkpoints.gemma_config import GemmaConfig
 from npgemma.checkpoints.paligemma import PaliGemmaConfig, footprint, hf_layout, read_tensors
@@ -98,6 +99,21 @@ def test_the_message_has_what_is_available():
         TooLittleMemory, match=r"GB are available; use a smaller model, .* set a limit of your own \(max_memory, --max-"
     ):
         Budget().require(Footprint(ENDLESS, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("pictures", "lengths", "remedy"),
+    [
+        (2, [], "use a smaller batch_size (embed --batch-size), or fewer pictures or texts at a time"),
+        (0, [7, 7], "use a smaller batch_size (embed --batch-size), or fewer pictures or texts at a time"),
+        (1, [7], "use a model that reads pictures at fewer pixels, or shorter texts"),
+    ],
+)
+def test_an_encoder_says_how_fewer_run_at_a_time(pictures, lengths, remedy):
+    guard = DualEncoderGuard(encoder_configs.SIGLIP, np.dtype("float32"), budget=Budget(allowed=1))
+    with pytest.raises(TooLittleMemory) as error:
+        guard.check_memory(lengths, pictures)
+    assert f"more than the 0.00 GB allowed; {remedy}, or allow more (max_memory, --max-memory)" in str(error.value)
 
 
 # ---------------------------------------------------------------------------------------- refused before anything runs

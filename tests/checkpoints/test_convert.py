@@ -273,7 +273,11 @@ def test_a_folder_that_is_not_empty_is_refused_and_an_empty_one_is_filled(tmp_pa
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "empty")
     convert(path, tmp_path / "link")
-    assert {each.name for each in (tmp_path / "empty").iterdir()} == {"config.json", "model.safetensors"}
+    assert {each.name for each in (tmp_path / "empty").iterdir()} == {
+        "config.json",
+        "preprocessor_config.json",
+        "model.safetensors",
+    }
     assert npgemma.load(tmp_path / "empty").config == CONFIG
 
 

@@ -15,9 +15,12 @@ from npgemma import testing
 from npgemma.checkpoints import siglip, vit
 from npgemma.checkpoints.convert import convert
 from npgemma.errors import BadModel
+from npgemma.io.pixels import BILINEAR, PixelSettings
 from npgemma.io.safetensors import open_folder
 
 SIGLIP = replace(encoder_configs.SIGLIP, vision=replace(encoder_configs.SIGLIP.vision, image_size=12))
+# SigLIP 2 resizes pictures with another kernel.
+SIGLIP_2 = replace(SIGLIP, pixels=PixelSettings(BILINEAR))
 VIT = replace(
     encoder_configs.VIT,
     vision=replace(encoder_configs.VIT.vision, image_size=12, hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6),
@@ -125,13 +128,15 @@ NPZ_SIGLIP = testing.layout_tensors(siglip.npz_layout(SIGLIP, stacked=False))
 NPZ_VIT = testing.layout_tensors(vit.npz_layout(VIT))
 
 
-@pytest.mark.parametrize("arrays", [NPZ_SIGLIP, stacked(NPZ_SIGLIP)], ids=["SigLIP 1", "SigLIP 2"])
+@pytest.mark.parametrize(
+    ("arrays", "config"), [(NPZ_SIGLIP, SIGLIP), (stacked(NPZ_SIGLIP), SIGLIP_2)], ids=["SigLIP 1", "SigLIP 2"]
+)
 @pytest.mark.parametrize("prefix", ["", "params/"])
-def test_a_siglip_has_the_tensors_of_the_published_conversion(arrays, prefix, tmp_path) -> None:
+def test_a_siglip_has_the_tensors_of_the_published_conversion(arrays, config, prefix, tmp_path) -> None:
     convert(npz_checkpoints.write(tmp_path / "model.npz", arrays, prefix=prefix), tmp_path / "folder")
     check(tmp_path / "folder", published_siglip(NPZ_SIGLIP))
-    assert siglip.read_config(tmp_path / "folder") == SIGLIP
-    siglip.read_tensors(tmp_path / "folder", SIGLIP)
+    assert siglip.read_config(tmp_path / "folder") == config
+    siglip.read_tensors(tmp_path / "folder", config)
 
 
 @pytest.mark.parametrize("prefix", ["", "opt/target/"])
@@ -166,6 +171,13 @@ def test_another_vit_is_refused(changes, message, tmp_path) -> None:
     assert not (tmp_path / "folder").exists()
 
 
+@pytest.mark.parametrize("more", [{}, {"cls": np.zeros((1, 1, 16), np.float32)}], ids=["mean", "class token"])
+def test_a_vit_of_big_vision_is_refused(more, tmp_path) -> None:
+    arrays = {"embedding/kernel": np.zeros((4, 4, 3, 16), "f4"), "pos_embedding": np.zeros((1, 9, 16), "f4")} | more
+    with pytest.raises(BadModel, match="is a ViT of big_vision, whose positions leave out the class token; npgemma"):
+        convert(npz_checkpoints.write(tmp_path / "model.npz", arrays, prefix="params/"), tmp_path / "folder")
+
+
 def test_a_siglip_without_its_head_is_refused(tmp_path) -> None:
     arrays = {name: x for name, x in NPZ_SIGLIP.items() if "probe" not in name}
     with pytest.raises(BadModel, match="missing     img/MAPHead_0/probe"):
@@ -175,7 +187,7 @@ def test_a_siglip_without_its_head_is_refused(tmp_path) -> None:
 def test_the_size_of_pictures_that_leave_pixels_over_is_the_published_one(tmp_path) -> None:
     """27 patches of 14 are 378 pixels; So400m takes pictures of 384."""
     sizes = replace(SIGLIP.vision, patch_size=14, image_size=384)
-    config = replace(SIGLIP, vision=sizes)
+    config = replace(SIGLIP_2, vision=sizes)
     arrays = testing.layout_tensors(siglip.npz_layout(config, stacked=True))
     convert(npz_checkpoints.write(tmp_path / "model.npz", arrays), tmp_path / "folder")
     assert siglip.read_config(tmp_path / "folder") == config

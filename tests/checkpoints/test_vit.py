@@ -48,7 +48,9 @@ def test_defaults_are_those_of_transformers() -> None:
 
 
 def test_a_distillation_token_is_refused() -> None:
-    with pytest.raises(BadModel, match="a DeiT with a distillation token, which npgemma does not support"):
+    with pytest.raises(
+        BadModel, match="a DeiT with a distillation token, which npgemma does not support; use one without"
+    ):
         parse(model_type="deit")
 
 

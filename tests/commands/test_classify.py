@@ -1,6 +1,8 @@
 """classify: labels ranked by their probabilities, and what is refused in one sentence."""
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,11 @@ def test_strict_refuses_a_label_that_is_cut_off(folder, refused):
         ("siglip", ["a", "b", "a"], "the labels 'a' and 'a' are the same to the model; leave one of them out"),
         ("siglip", ["a", "A!"], "the labels 'a' and 'A!' are the same to the model; leave one of them out"),
         ("clip", ["a", "A"], "the labels 'a' and 'A' are the same to the model; leave one of them out"),
+        (
+            "clip",
+            [LONG, f"{LONG}!"],
+            f"the labels {LONG!r} and '{LONG}!' are the same to the model, which reads 12 tokens; use fewer words",
+        ),
         ("clip", ["a"], "a CLIP compares labels, and of a single one the probability is always 1; give two or more"),
         ("clip", ["a", "b\ud800"], "the prompt is not valid text: surrogates not allowed at character 1"),
     ],
@@ -90,6 +97,7 @@ def test_labels_that_mean_nothing_are_refused(kind, labels, message, folders, re
     ("kind", "labels", "message"),
     [
         ("clip", [], "classify needs labels to choose from after the picture, such as 'a cat' 'a dog'"),
+        ("vit", ["--strict"], "has its own; leave it out"),
         ("vit", ["a cat"], "has 5 labels of its own; leave yours out, or load a SigLIP or a CLIP"),
     ],
 )
@@ -99,6 +107,24 @@ def test_labels_that_lack_or_are_too_many_are_wrong_usage(kind, labels, message,
     assert out == ""
     assert err.startswith("npgemma: ")
     assert err.endswith(f"{message}\n")
+
+
+def test_a_vit_takes_no_tokenizer(folders, refused):
+    file = folders["siglip"] / "spiece.model"
+    said = refused("classify", PICTURE, "-m", folders["vit"], "--tokenizer", file)
+    assert said == f"tokenizer {file}: a ViT reads no texts; load it without one"
+
+
+@pytest.mark.parametrize(("kind", "labels", "count"), [("clip", LABELS, 3), ("vit", [], 5)])
+def test_more_labels_than_there_are_is_all_of_them(kind, labels, count, folders, run):
+    assert len(run("classify", PICTURE, *labels, "-m", folders[kind], "--top", "99").splitlines()) == count
+
+
+def test_json_names_stdin_as_it_was_given(folder, run, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(Path(PICTURE).read_bytes())))
+    found = json.loads(run("classify", "-", *LABELS, "-m", folder, "--format", "json"))
+    assert found["image"] == "-"
+    assert [each["name"] for each in found["labels"]] == [label for label, _ in ranked(folder)]
 
 
 @pytest.mark.parametrize("model", ["tiny", "tiny-gemma"])

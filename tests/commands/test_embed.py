@@ -185,6 +185,7 @@ def test_a_text_that_is_too_long_is_cut_off_and_said_or_refused(siglip, tmp_path
     status, err = embed(*command)
     assert status == 0
     assert err[0] == f"the text {LONG[:40]!r} is cut off: it has 17 tokens, and the model reads 12"
+    assert embed(*command, "--strict")[1] == [line]
     assert_rows(read_arrays(out)[1], ["a cat", LONG], npgemma.DualEncoder.load(siglip).encode_texts(["a cat", LONG]))
 
 

@@ -105,7 +105,7 @@ def test_a_contact_sheet_shows_the_hits(index, tmp_path, run):
     gone = Path(hits[1])
     moved = shutil.move(gone, tmp_path)
     try:
-        note = f"{sheet}: {gone} was not found; names start from the folder in which embed ran"
+        note = f"{sheet} lacks 1 of 3 pictures: {gone} was not found; run search in the folder where embed ran, or"
         run("search", index.file(), "a red cat", "--top", 3, "--contact-sheet", sheet, note=note)
     finally:
         shutil.move(moved, gone)
@@ -175,8 +175,14 @@ def test_a_query_that_is_too_long_is_cut_off_and_said_or_refused(index, run):
         (None, "was not found; npgemma embed makes such files"),
         ("folder", "cannot be read: Is a directory"),
         ("partial", "is not finished; run the npgemma embed command again, which continues"),
-        (b"notes", "is not a file of embeddings; make it again with npgemma embed"),
-        (b"PK\x03\x04", "is cut short or damaged (File is not a zip file); make it again with npgemma embed"),
+        (
+            b"notes",
+            "is not a file of embeddings; name a file that npgemma embed has written, or a new one for it to write",
+        ),
+        (
+            b"PK\x03\x04",
+            "is cut short or damaged (File is not a zip file); remove it, and make it again with npgemma embed",
+        ),
     ],
     ids=str,
 )

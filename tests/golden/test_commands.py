@@ -13,7 +13,7 @@ from npgemma.commands.cli import main
 from npgemma.golden import read_golden
 from npgemma.golden.chart import SIZE
 from npgemma.golden.judge import LIMITS
-from npgemma.golden.names import TABLE
+from npgemma.golden.names import TABLES
 
 SAMPLE = str(sample_picture())
 
@@ -46,7 +46,9 @@ def test_golden_writes_the_selected_taps(tmp_path: Path, capsys: pytest.CaptureF
 def test_list_has_every_tap_with_axes_level_and_meaning(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["golden", "--list"]) == 0
     fields = [re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()]
-    assert fields == [[entry.pattern, entry.axes or "-", entry.level, entry.meaning] for entry in TABLE]
+    lines = ([e.pattern, e.axes or "-", e.level, e.meaning] for table in TABLES.values() for e in table)
+    assert [field for field in fields if field[1:]] == list(lines)
+    assert [field[0] for field in fields if not field[1:]] == [f"{kind}:" for kind in TABLES]
     assert ["text.scale", "-", "ops", "sqrt(D), the factor of text embeddings"] in fields
 
 

@@ -73,6 +73,15 @@ def test_limits_are_doubled_for_few_values_and_for_one_row(shape: tuple[int, int
         assert verdict(truth + factor * honest, truth=truth, envelope=envelope).explained == explained
 
 
+@pytest.mark.parametrize(("shape", "axes"), [((), ""), ((3,), "B"), ((3, 5), "B U")])
+def test_limits_of_a_handful_of_values_are_ten_times_as_large(shape: tuple[int, ...], axes: str) -> None:
+    truth, honest = np.ones(shape), np.full(shape, 1e-4)
+    envelope = row_errors(axes, truth + honest, truth)
+    for factor, explained in ((19.0, True), (21.0, False)):
+        found = judge("loss", axes, "theirs", truth + factor * honest, truth, envelope, "float32")
+        assert found.explained == explained
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_number_that_is_not_finite_is_not_explained(bad: float) -> None:
     x = TRUTH.copy()

@@ -14,8 +14,9 @@ import npgemma
 from npgemma.api.language import LanguageModel
 from npgemma.commands.cli import main
 from npgemma.golden import Dump, Golden, compare, read_golden, record, replay
-from npgemma.golden.names import TABLE, entry_of
+from npgemma.golden.names import entry_of
 from npgemma.golden.provenance import model_hashes
+from npgemma.golden.tap_table import TABLE
 
 # Two runs in float64 that sum in another order: rounding errors of 1e-16 grow to 1e-14 in four layers.
 FLOAT64_ERROR = 1e-12

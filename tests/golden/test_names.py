@@ -7,7 +7,8 @@ import pytest
 import npgemma
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.golden import Golden
-from npgemma.golden.names import LEVELS, TABLE, block_of, entry_of, is_in_level, is_tap, row_axes
+from npgemma.golden.names import LEVELS, block_of, entry_of, is_in_level, is_tap, row_axes
+from npgemma.golden.tap_table import TABLE
 from npgemma.layers.taps import Recorder
 from npgemma.models.paligemma import forward
 

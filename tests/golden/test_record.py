@@ -16,7 +16,7 @@ import npgemma
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.golden import Golden, read_golden, record
 from npgemma.golden.record import by_row, in_bfloat16, row_errors
-from npgemma.golden.rounding import HF_EAGER
+from npgemma.golden.rounding import ENCODERS, HF_EAGER
 from npgemma.layers.bits import round_to_bfloat16
 
 SAMPLE = npgemma.sample_picture()
@@ -143,7 +143,7 @@ def test_schedule_lists_the_tensors_of_later_decoders_where_there_are_any(
     one, two, three = (each.metadata["schedules"]["bfloat16"]["rounds"] for each in (golden, golden_2, golden_3))
     assert two.keys() - one.keys() == {"attn_post_norm", "mlp_post_norm", "uncapped", "over_cap", "tanh", "capped"}
     assert three.keys() - two.keys() == {"q_norm", "k_norm"}
-    assert three == HF_EAGER
+    assert HF_EAGER.keys() - three.keys() == set(ENCODERS)
 
 
 def test_sdpa_rounding_of_capped_scores_is_refused(model_2: VisionLanguageModel, tmp_path: Path) -> None:

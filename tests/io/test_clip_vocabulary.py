@@ -87,7 +87,12 @@ def without(text: str) -> dict[str, int]:
         ({"tokenizer.json": tokenizer_json(vocab=without("!"))}, "lacks '!', one of the 512 signs"),
         ({"tokenizer.json": {"model": None}}, "end_of_word_suffix is None, not CLIP's"),
         ({OPENAI: b"\x1f\x8b\x08damaged"}, "txt.gz is damaged: .*; download it again"),
-        ({OPENAI: "not compressed"}, "txt.gz cannot be read"),
+        (
+            {OPENAI: "not compressed"},
+            r"txt\.gz is not a tokenizer of CLIP; name a tokenizer\.json, a vocab\.json beside its merges\.txt, or",
+        ),
+        ({OPENAI: "<html>"}, r"txt\.gz is an HTML page"),
+        ({OPENAI: ""}, r"txt\.gz is empty"),
     ],
 )
 def test_missing_and_damaged_files_are_refused_by_name(files, message, tmp_path):

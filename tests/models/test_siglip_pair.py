@@ -119,6 +119,7 @@ def test_a_run_taps_every_step_with_its_axes() -> None:
     text = under("text.layers.1", vit_block(pictures=3)).items()
     expected = {name.replace("pictures", "texts"): axes.translate(letters) for name, axes in text}
     assert taps.axes.items() >= expected.items()
-    outer = ["pixel_values", "image_embeds", "text.embedding", "text.norm", "text.head", "text_embeds"]
+    outer = ["pixel_values", "image_embeds.length", "image_embeds"]
+    outer += ["input_ids", "text.embedding", "text.norm", "text.last", "text.head", "text_embeds.length", "text_embeds"]
     assert [name for name in taps if name in outer] == outer
-    assert list(taps.axes)[-2:] == ["cosine", "logits_per_image"]
+    assert list(taps.axes)[-4:] == ["cosine", "scale", "scaled", "logits_per_image"]

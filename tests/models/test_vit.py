@@ -170,5 +170,5 @@ def test_a_vit_taps_every_step_with_its_axes() -> None:
     y = forward(P, PIXELS, taps)
     blocks = {name: axes.replace("P", "T") for name, axes in under("layers.0", BLOCK_AXES).items()}
     ends = {"pixel_values": "B C Y X", "embedding.patches": "B P D", "embedding": "B T D"}
-    assert list(taps.axes.items()) == list((ends | blocks | {"norm": "B T D", "logits": "B A"}).items())
+    assert list(taps.axes.items()) == list((ends | blocks | {"norm": "B T D", "class": "B D", "logits": "B A"}).items())
     np.testing.assert_array_equal(taps["logits"], y, strict=True)

@@ -36,8 +36,13 @@ def test_the_result_is_rgb_for_every_mode(mode):
     assert tile(Image.new(mode, (5, 4)), "a.png", "0.5").mode == "RGB"
 
 
-def test_a_missing_picture_is_a_grey_square():
-    assert where(tile(None, "", ""), (0xD8, 0xD8, 0xD8)) == (MARGIN, MARGIN + SIDE - 1, MARGIN, MARGIN + SIDE - 1)
+def test_a_missing_picture_is_a_grey_square_with_a_word_in_the_middle():
+    drawn = tile(None, "", "")
+    assert where(drawn, (0xD8, 0xD8, 0xD8)) == (MARGIN, MARGIN + SIDE - 1, MARGIN, MARGIN + SIDE - 1)
+    left, right, top, bottom = where(drawn, (0x60, 0x60, 0x60))
+    middle = 2 * MARGIN + SIDE
+    assert abs(top + bottom - middle) < LINE
+    assert abs(left + right - middle) < 4  # about a pixel on either side
 
 
 def inked(drawn: Image.Image) -> np.ndarray:
