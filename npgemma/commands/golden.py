@@ -20,7 +20,8 @@ from npgemma.golden.chart import draw_chart
 from npgemma.golden.compare import compare
 from npgemma.golden.dump import read_dump
 from npgemma.golden.file import EMBEDDED_GOLDEN, read_golden
-from npgemma.golden.mapping import SAME_NAMES, read_mapping
+from npgemma.golden.mapping import SAME_NAMES
+from npgemma.golden.mapping_file import read_mapping
 from npgemma.golden.names import LEVELS, TABLE
 from npgemma.golden.presets import PRESETS, preset
 from npgemma.golden.record import record

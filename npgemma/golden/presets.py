@@ -12,7 +12,8 @@ first, and in Gemma 2 what they are before their cap. The policy in a golden fil
 from typing import Any
 
 from npgemma.golden.file import Golden
-from npgemma.golden.mapping import NameMap, mapping_of
+from npgemma.golden.mapping import NameMap
+from npgemma.golden.mapping_file import mapping_of
 
 _STEP = r"(steps\.\d+\.)?"
 _VISION = r"model\.vision_tower\.(?:vision_model\.)?"

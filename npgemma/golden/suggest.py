@@ -14,7 +14,7 @@ import numpy as np
 from npgemma.api.finite import quiet
 from npgemma.golden.dump import Dump
 from npgemma.golden.file import Golden
-from npgemma.golden.mapping import fit
+from npgemma.golden.layout import fit
 from npgemma.layers.shapes import Array
 
 # The cosine above which a tensor and a tap match: a tensor with a mistake in it should still match its tap.
