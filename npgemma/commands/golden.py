@@ -23,6 +23,7 @@ from npgemma.golden.file import EMBEDDED_GOLDEN, read_golden
 from npgemma.golden.mapping import SAME_NAMES
 from npgemma.golden.mapping_file import read_mapping
 from npgemma.golden.names import LEVELS, TABLE
+from npgemma.golden.port_presets import PORTS
 from npgemma.golden.presets import PRESETS, preset
 from npgemma.golden.record import record
 from npgemma.golden.replay import replay
@@ -84,7 +85,7 @@ def add_compare(add_parser: AddParser) -> None:
         help="a .safetensors or .npz file, or a folder of .npy files or of transformers' model debugger",
     )
     names = parser.add_mutually_exclusive_group()
-    names.add_argument("--preset", choices=PRESETS, help="map the names of a known framework")
+    names.add_argument("--preset", choices=[*PRESETS, *PORTS], help="map the names of a known framework")
     names.add_argument("--map", metavar="FILE", help="a JSON file that maps the port's names to taps")
     names.add_argument(
         "--suggest-map", type=Path, metavar="FILE", help="write a draft of a mapping file, and do not compare"

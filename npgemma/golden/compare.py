@@ -109,7 +109,7 @@ def compare(
                 verdicts.append(replace(failed(tap, theirs, error.reason), diagnosis=error.diagnosis))
                 continue
             verdict = judged(golden, tap, theirs, found.x, dtype)
-            verdicts.append(replace(verdict, note="; ".join(filter(None, [*found.notes, verdict.note]))))
+            verdicts.append(replace(verdict, note="\n".join(filter(None, [*found.notes, verdict.note]))))
             if tap.endswith("logits") and np.isfinite(found.x).all():
                 facts[tap] = logit_facts(found.x, golden.truth[tap], golden.envelopes[dtype][tap])
     return Report(dtype, verdicts, pairing, facts)

@@ -4,7 +4,6 @@ What is left out of the comparison, of the tensor or of the tap, is said in a no
 no number, is not noted.
 """
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -19,6 +18,10 @@ from npgemma.layers.shapes import Array
 MOST_PADDING = 1 / 32
 # More axes than a tensor of a port has; the ways to cut them grow as a power.
 MOST_AXES = 8
+
+LAST_ROW = "of its rows that of the last token alone is compared; harmless"
+PADDED_AFTER = "its rows after those of the tap are taken for padding; harmless"
+PADDED_BEFORE = "its rows before those of the tap are taken for padding; harmless"
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,13 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Place:
-    """A tap of a golden file. `length` counts the rows that the run has had when it computes the tap; 0 is unknown."""
+    """A tap of a golden file. `length` counts the rows that the run has had when it computes the tap, or is 0."""
 
     tap: str
     axes: str
     truth: Array
     length: int = 0
+    padded_before: bool = False
 
 
 def lay(place: Place, x: Array, rows: Any = None) -> Fitted | None:
@@ -116,52 +120,42 @@ def fewer_tokens(place: Place, x: Array) -> Fitted | None:
 
 def text_alone(place: Place, x: Array) -> Fitted | None:
     """The ids of a prompt without those of its image tokens, which come first."""
-    count = int((place.truth == place.truth.flat[0]).sum()) if place.truth.size else 0
-    if not place.tap.endswith("prompts.0.input_ids") or count < 2 or x.size != place.truth.size - count:
+    ids = place.truth.reshape(-1)
+    count = int((ids == ids[:1]).sum())
+    if not place.tap.endswith("prompts.0.input_ids") or count < 2:
         return None
-    chosen = np.arange(count, place.truth.size)
-    return part_of(place, x, 0, chosen, f"it holds the {x.size} ids of the text without the image tokens; harmless")
+    note = f"it holds the {len(ids) - count} ids of the text without those of the picture; harmless"
+    return part_of(place, x, 0, np.arange(count, len(ids)), note)
 
 
 def without_padding(place: Place, x: Array) -> Fitted | None:
-    """`x` without the rows that it has more than the tap: padding after or before them, or rows before the last one.
-
-    Of the first and the last rows those count that are nearer to the truth. Ids left out must be one padding id.
-    """
-    truth = place.truth
-    letters = place.axes.split()
-    rows = {1} if letters == ["B", "V"] and len(truth) == 1 else set(rows_of(letters, truth.shape))
-    choices = [[size, *(n for n in rows if n < size)] for size in x.shape[:MOST_AXES]]
-    fits = [each for each in product(*choices) if each != x.shape and is_foldable(each, truth.shape)]
-    if not fits:
+    """`x` without the rows that it has more than the tap: padding, or the rows before the last one. Ids need one id."""
+    cut = shape_of_part(place, x.shape)
+    if cut is None:
         return None
-    cut = min(fits, key=lambda each: sum(a != b for a, b in zip(each, x.shape, strict=True)))
-    laid = [(x[window].reshape(truth.shape), note) for window, note in windows(x.shape, cut, place.length)]
-    if place.tap.endswith("_ids"):
-        laid = [(y, note) for y, note in laid if is_padded(x, y, truth)]
-    best = min(laid, key=lambda each: distance(each[0], truth), default=None)
-    return best and Fitted(best[0], notes=(best[1],))
+    size, count = next((a, b) for a, b in zip(x.shape, cut, strict=True) if a != b)
+    if count == 1:
+        start, note = min(place.length or size, size) - 1, LAST_ROW
+    else:
+        start, note = 0, PADDED_AFTER
+    if place.padded_before:
+        start, note = size - count, LAST_ROW if count == 1 else PADDED_BEFORE
+    window = (slice(start, start + b) if a != b else slice(None) for a, b in zip(x.shape, cut, strict=True))
+    kept = x[tuple(window)].reshape(place.truth.shape)
+    if place.tap.endswith("_ids") and not is_padded(x, kept, place.truth):
+        return None
+    return Fitted(kept, notes=(note,))
 
 
-def rows_of(letters: Sequence[str], shape: tuple[int, ...]) -> list[int]:
-    """The sizes of the axes that count tokens or patches."""
-    return [size for letter, size in zip(letters, shape, strict=True) if letter in "TSP"]
-
-
-def windows(found: tuple[int, ...], wanted: tuple[int, ...], length: int) -> Iterator[tuple[tuple[slice, ...], str]]:
-    """Where the rows of a tap may lie in a tensor with more of them, and what to say of it."""
-    size, count = next((a, b) for a, b in zip(found, wanted, strict=True) if a != b)
-    starts = [("last", size - count)]
-    if count > 1:
-        starts.insert(0, ("first", 0))
-    elif 0 < length < size:
-        starts.insert(0, (f"{length}th", length - 1))
-    for which, start in starts:
-        where = which if count == 1 else f"{which} {count}"
-        yield (
-            tuple(slice(start, start + b) if a != b else slice(None) for a, b in zip(found, wanted, strict=True)),
-            f"only the {where} of its {size} rows {'is' if count == 1 else 'are'} compared; harmless",
-        )
+def shape_of_part(place: Place, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape that the tap has in a tensor of this shape, which has more rows; None if it is not in there."""
+    letters, sizes = place.axes.split(), place.truth.shape
+    rows = {size for letter, size in zip(letters, sizes, strict=True) if letter in "TSP"}
+    if letters == ["B", "V"] and sizes[0] == 1:
+        rows = {1}
+    choices = [[size, *(n for n in rows if n < size)] for size in shape[:MOST_AXES]]
+    found = [each for each in product(*choices) if each != shape and is_foldable(each, sizes)]
+    return min(found, key=lambda each: sum(a != b for a, b in zip(each, shape, strict=True)), default=None)
 
 
 def is_padded(x: Array, kept: Array, truth: Array) -> bool:
