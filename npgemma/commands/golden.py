@@ -29,7 +29,7 @@ from npgemma.golden.record import record
 from npgemma.golden.replay import replay
 from npgemma.golden.report import as_json, as_text
 from npgemma.golden.rounding import SCHEDULES
-from npgemma.golden.suggest import suggest_map
+from npgemma.golden.suggest import Suggestion, suggest_map
 from npgemma.io.atomic_write import replace_file
 from npgemma.io.model_folder import EMBEDDED_LANGUAGE
 from npgemma.io.picture import write_picture, written_format
@@ -170,12 +170,12 @@ def run_compare(a: argparse.Namespace) -> int:
     return report.status
 
 
-def write_suggestion(path: Path, mapping: dict[str, object]) -> int:
+def write_suggestion(path: Path, found: Suggestion) -> int:
     """Write the draft of a mapping file. BadGolden if `path` cannot be written."""
     try:
         with replace_file(path) as temporary:
-            temporary.write_text(json.dumps(mapping, indent=1) + "\n", "utf-8")
+            temporary.write_text(json.dumps(found.mapping, indent=1) + "\n", "utf-8")
     except OSError as error:
         raise BadGolden(f"{path} cannot be written: {error.strerror}") from None
-    print(f"wrote {shown(path)}; check it, correct it, and pass it with --map", file=sys.stderr)
+    print(f"wrote {shown(path)}; check it, correct it, and pass it with --map\n{found.summary}", file=sys.stderr)
     return 0

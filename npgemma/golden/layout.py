@@ -4,7 +4,9 @@ What is left out of the comparison, of the tensor or of the tap, is said in a no
 no number, is not noted.
 """
 
+import math
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -129,31 +131,32 @@ def text_alone(place: Place, x: Array) -> Fitted | None:
 
 
 def without_padding(place: Place, x: Array) -> Fitted | None:
-    """`x` without the rows that it has more than the tap: padding, or the rows before the last one. Ids need one id."""
-    cut = shape_of_part(place, x.shape)
+    """`x` without the rows that it has more than the tap: padding, or the rows before the last one."""
+    cut = shape_of_part(place.axes, place.truth.shape, x.shape, place.length)
     if cut is None:
         return None
-    size, count = next((a, b) for a, b in zip(x.shape, cut, strict=True) if a != b)
-    if count == 1:
-        start, note = min(place.length or size, size) - 1, LAST_ROW
-    else:
-        start, note = 0, PADDED_AFTER
-    if place.padded_before:
-        start, note = size - count, LAST_ROW if count == 1 else PADDED_BEFORE
-    window = (slice(start, start + b) if a != b else slice(None) for a, b in zip(x.shape, cut, strict=True))
+    window = []
+    for size, count in zip(x.shape, cut, strict=True):
+        start = place.length - 1 if count == 1 < size else 0
+        start = size - count if place.padded_before else start
+        window.append(slice(start, start + count))
     kept = x[tuple(window)].reshape(place.truth.shape)
     if place.tap.endswith("_ids") and not is_padded(x, kept, place.truth):
         return None
-    return Fitted(kept, notes=(note,))
+    is_row = all(count == 1 for size, count in zip(x.shape, cut, strict=True) if size != count)
+    return Fitted(kept, notes=(LAST_ROW if is_row else PADDED_BEFORE if place.padded_before else PADDED_AFTER,))
 
 
-def shape_of_part(place: Place, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The shape that the tap has in a tensor of this shape, which has more rows; None if it is not in there."""
-    letters, sizes = place.axes.split(), place.truth.shape
+@cache
+def shape_of_part(axes: str, sizes: tuple[int, ...], shape: tuple[int, ...], length: int) -> tuple[int, ...] | None:
+    """The shape of a tap in a tensor with more rows, at least `length` if the tap has one; None if it does not fit."""
+    letters = axes.split()
     rows = {size for letter, size in zip(letters, sizes, strict=True) if letter in "TSP"}
     if letters == ["B", "V"] and sizes[0] == 1:
         rows = {1}
-    choices = [[size, *(n for n in rows if n < size)] for size in shape[:MOST_AXES]]
+    if not rows or len(shape) > MOST_AXES or not math.prod(shape) > math.prod(sizes):
+        return None
+    choices = [[size, *(n for n in rows if n < size and (n > 1 or 0 < length <= size))] for size in shape]
     found = [each for each in product(*choices) if each != shape and is_foldable(each, sizes)]
     return min(found, key=lambda each: sum(a != b for a, b in zip(each, shape, strict=True)), default=None)
 

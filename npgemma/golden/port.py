@@ -52,7 +52,7 @@ class Port:
         notes: tuple[str, ...] = ()
         if MASK.fullmatch(tap) and additive(x):
             x, notes = may_look(x), (ADDITIVE,)
-        found = lay(Place(tap, axes, truth, self.length(tap), padded_before), x, rule.rows)
+        found = lay(Place(tap, axes, truth, rows_so_far(self.golden, tap), padded_before), x, rule.rows)
         if found is None:
             reason = f"shape {list(x.shape)}, expected {list(truth.shape)} ({axes})"
             raise Misfit(reason, tuple(diagnose_shape(axes, x, truth)))
@@ -70,8 +70,9 @@ class Port:
                 votes.append(last is not None and distance(last.x, truth) < distance(first.x, truth))
         return sum(votes) * 2 > len(votes)
 
-    def length(self, tap: str) -> int:
-        """How many rows the run has had when it computes `tap`; 0 if the golden file does not say."""
-        ids = self.golden.truth.get("prompts.0.input_ids")
-        step = re.match(r"steps\.(\d+)\.", tap)
-        return 0 if ids is None else len(ids) + (int(step[1]) if step else 0)
+
+def rows_so_far(golden: Golden, tap: str) -> int:
+    """How many rows the run has had when it computes `tap`; 0 if the golden file does not say."""
+    ids = golden.truth.get("prompts.0.input_ids")
+    step = re.match(r"steps\.(\d+)\.", tap)
+    return 0 if ids is None else len(ids) + (int(step[1]) if step else 0)
