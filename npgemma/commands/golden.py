@@ -27,14 +27,16 @@ from npgemma.golden.chart import draw_chart
 from npgemma.golden.compare import compare
 from npgemma.golden.dump import read_dump
 from npgemma.golden.file import EMBEDDED_GOLDEN, Golden, read_golden
-from npgemma.golden.mapping import SAME_NAMES, read_mapping
+from npgemma.golden.mapping import SAME_NAMES
+from npgemma.golden.mapping_file import read_mapping
 from npgemma.golden.names import LEVELS, TABLES
+from npgemma.golden.port_presets import PORTS
 from npgemma.golden.presets import PRESETS, preset
 from npgemma.golden.record import record
 from npgemma.golden.replay import replay
 from npgemma.golden.report import as_json, as_text
 from npgemma.golden.rounding import SCHEDULES
-from npgemma.golden.suggest import suggest_map
+from npgemma.golden.suggest import Suggestion, suggest_map
 from npgemma.io.atomic_write import replace_file
 from npgemma.io.model_folder import EMBEDDED_LANGUAGE, EMBEDDED_PAIR
 from npgemma.io.picture import write_picture, written_format
@@ -94,7 +96,7 @@ def add_compare(add_parser: AddParser) -> None:
         help="a .safetensors or .npz file, or a folder of .npy files or of transformers' model debugger",
     )
     names = parser.add_mutually_exclusive_group()
-    names.add_argument("--preset", choices=PRESETS, help="map the names of a known framework")
+    names.add_argument("--preset", choices=[*PRESETS, *PORTS], help="map the names of a known framework")
     names.add_argument("--map", metavar="FILE", help="a JSON file that maps the port's names to taps")
     names.add_argument(
         "--suggest-map", type=Path, metavar="FILE", help="write a draft of a mapping file, and do not compare"
@@ -225,12 +227,12 @@ def embedded_model(golden: Golden) -> str | None:
     return None if golden.has_pictures else EMBEDDED_LANGUAGE.name
 
 
-def write_suggestion(path: Path, mapping: dict[str, object]) -> int:
+def write_suggestion(path: Path, found: Suggestion) -> int:
     """Write the draft of a mapping file. BadGolden if `path` cannot be written."""
     try:
         with replace_file(path) as temporary:
-            temporary.write_text(json.dumps(mapping, indent=1) + "\n", "utf-8")
+            temporary.write_text(json.dumps(found.mapping, indent=1) + "\n", "utf-8")
     except OSError as error:
         raise BadGolden(f"{path} cannot be written: {error.strerror}") from None
-    print(f"wrote {shown(path)}; check it, correct it, and pass it with --map", file=sys.stderr)
+    print(f"wrote {shown(path)}; check it, correct it, and pass it with --map\n{found.summary}", file=sys.stderr)
     return 0

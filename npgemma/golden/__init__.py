@@ -8,7 +8,8 @@ replay    the same, model  -> Report with the block that is wrong even on the po
 from npgemma.golden.compare import Report, compare
 from npgemma.golden.dump import Dump, read_dump
 from npgemma.golden.file import Golden, read_golden
-from npgemma.golden.mapping import NameMap, Rule, read_mapping
+from npgemma.golden.mapping import NameMap, Rule
+from npgemma.golden.mapping_file import read_mapping
 from npgemma.golden.presets import PRESETS, preset
 from npgemma.golden.record import record
 from npgemma.golden.replay import replay

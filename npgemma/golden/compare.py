@@ -20,11 +20,12 @@ import numpy as np
 
 from npgemma.api.finite import quiet
 from npgemma.errors import BadGolden
-from npgemma.golden.diagnose import diagnose, diagnose_shape
+from npgemma.golden.diagnose import diagnose
 from npgemma.golden.dump import Dump
 from npgemma.golden.file import Golden
 from npgemma.golden.judge import Verdict, failed, judge, logit_facts
-from npgemma.golden.mapping import SAME_NAMES, NameMap, Pairing, fit, pair
+from npgemma.golden.mapping import SAME_NAMES, NameMap, Pairing, pair
+from npgemma.golden.port import Misfit, Port
 from npgemma.layers.shapes import Array
 
 
@@ -90,20 +91,27 @@ def compare(
     BadGolden
         If no name of the dump is that of a recorded tap, or two names claim the same tap.
     """
-    names = NameMap(names.rules, names.ignore, (*names.absent, *allow_missing))
+    names = replace(names, absent=(*names.absent, *allow_missing))
     pairing = pair(names, dump, golden.taps)
     if not pairing.pairs:
         raise BadGolden(
             f"no name of the dump, such as {next(iter(dump))!r}, is the name of a recorded tap; use --preset or --map"
         )
     dtype = dtype or stored_dtype(dump, [theirs for theirs, _ in pairing.pairs.values()])
+    port = Port(golden, dump, pairing)
     verdicts, facts = [], {}
     for tap in golden.taps:
         if tap in pairing.pairs:
-            x = fitted(golden, dump, pairing, tap)
-            verdicts.append(x if isinstance(x, Verdict) else judged(golden, tap, pairing.pairs[tap][0], x, dtype))
-            if tap.endswith("logits") and not isinstance(x, Verdict) and np.isfinite(x).all():
-                facts[tap] = logit_facts(x, golden.truth[tap], golden.envelopes[dtype][tap])
+            theirs = pairing.pairs[tap][0]
+            try:
+                found = port[tap]
+            except Misfit as error:
+                verdicts.append(replace(failed(tap, theirs, error.reason), diagnosis=error.diagnosis))
+                continue
+            verdict = judged(golden, tap, theirs, found.x, dtype)
+            verdicts.append(replace(verdict, note="\n".join(filter(None, [*found.notes, verdict.note]))))
+            if tap.endswith("logits") and np.isfinite(found.x).all():
+                facts[tap] = logit_facts(found.x, golden.truth[tap], golden.envelopes[dtype][tap])
     return Report(dtype, verdicts, pairing, facts)
 
 
@@ -111,21 +119,6 @@ def stored_dtype(dump: Dump, names: Sequence[str]) -> str:
     """'bfloat16' if most of the dump's floats are stored in 16 bits, else 'float32'."""
     stored = [dump.dtypes[name] for name in names if "float" in dump.dtypes[name]]
     return "bfloat16" if sum(name.endswith("16") for name in stored) * 2 > len(stored) else "float32"
-
-
-def fitted(golden: Golden, dump: Dump, pairing: Pairing, tap: str) -> Array | Verdict:
-    """The port's tensor of `tap` in the truth's shape, floats as float64; or the verdict on one that does not fit."""
-    theirs, rule = pairing.pairs[tap]
-    truth = golden.truth[tap]
-    try:
-        x = rule.apply(dump[theirs])
-    except (ValueError, IndexError) as error:
-        return failed(tap, theirs, f"its mapping rule does not fit the shape {list(dump[theirs].shape)}: {error}")
-    same = fit(x, truth.shape)
-    if same is None:
-        verdict = failed(tap, theirs, f"shape {list(x.shape)}, expected {list(truth.shape)} ({golden.taps[tap]})")
-        return replace(verdict, diagnosis=tuple(diagnose_shape(golden.taps[tap], x, truth)))
-    return same.astype(np.float64) if truth.dtype.kind == "f" else same
 
 
 def judged(golden: Golden, tap: str, theirs: str, x: Array, dtype: str) -> Verdict:

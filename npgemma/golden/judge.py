@@ -176,22 +176,16 @@ def failed(name: str, theirs: str, reason: str) -> Verdict:
 
 
 def limits_of(values: int, rows: int) -> dict[str, float]:
-<<<<<<< HEAD
     """The limits for a tap of so many values and rows.
 
     If a row's ratio is lognormal, the largest of R rows is about exp(spread sqrt(2 log R)): the limit for USUAL_ROWS
     gives the spread, and with it the limit for more of them.
     """
-    factor = FEW_FACTOR if values < FEW_VALUES or rows == 1 else 1.0
+    few = FEW_FACTOR if values < FEW_VALUES or rows == 1 else 1.0
+    factor = TINY_FACTOR if values < TINY_VALUES else few
     spread = math.sqrt(math.log(max(rows, USUAL_ROWS)) / math.log(USUAL_ROWS))
     limits = LIMITS | {"row": LIMITS["row"] ** spread}
     return {kind: limit * factor for kind, limit in limits.items()}
-=======
-    """The limits for a tap of so many values and rows."""
-    few = FEW_FACTOR if values < FEW_VALUES or rows == 1 else 1.0
-    factor = TINY_FACTOR if values < TINY_VALUES else few
-    return {kind: limit * factor for kind, limit in LIMITS.items()}
->>>>>>> main
 
 
 def rms(x: Array) -> float:

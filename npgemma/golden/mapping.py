@@ -1,25 +1,13 @@
-"""Map a port's names to the names of taps, one to one, by ordered rules; nothing is guessed.
+"""Pair a port's names with the names of taps by rules; nothing is guessed. mapping_file.py reads rules from JSON.
 
-A mapping file is JSON:
-
-    {"rules": [{"theirs": "blk\\\\.(\\\\d+)\\\\.k", "ours": "text.layers.\\\\1.attn.k_rope", "interleaved": true}, ...],
-     "ignore": ["debug.*"],
-     "absent": ["*.attn.segments.0.*"]}
-
-The first rule whose regular expression `theirs` matches a whole name gives it the name `ours`. A rule may change the
-tensor, in this order: `slice` (an index or [start, stop] for each leading axis, null for an open end), `reshape` (a
-shape, with -1 for one size), `transpose` (the new order of the axes), `scale` (a factor), `interleaved` (true if the
-last axis holds interleaved RoPE pairs: it is reordered to halves). A batch axis of size 1 and heads folded into the
-width need no rule. `ignore` holds globs of names without a rule that are skipped; `absent` holds globs of taps that the
-port does not dump.
+A rule gives a name the name of a tap and may change the tensor. What needs no rule is in layout.py and conventions.py.
 """
 
-import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -28,10 +16,15 @@ from npgemma.errors import BadGolden
 from npgemma.golden.names import is_tap
 from npgemma.layers.shapes import Array
 
+# Stands for the number of a layer in `ours` and in `slice`.
+EACH = "{i}"
+# A number of an additive mask at or below this hides a row: exp(-1000) is 0 in float64.
+HIDDEN = -1000.0
+
 
 @dataclass(frozen=True)
 class Rule:
-    """What a name becomes, and how its tensor changes."""
+    """What a name becomes, and how its tensor changes. Rules with the same `theirs` give one tensor several taps."""
 
     theirs: str
     ours: str
@@ -40,29 +33,58 @@ class Rule:
     transpose: tuple[int, ...] = ()
     scale: float = 1.0
     interleaved: bool = False
+    mask: str = ""
+    rows: Any = None
 
     def apply(self, x: Array) -> Array:
-        """The tensor as the rule changes it. ValueError or IndexError if its shape does not fit the rule."""
-        x = x[tuple(slice(*each) if isinstance(each, tuple) else each for each in self.slice)]
+        """The tensor as the rule changes it. ValueError or IndexError if it does not fit the rule."""
+        x = x[tuple(Ellipsis if each == "..." else as_index(each) for each in self.slice)]
         x = x.reshape(self.reshape or x.shape)
         x = x.transpose(self.transpose or range(x.ndim))
         if self.scale != 1:
             x = x * self.scale
         if self.interleaved:
-            x = np.concatenate([x[..., 0::2], x[..., 1::2]], -1)
+            x = halves(x)
+        if self.mask:
+            x = may_look(x)
         return np.asarray(x)  # NumPy makes a scalar of an array without axes
+
+    def of_layer(self, ours: str, i: int) -> "Rule":
+        """The rule for layer `i` of stacked layers, whose tap is `ours`."""
+        return replace(self, ours=ours, slice=tuple(i if each == EACH else each for each in self.slice))
+
+
+def as_index(found: Any) -> Any:
+    """What indexes an array for an index or a (start, stop) of a rule."""
+    return slice(*found) if isinstance(found, tuple) else found
+
+
+def halves(x: Array) -> Array:
+    """The interleaved pairs of the last axis in halves: 0 4 1 5 2 6 3 7 becomes 0 to 7."""
+    return np.concatenate([x[..., 0::2], x[..., 1::2]], -1)
+
+
+def may_look(x: Array) -> Array:
+    """True where an additive mask is 0. ValueError if it holds anything but 0 and large negative numbers."""
+    other = x[(x != 0) & ~(x <= HIDDEN)]
+    if other.size:
+        raise ValueError(f"an additive mask holds 0 and large negative numbers, not {other.flat[0]}")
+    return x == 0
 
 
 @dataclass(frozen=True)
 class NameMap:
-    """Rules, globs of names to skip, and globs of taps that the port does not dump."""
+    """Rules, globs of names to skip, globs of taps that the port does not dump, and what errors call the mapping."""
 
     rules: tuple[Rule, ...]
     ignore: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
+    where: str = "the mapping"
 
 
-SAME_NAMES = NameMap((Rule("(.*)", r"\1"),))
+# The rule that keeps the names that no other rule gives a tap.
+KEEP = Rule("(.*)", r"\1")
+SAME_NAMES = NameMap((KEEP,))
 
 
 @dataclass(frozen=True)
@@ -82,98 +104,63 @@ class Pairing:
 
 
 def pair(mapping: NameMap, theirs: Iterable[str], taps: Iterable[str]) -> Pairing:
-    """Pair the port's names with taps. BadGolden if two names claim the same tap."""
+    """Pair the port's names with taps. BadGolden if two names claim the same tap, or two rules the same name."""
     taps = dict.fromkeys(taps)
     pairs: dict[str, tuple[str, Rule]] = {}
-    unmapped, unrecorded = [], []
+    unmapped: list[str] = []
+    unrecorded: list[str] = []
     for name in sorted(theirs):
-        matches = ((rule, re.fullmatch(rule.theirs, name)) for rule in mapping.rules)
-        rule, tap = next(((rule, match.expand(rule.ours)) for rule, match in matches if match), (None, ""))
-        if rule is None and any(fnmatchcase(name, pattern) for pattern in mapping.ignore):
+        matched = matching(mapping, name)
+        if not matched and any(fnmatchcase(name, pattern) for pattern in mapping.ignore):
             continue
-        if rule is None or not is_tap(tap):
-            unmapped.append(name)
-        elif tap not in taps:
-            unrecorded.append(name)
-        elif tap in pairs:
-            raise BadGolden(f"the mapping gives the name {tap!r} to both {pairs[tap][0]!r} and {name!r}; change a rule")
-        else:
+        named = [(ours, rule) for ours, rule in matched if is_tap(ours.replace(EACH, "0"))]
+        named = [each for each in named if each[1] != KEEP] or named
+        check_single(mapping, name, [rule for _, rule in named])
+        claims = [claim for ours, rule in named for claim in recorded(ours, rule, taps)]
+        if not claims:
+            (unrecorded if named else unmapped).append(name)
+        for tap, rule in claims:
+            if tap in pairs:
+                raise BadGolden(
+                    f"{mapping.where}: the rules give the name {tap!r} to both {pairs[tap][0]!r} and {name!r}; "
+                    "change one of them"
+                )
             pairs[tap] = name, rule
     without = [tap for tap in taps if tap not in pairs]
     absent = [tap for tap in without if any(fnmatchcase(tap, pattern) for pattern in mapping.absent)]
     return Pairing(pairs, unmapped, unrecorded, [tap for tap in without if tap not in absent], absent)
 
 
-def fit(x: Array, shape: tuple[int, ...]) -> Array | None:
-    """`x` as `shape`, if they differ by axes of size 1 and by neighbouring axes folded together; else None."""
-    one, two = ([size for size in sizes if size != 1] for sizes in (x.shape, shape))
-    coarse, fine = sorted((one, two), key=len)
-    at = 0
-    for size in coarse:
-        product = 1
-        while at < len(fine) and product < size:
-            product *= fine[at]
-            at += 1
-        if product != size:
-            return None
-    return x.reshape(shape) if at == len(fine) and x.size == int(np.prod(shape)) else None
+def matching(mapping: NameMap, name: str) -> list[tuple[str, Rule]]:
+    """The rules that match `name`, each with what it makes of it."""
+    found = ((rule, compiled(rule.theirs).fullmatch(name)) for rule in mapping.rules)
+    return [(match.expand(rule.ours), rule) for rule, match in found if match]
 
 
-def read_mapping(path: str | Path) -> NameMap:
-    """Read a mapping file. BadGolden if it is missing or invalid."""
-    try:
-        found = json.loads(Path(path).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadGolden(f"{path} is not a mapping file ({error}); --suggest-map writes one to start from") from None
-    return mapping_of(found, str(path))
+@cache
+def compiled(theirs: str) -> re.Pattern[str]:
+    """A regular expression. re itself keeps 512, which a mapping with a rule for each name exceeds."""
+    return re.compile(theirs)
 
 
-def mapping_of(found: Any, where: str) -> NameMap:
-    """The mapping that JSON describes, as at the head of this file. BadGolden, with `where`, if it is invalid."""
-    known = {"rules", "ignore", "absent"}
-    if not isinstance(found, dict) or not isinstance(found.get("rules"), list) or found.keys() - known:
-        raise BadGolden(f"{where}: a mapping is an object with the list 'rules', and optionally 'ignore' and 'absent'")
-    globs = {}
-    for key in ("ignore", "absent"):
-        globs[key] = found.get(key, [])
-        if not isinstance(globs[key], list) or not all(isinstance(each, str) for each in globs[key]):
-            raise BadGolden(f"{where}: {key!r} must be a list of globs")
-    rules = tuple(rule_of(each, f"{where}: rule {i}") for i, each in enumerate(found["rules"], 1))
-    return NameMap(rules, tuple(globs["ignore"]), tuple(globs["absent"]))
-
-
-KINDS: dict[str, Any] = {
-    "theirs": str,
-    "ours": str,
-    "slice": list,
-    "reshape": list,
-    "transpose": list,
-    "scale": (int, float),
-    "interleaved": bool,
-}
-
-
-def rule_of(found: Any, where: str) -> Rule:
-    """The rule that JSON describes. BadGolden, with `where`, if it is invalid."""
-    if not isinstance(found, dict) or not {"theirs", "ours"} <= found.keys():
-        raise BadGolden(f"{where} must be an object with the keys theirs and ours")
-    wrong = [key for key, value in found.items() if key not in KINDS or not isinstance(value, KINDS[key])]
-    if wrong:
+def check_single(mapping: NameMap, name: str, rules: Iterable[Rule]) -> None:
+    """BadGolden if rules with different expressions give `name` a tap."""
+    different = list(dict.fromkeys(rule.theirs for rule in rules))
+    if len(different) > 1:
         raise BadGolden(
-            f"{where}: {wrong[0]!r} is unknown or its value has the wrong type; a rule may have {', '.join(KINDS)}"
+            f"{mapping.where}: the rules with the 'theirs' {different[0]!r} and {different[1]!r} both match the name "
+            f"{name!r}; keep one of them, or list several taps in the 'ours' of one"
         )
-    rule = Rule(**{key: frozen(value) for key, value in found.items()})
-    bounds = [n for each in rule.slice for n in (each if isinstance(each, tuple) else [each])]
-    numbers = [*(n for n in bounds if n is not None), *rule.reshape, *rule.transpose]
-    if not all(type(n) is int for n in numbers):
-        raise BadGolden(f"{where}: slice, reshape and transpose must hold integers")
-    try:
-        re.compile(f"(?:{rule.theirs})|").fullmatch("").expand(rule.ours)  # type: ignore[union-attr]
-    except (re.error, IndexError) as error:
-        raise BadGolden(f"{where}: theirs must be a regular expression, and ours its replacement ({error})") from None
-    return rule
 
 
-def frozen(value: Any) -> Any:
-    """`value` with tuples for lists, at any depth."""
-    return tuple(map(frozen, value)) if isinstance(value, list) else value
+def recorded(ours: str, rule: Rule, taps: Mapping[str, None]) -> Iterator[tuple[str, Rule]]:
+    """The tap `ours` if it is in `taps`; of stacked layers, that of each layer."""
+    if EACH not in ours:
+        if ours in taps:
+            yield ours, rule
+        return
+    pattern = re.compile(re.escape(ours).replace(re.escape(EACH), r"(\d+)", 1).replace(re.escape(EACH), r"\1"))
+    for tap in taps:
+        match = pattern.fullmatch(tap)
+        if match:
+            yield tap, rule.of_layer(tap, int(match[1]))

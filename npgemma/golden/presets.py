@@ -12,7 +12,9 @@ first, and in Gemma 2 what they are before their cap. The policy in a golden fil
 from typing import Any
 
 from npgemma.golden.file import Golden
-from npgemma.golden.mapping import NameMap, mapping_of
+from npgemma.golden.mapping import NameMap
+from npgemma.golden.mapping_file import mapping_of
+from npgemma.golden.port_presets import PORTS, port_preset
 
 _STEP = r"(steps\.\d+\.)?"
 _VISION = r"model\.vision_tower\.(?:vision_model\.)?"
@@ -179,7 +181,9 @@ PRESETS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def preset(name: str, golden: Golden) -> NameMap:
-    """The mapping with this name, a key of PRESETS, for dumps of the model that `golden` was recorded from."""
+    """The mapping with this name, a key of PRESETS or PORTS, for dumps of the model that `golden` was recorded from."""
+    if name in PORTS:
+        return port_preset(name, golden)
     policy = golden.metadata["policy"]
     found, of = PRESETS[name]
     capped = policy.get("soft_caps") and policy["soft_caps"]["logits"]

@@ -34,10 +34,12 @@ import numpy as np
 from npgemma.api.load import AnyModel
 from npgemma.errors import BadGolden
 from npgemma.golden.cases import case_of
-from npgemma.golden.compare import Report, fitted
+from npgemma.golden.compare import Report
 from npgemma.golden.dump import Dump
 from npgemma.golden.file import Golden, Spool
 from npgemma.golden.judge import Verdict, judge, judge_relative, levelled
+from npgemma.golden.layout import Fitted
+from npgemma.golden.port import Misfit, Port
 from npgemma.golden.provenance import is_recorded_from
 from npgemma.golden.record import computing, row_errors
 from npgemma.golden.rounding import rounding
@@ -46,7 +48,7 @@ from npgemma.layers.taps import silent
 
 # The port's tensor of a tap, or None where the run continues with the reference's own: where the port dumped none, or
 # one that cannot be computed with. Ids are never taken from the port, since wrong ones may lie outside the vocabulary.
-Given = Callable[[str], Array | None]
+Given = Callable[[str], Fitted | None]
 
 
 def replay(model: AnyModel, golden: Golden, dump: Dump, report: Report) -> Report:
@@ -77,11 +79,15 @@ def replay(model: AnyModel, golden: Golden, dump: Dump, report: Report) -> Repor
             "name the model that it was recorded from with --model"
         )
     pairs = report.pairing.pairs
+    port = Port(golden, dump, report.pairing)
     verdicts: list[Verdict] = []
 
-    def given(tap: str) -> Array | None:
-        x = fitted(golden, dump, report.pairing, tap) if tap in pairs and not tap.endswith("_ids") else None
-        return None if x is None or isinstance(x, Verdict) or not np.isfinite(x).all() else x
+    def given(tap: str) -> Fitted | None:
+        try:
+            found = port[tap] if tap in pairs and not tap.endswith("_ids") else None
+        except Misfit:
+            return None
+        return found if found is not None and np.isfinite(found.x).all() else None
 
     with Spool(Path(tempfile.gettempdir())) as exact:
 
@@ -109,9 +115,10 @@ def follow(
     """Run `model` on the port's tensors; `note` receives each tap, its axes, the computed tensor and the port's."""
 
     def swap(name: str, x: Array, axes: str) -> Array:
-        theirs = given(name)
-        if theirs is None:
+        found = given(name)
+        if found is None:
             return x
+        theirs = found.over(x)
         note(name, axes, x, theirs)
         return theirs.astype(x.dtype)
 

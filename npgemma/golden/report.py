@@ -112,9 +112,11 @@ def wrong_taps(verdicts: Sequence[Verdict]) -> Iterator[str]:
 
 def notes(report: Report) -> Iterator[str]:
     """What was left out of the comparison because it is harmless."""
-    for note in dict.fromkeys(verdict.note for verdict in report.verdicts if verdict.note):
-        names = [f"{verdict.name} ({verdict.theirs})" for verdict in report.verdicts if verdict.note == note]
-        yield f"{listed(names, MOST)}: {note}"
+    found: dict[str, list[str]] = {}
+    for verdict in report.verdicts:
+        for note in verdict.note.splitlines():
+            found.setdefault(note, []).append(f"{verdict.name} ({verdict.theirs})")
+    yield from (f"{listed(names, MOST)}: {note}" for note, names in found.items())
 
 
 def tokens(report: Report, golden: Golden) -> Iterator[str]:

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from npgemma import BadGolden
 from npgemma.golden import PRESETS, Golden, NameMap, Rule, preset, read_mapping
-from npgemma.golden.mapping import SAME_NAMES, fit, mapping_of, pair
+from npgemma.golden.layout import fit
+from npgemma.golden.mapping import SAME_NAMES, pair
+from npgemma.golden.mapping_file import mapping_of
 
 TAPS = ["text.layers.0.out", "text.layers.1.out", "logits"]
 LAYERS = Rule(r"blk\.(\d+)", r"text.layers.\1.out")

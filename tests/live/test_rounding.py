@@ -10,9 +10,11 @@ from random_models import GEMMAS, PALIGEMMA_2, PROMPT, STEPS, write_model
 
 import npgemma
 from npgemma.api.vision_language import VisionLanguageModel
-from npgemma.golden.compare import compare, fitted
+from npgemma.golden.compare import compare
 from npgemma.golden.dump import read_dump
 from npgemma.golden.file import read_golden
+from npgemma.golden.layout import Fitted
+from npgemma.golden.port import Port
 from npgemma.golden.presets import preset
 from npgemma.golden.record import record
 from npgemma.golden.replay import follow
@@ -85,8 +87,10 @@ def shares(
     made: dict[str, tuple[float, int]] = {}
     dumped: dict[str, np.ndarray] = {}
 
-    def given(tap: str) -> np.ndarray | None:
-        return fitted(golden, found, pairing, tap) if tap in pairing.pairs else None
+    theirs = Port(golden, found, pairing)
+
+    def given(tap: str) -> Fitted | None:
+        return theirs[tap] if tap in pairing.pairs else None
 
     def note(tap: str, axes: str, ours: np.ndarray, theirs: np.ndarray) -> None:
         if tap == "pixel_values":  # dumped before it is cast
