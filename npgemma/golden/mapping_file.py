@@ -36,7 +36,7 @@ from typing import Any
 
 from npgemma.errors import BadGolden
 from npgemma.golden.mapping import EACH, NameMap, Rule
-from npgemma.golden.names import TABLE
+from npgemma.golden.names import TABLES
 
 
 def read_mapping(path: str | Path) -> NameMap:
@@ -145,7 +145,8 @@ def is_index(value: Any) -> bool:
 # The name of a tap for each entry of the table, in the prefill and in a step, with 0 for every number.
 _EXAMPLES = [
     step + re.sub(r"\{[ibn]\}", "0", entry.pattern)
-    for entry in TABLE
+    for table in TABLES.values()
+    for entry in table
     for step in ([""] if entry.pattern.startswith("steps") else ["", "steps.0."])
 ]
 

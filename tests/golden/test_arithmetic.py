@@ -1,11 +1,12 @@
-"""Sums and products of looped arrays are those of a loop in float32, to the bit, in the functions of the layers too."""
+"""Arrays with another arithmetic: loops to the bit, in the functions of the layers too, and rounded products."""
 
 import numpy as np
 import pytest
 
 import npgemma
-from npgemma.golden.summation import InEightSums, InOneSum, Looped, summing
+from npgemma.golden.arithmetic import InEightSums, InOneSum, Looped, RoundedProducts, computing_as, looped, modelled
 from npgemma.layers.attention import attend
+from npgemma.layers.bits import round_to_bfloat16
 from npgemma.layers.linear import linear
 from npgemma.layers.norms import RMSNorm, rms_norm
 from npgemma.layers.taps import Recorder
@@ -74,12 +75,27 @@ def test_norms_and_attention_sum_in_loops(order: type[Looped]) -> None:
     np.testing.assert_array_equal(rms_norm(p, x.view(order)), expected)
     q, keys, values = numbers(2, 2, 9), numbers(70, 1, 9), numbers(70, 1, 9)
     taps = Recorder()
-    heads = attend(q.view(order), keys, values, np.ones((2, 70), bool), summing(taps, order))
+    heads = attend(q.view(order), keys, values, np.ones((2, 70), bool), computing_as(taps, order))
     scores = looped_product(q[:, 1], keys[:, 0], order.running_sums)
     np.testing.assert_array_equal(taps["dots"][1], scores)
     np.testing.assert_array_equal(heads[:, 1], looped_product(taps["probs"][1], values[:, 0].T, order.running_sums))
     total = np.array([looped_sum(row, order.running_sums) for row in taps["exp"][1]])
     np.testing.assert_array_equal(taps["probs"][1], taps["exp"][1] / total[:, None])
+
+
+@pytest.mark.parametrize(("sums", "tolerance"), [(1, 0.1), (8, 0.35)])
+def test_a_model_of_loops_has_errors_as_large_as_theirs(sums: int, tolerance: float) -> None:
+    """The model rounds its result once more: a fifth of the error of eight sums."""
+    a, b = numbers(32, 4096), numbers(4096, 64)
+    exact = a.astype(np.float64) @ b.astype(np.float64)
+    loops, model = (np.std(f(a, b, sums) - exact) for f in (looped, modelled))
+    assert model == pytest.approx(loops, rel=tolerance)
+
+
+def test_products_are_rounded_before_a_bias_is_added() -> None:
+    x, w, bias = numbers(3, 21), numbers(5, 21), numbers(5)
+    np.testing.assert_array_equal(linear(x.view(RoundedProducts), w, bias), round_to_bfloat16(x @ w.T) + bias)
+    np.testing.assert_array_equal(x.view(RoundedProducts).sum(-1), x.sum(-1))
 
 
 def test_other_dtypes_sum_as_usual() -> None:
@@ -96,7 +112,7 @@ def test_every_tensor_of_a_run_is_computed_in_the_order() -> None:
     model = npgemma.load()
     inputs = model.processor([npgemma.sample_picture()], ["caption en"])
     usual, looped = Recorder(), Recorder()
-    for tap in (usual, summing(looped, InOneSum)):
+    for tap in (usual, computing_as(looped, InOneSum)):
         model.forward(inputs.input_ids[0], inputs.pixel_values, tap=tap)
     for name, x in looped.items():
         assert type(x) is np.ndarray

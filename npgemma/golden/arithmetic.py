@@ -1,0 +1,184 @@
+"""The arithmetic of other frameworks: the order in which they add up, and what they round.
+
+NumPy adds in pairs and BLAS in blocks: at width 2048 a norm whose sum is a plain loop has 5.6 times their error, and is
+as right. So a golden file also holds the errors of runs whose sums and products of matrices are computed in another
+way. An array of a class below computes them so, whatever function it meets, and so does each array that is made from
+it. The model itself does not know:
+
+    >>> import numpy as np
+    >>> x = np.full(1 << 17, 0.1, np.float32)
+    >>> print(x.sum(), x.view(InOneSum).sum(), x.view(InEightSums).sum())
+    13107.202 13093.619 13105.178
+
+`computing_as` is the tap that makes a run compute so.
+"""
+
+import math
+import zlib
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from npgemma.layers.bits import round_to_bfloat16
+from npgemma.layers.shapes import Array, Float
+from npgemma.layers.taps import Tap
+
+# Rows and columns of a tile of a product, which stays in the cache while it is added to.
+TILE = (64, 512)
+# The loops of a product with more multiply-adds are modelled, from so many samples of their running sums.
+LARGE, SAMPLES = 1 << 26, 16
+# The variance of the rounding error of s = 2^e m, by s^2: a unit in the last place is 2^(e - 23), the error is uniform
+# within half of one, so its variance is a twelfth, and the mean of 1 / m^2 is 3/8 / log 2 if log m is uniform.
+ROUNDED = 2.0**-46 / 12 * 3 / 8 / math.log(2)
+
+
+class Arithmetic(np.ndarray):
+    """An array whose float32 sums and products of matrices are those of the class. Other dtypes compute as usual."""
+
+    @classmethod
+    def product(cls, a: Array, b: Array) -> Array:
+        """a b."""
+        return a @ b
+
+    @classmethod
+    def total(cls, x: Array, axis: int | None, keepdims: bool) -> Array:
+        """The sum over one axis, or over all of them."""
+        y: Array = x.sum(axis, keepdims=keepdims)
+        return y
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        arrays = tuple(map(plain, inputs))
+        out = tuple(map(plain, options.pop("out", None) or ()))
+        single = all(np.asarray(x).dtype == np.float32 for x in arrays)
+        if single and ufunc is np.matmul and method == "__call__":
+            y = stored(self.product(arrays[0], arrays[1]), out)
+        elif single and ufunc is np.add and method == "reduce":
+            y = stored(self.total(arrays[0], options.get("axis", 0), options.get("keepdims", False)), out)
+        else:
+            y = getattr(ufunc, method)(*arrays, **options, **({"out": out} if out else {}))
+        return self.likewise(y)
+
+    def __array_function__(self, function: Any, types: Any, arguments: Any, options: Any) -> Any:
+        if function is np.dot:
+            w, x = map(plain, arguments)
+            out = options.get("out")
+            return self.likewise(stored(self.product(w, x[:, None])[:, 0], () if out is None else (out,)))
+        return self.likewise(super().__array_function__(function, types, arguments, options))
+
+    def likewise(self, y: Any) -> Any:
+        """`y` as an array of this class, if it is an array of numbers."""
+        return y.view(type(self)) if isinstance(y, np.ndarray) and y.dtype.kind == "f" else y
+
+
+class Looped(Arithmetic):
+    """Sums and products are loops: each has some running sums over equal parts of the terms, added up at the end."""
+
+    running_sums: ClassVar[int]
+
+    @classmethod
+    def product(cls, a: Array, b: Array) -> Array:
+        return product(a, b, cls.running_sums)
+
+    @classmethod
+    def total(cls, x: Array, axis: int | None, keepdims: bool) -> Array:
+        return total(x, axis, keepdims, cls.running_sums)
+
+
+class InOneSum(Looped):
+    """A loop without vector instructions."""
+
+    running_sums = 1
+
+
+class InEightSums(Looped):
+    """A loop with vectors of eight numbers, each of which is a running sum."""
+
+    running_sums = 8
+
+
+class RoundedProducts(Arithmetic):
+    """A product is rounded to bfloat16 before a bias is added, as in Keras, where a linear layer is two operations."""
+
+    @classmethod
+    def product(cls, a: Array, b: Array) -> Array:
+        return round_to_bfloat16(a @ b)
+
+
+def computing_as(tap: Tap, kind: type[Arithmetic]) -> Tap:
+    """`tap`, after which the model continues with arrays of the class `kind`."""
+
+    def converted(name: str, x: Array, axes: str) -> Array:
+        y = tap(name, plain(x), axes)
+        return y.view(kind) if y.dtype == np.float32 else y
+
+    return converted
+
+
+def plain(x: Any) -> Any:
+    """`x` as an ordinary array, if it has another arithmetic."""
+    return x.view(np.ndarray) if isinstance(x, Arithmetic) else x
+
+
+def stored(y: Array, out: Sequence[Array]) -> Array:
+    """`y`, written to the array in `out` if there is one."""
+    if not out:
+        return y
+    out[0][...] = y
+    return out[0]
+
+
+def total(x: Float[Array, "*R"], axis: int | None, keepdims: bool, running_sums: int) -> Array:
+    """The sum over one axis, or over all of them: a running sum over each of so many equal parts, then over these."""
+    terms = x.reshape(-1) if axis is None else np.moveaxis(x, axis, -1)
+    y = np.zeros(terms.shape[:-1], x.dtype)
+    for part in np.array_split(terms, running_sums, -1):
+        if part.size:
+            y = y + np.add.accumulate(part, -1)[..., -1]
+    return np.expand_dims(y, axis) if keepdims and axis is not None else y
+
+
+def product(a: Array, b: Array, running_sums: int) -> Array:
+    """[... T I] times [... I O], matrices or stacks of them: a loop over I for each running sum, or a model of it."""
+    stack = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    a, b = np.broadcast_to(a, stack + a.shape[-2:]), np.broadcast_to(b, stack + b.shape[-2:])
+    y = np.empty((*stack, a.shape[-2], b.shape[-1]), a.dtype)
+    multiply = looped if a.size * b.shape[-1] <= LARGE else modelled
+    for i in np.ndindex(stack):
+        y[i] = multiply(a[i], b[i], running_sums)
+    return y
+
+
+def looped(a: Float[Array, "T I"], b: Float[Array, "I O"], running_sums: int) -> Float[Array, "T O"]:
+    """a b by loops, in tiles that stay in the cache while they are added to."""
+    y = np.zeros((a.shape[0], b.shape[1]), a.dtype)
+    rows, columns = TILE
+    for left in range(0, y.shape[1], columns):
+        right = np.ascontiguousarray(b[:, left : left + columns])
+        for top in range(0, len(y), rows):
+            tile, terms = y[top : top + rows, left : left + columns], np.ascontiguousarray(a[top : top + rows].T)
+            term = np.empty_like(tile, order="C")
+            for part in np.array_split(np.arange(len(b)), running_sums):
+                running = np.zeros_like(term)
+                for i in part:
+                    running += np.multiply(terms[i, :, None], right[i], out=term)
+                tile += running
+    return y
+
+
+def modelled(a: Float[Array, "T I"], b: Float[Array, "I O"], running_sums: int) -> Float[Array, "T O"]:
+    """The exact a b with a random error as large as that of loops, which would take minutes in a real model.
+
+    Adding a term to a running sum s has an error of variance ROUNDED s^2, and the errors of the terms add up as
+    independent ones do (Higham and Mary 2019). Each running sum is looked at in SAMPLES / `running_sums` places.
+    """
+    y = a.astype(np.float64) @ b.astype(np.float64)
+    squares = np.zeros(y.shape, a.dtype)
+    for part in np.array_split(np.arange(len(b)), running_sums):
+        running = np.zeros_like(squares)
+        for terms in np.array_split(part, SAMPLES // running_sums):
+            running += a[:, terms[0] : terms[-1] + 1] @ b[terms[0] : terms[-1] + 1]
+            squares += np.square(running) * np.float32(len(terms))
+    seed = zlib.crc32(a[0].tobytes() + b[:, 0].tobytes())
+    y += np.sqrt(squares * np.float32(ROUNDED)) * np.random.default_rng(seed).standard_normal(y.shape, a.dtype)
+    return y.astype(a.dtype)
