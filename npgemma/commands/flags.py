@@ -33,8 +33,8 @@ def loading_flags() -> argparse.ArgumentParser:
         "--model",
         metavar="MODEL",
         help="a folder in Hugging Face layout, a .safetensors file in one, or org/name[@revision] in the Hugging Face "
-        "cache; nothing is downloaded (default: an embedded model: tiny-gemma for chat and to continue a text, "
-        "tiny-siglip for classify, else a PaliGemma)",
+        "cache; nothing is downloaded (default: for search the model that made the file, else an embedded model: "
+        "tiny-gemma for chat and to continue a text, tiny-siglip for classify and embed, else a PaliGemma)",
     )
     flags.add_argument(
         "--tokenizer",
