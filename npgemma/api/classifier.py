@@ -33,7 +33,7 @@ class Label(NamedTuple):
     name : str
         The label, from config.json.
     probability : float
-        From 0 to 1; those of all labels sum to 1.
+        From 0 to 1; those of all labels sum to 1, unless the model was trained to find several in a picture.
 
     Examples
     --------
@@ -136,11 +136,15 @@ class Classifier(LoadedModel[ViTConfig, ViT]):
         """
         require_count("top", top)
         names = self.config.labels
-        probabilities = softmax(
-            encoded(self, partial(run_images, self), as_pictures(images), len(names), batch_size, silent)
-        )
+        logits = encoded(self, partial(run_images, self), as_pictures(images), len(names), batch_size, silent)
+        probabilities = independent(logits) if self.config.multi_label else softmax(logits)
         order = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
         return [[Label(names[i], float(row[i])) for i in best] for row, best in zip(probabilities, order, strict=True)]
+
+
+def independent(logits: Float[Array, "B A"]) -> Float[Array, "B A"]:
+    """y = 1 / (1 + e^-l) = e^-log(1 + e^-l): whether each label fits, whatever the others are."""
+    return np.exp(-np.logaddexp(0, -logits))
 
 
 def run_images(model: Classifier, images: Sequence[Picture], tap: Tap) -> Float[Array, "B A"]:
