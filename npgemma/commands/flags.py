@@ -70,6 +70,17 @@ def encoder_flags() -> argparse.ArgumentParser:
     return flags
 
 
+def strict_flag(what: str) -> argparse.ArgumentParser:
+    """What to do about a text that is too long; `what` it is called."""
+    flags = argparse.ArgumentParser(add_help=False)
+    flags.add_argument(
+        "--strict",
+        action="store_true",
+        help=f"refuse a {what} that is longer than the model reads (default: leave out its end, and say so)",
+    )
+    return flags
+
+
 def chat_flags() -> argparse.ArgumentParser:
     """`loading_flags` for models that write, which take adapters."""
     return with_adapter(loading_flags())
