@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from npgemma.layers.activations import Activation, softmax
+from npgemma.layers.activations import Activation, sigmoid, softmax
 from npgemma.layers.attention import attend
 from npgemma.layers.linear import embed, linear, project, unproject
 from npgemma.layers.norms import LayerNorm, layer_norm
@@ -198,3 +198,8 @@ def forward(p: ViT, pixel_values: Float[Array, "B C Y X"], tap: Tap = silent) ->
 def probabilities(logits: Float[Array, "B A"], tap: Tap = silent) -> Float[Array, "B A"]:
     """The softmax over the labels."""
     return tap("probabilities", softmax(logits), "B A")
+
+
+def independent_probabilities(logits: Float[Array, "B A"], tap: Tap = silent) -> Float[Array, "B A"]:
+    """The sigmoid of each logit: whether a label fits, whatever the others are, of a model trained to find several."""
+    return tap("probabilities", sigmoid(logits), "B A")
