@@ -32,7 +32,7 @@ MODULES = {
     "layers": {
         "__init__": set(),
         "shapes": set(),
-        "threads": set(),
+        "threads": {"shapes"},
         "taps": {"shapes"},
         "tree": {"shapes"},
         "bits": {"shapes"},
