@@ -69,7 +69,7 @@ class Recording(Budget):
 
     asked: list[Footprint] = field(default_factory=list)
 
-    def require(self, needed: Footprint) -> None:
+    def require(self, needed: Footprint, **_: object) -> None:
         self.asked.append(needed)
 
 

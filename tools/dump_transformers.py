@@ -1,7 +1,9 @@
-"""Dump what transformers' PaliGemma or Gemma computes, under its own names, as the author of a port would.
+"""Dump what transformers' PaliGemma, Gemma, SigLIP, CLIP or ViT computes, under its own names, as a port would.
 
     python tools/dump_transformers.py npgemma/assets/tiny npgemma/assets/sample.png "caption en" -o dump.safetensors
     python tools/dump_transformers.py gemma-3-1b-it "Why is the sky blue?" -o dump.safetensors
+    python tools/dump_transformers.py clip-vit-base-patch16 cat.jpg dog.jpg "a cat" "a dog" -o dump.safetensors
+    python tools/dump_transformers.py vit-base-patch16-224 cat.jpg -o dump.safetensors
     npgemma compare golden.safetensors dump.safetensors --preset transformers
 
 A forward hook on every module keeps its output. For tensors that no module returns, a hook keeps the input of the
@@ -25,18 +27,30 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 from transformers_bugs import BUGS, BUGS_2, BUGS_3, decoder_of
+from transformers_encoder_bugs import ENCODER_BUGS
 
 import npgemma
+from npgemma.commands.golden import case_of
+from npgemma.io.picture import Picture
 
 # Modules whose inputs are kept: the heads before the output projection, the MLP's hidden row, the middle of a layer.
 INPUTS = ("o_proj", "out_proj", "down_proj", "fc2", "layer_norm2")
 INPUTS += ("post_attention_layernorm", "pre_feedforward_layernorm")
+# Those of encoders: the middle of a layer of a ViT, and pooled rows.
+INPUTS += ("layernorm_after", "post_layernorm", "text_projection", "classifier", "head")
+# What an encoder returns.
+OUTPUTS = ("image_embeds", "text_embeds", "logits_per_image", "logits_per_text", "loss", "logits")
+ALL_BUGS = BUGS | BUGS_2 | BUGS_3 | ENCODER_BUGS
+Encoder = npgemma.DualEncoder | npgemma.Classifier
 # By model_type.
 CLASSES = {
     "paligemma": "PaliGemmaForConditionalGeneration",
     "gemma": "GemmaForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
+    "siglip": "SiglipModel",
+    "clip": "CLIPModel",
+    "vit": "ViTForImageClassification",
 }
 
 
@@ -51,7 +65,7 @@ def load_model(folder: Path, dtype: torch.dtype, attention: str) -> PreTrainedMo
     return kind.from_pretrained(folder, dtype=dtype, attn_implementation=wanted).eval()
 
 
-def make_inputs(folder: Path, pictures: Sequence[Path], prompt: str) -> dict[str, Tensor]:
+def make_inputs(folder: Path, pictures: Sequence[Picture], prompt: str) -> dict[str, Tensor]:
     """Ids, and for pictures types and pixels, from npgemma's processor, which equal those of transformers."""
     inputs = npgemma.load(folder).processor([list(pictures)], [prompt])
     ids = {"input_ids": torch.from_numpy(inputs.input_ids[0])[None]}
@@ -76,6 +90,25 @@ def dump(model: PreTrainedModel, inputs: dict[str, Tensor], ids: Sequence[int] =
     return {name: x.detach().clone().contiguous() for name, x in found.items()}
 
 
+def make_encoder_inputs(model: Encoder, pictures: Sequence[Picture], texts: Sequence[str]) -> dict[str, Tensor]:
+    """Pixels, and ids of texts if there are any, from npgemma's processors, which equal those of transformers."""
+    pixels = {"pixel_values": torch.from_numpy(model.processor(list(pictures)))}
+    if not texts:
+        return pixels
+    return pixels | {"input_ids": torch.from_numpy(model.text_rows(list(texts)).ids)}
+
+
+@torch.no_grad()
+def dump_encoder(model: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Every tensor of a run of an encoder, with the loss if there is a text for each picture."""
+    found = dict(inputs)
+    pairs = "input_ids" in inputs and len(inputs["input_ids"]) == len(inputs["pixel_values"])
+    with hooked(model, Hooks(found, "")):
+        out = model(**inputs, **({"return_loss": True} if pairs else {}))
+    found |= {name: out[name] for name in OUTPUTS if out.get(name) is not None}
+    return {name: x.detach().clone().contiguous() for name, x in found.items()}
+
+
 class Hooks:
     """Hooks on every module that keep its tensors in `found`, under `scope` and the module's name."""
 
@@ -97,8 +130,11 @@ class Hooks:
                 self.keep(".".join([name, *args[2:], part]), x)
             return
         self.keep(name, first)
-        if name.endswith("self_attn"):
+        if name.endswith("self_attn") and name.startswith("model."):
             self.keep(f"{name}.probs", more[0])
+        elif name.endswith(("self_attn", "attention")) and more[0] is not None:  # of an encoder
+            for i, probs in enumerate(more[0]):
+                self.keep(f"{name}.probs.{i}", probs)
 
     def input(self, name: str, module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
         if name.endswith("self_attn"):
@@ -139,13 +175,20 @@ def code_of(model: PreTrainedModel) -> ModuleType:
 
 def recording(model: PreTrainedModel, found: dict[str, Tensor], scope: str) -> ExitStack:
     """While it is open, `found` receives the tensors of every module."""
-    stack, hooks = ExitStack(), Hooks(found, scope)
+    hooks = Hooks(found, scope)
+    stack = hooked(model, hooks)
     code, update = code_of(model), Cache.update
     rotate = partial(hooks.rotate, code.apply_rotary_pos_emb)
     stack.enter_context(mock.patch.object(code, "apply_rotary_pos_emb", rotate))
     stack.enter_context(mock.patch.object(Cache, "update", lambda *args, **more: hooks.extend(update, *args, **more)))
+    return stack
+
+
+def hooked(model: PreTrainedModel, hooks: Hooks) -> ExitStack:
+    """While it is open, every module calls `hooks`, but dropout, which does nothing and runs twice in a ViT's layer."""
+    stack = ExitStack()
     for name, module in model.named_modules():
-        if name:
+        if name and not isinstance(module, torch.nn.Dropout):
             after = module.register_forward_hook(partial(hooks.output, name), with_kwargs=True)
             before = module.register_forward_pre_hook(partial(hooks.input, name), with_kwargs=True)
             stack.callback(after.remove)
@@ -153,24 +196,33 @@ def recording(model: PreTrainedModel, found: dict[str, Tensor], scope: str) -> E
     return stack
 
 
+def dump_case(model: PreTrainedModel, a: argparse.Namespace) -> dict[str, Tensor]:
+    """The tensors of the case that the arguments name."""
+    loaded, a.model = npgemma.load(a.model), str(a.model)
+    pictures, text = case_of(a, loaded)
+    if isinstance(loaded, Encoder):
+        return dump_encoder(model, make_encoder_inputs(loaded, pictures, text))
+    return dump(model, make_inputs(loaded.folder, pictures, text), a.ids)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model", type=Path)
-    parser.add_argument("pictures", type=Path, nargs="*")
-    parser.add_argument("prompt")
+    parser.add_argument("case", nargs="+", metavar="IMAGE ... TEXT", help="as for `npgemma golden`")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="a .safetensors file")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--attention", choices=("eager", "sdpa"), default="eager")
     parser.add_argument(
         "--ids", type=int, nargs="*", default=[], help="tokens to decode after the prefill, a step each"
     )
-    parser.add_argument("--bug", choices=BUGS | BUGS_2 | BUGS_3, help="plant this mistake first")
+    parser.add_argument("--bug", choices=ALL_BUGS, help="plant this mistake first")
     a = parser.parse_args()
     model = load_model(a.model, getattr(torch, a.dtype), a.attention)
+    a.steps = None
     with ExitStack() as stack:
         if a.bug:
-            (BUGS | BUGS_2 | BUGS_3)[a.bug].plant(model, stack)
-        tensors = dump(model, make_inputs(a.model, a.pictures, a.prompt), a.ids)
+            ALL_BUGS[a.bug].plant(model, stack)
+        tensors = dump_case(model, a)
     temporary = a.output.with_name(f".{a.output.name}")
     save_file(tensors, temporary)
     temporary.replace(a.output)

@@ -13,12 +13,15 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from copy import copy
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest import mock
 
+from encoder_mutations import CLIP_BUGS, SIGLIP_BUGS, VIT_BUGS
 from later_mutations import GEMMA_3_BUGS, PALIGEMMA_2_BUGS
 from mutations import BENIGN, BUGS, ROUNDED, Variant
+from random_encoders import CLIP, SIGLIP, VIT, write_encoder
 from random_models import GEMMAS, PALIGEMMA_2, PROMPT, load_with_suffix, write_model
 
 import npgemma
@@ -73,6 +76,12 @@ def random_gemma_3(folder: Path) -> Study:
     return recorded(model, [], PROMPT, folder)
 
 
+def random_encoder(name: str, folder: Path) -> Study:
+    """A random SigLIP, CLIP or ViT that is written to `folder`."""
+    written = write_encoder(folder / "model", name)
+    return Study(written.model, written.record(folder / "golden.safetensors"))
+
+
 def recorded(model: AnyModel, images: Sequence[Path], prompt: str, folder: Path) -> Study:
     """A golden file of a model with every tap and one step, and the model."""
     path = folder / "golden.safetensors"
@@ -85,6 +94,9 @@ PLANTED: dict[str, tuple[dict[str, Variant], Callable[[Path], Study]]] = {
     "the embedded model": (BUGS, lambda _: embedded()),
     "a random PaliGemma 2": (PALIGEMMA_2_BUGS, random_paligemma_2),
     "a random Gemma 3": (GEMMA_3_BUGS, random_gemma_3),
+    "a random SigLIP": (SIGLIP_BUGS, partial(random_encoder, SIGLIP)),
+    "a random CLIP": (CLIP_BUGS, partial(random_encoder, CLIP)),
+    "a random ViT": (VIT_BUGS, partial(random_encoder, VIT)),
 }
 
 

@@ -26,6 +26,9 @@ from npgemma.testing import save_tensors
 SIGLIP, CLIP, VIT = "SigLIP", "CLIP", "ViT"
 CLIP_PIECES = [*ALPHABET, START, END]  # a text is its letters: there are no merges
 TEXT = TextConfig(128, 20, 28, 2, 4, max_position_embeddings=12)
+NOISE_PICTURES = np.random.default_rng(0).integers(0, 256, (2, 40, 31, 3), np.uint8)
+IMAGES: list[Picture] = [npgemma.sample_picture(), *NOISE_PICTURES]
+TEXTS = ["a red cat", "two", "star on it"]
 LOG_SCALE = 2.5  # as in a trained model, it makes of cosines scores that differ
 QUICK = {"layer_norm_eps": 1e-5, "hidden_act": "quick_gelu"}
 CONFIGS: dict[str, tuple[ModuleType, Any]] = {
@@ -72,9 +75,7 @@ def write_encoder(folder: Path, name: str, seed: int = 4) -> Written:
     (folder / "config.json").write_text(json.dumps(checkpoint.config_json(config)))
     save_tensors(tensors, folder / "model.safetensors")
     write_tokenizer(folder, name)
-    pictures = [rng.integers(0, 256, (rows, 31, 3), np.uint8) for rows in (40, 29)]
-    texts = [] if name == VIT else ["a red cat", "two", "star on it"]
-    return Written(npgemma.load(folder), [npgemma.sample_picture(), *pictures], texts)
+    return Written(npgemma.load(folder), IMAGES, [] if name == VIT else TEXTS)
 
 
 def write_tokenizer(folder: Path, name: str) -> None:

@@ -1,6 +1,6 @@
 """`Classifier`: a ViT, to name what a picture shows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from npgemma.errors import BadModel
 from npgemma.io.picture import Picture
 from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import Tap, checked, silent
-from npgemma.models.vit import ViT, forward, probabilities
+from npgemma.models.vit import ViT, forward, independent_probabilities, probabilities
 
 TOP = 5  # how many labels are given by default
 
@@ -32,7 +32,7 @@ class Label(NamedTuple):
     name : str
         The label, from config.json.
     probability : float
-        From 0 to 1; those of all labels sum to 1.
+        From 0 to 1; those of all labels sum to 1, unless the model was trained to find several in a picture.
 
     Examples
     --------
@@ -136,9 +136,14 @@ class Classifier(LoadedModel[ViTConfig, ViT]):
         require_count("top", top)
         names = self.config.labels
         logits = encoded(self, partial(run_images, self), as_pictures(images), len(names), batch_size, silent)
-        rows = probabilities(logits)
+        rows = probabilities_of(self)(logits)
         order = np.argsort(-rows, axis=-1, kind="stable")[:, :top]
         return [[Label(names[i], float(row[i])) for i in best] for row, best in zip(rows, order, strict=True)]
+
+
+def probabilities_of(model: Classifier) -> Callable[..., Float[Array, "B A"]]:
+    """The function that makes probabilities of the model's logits."""
+    return independent_probabilities if model.config.multi_label else probabilities
 
 
 def run_images(model: Classifier, images: Sequence[Picture], tap: Tap) -> Float[Array, "B A"]:

@@ -81,6 +81,8 @@ def infer_model(members: Mapping[str, Member], path: Path) -> NpzModel:
     if "embedding/kernel" in members:
         of = "is a ViT of big_vision, whose positions leave out the class token"
         raise BadModel(f"{path} {of}; npgemma converts those of vision_transformer, such as AugReg's")
+    if "img/embedding/kernel" in members and not any(name.startswith("llm/") for name in members):
+        raise BadModel(f"{path} holds a vision tower alone (img/); convert the file of the whole SigLIP or PaliGemma")
     return paligemma_model(infer_paligemma(members, path))
 
 

@@ -78,11 +78,12 @@ NPZ = within(NPZ_BLOCK, "blocks[i].", "Transformer/encoderblock_{i}/{}") + table
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """The tower, the name of each label, and how pictures become numbers."""
+    """The tower, the name of each label, how pictures become numbers, and whether several labels may fit a picture."""
 
     vision: VisionConfig
     labels: tuple[str, ...]
     pixels: PixelSettings = VIT_PIXELS
+    multi_label: bool = False
 
 
 MODEL_TYPE = "vit"
@@ -91,6 +92,7 @@ VISION = VisionConfig(768, 3072, 12, 12, patch_size=16, layer_norm_eps=1e-12, hi
 NPZ_VISION = replace(VISION, layer_norm_eps=1e-6, hidden_act="gelu_pytorch_tanh")
 HAS_DISTILLATION = "deit"
 MOST_LABELS = 1 << 20
+SINGLE_LABEL, MULTI_LABEL = "single_label_classification", "multi_label_classification"
 
 # Keys that do not matter: nothing is trained, no picture is drawn, and the classifier reads the class token itself.
 HARMLESS = words("""
@@ -121,7 +123,11 @@ def parse(s: Section) -> ViTConfig:
     s.ignore(HARMLESS)
     s.ignore(towers.LEFTOVERS)
     s.require("qkv_bias", True)
-    return ViTConfig(towers.read_vision(s, VISION), read_labels(s))
+    s.require("problem_type", SINGLE_LABEL, MULTI_LABEL)
+    labels = read_labels(s)
+    # as in transformers' pipeline, a single label fits or does not
+    multi_label = s.get("problem_type") == MULTI_LABEL or len(labels) == 1
+    return ViTConfig(towers.read_vision(s, VISION), labels, multi_label=multi_label)
 
 
 def read_labels(s: Section) -> tuple[str, ...]:
@@ -147,7 +153,8 @@ def config_json(c: ViTConfig) -> dict[str, object]:
         "label2id": {label: i for i, label in enumerate(c.labels)},
     }
     kind = {"model_type": MODEL_TYPE, "architectures": ["ViTForImageClassification"], "qkv_bias": True}
-    return kind | asdict(c.vision) | labels
+    problem = {"problem_type": MULTI_LABEL} if c.multi_label else {}
+    return kind | problem | asdict(c.vision) | labels
 
 
 @lru_cache(maxsize=8)

@@ -5,7 +5,7 @@ import argparse
 from npgemma.api.classifier import TOP, Classifier, Label
 from npgemma.api.dual_encoder import DualEncoder
 from npgemma.checkpoints import clip
-from npgemma.commands.flags import AddParser, WrongUsage, encoder_flags, load_any_model, positive, reading
+from npgemma.commands.flags import AddParser, WrongUsage, encoder_flags, load_any_model, positive, reading, strict_flag
 from npgemma.commands.notes import note_embedded, note_truncated
 from npgemma.commands.output import as_json, printable, working
 from npgemma.commands.streams import PICTURE, given
@@ -17,7 +17,7 @@ from npgemma.io.text_rows import TextRows
 def add_classify(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
     parser = add_parser(
         "classify",
-        parents=[form, encoder_flags()],
+        parents=[form, encoder_flags(), strict_flag("label")],
         help="rank labels by how well they fit a picture: probability, label",
     )
     parser.add_argument("image", metavar="IMAGE", help="a picture")
@@ -29,11 +29,6 @@ def add_classify(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
         type=positive,
         metavar="N",
         help=f"print the N most probable labels only (default: all of yours, {TOP} of a ViT)",
-    )
-    parser.add_argument(
-        "--strict",
-        action="store_true",
-        help="refuse a label that is longer than the model reads (default: leave out its end, and say so)",
     )
     parser.set_defaults(run=run_classify, stdin={"image": (PICTURE,)})
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from npgemma.api.dual_encoder import DualEncoder
 from npgemma.api.embedding import digest, image_rows
 from npgemma.api.encoding import BATCH
-from npgemma.commands.flags import AddParser, WrongUsage, encoder_flags, load_dual_encoder, positive
+from npgemma.commands.flags import AddParser, WrongUsage, encoder_flags, load_dual_encoder, positive, strict_flag
 from npgemma.commands.notes import note_embedded, note_truncated
 from npgemma.commands.output import INTERRUPTED, printable
 from npgemma.commands.progress import Progress
@@ -24,7 +24,9 @@ MOST_CHARACTERS = 10_000  # of a text: NumPy gives every text the space of the l
 
 def add_embed(add_parser: AddParser) -> None:
     embed = add_parser(
-        "embed", parents=[encoder_flags()], help="turn pictures and texts into rows to compare, for npgemma search"
+        "embed",
+        parents=[encoder_flags(), strict_flag("text")],
+        help="turn pictures and texts into rows to compare, for npgemma search",
     )
     embed.add_argument("images", nargs="*", metavar="IMAGE", help="pictures, or folders of pictures (not of folders)")
     embed.add_argument("--text", type=Path, metavar="FILE", help="texts as well, one a line")
@@ -42,11 +44,6 @@ def add_embed(add_parser: AddParser) -> None:
         default=BATCH,
         metavar="N",
         help=f"how many run at a time (default: {BATCH}); the memory that is needed grows with it",
-    )
-    embed.add_argument(
-        "--strict",
-        action="store_true",
-        help="refuse a text that is longer than the model reads (default: leave out its end, and say so)",
     )
     embed.set_defaults(run=run_embed)
 

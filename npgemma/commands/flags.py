@@ -33,8 +33,8 @@ def loading_flags() -> argparse.ArgumentParser:
         "--model",
         metavar="MODEL",
         help="a folder in Hugging Face layout, a .safetensors file in one, or org/name[@revision] in the Hugging Face "
-        "cache; nothing is downloaded (default: an embedded model: tiny-gemma for chat and to continue a text, "
-        "tiny-siglip for classify, else a PaliGemma)",
+        "cache; nothing is downloaded (default: for search the model that made the file, else an embedded model: "
+        "tiny-gemma for chat and to continue a text, tiny-siglip for classify and embed, else a PaliGemma)",
     )
     flags.add_argument(
         "--tokenizer",
@@ -66,6 +66,17 @@ def encoder_flags() -> argparse.ArgumentParser:
         type=positive,
         metavar="N",
         help=f"the most pixels of a picture (default: {MAX_PIXELS:,}); a larger file may be made to fill memory",
+    )
+    return flags
+
+
+def strict_flag(what: str) -> argparse.ArgumentParser:
+    """What to do about a text that is too long; `what` it is called."""
+    flags = argparse.ArgumentParser(add_help=False)
+    flags.add_argument(
+        "--strict",
+        action="store_true",
+        help=f"refuse a {what} that is longer than the model reads (default: leave out its end, and say so)",
     )
     return flags
 

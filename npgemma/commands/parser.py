@@ -1,6 +1,7 @@
 """The parser of a command, in which options may stand between the other arguments."""
 
 import argparse
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Read the options before `--`, and then all the rest."""
+        args = sys.argv[1:] if args is None else list(args)
         end = args.index("--") if "--" in args else len(args)
         names = [action for action in self._actions if action.option_strings]
         places = [action for action in self._actions if not action.option_strings]

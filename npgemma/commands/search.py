@@ -9,7 +9,7 @@ import numpy as np
 
 from npgemma.api.dual_encoder import DualEncoder
 from npgemma.commands.embed import facts_of
-from npgemma.commands.flags import AddParser, WrongUsage, encoder_flags, load_dual_encoder, positive
+from npgemma.commands.flags import AddParser, WrongUsage, encoder_flags, load_dual_encoder, positive, strict_flag
 from npgemma.commands.notes import note_embedded, note_truncated
 from npgemma.commands.output import as_json, printable, working
 from npgemma.commands.streams import PICTURE, given, shown
@@ -33,18 +33,15 @@ class Hit(NamedTuple):
 
 def add_search(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
     search = add_parser(
-        "search", parents=[form, encoder_flags()], help="rank the pictures of npgemma embed by a text or a picture"
+        "search",
+        parents=[form, encoder_flags(), strict_flag("text")],
+        help="rank the pictures of npgemma embed by a text or a picture",
     )
     search.add_argument("embeddings", type=Path, metavar="EMBEDDINGS", help="a file that npgemma embed has written")
     search.add_argument("query", metavar="QUERY", help="a text, or a picture to find similar ones")
     search.add_argument("--top", type=positive, default=TOP, metavar="N", help=f"how many (default: {TOP})")
     search.add_argument(
         "--contact-sheet", type=Path, metavar="FILE", help="also draw them side by side, to a .png, .jpg, .webp or .bmp"
-    )
-    search.add_argument(
-        "--strict",
-        action="store_true",
-        help="refuse a text that is longer than the model reads (default: leave out its end, and say so)",
     )
     search.set_defaults(run=run_search, stdin={"query": (PICTURE,)}, stdout={"contact_sheet": ".png"})
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 
-from npgemma.api.classifier import Classifier
+from npgemma.api.classifier import Classifier, probabilities_of
 from npgemma.api.dual_encoder import DualEncoder, as_texts, run_pixels, run_texts
 from npgemma.api.generation import embed, limits
 from npgemma.api.language import LanguageModel
@@ -160,7 +160,7 @@ class PictureCase:
 
     def run(self, model: Classifier, tap: Tap) -> None:
         scores = vit.forward(model.weights, self.pixel_values.astype(model.dtype, copy=False), tap)
-        vit.probabilities(scores, tap)
+        probabilities_of(model)(scores, tap)
 
 
 def refuse_steps(model: DualEncoder | Classifier, steps: int | None) -> None:

@@ -110,5 +110,5 @@ VIT: tuple[Entry, ...] = (
     Entry("norm", "B T D", "blocks", "final layer norm"),
     Entry("class", "B D", "blocks", "the row of the class token"),
     Entry("logits", "B A", "io", "the score of each label"),
-    Entry("probabilities", "B A", "io", "softmax over the labels"),
+    Entry("probabilities", "B A", "io", "softmax over the labels, or the sigmoid of each logit"),
 )

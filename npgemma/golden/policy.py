@@ -80,7 +80,8 @@ GELUS = {"gelu_pytorch_tanh": "gelu, tanh form", "gelu": "gelu, erf form", "quic
 def policy(model: AnyModel) -> dict[str, Any]:
     """What `model` computes where implementations differ."""
     if isinstance(model, Classifier):
-        return VIT | {"towers": {"vision": tower(model.config.vision)}}
+        several = {"probabilities": "sigmoid of each logit"} if model.config.multi_label else {}
+        return VIT | several | {"towers": {"vision": tower(model.config.vision)}}
     if isinstance(model, DualEncoder):
         found = SIGLIP if isinstance(model.weights, Siglip) else CLIP
         return found | {"towers": {"vision": tower(model.config.vision), "text": tower(model.config.text)}}

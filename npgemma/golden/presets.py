@@ -1,7 +1,7 @@
 """The mappings in the package, in the form of mapping files (see mapping). Each was checked with real dumps.
 
-`transformers` is for dumps of forward hooks on the modules of transformers' PaliGemma or Gemma, as
-tools/dump_transformers.py writes them; `transformers-debugger` is for folders that its
+`transformers` is for dumps of forward hooks on the modules of transformers' PaliGemma or Gemma, or of an encoder (see
+encoder_presets), as tools/dump_transformers.py writes them; `transformers-debugger` is for folders that its
 model_addition_debugger_context(use_repr=False) writes.
 
 Two names mean different tensors in decoders of Gemma 1 and of later families. post_attention_layernorm is the norm
@@ -11,6 +11,8 @@ first, and in Gemma 2 what they are before their cap. The policy in a golden fil
 
 from typing import Any
 
+from npgemma.errors import BadGolden
+from npgemma.golden.encoder_presets import ENCODERS
 from npgemma.golden.file import Golden
 from npgemma.golden.mapping import NameMap
 from npgemma.golden.mapping_file import mapping_of
@@ -181,12 +183,20 @@ PRESETS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def preset(name: str, golden: Golden) -> NameMap:
-    """The mapping with this name, a key of PRESETS or PORTS, for dumps of the model that `golden` was recorded from."""
+    """The mapping with this name, a key of PRESETS or PORTS, for dumps of the model that `golden` was recorded from.
+
+    BadGolden if there is none.
+    """
+    encoder = golden.metadata["model"].get("type")
+    if encoder and name != "transformers":
+        raise BadGolden(f"the preset {name!r} is not for a {encoder}; dump it with hooks and use 'transformers'")
+    if encoder:
+        return mapping_of(ENCODERS[encoder], name)
     if name in PORTS:
         return port_preset(name, golden)
     policy = golden.metadata["policy"]
     found, of = PRESETS[name]
-    capped = policy.get("soft_caps") and policy["soft_caps"]["logits"]
+    capped = policy["soft_caps"] and policy["soft_caps"]["logits"]
     norms = _norms(_POST_NORMS if "post_norms" in policy else _NORMS, of)
     scores = _scores({"lm_head": "logits.uncapped", "logits": "logits"} if capped else {"lm_head": "logits"})
     more = ["*logits"] if capped else []  # no module returns them

@@ -44,7 +44,7 @@ def describe(
     """The metadata of a golden file: `axes` by tap, in execution order; `wide` is the dtype of floats."""
     return {
         "case": case(model, images, text),
-        "model": model_hashes(model) | {"truth_stored_as": wide},
+        "model": model_hashes(model) | {"truth_stored_as": wide} | encoder_type(model),
         "preprocessing": None if isinstance(model, LanguageModel) else preprocessing(model),
         "tokenizer": tokenizer(model),
         "policy": policy(model),
@@ -55,6 +55,11 @@ def describe(
         "taps": [[name, letters] for name, letters in axes.items()],
         "versions": {"npgemma": installed_version(), "numpy": np.__version__, "blas": blas()},
     }
+
+
+def encoder_type(model: AnyModel) -> dict[str, str]:
+    """The model_type of an encoder, which its names in other frameworks depend on."""
+    return {"type": str(model.checkpoint.MODEL_TYPE)} if isinstance(model, DualEncoder | Classifier) else {}
 
 
 def case(model: AnyModel, images: Sequence[Picture], text: str | Sequence[str]) -> dict[str, Any]:

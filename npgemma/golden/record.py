@@ -35,7 +35,7 @@ from npgemma.golden.cases import KINDS, TYPES, Case
 from npgemma.golden.file import Spool, write_golden
 from npgemma.golden.names import is_in_level, row_axes
 from npgemma.golden.provenance import describe
-from npgemma.golden.rounding import FLOAT32, SCHEDULES, rounding
+from npgemma.golden.rounding import FLOAT32, SCHEDULES, rounding, rounding_activations
 from npgemma.io.picture import Picture
 from npgemma.layers.bits import pack, round_to_bfloat16
 from npgemma.layers.shapes import Array, Float
@@ -195,7 +195,7 @@ def by_row(axes: str, x: Array) -> Array:
 
 
 def in_bfloat16(weights: Any) -> Any:
-    """The same weights, rounded to bfloat16. Those stored as bfloat16 stay memory maps."""
+    """The same weights, rounded to bfloat16, with activations that round. Those stored as bfloat16 stay memory maps."""
 
     def narrow(leaf: Leaf) -> Array:
         x = leaf.value
@@ -203,4 +203,4 @@ def in_bfloat16(weights: Any) -> Any:
             return x
         return (pack if leaf.kind == "weight" else round_to_bfloat16)(x.astype(np.float32))
 
-    return map_tree(narrow, weights)
+    return rounding_activations(map_tree(narrow, weights))

@@ -15,15 +15,18 @@ name pass unchanged, so that a new tap changes no numbers.
 
 The two schedules for bfloat16 were checked against transformers in bfloat16 on a CPU, tap by tap, where each operation
 received transformers' own inputs (tests/live/test_rounding.py). Its sdpa attention does not cap scores, and it runs the
-decoder of a PaliGemma 2 with eager attention, whatever its tower has.
+decoder of a PaliGemma 2 with eager attention, whatever its tower has. Nor is quick_gelu one operation there, and
+npgemma has no taps inside it: `rounding_activations` gives an emulated run an activation that rounds.
 """
 
-from typing import TypeAlias
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from npgemma.layers.activations import quick_gelu
 from npgemma.layers.bits import round_to_bfloat16
-from npgemma.layers.shapes import Array
+from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import Tap
 
 Schedule: TypeAlias = dict[str, str]
@@ -73,3 +76,16 @@ def rounding(tap: Tap, schedule: Schedule) -> Tap:
         return tap(name, x, axes)
 
     return rounded
+
+
+def rounding_activations(p: Any) -> Any:
+    """Weights of a run in emulated bfloat16: those of a model whose activations round what transformers rounds."""
+    if not is_dataclass(p):
+        return quick_gelu_of_bfloat16 if getattr(p, "__name__", "") == quick_gelu.__name__ else p
+    return replace(p, **{field.name: rounding_activations(getattr(p, field.name)) for field in fields(p)})  # type: ignore[type-var]
+
+
+def quick_gelu_of_bfloat16(x: Float[Array, "*R"]) -> Float[Array, "*R"]:
+    """y = x sigmoid(1.702 x), three operations; the tap of the result rounds the last."""
+    x_scaled = round_to_bfloat16(1.702 * x)
+    return x * round_to_bfloat16(1 / (1 + np.exp(np.clip(-x_scaled, -80, 80))))

@@ -137,6 +137,11 @@ def log_softmax(x: Float[Array, "*R S"]) -> Float[Array, "*R S"]:
     return y - np.log(np.exp(y).sum(-1, keepdims=True))
 
 
+def sigmoid(x: Float[Array, "*R"]) -> Float[Array, "*R"]:
+    """y = 1 / (1 + e^-x) = e^-log(1 + e^-x), which overflows nowhere."""
+    return np.exp(-np.logaddexp(0, -x))
+
+
 def exponentials(x: Float[Array, "*R S"]) -> Float[Array, "*R S"]:
     """y = exp(x - max x), the maximum over the last axis: a softmax before it is divided by its sum."""
     return np.exp(x - x.max(-1, keepdims=True))

@@ -47,7 +47,7 @@ def attend(
     blocks = score_blocks(*q.shape[:-1], seen)
     scale = width**-0.5 if scale is None else scale
     running = [attend_block(q[b], keys[b[0]], values[b[0]], mask[b[2]], scale, cap) for b in blocks]
-    mixed = np.empty(q.shape, q.dtype)  # K G T H
+    mixed = np.empty((rows, heads, width), q.dtype).reshape(rows, key_heads, -1, width).transpose(1, 2, 0, 3)  # K G T H
     if tap is silent:
         run_apart(running, blocks, mixed)
     else:

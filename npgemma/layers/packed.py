@@ -11,7 +11,7 @@ import numpy as np
 
 from npgemma.layers.bits import even_columns, odd_columns, widened
 from npgemma.layers.shapes import Array, Bits, Float, Int, Weight
-from npgemma.layers.threads import in_parallel
+from npgemma.layers.threads import alone, in_parallel
 
 # Elements of W in a block for few rows of x: after it is read from memory as 1 MB of bfloat16, it is still in the
 # second-level cache when its odd columns are widened. With half or twice as many, a step takes 1.2 times as long:
@@ -35,9 +35,15 @@ def multiply_packed(x: Float[Array, "T I"], w: Weight[Array, "O I"]) -> Float[Ar
     if in_pairs and len(x) <= FEW_ROWS:
         return multiply_in_pairs(x, w)
     y = np.empty((len(x), len(w)), x.dtype)
-    size = BLOCK if w.dtype != x.dtype and len(x) <= FEW_ROWS else LARGE_BLOCK
-    in_parallel(lambda block: multiply(x, widened(w[block], x.dtype), y[:, block]), row_blocks(w, size))
+    in_parallel(lambda block: multiply(x, widened(w[block], x.dtype), y[:, block]), blocks_for(len(x), w, x.dtype))
     return y
+
+
+def blocks_for(rows: int, w: Weight[Array, "O I"], dtype: np.dtype) -> list[slice]:
+    """The blocks of W for so many rows of x: one if there is nothing to widen and nobody to share the work with."""
+    if w.dtype == dtype and rows > FEW_ROWS and alone():
+        return [slice(None)]
+    return row_blocks(w, BLOCK if w.dtype != dtype and rows <= FEW_ROWS else LARGE_BLOCK)
 
 
 def multiply_in_pairs(x: Float[Array, "T I"], w: Bits[Array, "O I"]) -> Float[Array, "T O"]:

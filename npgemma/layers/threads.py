@@ -9,6 +9,7 @@ cannot be set: then blocks run one after the other, and BLAS uses as many thread
 
 import ctypes
 import functools
+import math
 import os
 import threading
 from collections import deque
@@ -20,6 +21,8 @@ from importlib import import_module
 from typing import Any, ParamSpec, TypeVar, cast
 
 import numpy as np
+
+from npgemma.layers.shapes import Array, Float
 
 Item = TypeVar("Item")
 P = ParamSpec("P")
@@ -50,6 +53,14 @@ class Blas:
                 if get and put:
                     return get, put
         return None
+
+    @property
+    def threads(self) -> int:
+        """The number of threads it has, or had before it was set to one; 1 without `switch`."""
+        with self.lock:
+            if self.switch is None or self.users:
+                return self.had
+            return self.switch[0]()
 
     @contextmanager
     def on_one_thread(self) -> Iterator[int]:
@@ -86,6 +97,11 @@ class Here(threading.local):
 
 
 here = Here()
+
+
+def alone() -> bool:
+    """Whether this thread is working on an item, so that no other takes part in what it calls."""
+    return here.working
 
 
 def in_parallel(f: Callable[[Item], object], items: Sequence[Item], blas: Blas = BLAS) -> None:
@@ -154,6 +170,35 @@ def by_rows(f: Callable[P, np.ndarray]) -> Callable[P, np.ndarray]:
         return y
 
     return cast(Callable[P, np.ndarray], blocked)
+
+
+# Rows of sequences that a core takes through a model at a time: with fewer, BLAS copies each matrix into tiles for too
+# little work; with more, what one operation computes is no longer in the cache for the next.
+FEWEST_ROWS, MOST_ROWS = 256, 1024
+
+
+def by_sequences(
+    f: Callable[[Float[Array, "B T D"]], Float[Array, "B T D"]], x: Float[Array, "B T D"], blas: Blas = BLAS
+) -> Float[Array, "B T D"]:
+    """f(x), where `f` computes each sequence separately, with some sequences at a time on each core.
+
+    Cores that share single operations wait for one another after each. Sequences that cannot be divided evenly among
+    the cores run last, together; so do all of them if they are few.
+    """
+    count, rows, _ = x.shape
+    y = np.empty_like(x)
+
+    def run(part: slice) -> None:
+        y[part] = f(x[part])
+
+    share = count // blas.threads
+    divided = share * blas.threads if share * rows >= FEWEST_ROWS else 0
+    if divided:
+        size = math.ceil(share / math.ceil(share * rows / MOST_ROWS))
+        in_parallel(run, [slice(start, min(start + size, divided)) for start in range(0, divided, size)], blas)
+    if divided < count:
+        run(slice(divided, count))
+    return y
 
 
 def forked() -> None:

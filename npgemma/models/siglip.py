@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from npgemma.layers import losses
-from npgemma.layers.activations import gelu
+from npgemma.layers.activations import gelu, sigmoid
 from npgemma.layers.linear import linear
 from npgemma.layers.norms import LayerNorm, layer_norm, unit
 from npgemma.layers.resize import resize_positions
@@ -160,8 +160,8 @@ def logits(
 
 
 def probabilities(logits: Float[Array, "B U"], tap: Tap = silent) -> Float[Array, "B U"]:
-    """y = 1 / (1 + e^-l) = e^-log(1 + e^-l): whether picture and text match, whatever the other texts are."""
-    return tap("probabilities", np.exp(-np.logaddexp(0, -logits)), "B U")
+    """The sigmoid of each score: whether picture and text match, whatever the other texts are."""
+    return tap("probabilities", sigmoid(logits), "B U")
 
 
 def loss(p: Siglip, images: Float[Array, "B E"], texts: Float[Array, "B E"], tap: Tap = silent) -> float:

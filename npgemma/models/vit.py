@@ -15,13 +15,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from npgemma.layers.activations import Activation, softmax
+from npgemma.layers.activations import Activation, sigmoid, softmax
 from npgemma.layers.attention import attend
 from npgemma.layers.linear import embed, linear, project, unproject
 from npgemma.layers.norms import LayerNorm, layer_norm
 from npgemma.layers.resize import resize_positions
 from npgemma.layers.shapes import Array, Bool, Float, Int, Weight
 from npgemma.layers.taps import Tap, at, silent
+from npgemma.layers.threads import by_sequences
 
 
 def patches(pixel_values: Float[Array, "B C Y X"], size: int) -> Float[Array, "B P I"]:
@@ -119,10 +120,14 @@ def encoder(
     act: Activation,
     tap: Tap = silent,
 ) -> Float[Array, "B P D"]:
-    """The blocks in turn."""
-    for i, weights in enumerate(blocks):
-        x = block(weights, x, mask, act, at(tap, f"layers.{i}"))
-    return x
+    """The blocks in turn, by sequences unless a tap must see all of them at once."""
+
+    def in_turn(x: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
+        for i, weights in enumerate(blocks):
+            x = block(weights, x, mask, act, at(tap, f"layers.{i}"))
+        return x
+
+    return by_sequences(in_turn, x) if tap is silent else in_turn(x)
 
 
 def every_row(count: int) -> Bool[Array, "P P"]:
@@ -198,3 +203,8 @@ def forward(p: ViT, pixel_values: Float[Array, "B C Y X"], tap: Tap = silent) ->
 def probabilities(logits: Float[Array, "B A"], tap: Tap = silent) -> Float[Array, "B A"]:
     """The softmax over the labels."""
     return tap("probabilities", softmax(logits), "B A")
+
+
+def independent_probabilities(logits: Float[Array, "B A"], tap: Tap = silent) -> Float[Array, "B A"]:
+    """The sigmoid of each logit: whether a label fits, whatever the others are, of a model trained to find several."""
+    return tap("probabilities", sigmoid(logits), "B A")

@@ -47,6 +47,17 @@ def test_labels_come_with_their_probabilities_the_likeliest_first(batch_size, mo
         assert_agrees(np.array([label.probability for label in labels]), row[best])
 
 
+def test_several_labels_may_fit_if_the_config_says_so(model, pictures, tmp_path):
+    content = vit.config_json(VIT) | {"problem_type": "multi_label_classification"}
+    folder = write_vit(tmp_path)
+    (folder / "config.json").write_text(json.dumps(content))
+    several = npgemma.Classifier.load(folder, "float64")
+    expected = 1 / (1 + np.exp(-SECOND("vit", model.processor(pictures))))
+    for labels, row in zip(several.classify(pictures), expected, strict=True):
+        assert [label.name for label in labels] == [VIT.labels[i] for i in np.argsort(-row)]
+        assert_agrees(np.array([label.probability for label in labels]), np.sort(row)[::-1])
+
+
 def test_there_are_five_labels_by_default_and_never_more_than_the_model_has(model, pictures):
     (five,), (all_of_them,) = model.classify(pictures[0]), model.classify(pictures[0], top=1000)
     assert five == all_of_them

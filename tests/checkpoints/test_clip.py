@@ -4,7 +4,7 @@ import encoder_configs
 import numpy as np
 import pytest
 from encoder_configs import CLIP
-from hub_encoders import HUB
+from published_encoders import HUB
 
 from npgemma import testing
 from npgemma.checkpoints import clip

@@ -178,6 +178,19 @@ def test_a_vit_of_big_vision_is_refused(more, tmp_path) -> None:
         convert(npz_checkpoints.write(tmp_path / "model.npz", arrays, prefix="params/"), tmp_path / "folder")
 
 
+@pytest.mark.parametrize(
+    ("begin", "message"),
+    [
+        ("txt/", r"holds a vision tower alone \(img/\); convert the file of the whole SigLIP or PaliGemma"),
+        ("img/", "is not a SigLIP of big_vision: img/embedding/kernel is missing"),
+    ],
+)
+def test_a_tower_alone_is_refused(begin, message, tmp_path) -> None:
+    arrays = {name: x for name, x in NPZ_SIGLIP.items() if not name.startswith(begin)}
+    with pytest.raises(BadModel, match=message):
+        convert(npz_checkpoints.write(tmp_path / "model.npz", arrays), tmp_path / "folder")
+
+
 def test_a_siglip_without_its_head_is_refused(tmp_path) -> None:
     arrays = {name: x for name, x in NPZ_SIGLIP.items() if "probe" not in name}
     with pytest.raises(BadModel, match="missing     img/MAPHead_0/probe"):

@@ -54,6 +54,26 @@ def test_a_distillation_token_is_refused() -> None:
         parse(model_type="deit")
 
 
+@pytest.mark.parametrize(
+    ("content", "multi_label"),
+    [
+        ({"problem_type": None}, False),
+        ({"problem_type": "single_label_classification"}, False),
+        ({"problem_type": "multi_label_classification"}, True),
+        ({"num_labels": 1}, True),
+    ],
+)
+def test_whether_several_labels_may_fit(content, multi_label) -> None:
+    config = parse(**content)
+    assert config.multi_label == multi_label
+    assert vit.parse(Section(vit.config_json(config), "config.json")) == config
+
+
+def test_a_regression_is_refused() -> None:
+    with pytest.raises(BadModel, match="problem_type is 'regression', which npgemma does not support"):
+        parse(problem_type="regression")
+
+
 def test_attention_without_biases_is_refused() -> None:
     with pytest.raises(BadModel, match="qkv_bias is False, which npgemma does not support"):
         parse(qkv_bias=False)

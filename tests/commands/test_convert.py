@@ -72,6 +72,15 @@ def test_a_siglip_gets_its_spiece_model(named, tmp_path, capsys) -> None:
     assert npgemma.DualEncoder.load(folder).encode_texts("a cat").shape == (1, 16)
 
 
+def test_a_tokenizer_json_keeps_its_name(tmp_path, capsys) -> None:
+    arrays = testing.layout_tensors(siglip.npz_layout(encoder_configs.SIGLIP, stacked=False))
+    path, file = npz_checkpoints.write(tmp_path / "model.npz", arrays), tmp_path / "of_gemma.json"
+    file.write_text('{"model": {}}')
+    assert main(["convert", str(path), str(tmp_path / "folder"), "--tokenizer", str(file)]) == 0
+    assert capsys.readouterr().err == f"wrote {tmp_path / 'folder'}\n"
+    assert (tmp_path / "folder" / "tokenizer.json").read_bytes() == file.read_bytes()
+
+
 def test_a_siglip_without_a_tokenizer_says_which_file_it_needs(tmp_path, capsys) -> None:
     arrays = testing.layout_tensors(siglip.npz_layout(encoder_configs.SIGLIP, stacked=False))
     path = npz_checkpoints.write(tmp_path / "model.npz", arrays)

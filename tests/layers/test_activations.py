@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from npgemma.layers.activations import erf, geglu, gelu, gelu_erf, log_softmax, quick_gelu, softmax
+from npgemma.layers.activations import erf, geglu, gelu, gelu_erf, log_softmax, quick_gelu, sigmoid, softmax
 from npgemma.layers.taps import Recorder
 
 ROWS = arrays(np.float64, array_shapes(min_dims=1, max_dims=3, max_side=6), elements=st.floats(-30, 30, width=32))
@@ -158,3 +158,8 @@ def test_activations_keep_the_dtype(dtype: str) -> None:
     assert {y.dtype for y in (gelu(x), gelu_erf(x), quick_gelu(x), geglu(x, x), softmax(x), log_softmax(x))} == {
         x.dtype
     }
+
+
+def test_sigmoid_of_literals() -> None:
+    x = np.array([-1000.0, 0.0, 1.0, 1000.0])
+    np.testing.assert_allclose(sigmoid(x), [0, 0.5, 1 / (1 + np.exp(-1.0)), 1], rtol=1e-15)

@@ -50,6 +50,21 @@ def test_auto_image_processor_makes_the_same_pixel_values(model):
     np.testing.assert_array_equal(pixel_values([IMAGE], config.vision.image_size, config.pixels), expected, strict=True)
 
 
+@pytest.mark.parametrize("kind", ["SigLIP 1", "SigLIP 2"])
+def test_auto_model_computes_the_logits_of_a_converted_siglip(kind, tmp_path):
+    convert(npz_checkpoints.write(tmp_path / "model.npz", testing.layout_tensors(LAYOUTS[kind])), tmp_path / "folder")
+    theirs = transformers.AutoModel.from_pretrained(tmp_path / "folder", dtype=torch.float64).eval()
+    ours = npgemma.DualEncoder.load(tmp_path / "folder", dtype="float64")
+    pixels, ids = ours.processor([IMAGE, IMAGE.rotate(90)]), np.arange(21).reshape(3, 7)
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(ids), torch.from_numpy(pixels).double()).logits_per_image.numpy()
+    f = ours.functions
+    rows = f.encode_images(ours.weights, pixels.astype(np.float64)), f.encode_texts(ours.weights, ids, ours.dtype)
+    found = f.logits(ours.weights, *rows)
+    # both are float64 runs of the same weights: 100 roundings of the largest logit
+    np.testing.assert_allclose(found, expected, rtol=0, atol=testing.tolerance(expected, 2.0**-53), strict=True)
+
+
 def test_auto_model_computes_the_logits_of_a_converted_vit(tmp_path):
     convert(npz_checkpoints.write(tmp_path / "model.npz", testing.layout_tensors(LAYOUTS["ViT"])), tmp_path / "folder")
     theirs = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "folder", dtype=torch.float64)

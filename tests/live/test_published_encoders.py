@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hub_encoders import HUB
 from PIL import Image
+from published_encoders import HUB
 
 from npgemma.checkpoints.model_types import module_of
 from npgemma.io.pixels import pixel_values

@@ -5,7 +5,7 @@ import math
 import re
 
 import pytest
-from hub_encoders import CLIPS, DEITS, HUB, LAIONS, SIGLIP_2S, SIGLIPS, VITS
+from published_encoders import CLIPS, DEITS, HUB, LAIONS, SIGLIP_2S, SIGLIPS, VITS
 
 from npgemma.checkpoints import clip, siglip
 from npgemma.checkpoints.model_types import MODEL_TYPES, module_of
