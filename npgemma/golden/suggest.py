@@ -70,7 +70,8 @@ class Suggestion:
 class Group:
     """Taps of one shape and meaning of axes, and a sample of their numbers, each tap's scaled to the length 1.
 
-    `at` are the places of the sample, in the order of the axes. `turns` are the frequencies of RoPE, if it is in the taps.
+    `at` are the places of the sample, in the order of the axes. `turns` are the
+    frequencies of RoPE, if it is in the taps.
     """
 
     place: Place
