@@ -243,12 +243,11 @@ FUSED = (("attn.q", "attn.k", "attn.v"), ("mlp.gate", "mlp.up"))
 def fused(golden: Golden, width: tuple[int, ...]) -> Iterator[tuple[int, int]]:
     """Where the parts of fused projections lie along the last axis, if they are as wide as that is."""
     for tower, names in product(("vision", "text"), FUSED):
-        found = [golden.truth.get(f"{tower}.layers.0.{name}") for name in names]
-        if all(x is not None for x in found):
-            rows = len(row_axes(golden.taps[f"{tower}.layers.0.{names[0]}"]))
-            widths = [int(np.prod(x.shape[rows:])) for x in found if x is not None]
-            if (sum(widths),) == width:
-                stops = [int(stop) for stop in np.cumsum(widths)]
+        taps = [f"{tower}.layers.0.{name}" for name in names]
+        if all(tap in golden.taps for tap in taps):
+            rows = len(row_axes(golden.taps[taps[0]]))
+            stops = np.cumsum([math.prod(golden.truth[tap].shape[rows:]) for tap in taps]).tolist()
+            if (stops[-1],) == width:
                 yield from zip([0, *stops], stops, strict=False)
 
 
