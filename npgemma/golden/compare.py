@@ -26,7 +26,6 @@ from npgemma.golden.file import Golden
 from npgemma.golden.judge import Verdict, failed, judge, logit_facts
 from npgemma.golden.mapping import SAME_NAMES, NameMap, Pairing, pair
 from npgemma.golden.port import Misfit, Port
-from npgemma.layers.shapes import Array
 
 
 @dataclass(frozen=True)
