@@ -5,8 +5,8 @@
     npgemma compare embedded dump.safetensors --preset mlx-vlm --replay
 
 The class of every module gets a __call__ that keeps the output under the path of the module; a module that is called
-twice, as rope is, keeps the last one. What no module returns is kept by this script: the ids, pixels and embeddings that
-the decoder starts from, the mask, the cache and the logits. Names in a step of decoding follow `decode_1.` and so on.
+twice, as rope is, keeps the last one. What no module returns is kept by this script: the ids, pixels and embeddings
+that the decoder starts from, the mask, the cache and the logits. Names in a step of decoding follow `decode_1.` etc.
 """
 
 import argparse
@@ -66,8 +66,8 @@ def kept_outputs(model: nn.Module, keep: Keep) -> Iterator[None]:
 
     with ExitStack() as stack:
         for kind in {type(module) for _, module in model.named_modules()}:
-            if callable(getattr(kind, "__call__", None)):
-                stack.enter_context(mock.patch.object(kind, "__call__", keeping(kind.__call__)))
+            if "__call__" in vars(kind):  # a list of layers is not called
+                stack.enter_context(mock.patch.object(kind, "__call__", keeping(vars(kind)["__call__"])))
         yield
 
 
