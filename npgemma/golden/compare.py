@@ -26,7 +26,6 @@ from npgemma.golden.file import Golden
 from npgemma.golden.judge import Verdict, failed, judge, logit_facts
 from npgemma.golden.mapping import SAME_NAMES, NameMap, Pairing, pair
 from npgemma.golden.port import Misfit, Port
-from npgemma.layers.shapes import Array
 
 
 @dataclass(frozen=True)
@@ -102,15 +101,9 @@ def compare(
     verdicts, facts = [], {}
     for tap in golden.taps:
         if tap in pairing.pairs:
-            theirs = pairing.pairs[tap][0]
-            try:
-                found = port[tap]
-            except Misfit as error:
-                verdicts.append(replace(failed(tap, theirs, error.reason), diagnosis=error.diagnosis))
-                continue
-            verdict = judged(golden, tap, theirs, found.x, dtype)
-            verdicts.append(replace(verdict, note="\n".join(filter(None, [*found.notes, verdict.note]))))
-            if tap.endswith("logits") and np.isfinite(found.x).all():
+            verdicts.append(judged(port, tap, dtype))
+            found = port.usable(tap) if tap.endswith("logits") else None
+            if found is not None:
                 facts[tap] = logit_facts(found.x, golden.truth[tap], golden.envelopes[dtype][tap])
     return Report(dtype, verdicts, pairing, facts)
 
@@ -121,13 +114,19 @@ def stored_dtype(dump: Dump, names: Sequence[str]) -> str:
     return "bfloat16" if sum(name.endswith("16") for name in stored) * 2 > len(stored) else "float32"
 
 
-def judged(golden: Golden, tap: str, theirs: str, x: Array, dtype: str) -> Verdict:
-    """The verdict on `x`, the port's tensor of `tap`, with a diagnosis if it is wrong."""
-    truth = golden.truth[tap]
-    verdict = judge(tap, golden.taps[tap], theirs, x, truth, golden.envelopes[dtype].get(tap), dtype)
-    if verdict.explained or not np.isfinite(x).all():
+def judged(port: Port, tap: str, dtype: str) -> Verdict:
+    """The verdict on the port's tensor of `tap`, with a diagnosis if it is wrong."""
+    golden, theirs = port.golden, port.pairing.pairs[tap][0]
+    truth, axes = golden.truth[tap], golden.taps[tap]
+    try:
+        found = port[tap]
+    except Misfit as error:
+        return replace(failed(tap, theirs, error.reason), diagnosis=error.diagnosis)
+    verdict = judge(tap, axes, theirs, found.x, truth, golden.envelopes[dtype].get(tap), dtype)
+    verdict = replace(verdict, note="\n".join(filter(None, [*found.notes, verdict.note])))
+    if verdict.explained or not np.isfinite(found.x).all():
         return verdict
     same_shape = {
         other: golden.truth[other] for other in golden.taps if other != tap and golden.truth[other].shape == truth.shape
     }
-    return replace(verdict, diagnosis=tuple(diagnose(golden.taps[tap], x, truth, same_shape)))
+    return replace(verdict, diagnosis=tuple(diagnose(axes, found.x, truth, same_shape)))

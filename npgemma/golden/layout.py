@@ -122,9 +122,11 @@ def fewer_tokens(place: Place, x: Array) -> Fitted | None:
 
 def text_alone(place: Place, x: Array) -> Fitted | None:
     """The ids of a prompt without those of its image tokens, which come first."""
+    if place.tap != "prompts.0.input_ids":
+        return None
     ids = place.truth.reshape(-1)
     count = int((ids == ids[:1]).sum())
-    if not place.tap.endswith("prompts.0.input_ids") or count < 2:
+    if count < 2:
         return None
     note = f"it holds the {len(ids) - count} ids of the text without those of the picture; harmless"
     return part_of(place, x, 0, np.arange(count, len(ids)), note)

@@ -33,6 +33,14 @@ class Port:
         """The tensor of a tap. Misfit if it does not fit."""
         return self.conventions.undo(self.golden, tap, self.laid(tap, self.padded_before))
 
+    def usable(self, tap: str) -> Fitted | None:
+        """The tensor of a tap, or None if it does not fit or holds a NaN or an infinity."""
+        try:
+            found = self[tap]
+        except Misfit:
+            return None
+        return found if np.isfinite(found.x).all() else None
+
     def find(self, tap: str, padded_before: bool = False) -> Fitted | None:
         """The tensor in the shape of its tap, in the port's own conventions; None if it does not fit."""
         try:

@@ -131,6 +131,7 @@ BIG_VISION: tuple[Line, ...] = (
     ("attn_mask", "prompts.0.mask"),
     ("llm/pre_logits", "text.norm"),
     ("llm/logits", "logits"),
+    ("logits", "steps.{n}.logits"),
     ("cache/llm/layers/attn/k_cache", "text.layers.{i}.attn.segments.0.keys", {"slice": [0, EACH]}),
     ("cache/llm/layers/attn/v_cache", "text.layers.{i}.attn.segments.0.values", {"slice": [0, EACH]}),
 )
@@ -166,7 +167,7 @@ PORTS: dict[str, tuple[tuple[Line, ...], tuple[str, ...], tuple[str, ...]]] = {
     "big_vision": (
         BIG_VISION,
         (
-            *("img/head_input", "img/*logits*", "img/encoder/pre_ln", "text_logits", "text_tokens", "*/idx"),
+            *("img/head_input", "img/*logits*", "img/encoder/pre_ln", "text_logits", "text_tokens", "*/idx", "logits"),
             *("*cache/seq_len", "*cache/cache_begin", "*cache/cache_end"),
         ),
         ("text.norm", "steps.*", "*.keys", "*.values"),
@@ -177,14 +178,23 @@ PORTS: dict[str, tuple[tuple[Line, ...], tuple[str, ...], tuple[str, ...]]] = {
 def port_preset(name: str, golden: Golden) -> NameMap:
     """The mapping with this name, a key of PORTS. BadGolden if `golden` was not recorded from a PaliGemma 1."""
     table, ignore, absent = PORTS[name]
-    if not golden.has_pictures or "post_norms" in golden.metadata["policy"]:
+    policy = golden.metadata["policy"]
+    if policy.get("positions") != "from 1" or "post_norms" in policy:
         raise BadGolden(f"the preset {name!r} is for PaliGemma 1, and the golden file is of another model; use --map")
-    last = max((int(match[1]) for tap in golden.taps if (match := re.match(r"text\.layers\.(\d+)\.", tap))), default=0)
-    lines = [*table, *((("llm/encoded", f"text.layers.{last}.out"),) if table is BIG_VISION else ())]
+    lines = [*table, *(of_run(golden) if name == "big_vision" else ())]
     rules = merged(rule for line in lines for rule in rules_of_line(*line))
     named = [pattern_of(part["ours"]) for rule in rules for part in rule["ours"]]
     lacking = [tap for tap in golden.taps if not any(pattern.fullmatch(tap) for pattern in named)]
     return mapping_of({"rules": rules, "ignore": [*ignore], "absent": [*absent, *lacking]}, f"preset {name}")
+
+
+def of_run(golden: Golden) -> Iterator[Line]:
+    """The lines of big_vision that depend on the depth of the decoder and on where the text starts."""
+    layers = (re.match(r"text\.layers\.(\d+)\.", tap) for tap in golden.taps)
+    yield "llm/encoded", f"text.layers.{max((int(match[1]) for match in layers if match), default=0)}.out"
+    ids = golden.truth.get("prompts.0.input_ids")
+    if ids is not None:
+        yield "llm/ztxt", "text.embedding", {"rows": [int((ids == ids[0]).sum()), None]}
 
 
 def pattern_of(ours: str) -> re.Pattern[str]:

@@ -39,7 +39,7 @@ from npgemma.golden.dump import Dump
 from npgemma.golden.file import Golden, Spool
 from npgemma.golden.judge import Verdict, judge, judge_relative, levelled
 from npgemma.golden.layout import Fitted
-from npgemma.golden.port import Misfit, Port
+from npgemma.golden.port import Port
 from npgemma.golden.provenance import is_recorded_from
 from npgemma.golden.record import computing, row_errors
 from npgemma.golden.rounding import rounding
@@ -83,11 +83,7 @@ def replay(model: AnyModel, golden: Golden, dump: Dump, report: Report) -> Repor
     verdicts: list[Verdict] = []
 
     def given(tap: str) -> Fitted | None:
-        try:
-            found = port[tap] if tap in pairs and not tap.endswith("_ids") else None
-        except Misfit:
-            return None
-        return found if found is not None and np.isfinite(found.x).all() else None
+        return port.usable(tap) if tap in pairs and not tap.endswith("_ids") else None
 
     with Spool(Path(tempfile.gettempdir())) as exact:
 

@@ -13,11 +13,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from npgemma.errors import BadGolden
 from npgemma.golden.mapping import EACH, NameMap, pair
-from npgemma.golden.mapping_file import rule_of
+from npgemma.golden.mapping_file import frozen, rule_of
 
 # A single name needs a larger cosine than names that match taps of one form together.
 SINGLE = 0.97
+# What ports call the segments of keys and values.
+CACHE = "cache", "segments"
+
+
+# The slice of a rule: which part of a tensor it takes; () is the whole.
+Part = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -37,16 +44,18 @@ class Match:
 
 @dataclass(frozen=True)
 class Draft:
-    """A rule in JSON, the names and taps that it pairs, how many matches speak for it, and their mean cosine."""
+    """A rule in JSON, what it gives taps (name, part, tap), how many matches speak for it, and their mean cosine."""
 
     rule: dict[str, Any]
-    pairs: Sequence[tuple[str, str]]
+    claims: Sequence[tuple[str, Part, str]]
     support: int
     score: float
 
     def rank(self) -> tuple[float, int, int, int, str]:
         """The smaller, the better: nearer, more support, more words in common, fewer changes, and the alphabet."""
-        theirs, ours = (set(re.findall(r"[a-z]+", self.rule[key].lower())) for key in ("theirs", "ours"))
+        theirs, ours = (
+            set(re.findall(r"[a-z]+", self.rule[key].lower().replace(*CACHE))) for key in ("theirs", "ours")
+        )
         return -round(self.score, 4), -self.support, -len(theirs & ours), len(self.rule), self.rule["theirs"]
 
 
@@ -58,21 +67,27 @@ def draft(matches: Sequence[Match], names: Sequence[str], taps: Sequence[str]) -
     drafts = [each for same in together.values() for each in drafts_of(same, names, taps)]
     drafts += [single(match) for match in matches if match.score >= SINGLE]
     rules: dict[str, list[dict[str, Any]]] = {}
-    by_name: dict[str, str] = {}
     taken: dict[str, str] = {}
+    used: dict[str, set[Part]] = defaultdict(set)
+    by_name: dict[str, str] = {}
     for each in sorted(drafts, key=Draft.rank):
         theirs = each.rule["theirs"]
-        if any(tap in taken or by_name.get(name, theirs) != theirs for name, tap in each.pairs):
+        if any(by_name.get(name, theirs) != theirs or overlaps(part, used[name]) for name, part, _ in each.claims):
             continue
-        parts = rules.setdefault(theirs, [])
-        if parts and not all("slice" in part for part in (*parts, each.rule)):
-            continue  # the same tensor again, for a tap with the same numbers
-        parts.append(each.rule)
-        by_name |= {name: theirs for name, _ in each.pairs}
-        taken |= {tap: name for name, tap in each.pairs}
+        if any(tap in taken for _, _, tap in each.claims):
+            continue
+        rules.setdefault(theirs, []).append(each.rule)
+        for name, part, tap in each.claims:
+            by_name[name], taken[tap] = theirs, name
+            used[name].add(part)
     order = {tap: i for i, tap in enumerate(taps)}
     first = {theirs: min(order[tap] for tap, name in taken.items() if by_name[name] == theirs) for theirs in rules}
     return [joined(rules[theirs]) for theirs in sorted(rules, key=first.__getitem__)], set(by_name)
+
+
+def overlaps(part: Part, used: set[Part]) -> bool:
+    """Whether a part of a tensor is used already, or the whole is."""
+    return part in used or (bool(used) and () in (part, *used))
 
 
 def joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -100,7 +115,7 @@ def indices(match: Match) -> list[int]:
 def single(match: Match) -> Draft:
     """The rule for a name alone."""
     rule = {"theirs": re.escape(match.name), "ours": match.tap, **match.change}
-    return Draft(rule, [(match.name, match.tap)], 1, match.score)
+    return Draft(rule, [(match.name, frozen(match.change.get("slice", [])), match.tap)], 1, match.score)
 
 
 # Where a number of a tap comes from: "name" or "index" and which, or "fixed" and its value.
@@ -126,10 +141,12 @@ def drafts_of(same: Sequence[Match], names: Sequence[str], taps: Sequence[str]) 
         if moved:
             seen = iter(range(len(indices(each[0]))))
             rule["slice"] = [(EACH if next(seen) in moved else n) if type(n) is int else n for n in rule["slice"]]
-        mapping = NameMap((rule_of(rule, "the draft"),))
-        pairing = pair(mapping, [name for name in names if re.fullmatch(theirs, name)], taps)
-        pairs = [(name, tap) for tap, (name, _) in pairing.pairs.items()]
-        yield Draft(rule, pairs, len(each), sum(match.score for match in each) / len(each))
+        try:
+            pairing = pair(NameMap((rule_of(rule, "the draft"),)), names, taps)
+        except BadGolden:  # two names, such as a1 and a01, would have one tap
+            continue
+        claims = [(name, made.slice, tap) for tap, (name, made) in pairing.pairs.items()]
+        yield Draft(rule, claims, len(each), sum(match.score for match in each) / len(each))
 
 
 def source_of(same: Sequence[Match], place: int) -> Source:
@@ -153,7 +170,7 @@ def follows(match: Match, place: int, source: Source) -> bool:
 def same_as(kept: Sequence[Match], place: int, used: Iterable[int]) -> int | None:
     """The number among `used` that the number of the name at `place` always equals."""
     found = [re.findall(r"\d+", match.name) for match in kept]
-    return next((i for i in sorted(used) if all(texts[i] == texts[place] for texts in found)), None)
+    return next((i for i in sorted(used) if all(int(texts[i]) == int(texts[place]) for texts in found)), None)
 
 
 def regex(kept: Sequence[Match], name: str, used: set[int]) -> str:
@@ -162,8 +179,8 @@ def regex(kept: Sequence[Match], name: str, used: set[int]) -> str:
     padded = {i for match in kept for i, text in enumerate(re.findall(r"\d+", match.name)) if text != str(int(text))}
     for i, text in enumerate(texts[1::2]):
         equal = None if i in used else same_as(kept, i, used)
-        group = r"0*(\d+)" if i in padded else r"(\d+)"
-        texts[2 * i + 1] = group if i in used else text if equal is None else rf"\{order.index(equal) + 1}"
+        found = r"(\d+)" if i in used else text if equal is None else rf"\{order.index(equal) + 1}"
+        texts[2 * i + 1] = "0*" * (i in padded and (i in used or equal is not None)) + found
     return "".join(text if i % 2 else re.escape(text) for i, text in enumerate(texts))
 
 

@@ -13,20 +13,55 @@ from npgemma import BadGolden
 from npgemma.golden import PRESETS, Golden, NameMap, Rule, preset, read_mapping
 from npgemma.golden.layout import fit
 from npgemma.golden.mapping import SAME_NAMES, pair
-from npgemma.golden.mapping_file import mapping_of
+from npgemma.golden.mapping_file import KINDS, mapping_of
 
 TAPS = ["text.layers.0.out", "text.layers.1.out", "logits"]
 LAYERS = Rule(r"blk\.(\d+)", r"text.layers.\1.out")
 
 
-def test_first_rule_that_matches_the_whole_name_wins() -> None:
-    mapping = NameMap((Rule("blk.0", "logits"), LAYERS, Rule("lk", "logits")))
-    found = pair(mapping, ["blk.0", "blk.1"], TAPS)
-    assert {tap: theirs for tap, (theirs, _) in found.pairs.items()} == {
-        "logits": "blk.0",
-        "text.layers.1.out": "blk.1",
-    }
+def test_rule_matches_whole_names() -> None:
+    mapping = NameMap((LAYERS, Rule("lk", "logits"), Rule("head", "logits")))
+    found = pair(mapping, ["blk.1", "head"], TAPS)
+    assert {tap: theirs for tap, (theirs, _) in found.pairs.items()} == {"text.layers.1.out": "blk.1", "logits": "head"}
     assert found.missing == ["text.layers.0.out"]
+
+
+def test_two_rules_for_one_name_are_refused() -> None:
+    mapping = NameMap((Rule("blk.0", "logits"), LAYERS), where="map.json")
+    with pytest.raises(BadGolden, match=r"^map\.json: .* 'blk\.0' and '.*' both match the name 'blk\.0'"):
+        pair(mapping, ["blk.0"], TAPS)
+
+
+def test_rule_that_keeps_names_gives_way_to_the_others() -> None:
+    found = pair(NameMap((Rule("(.*)", r"\1"), Rule("logits", "text.layers.0.out"))), ["logits"], TAPS)
+    assert list(found.pairs) == ["text.layers.0.out"]
+
+
+def test_one_tensor_may_hold_several_taps() -> None:
+    """The layers of a cache [L 2 S], and the parts of a fused projection."""
+    rules = [
+        {"theirs": "out", "ours": "text.layers.{i}.out", "slice": [[None, None], "{i}"]},
+        {"theirs": r"qkv\.(\d)", "ours": [{"ours": rf"vision.layers.\1.attn.{x}"} for x in "qkv"], "slice": [0]},
+    ]
+    for part, start in zip(rules[1]["ours"], (0, 2, 4), strict=True):
+        part["slice"] = ["...", [start, start + 2]]
+    taps = [*TAPS, *(f"vision.layers.3.attn.{x}" for x in "qkv")]
+    found = pair(mapping_of({"rules": rules}, "here"), ["out", "qkv.3"], taps)
+    x = np.arange(12.0).reshape(1, 2, 6)
+    for i in range(2):
+        assert found.pairs[f"text.layers.{i}.out"][0] == "out"
+        np.testing.assert_array_equal(found.pairs[f"text.layers.{i}.out"][1].apply(x), x[:, i])
+    for name, start in zip("qkv", (0, 2, 4), strict=True):
+        theirs, rule = found.pairs[f"vision.layers.3.attn.{name}"]
+        assert theirs == "qkv.3"
+        np.testing.assert_array_equal(rule.apply(x), x[..., start : start + 2])
+    assert found.missing == ["logits"]
+
+
+@pytest.mark.parametrize("taps", [["logits"], []])
+def test_stacked_layers_that_the_golden_file_lacks_are_unrecorded(taps: list[str]) -> None:
+    found = pair(NameMap((Rule("out", "text.layers.{i}.out", ("{i}",)),)), ["out"], taps)
+    assert (dict(found.pairs), found.unrecorded, found.unmapped) == ({}, ["out"], [])
 
 
 def test_two_names_for_one_tap_are_refused() -> None:
@@ -64,6 +99,15 @@ def test_rule_slices_reshapes_transposes_scales_and_reorders_pairs_in_that_order
     pairs = Rule("", "", interleaved=True).apply(np.array([[0, 4, 1, 5, 2, 6, 3, 7]]))
     np.testing.assert_array_equal(pairs, [[0, 1, 2, 3, 4, 5, 6, 7]])
     np.testing.assert_array_equal(Rule("", "", (0, (-1, None))).apply(x), x[0, -1:])
+    np.testing.assert_array_equal(Rule("", "", ("...", (2, 4))).apply(x), x[..., 2:4])
+
+
+def test_additive_mask_of_a_rule_is_true_where_a_row_may_look() -> None:
+    rule = Rule("", "", mask="additive")
+    np.testing.assert_array_equal(rule.apply(np.array([0.0, -np.inf, -1e9, -0.0])), [True, False, False, True])
+    for other in (-0.3, 1.0, np.nan):
+        with pytest.raises(ValueError, match="not " + str(other)):
+            rule.apply(np.array([0.0, other]))
 
 
 @pytest.mark.parametrize(
@@ -98,39 +142,55 @@ def test_mapping_file_is_read(tmp_path: Path) -> None:
     rules = [{"theirs": "a", "ours": "logits", "slice": [0, [1, None]], "transpose": [1, 0], "interleaved": True}]
     (tmp_path / "map.json").write_text(json.dumps({"rules": rules, "absent": ["positions"]}))
     found = read_mapping(tmp_path / "map.json")
-    assert found == NameMap((Rule("a", "logits", (0, (1, None)), (), (1, 0), 1.0, True),), (), ("positions",))
+    rule = Rule("a", "logits", (0, (1, None)), (), (1, 0), 1.0, True)
+    assert found == NameMap((rule,), (), ("positions",), str(tmp_path / "map.json"))
 
 
 RULE = {"theirs": "a", "ours": "logits"}
 
 
 @pytest.mark.parametrize(
-    "found",
+    ("found", "says"),
     [
-        None,
-        [],
-        {},
-        {"rules": {}},
-        {"rules": [], "more": 1},
-        {"rules": [3]},
-        {"rules": [{"theirs": "a"}]},
-        {"rules": [RULE | {"theirs": "("}]},
-        {"rules": [RULE | {"ours": r"\1"}]},
-        {"rules": [RULE | {"ours": r"\g<"}]},
-        {"rules": [RULE | {"theirs": 5}]},
-        {"rules": [RULE | {"scale": "2"}]},
-        {"rules": [RULE | {"transpose": [0.5]}]},
-        {"rules": [RULE | {"transpose": "01"}]},
-        {"rules": [RULE | {"slice": [[[0]]]}]},
-        {"rules": [RULE | {"slice": [["0", 1]]}]},
-        {"rules": [RULE | {"reshape": [None]}]},
-        {"rules": [RULE | {"unknown": 1}]},
-        {"rules": [RULE], "ignore": "a"},
-        {"rules": [RULE], "absent": [1]},
+        (None, "'rules'"),
+        ([], "'rules'"),
+        ({}, "'rules'"),
+        ({"rules": {}}, "'rules'"),
+        ({"rules": [], "more": 1}, "'rules'"),
+        ({"rules": [3]}, "rule 1 .*'theirs' and 'ours'"),
+        ({"rules": [{"theirs": "a"}]}, "rule 1 .*'theirs' and 'ours'"),
+        ({"rules": [RULE | {"theirs": "("}]}, "rule 1: 'theirs'"),
+        ({"rules": [RULE | {"ours": r"\1"}]}, "rule 1: 'theirs'"),
+        ({"rules": [RULE | {"ours": r"\g<"}]}, "rule 1: 'theirs'"),
+        ({"rules": [RULE | {"theirs": 5}]}, "rule 1: .*'theirs'"),
+        ({"rules": [RULE | {"scale": "2"}]}, "rule 1: .*'scale'"),
+        ({"rules": [RULE | {"scale": float("inf")}]}, "rule 1: 'scale'"),
+        ({"rules": [RULE | {"scale": 0}]}, "rule 1: 'scale'"),
+        ({"rules": [RULE | {"transpose": [0.5]}]}, "rule 1: 'transpose'"),
+        ({"rules": [RULE | {"transpose": "01"}]}, "rule 1: .*'transpose'"),
+        ({"rules": [RULE | {"slice": [[[0]]]}]}, "rule 1: 'slice'"),
+        ({"rules": [RULE | {"slice": [["0", 1]]}]}, "rule 1: 'slice'"),
+        ({"rules": [RULE | {"slice": [[]]}]}, "rule 1: 'slice'"),
+        ({"rules": [RULE | {"slice": ["...", "..."]}]}, "rule 1: 'slice'"),
+        ({"rules": [RULE | {"slice": ["{i}"]}]}, r"rule 1: '{i}'"),
+        ({"rules": [RULE | {"ours": "text.layers.{i}.out"}]}, r"rule 1: '{i}'"),
+        ({"rules": [RULE | {"reshape": [None]}]}, "rule 1: 'reshape'"),
+        ({"rules": [RULE | {"mask": "subtractive"}]}, "rule 1: 'mask'"),
+        ({"rules": [RULE | {"rows": [1, 2, 0]}]}, "rule 1: 'rows'"),
+        ({"rules": [RULE | {"rows": True}]}, "rule 1: 'rows'"),
+        ({"rules": [RULE | {"unknown": 1}]}, "rule 1: 'unknown'"),
+        ({"rules": [RULE | {"ours": []}]}, "rule 1: 'ours'"),
+        ({"rules": [RULE | {"ours": [{"slice": [0]}]}]}, "rule 1: 'ours'"),
+        ({"rules": [RULE | {"ours": ["logits", {"ours": "logits", "rows": "last"}]}]}, "rule 1, part 2: .*'rows'"),
+        ({"rules": [RULE, RULE | {"ours": "positions"}]}, "rule 2 has the same 'theirs' as rule 1"),
+        ({"rules": [RULE | {"ours": "logit"}]}, "rule 1: 'ours' is 'logit', which is not the name of a tap"),
+        ({"rules": [RULE | {"theirs": r"(\d)", "ours": r"text.layer.\1.out"}]}, "is not the name of a tap"),
+        ({"rules": [RULE], "ignore": "a"}, "'ignore'"),
+        ({"rules": [RULE], "absent": [1]}, "'absent'"),
     ],
 )
-def test_invalid_mapping_is_refused(found: object) -> None:
-    with pytest.raises(BadGolden, match=r"^here: "):
+def test_invalid_mapping_is_refused_with_file_and_key(found: object, says: str) -> None:
+    with pytest.raises(BadGolden, match=rf"^here: {says}|^here: .*{says}"):
         mapping_of(found, "here")
 
 
@@ -142,7 +202,7 @@ JSON = st.recursive(
 
 
 @settings(max_examples=40)
-@given(JSON, st.sampled_from(["slice", "reshape", "transpose", "scale", "interleaved", "theirs", "ours"]))
+@given(JSON, st.sampled_from(["theirs", "ours", *KINDS]))
 def test_any_json_is_a_rule_or_raises_bad_golden(value: object, key: str) -> None:
     try:
         found = mapping_of({"rules": [RULE | {key: value}]}, "here")
