@@ -245,14 +245,9 @@ def fused(golden: Golden, width: tuple[int, ...]) -> Iterator[tuple[int, int]]:
         taps = [f"{tower}.layers.0.{name}" for name in names]
         if all(tap in golden.taps for tap in taps):
             rows = len(row_axes(golden.taps[taps[0]]))
-<<<<<<< HEAD
             widths = [int(np.prod(golden.truth[tap].shape[rows:])) for tap in taps]
             if (sum(widths),) == width:
                 stops = [int(stop) for stop in np.cumsum(widths)]
-=======
-            stops = np.cumsum([math.prod(golden.truth[tap].shape[rows:]) for tap in taps]).tolist()
-            if (stops[-1],) == width:
->>>>>>> e-map
                 yield from zip([0, *stops], stops, strict=False)
 
 
