@@ -102,9 +102,10 @@ def erf_double(x: Float[Array, "*R"]) -> Float[Array, "*R"]:
 
 
 def polynomial(coefficients: Sequence[float], x: Float[Array, "*R"]) -> Float[Array, "*R"]:
-    """The polynomial with these coefficients, the highest power first, by Horner's rule."""
-    y = np.full_like(x, coefficients[0])
-    for coefficient in coefficients[1:]:
+    """The polynomial with these coefficients, two or more, the highest power first, by Horner's rule."""
+    first, second, *rest = coefficients
+    y = first * x + second
+    for coefficient in rest:
         y *= x
         y += coefficient
     return y
@@ -142,6 +143,7 @@ def sigmoid(x: Float[Array, "*R"]) -> Float[Array, "*R"]:
     return np.exp(-np.logaddexp(0, -x))
 
 
-def exponentials(x: Float[Array, "*R S"]) -> Float[Array, "*R S"]:
-    """y = exp(x - max x), the maximum over the last axis: a softmax before it is divided by its sum."""
-    return np.exp(x - x.max(-1, keepdims=True))
+def exponentials(x: Float[Array, "*R S"], out: Float[Array, "*R S"] | None = None) -> Float[Array, "*R S"]:
+    """y = exp(x - max x), the maximum over the last axis: a softmax before the division by its sum; into `out`."""
+    y = np.subtract(x, x.max(-1, keepdims=True), out=out)
+    return np.exp(y, out=y)

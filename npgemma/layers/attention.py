@@ -72,17 +72,17 @@ def attend_block(
     Yields each tensor worth comparing, with its name, and continues with what it is sent: the result of a tap.
     """
     key_heads, queries, rows, width = q.shape
-    x = q.reshape(key_heads, queries * rows, width) @ keys  # K GT S
-    x = yield "dots", x.reshape(key_heads, queries, rows, -1)
-    x = yield "scores", x * scale
+    dots = (q.reshape(key_heads, queries * rows, width) @ keys).reshape(key_heads, queries, rows, -1)
+    x = yield "dots", dots
+    x = yield "scores", np.multiply(x, scale, out=dots)  # `dots` is in the cache: what follows takes its place
     if cap is not None:
         x = yield "over_cap", x / cap
         x = yield "tanh", np.tanh(x)
         x = yield "capped", x * cap  # activations.soft_cap, a tensor at a time
-    x = exponentials(np.where(mask, x, -np.inf))
+    x = exponentials(x if mask.all() else np.where(mask, x, -np.inf), out=dots)
     total = x.sum(-1, keepdims=True)  # before the tap: a kernel that rounds the exponentials adds them up unrounded
     x = yield "exp", x
-    x = yield "probs", x / total
+    x = yield "probs", np.divide(x, total, out=dots)
     return (x.reshape(key_heads, queries * rows, -1) @ values).reshape(q.shape)
 
 

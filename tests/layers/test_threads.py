@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from host_threads import SOON, finish
 
-from npgemma.layers.threads import BLAS, in_parallel
+from npgemma.layers.threads import BLAS, by_sequences, in_parallel
 
 
 class Meeting:
@@ -149,3 +149,35 @@ def test_an_error_of_the_caller_waits_for_the_helpers(use_threads) -> None:
     with pytest.raises(ZeroDivisionError):
         in_parallel(f, range(2))
     assert len(left) == 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 11])
+@pytest.mark.parametrize("rows", [7, 300])
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_sequences_are_each_computed_once_and_stay_in_order(count, rows, n, use_threads) -> None:
+    """Few rows run together, more are shared among the threads, and what cannot be divided evenly runs as well."""
+    use_threads(n)
+    x = np.arange(count * rows * 2, dtype=np.float32).reshape(count, rows, 2)
+    seen: list[int] = []
+
+    def double(part: np.ndarray) -> np.ndarray:
+        seen.extend(part[:, 0, 0].astype(int))
+        return part * 2
+
+    np.testing.assert_array_equal(by_sequences(double, x), x * 2, strict=True)
+    assert sorted(seen) == [*x[:, 0, 0].astype(int)]
+
+
+def test_threads_share_sequences_of_many_rows(use_threads) -> None:
+    use_threads(2)
+    meeting, sizes = Meeting(), []
+
+    def f(part: np.ndarray) -> np.ndarray:
+        sizes.append(len(part))
+        if len(part) == 2:
+            meeting(part)
+        return part
+
+    by_sequences(f, np.zeros((5, 400, 1), np.float32))
+    assert sizes == [2, 2, 1]
+    assert len(set(meeting.threads)) == 2
