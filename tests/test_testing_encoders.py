@@ -15,7 +15,7 @@ from npgemma.models import clip, siglip, vit
 from npgemma.testing import DrawnEncoder
 
 FUNCTIONS = {"siglip": siglip, "clip": clip}
-EXAMPLES = settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
+EXAMPLES = settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 class Port:

@@ -211,7 +211,7 @@ VIT_BUGS: dict[str, Variant] = {
     ),
     "tanh gelu": Variant("layers.0", activated("layers.*", gelu)),
     "quick gelu": Variant("layers.0", activated("layers.*", quick_gelu)),
-    "eps of the npz files": Variant("layers.0", weights=with_eps(1e-6)),
+    "eps of CLIP": Variant("layers.0", weights=with_eps(1e-5)),
     "last norm missing": Variant("norm", instead("norm", "layers.1.out")),
     "mean of the patches instead of the class token": Variant(
         "class", computing("class", lambda _, seen: seen["norm"][:, 1:].mean(1))

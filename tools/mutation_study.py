@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from copy import copy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -57,6 +58,11 @@ class Study:
             variant.case(self.case).run(model, tap)
         dumped = {name: taps[name] for name in self.golden.taps if name in taps}
         return compare(self.golden, Dump(dumped), dtype=dtype, allow_missing=["pictures.*"])
+
+    def of(self, keeps: Callable[[str], bool]) -> "Study":
+        """The same study of some of the taps."""
+        taps = {name: axes for name, axes in self.golden.taps.items() if keeps(name)}
+        return Study(self.model, replace(self.golden, taps=taps))
 
 
 def embedded() -> Study:

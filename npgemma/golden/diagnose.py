@@ -29,7 +29,7 @@ def diagnose(axes: str, x: Array, truth: Array, others: Mapping[str, Array]) -> 
         for sentence, candidate in candidates(axes, truth, others)
         if candidate.shape == x.shape and rms(x - candidate) < LEFT * error
     ]
-    return [*found, *factor(axes, x, truth, error), *heads(axes, x, truth)]
+    return [*found, *factor(axes, x, truth, error), *lengths(axes, x, truth, error), *heads(axes, x, truth)]
 
 
 def diagnose_shape(axes: str, x: Array, truth: Array) -> list[str]:
@@ -39,6 +39,8 @@ def diagnose_shape(axes: str, x: Array, truth: Array) -> list[str]:
     mine, wanted = ([size for size in array.shape if size != 1] for array in (x, truth))
     if sorted(mine) == sorted(wanted):
         found.append("its axes are in a different order")
+    if letters[1:2] == ["T"] and x.ndim == truth.ndim and x.shape[1] == truth.shape[1] - 1:
+        found.append("it lacks a row of each picture or text: perhaps the class token")
     if "B" in letters and len(truth) > 1 and mine == wanted[1:]:
         found.append("it holds one of several pictures: the batch axis was squeezed or indexed")
     for letter in set(letters) & {"K", "N"}:
@@ -71,6 +73,8 @@ def candidates(axes: str, truth: Float[Array, "*R"], others: Mapping[str, Array]
     if letters and letters[-1] == "H" and truth.shape[-1] % 2 == 0:
         halves = np.stack(np.split(truth, 2, -1), -1).reshape(truth.shape)
         yield "its RoPE pairs are interleaved instead of in halves (mapping rule: interleaved)", halves
+    if not letters and truth > 0:
+        yield "it is the logarithm of the truth, which is an exponential", np.log(truth)
     for other, tensor in others.items():
         if tensor.shape == truth.shape:
             yield f"it equals the tap {other}", tensor
@@ -88,6 +92,15 @@ def factor(axes: str, x: Array, truth: Float[Array, "*R"], error: float) -> Iter
         known |= {f"sqrt({letter})": math.sqrt(sizes[letter]), f"1/sqrt({letter})": 1 / math.sqrt(sizes[letter])}
     names = [text for text, value in known.items() if abs(c / value - 1) < NEAR]
     yield f"it is the truth times {c:.4g}" + (f", which is {names[0]}" if names else "")
+
+
+def lengths(axes: str, x: Array, truth: Float[Array, "*R"], error: float) -> Iterator[str]:
+    """A sentence if each row of an embedding is the truth's times a number of its own."""
+    if axes.split()[-1:] != ["E"]:
+        return
+    along = (x * truth).sum(-1, keepdims=True) / np.square(truth).sum(-1, keepdims=True)
+    if along.min() > 0 and np.ptp(along) > NEAR * along.max() and rms(x - along * truth) < LEFT * error:
+        yield "its rows are the truth's with lengths of their own: perhaps only one of the two is of length 1"
 
 
 def heads(axes: str, x: Array, truth: Float[Array, "*R"]) -> Iterator[str]:

@@ -152,7 +152,7 @@ TRANSFORMERS = {
         ),
         *("*.embed_tokens", "steps.*.attention_mask*", "model.language_model", "model.vision_tower", "model"),
         *("model.vision_tower.vision_model", "*.encoder", "logits", "steps.*.logits"),
-        "*.post_attention_layernorm.input",
+        *("*.post_attention_layernorm.input", "*.post_layernorm.input"),
     ],
     "absent": _INSIDE,
 }

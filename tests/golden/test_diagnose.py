@@ -41,6 +41,19 @@ def test_factors_of_the_width_are_named(factor: float, sentence: str) -> None:
     assert f"which is {sentence}" in diagnose(OUT, truth * factor, truth, {})[0]
 
 
+def test_rows_of_other_lengths_are_named() -> None:
+    truth = TRUTH[:, 0] / np.linalg.norm(TRUTH[:, 0], axis=-1, keepdims=True)
+    found = diagnose("U E", TRUTH[:, 0], truth, {})
+    assert len(found) == 1
+    assert "lengths of their own" in found[0]
+    assert diagnose("U E", 2 * truth, truth, {}) == ["it is the truth times 2, which is 2"]
+
+
+def test_a_logarithm_instead_of_its_exponential_is_named() -> None:
+    (first, *_) = diagnose("", np.array(2.5), np.exp(np.array(2.5)), {})
+    assert "logarithm" in first
+
+
 def test_tensor_that_equals_another_tap_is_named() -> None:
     other = TRUTH + 1
     assert diagnose(HEADS, other, TRUTH, {"k": TRUTH + 2, "q": other}) == ["it equals the tap q"]
@@ -58,6 +71,7 @@ def test_inexact_tensor_has_no_diagnosis(noise: float) -> None:
         ("B P D", (36, 128), (2, 36, 128), "one of several pictures"),
         (HEADS, (4, 10, 32), (10, 4, 32), "axes are in a different order"),
         ("T K H", (10, 4, 32), (10, 2, 32), "2 times as many numbers"),
+        ("B T D", (3, 16, 24), (3, 17, 24), "perhaps the class token"),
     ],
 )
 def test_wrong_shape_is_named(axes: str, shape, truth, sentence: str) -> None:

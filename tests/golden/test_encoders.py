@@ -11,8 +11,9 @@ from random_encoders import CLIP, CONFIGS, SIGLIP, VIT, Written, write_encoder
 
 import npgemma
 from npgemma.commands.cli import main
-from npgemma.golden import Dump, Golden, Report, compare, read_golden, record, replay
+from npgemma.golden import Dump, Golden, Report, compare, preset, read_golden, record, replay
 from npgemma.golden.names import TABLES, block_of, row_axes
+from npgemma.layers.taps import Tap
 
 # Two runs in float64 that sum in another order: rounding errors of 1e-16 grow to 1e-14 in four layers.
 FLOAT64_ERROR = 1e-12
@@ -41,6 +42,11 @@ def kind(request: pytest.FixtureRequest) -> str:
 def judged(written: Written, golden: Golden, dump: dict, dtype: str = "float32") -> Report:
     found = Dump(dump)
     return replay(written.model, golden, found, compare(golden, found, dtype=dtype))
+
+
+def louder(tap: str) -> Tap:
+    """The tap of a port that makes a mistake of one percent."""
+    return lambda name, x, axes: np.asarray(x * np.float32(1.01)) if name == tap else x
 
 
 def test_a_run_has_the_taps_of_the_table_with_their_axes(encoders, kind: str) -> None:
@@ -95,14 +101,16 @@ def test_honest_port_is_explained_and_has_no_culprit(encoders, kind: str, dtype:
         (VIT, "probabilities"),
     ],
 )
-def test_block_of_a_mistake_is_the_first_divergence_and_the_only_culprit(encoders, kind: str, tap: str) -> None:
+def test_tap_of_a_mistake_is_the_first_divergence(encoders, kind: str, tap: str) -> None:
     written, golden = encoders(kind)
-
-    def louder(name: str, x: np.ndarray, axes: str) -> np.ndarray:
-        return np.asarray(x * np.float32(1.01)) if name == tap else x
-
-    report = judged(written, golden, port(written.model, golden, change=louder))
+    report = compare(golden, Dump(port(written.model, golden, change=louder(tap))))
     assert report.first_divergence.name == tap
+
+
+@pytest.mark.parametrize(("kind", "tap"), [(SIGLIP, "text.head"), (CLIP, "vision.class"), (VIT, "layers.0.mid")])
+def test_tap_of_a_mistake_is_the_only_culprit(encoders, kind: str, tap: str) -> None:
+    written, golden = encoders(kind)
+    report = judged(written, golden, port(written.model, golden, change=louder(tap)))
     assert [verdict.name for verdict in report.culprits] == [tap]
 
 
@@ -195,6 +203,13 @@ def test_cases_that_do_not_fit_the_model_are_refused(
 ) -> None:
     with pytest.raises(npgemma.BadPrompt, match=message):
         record(encoders(kind)[0].model, images, text, tmp_path / "g.safetensors", steps=steps)
+
+
+def test_the_debugger_has_no_preset_for_encoders(encoders, kind: str) -> None:
+    golden = encoders(kind)[1]
+    assert preset("transformers", golden).rules
+    with pytest.raises(npgemma.BadGolden, match=f"is not for a {kind.lower()}; dump it with hooks"):
+        preset("transformers-debugger", golden)
 
 
 # --------------------------------------------------------------------------------------------------------------- names
