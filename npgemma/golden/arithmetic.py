@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from npgemma.layers.bits import round_to_bfloat16
+from npgemma.golden.rounding import GRIDS
 from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import Tap
 
@@ -98,15 +98,40 @@ class InEightSums(Looped):
 
 
 class RoundedProducts(Arithmetic):
-    """A product is rounded to bfloat16 before a bias is added, as in Keras, where a linear layer is two operations."""
+    """A product is rounded before a bias is added, as in Keras, where a linear layer is two operations."""
+
+    rounded_to: ClassVar[str]
 
     @classmethod
     def product(cls, a: Array, b: Array) -> Array:
-        return round_to_bfloat16(a @ b)
+        return GRIDS[cls.rounded_to](a @ b)
 
 
-def computing_as(tap: Tap, kind: type[Arithmetic]) -> Tap:
-    """`tap`, after which the model continues with arrays of the class `kind`."""
+class Bfloat16Products(RoundedProducts):
+    """Products are rounded to bfloat16."""
+
+    rounded_to = "bfloat16"
+
+
+class Float16Products(RoundedProducts):
+    """Products are rounded to float16."""
+
+    rounded_to = "float16"
+
+
+# The runs whose largest errors are the envelope of a dtype; golden files hold these names. None is NumPy's arithmetic.
+USUAL: dict[str, type[Arithmetic] | None] = {"NumPy's sums in pairs, BLAS's products": None}
+ARITHMETICS = {
+    "float32": USUAL | {"one running sum": InOneSum, "eight running sums": InEightSums},
+    "bfloat16": USUAL | {"products rounded before a bias is added": Bfloat16Products},
+    "float16": USUAL | {"products rounded before a bias is added": Float16Products},
+}
+
+
+def computing_as(tap: Tap, kind: type[Arithmetic] | None) -> Tap:
+    """`tap`, after which the model continues with arrays of the class `kind`, if there is one."""
+    if kind is None:
+        return tap
 
     def converted(name: str, x: Array, axes: str) -> Array:
         y = tap(name, plain(x), axes)

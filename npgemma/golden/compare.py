@@ -12,7 +12,7 @@ the port that no rule knows, makes the comparison incomplete.
     (1, 'logits', ('it is the truth times 2, which is 2',))
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,35 +25,51 @@ from npgemma.golden.dump import Dump
 from npgemma.golden.file import Golden
 from npgemma.golden.judge import Verdict, failed, judge, logit_facts
 from npgemma.golden.mapping import SAME_NAMES, NameMap, Pairing, pair
+from npgemma.golden.grids import grid_of, most_common
 from npgemma.golden.port import Misfit, Port
+from npgemma.golden.rounding import SIXTEEN_BITS
 
 
 @dataclass(frozen=True)
 class Report:
-    """`verdicts` in execution order. `replayed` judges each tap as computed from the port's tensors before it."""
+    """`verdicts` in execution order. `replayed` judges each tap as computed from the port's tensors before it.
+
+    `hints` are sentences on the precision of the port.
+    """
 
     dtype: str
     verdicts: Sequence[Verdict]
     pairing: Pairing
     logits: Mapping[str, Any] = field(default_factory=dict)
+    hints: Sequence[str] = ()
     replayed: Sequence[Verdict] = ()
 
     @property
     def first_divergence(self) -> Verdict | None:
-        """The first tap that rounding does not explain."""
-        return next((verdict for verdict in self.verdicts if not verdict.explained), None)
+        """The first tap that is wrong, or if none is, the first that is borderline."""
+        wrong = (verdict for verdict in self.verdicts if verdict.wrong)
+        return next(wrong, None) or next((verdict for verdict in self.verdicts if not verdict.explained), None)
 
     @property
     def culprits(self) -> list[Verdict]:
         """The taps that are wrong even when they are computed from the port's own tensors."""
-        return [verdict for verdict in self.replayed if not verdict.explained]
+        return [verdict for verdict in self.replayed if verdict.wrong]
+
+    @property
+    def borderline(self) -> list[Verdict]:
+        """The borderline taps, without those that follow from the port's own tensors, where errors do not add up."""
+        follow = {verdict.name for verdict in self.replayed if verdict.explained}
+        again = [verdict for verdict in self.replayed if verdict.borderline]
+        return again + [verdict for verdict in self.verdicts if verdict.borderline and verdict.name not in follow]
 
     @property
     def status(self) -> int:
-        """0 if rounding explains every tap, 1 if it does not, 3 if taps or names are left over."""
-        if self.first_divergence or self.culprits:
+        """0 if rounding explains every tap, 1 if one is wrong, 3 if taps or names are left over, 4 if one is borderline."""
+        if self.culprits or any(verdict.wrong for verdict in self.verdicts):
             return 1
-        return 3 if self.pairing.missing or self.pairing.unmapped else 0
+        if self.pairing.missing or self.pairing.unmapped:
+            return 3
+        return 4 if self.borderline else 0
 
 
 @quiet()  # a port's numbers may be so large that their squares overflow
@@ -75,8 +91,8 @@ def compare(
     names : NameMap
         Gives the port's names those of taps.
     dtype : str, optional
-        The precision the port computes in, whose envelope it is judged by: 'float32' or 'bfloat16'. By default the one
-        in which most of the dump is stored.
+        The precision the port computes in, whose envelope it is judged by: 'float32', 'bfloat16' or 'float16'. By
+        default the one that holds the numbers of most of the dump, however they are stored.
     allow_missing : sequence of str
         Globs of taps that the dump may lack.
 
@@ -88,7 +104,8 @@ def compare(
     Raises
     ------
     BadGolden
-        If no name of the dump is that of a recorded tap, or two names claim the same tap.
+        If no name of the dump is that of a recorded tap, two names claim the same tap, or the golden file has no
+        errors in `dtype`.
     """
     names = replace(names, absent=(*names.absent, *allow_missing))
     pairing = pair(names, dump, golden.taps)
@@ -96,37 +113,58 @@ def compare(
         raise BadGolden(
             f"no name of the dump, such as {next(iter(dump))!r}, is the name of a recorded tap; use --preset or --map"
         )
-    dtype = dtype or stored_dtype(dump, [theirs for theirs, _ in pairing.pairs.values()])
+    grids = {tap: grid_of(dump, theirs) for tap, (theirs, _) in pairing.pairs.items() if tap in golden.floats}
+    dtype = dtype or most_common(grids.values())
+    check_envelope(golden, dtype)
     port = Port(golden, dump, pairing)
     verdicts, facts = [], {}
     for tap in golden.taps:
         if tap in pairing.pairs:
-            verdicts.append(judged(port, tap, dtype))
+            verdicts.append(judged(port, tap, dtype, grids.get(tap, "")))
             found = port.usable(tap) if tap.endswith("logits") else None
             if found is not None:
                 facts[tap] = logit_facts(found.x, golden.truth[tap], golden.envelopes[dtype][tap])
-    return Report(dtype, verdicts, pairing, facts)
+    return Report(dtype, verdicts, pairing, facts, list(hints(port, verdicts, dtype, grids)))
 
 
-def stored_dtype(dump: Dump, names: Sequence[str]) -> str:
-    """'bfloat16' if most of the dump's floats are stored in 16 bits, else 'float32'."""
-    stored = [dump.dtypes[name] for name in names if "float" in dump.dtypes[name]]
-    return "bfloat16" if sum(name.endswith("16") for name in stored) * 2 > len(stored) else "float32"
+def check_envelope(golden: Golden, dtype: str) -> None:
+    """BadGolden if the golden file has no honest errors in a dtype."""
+    if dtype not in golden.envelopes:
+        tap = golden.metadata["schedules"].get(dtype, {}).get("overflows")
+        why = f"{tap} overflows in it, in a port too" if tap else "it was recorded by an older release; record it again"
+        raise BadGolden(f"the golden file has no errors of runs in {dtype}: {why}")
 
 
-def judged(port: Port, tap: str, dtype: str) -> Verdict:
-    """The verdict on the port's tensor of `tap`, with a diagnosis if it is wrong."""
+def hints(port: Port, verdicts: Sequence[Verdict], dtype: str, grids: Mapping[str, str]) -> Iterator[str]:
+    """What the grids of the port's numbers say: its precision, if it was not named, and another that explains it."""
+    on = {grid: [tap for tap, found in grids.items() if found == grid] for grid in SIXTEEN_BITS}
+    for grid, taps in on.items():
+        if dtype == grid and any(port.dump.dtypes[port.pairing.pairs[tap][0]] == "float32" for tap in taps):
+            yield f"the numbers of {len(taps)} of {len(grids)} taps are {grid} numbers, though they are stored in float32"
+        if dtype == "float32" and taps and any(verdict.wrong for verdict in verdicts) and grid in port.golden.envelopes:
+            explained = sum(judged(port, verdict.name, grid).explained for verdict in verdicts)
+            yield (
+                f"the numbers of {len(taps)} of {len(grids)} taps are {grid} numbers: --dtype {grid} judges the dump as "
+                f"computed in {grid}, which explains {explained} of {len(verdicts)} taps"
+            )
+
+
+def judged(port: Port, tap: str, dtype: str, grid: str = "") -> Verdict:
+    """The verdict on the port's tensor of `tap`, with a diagnosis if it is wrong; `grid` is that of its numbers."""
     golden, theirs = port.golden, port.pairing.pairs[tap][0]
     truth, axes = golden.truth[tap], golden.taps[tap]
     try:
         found = port[tap]
     except Misfit as error:
         return replace(failed(tap, theirs, error.reason), diagnosis=error.diagnosis)
-    verdict = judge(tap, axes, theirs, found.x, truth, golden.envelopes[dtype].get(tap), dtype)
+    verdict = judge(tap, axes, theirs, found.x, truth, golden.envelope(dtype, tap), dtype)
     verdict = replace(verdict, note="\n".join(filter(None, [*found.notes, verdict.note])))
     if verdict.explained or not np.isfinite(found.x).all():
         return verdict
     same_shape = {
         other: golden.truth[other] for other in golden.taps if other != tap and golden.truth[other].shape == truth.shape
     }
-    return replace(verdict, diagnosis=tuple(diagnose(axes, found.x, truth, same_shape)))
+    rounded = [f"its numbers are {grid} numbers: the port rounds it to {grid}"] if grid in SIXTEEN_BITS else []
+    if dtype != "float32":
+        rounded = []
+    return replace(verdict, diagnosis=(*rounded, *diagnose(axes, found.x, truth, same_shape)))

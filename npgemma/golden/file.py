@@ -2,8 +2,9 @@
 
     <tap>                     the float64 truth: F64 for a small model, rounded once to F32 for a real one; ids,
                               types and positions I32, masks and 8-bit pictures U8
-    envelope.<dtype>/<tap>    [2 R] F32: for each of the R rows of the tap, the rms and the largest absolute error of
-                              a run in that dtype, which is float32 or bfloat16
+    envelope.<dtype>/<tap>    [2 R] F32: for each of the R rows of the tap, the rms and the largest absolute error, the
+                              larger of several runs in that dtype: float32, bfloat16, or float16 if it overflows
+                              nowhere
     __metadata__              one string of JSON, "npgemma.golden": format, case, model, preprocessing, tokenizer,
                               policy, schedules, taps (in execution order, with axes), versions, and the sha256 of
                               all this. It is one string because safetensors writes several in random order
@@ -17,8 +18,9 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +55,36 @@ class Golden:
     truth: Mapping[str, Array]
     envelopes: Mapping[str, Mapping[str, Float[Array, "2 R"]]]
 
+    def envelope(self, dtype: str, tap: str) -> Float[Array, "2 R"] | None:
+        """The honest errors of a tap's rows; None for integers.
+
+        The error of one row alone is a single draw, so that of a step counts as no less than the rms over all steps.
+        """
+        found = self.envelopes[dtype].get(tap)
+        return found if found is None or found.shape[1] > 1 else pooled(self.envelopes[dtype], tap)
+
+    @property
+    def floats(self) -> Set[str]:
+        """The taps that have honest errors."""
+        return self.envelopes["float32"].keys()
+
     @property
     def has_pictures(self) -> bool:
         """Whether the model reads pictures; a language model does not."""
         return "pixel_values" in self.taps
+
+
+def pooled(envelopes: Mapping[str, Float[Array, "2 R"]], tap: str) -> Float[Array, "2 1"]:
+    """The errors of the one row of a tap, or their rms over all taps of one row that differ by the step alone."""
+    same = without_step(tap)
+    rows = [rows for name, rows in envelopes.items() if without_step(name) == same and rows.shape[1] == 1]
+    return np.maximum(envelopes[tap], np.sqrt(np.square(np.hstack(rows)).mean(-1, keepdims=True)))
+
+
+@cache
+def without_step(tap: str) -> str:
+    """'steps.2.logits' as 'logits'."""
+    return re.sub(r"^steps\.\d+\.", "", tap)
 
 
 class Spool:

@@ -45,7 +45,7 @@ TINY_VALUES, TINY_FACTOR = 16, 10.0
 MOST_CONSTANT = 16.0
 CONSTANT = "differs from the golden logits by a constant in each row, as log-softmax does; harmless"
 # Half the distance of neighbouring numbers near 1.
-ROUNDOFF = {"float32": 2.0**-24, "bfloat16": 2.0**-8}
+ROUNDOFF = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class Verdict:
     `theirs` is the port's name of it, `reason` says why it is not explained. `ratios` are rms, row and max in multiples
     of the envelope; integers have none. `floor` is the relative error (of the truth's rms) that this tap could not have
     told from rounding; `bad_rows` are the rows whose own ratio exceeds the limit; `note` says what was left out of the
-    comparison because it is harmless.
+    comparison because it is harmless. In a replay, `after` is the last tensor of the port that everything later depends
+    on, and `blocks` are those that the reference computed from there to this tap: a mistake is in one of them.
     """
 
     name: str
@@ -70,6 +71,8 @@ class Verdict:
     bad_rows: tuple[int, ...] = ()
     diagnosis: tuple[str, ...] = ()
     note: str = ""
+    after: str = ""
+    blocks: tuple[str, ...] = ()
 
     @property
     def excess(self) -> float:
@@ -146,19 +149,15 @@ def judge_exact(name: str, axes: str, theirs: str, x: Array, truth: Array) -> Ve
     return Verdict(name, theirs, block_of(name), not reason, reason, {}, {}, different.size / x.size, 0.0, rows)
 
 
-def judge_relative(verdict: Verdict, x: Array, truth: Array, honest: Array) -> Verdict:
+def judge_relative(verdict: Verdict, x: Array, truth: Array, honest: float, dtype: str) -> Verdict:
     """`verdict` with a relative ratio, which shows errors of the small numbers of a tensor that its rms hides.
 
-    relative ratio = rms of |x - truth| / |truth| over the same of the honest run, where numbers below 1/256 of the
-    truth's rms count as that. It needs a replay, where `x` and `truth` come from the same tensors: the erf form of gelu
-    differs from the tanh form by a tenth at -3, where gelu is nearly 0.
+    relative ratio = relative error / that of the honest runs. It needs a replay, where `x` and `truth` come from the
+    same tensors: the erf form of gelu differs from the tanh form by a tenth at -3, where gelu is nearly 0.
     """
-    size = rms(truth)
-    if not verdict.ratios or not size:
+    if not verdict.ratios:
         return verdict
-    sizes = np.maximum(np.abs(truth), size / 256)
-    theirs, ours = (rms((tensor - truth) / sizes) for tensor in (x, honest))
-    found = theirs / max(ours, ROUNDOFF["bfloat16"] / 2)
+    found = relative_error(x, truth) / max(honest, ROUNDOFF[dtype] / 2)
     limit = RELATIVE_LIMIT * (verdict.limits["rms"] / LIMITS["rms"])
     reason = "; ".join(filter(None, [verdict.reason, f"relative error {found:.3g} x the envelope" * (found > limit)]))
     return replace(
@@ -168,6 +167,12 @@ def judge_relative(verdict: Verdict, x: Array, truth: Array, honest: Array) -> V
         ratios={**verdict.ratios, "relative": found},
         limits={**verdict.limits, "relative": limit},
     )
+
+
+def relative_error(x: Array, truth: Array) -> float:
+    """rms of |x - truth| / |truth|, where numbers below 1/256 of the truth's rms count as that."""
+    size = rms(truth)
+    return rms((x - truth) / np.maximum(np.abs(truth), size / 256)) if size else 0.0
 
 
 def failed(name: str, theirs: str, reason: str) -> Verdict:

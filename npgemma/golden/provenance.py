@@ -18,9 +18,10 @@ from npgemma.api.dual_encoder import KINDS, DualEncoder, as_texts
 from npgemma.api.language import LanguageModel
 from npgemma.api.load import AnyModel
 from npgemma.api.vision_language import VisionLanguageModel
+from npgemma.golden.arithmetic import ARITHMETICS
 from npgemma.golden.encoder_taps import CLIP, SIGLIP, VIT
 from npgemma.golden.policy import policy
-from npgemma.golden.rounding import ENCODERS, HEAD_NORMS, LATER, SCHEDULES, Schedule
+from npgemma.golden.rounding import ENCODERS, HEAD_NORMS, LATER, SIXTEEN_BITS, Schedule, schedule_in
 from npgemma.io.picture import Picture, read_picture
 from npgemma.io.pixels import PALIGEMMA
 from npgemma.io.safetensors import weight_files
@@ -38,20 +39,17 @@ def describe(
     images: Sequence[Picture],
     text: str | Sequence[str],
     axes: Mapping[str, str],
-    schedule: str,
     wide: str,
 ) -> dict[str, Any]:
-    """The metadata of a golden file: `axes` by tap, in execution order; `wide` is the dtype of floats."""
+    """The metadata of a golden file, but for its schedules: `axes` by tap, in execution order; `wide` is the dtype of
+    floats.
+    """
     return {
         "case": case(model, images, text),
         "model": model_hashes(model) | {"truth_stored_as": wide} | encoder_type(model),
         "preprocessing": None if isinstance(model, LanguageModel) else preprocessing(model),
         "tokenizer": tokenizer(model),
         "policy": policy(model),
-        "schedules": {
-            "float32": {"name": "float32", "rounds": rounds("float32", model)},
-            "bfloat16": {"name": schedule, "rounds": rounds(schedule, model)},
-        },
         "taps": [[name, letters] for name, letters in axes.items()],
         "versions": {"npgemma": installed_version(), "numpy": np.__version__, "blas": blas()},
     }
@@ -82,9 +80,22 @@ def tokenizer(model: AnyModel) -> dict[str, Any] | None:
     return {"sha256": file_hash(model.tokenizer_file)}
 
 
-def rounds(schedule: str, model: AnyModel) -> Schedule:
-    """What a schedule rounds, without the tensors that only encoders or only later decoders have."""
-    found = SCHEDULES[schedule]
+def schedules(model: AnyModel, schedule: str, overflows: Mapping[str, str]) -> dict[str, Any]:
+    """How the runs of each precision compute: what they round, and their arithmetics; or the tap that overflows."""
+    return {
+        dtype: {
+            "name": schedule if dtype in SIXTEEN_BITS else dtype,
+            "rounds": rounds(schedule, dtype, model),
+            "arithmetics": list(ARITHMETICS[dtype]),
+        }
+        | ({"overflows": tap} if tap else {})
+        for dtype, tap in overflows.items()
+    }
+
+
+def rounds(schedule: str, dtype: str, model: AnyModel) -> Schedule:
+    """What runs in a dtype round, without the tensors that only encoders or only later decoders have."""
+    found = schedule_in(schedule, dtype)
     if isinstance(model, DualEncoder | Classifier):
         tapped = {entry.pattern.rpartition(".")[2] for entry in (*SIGLIP, *CLIP, *VIT)}
         return {name: dtype for name, dtype in found.items() if name in tapped}

@@ -1,13 +1,14 @@
 """Record a golden file: a run in float64, and the errors of runs in float32 and in emulated bfloat16.
 
     pictures, texts --> float64 run --> truth
-                    --> float32 run                      --> |error| by row --> envelope.float32
-                    --> float32 run, tensors rounded     --> |error| by row --> envelope.bfloat16
+                    --> float32 runs                     --> |error| by row --> envelope.float32
+                    --> float32 runs, tensors rounded    --> |error| by row --> envelope.bfloat16, envelope.float16
                         as a schedule says
 
-The other two runs decode the tokens that the float64 run chose, if it writes any, so that all three compute the same
-tensors; `cases` says what a run is of each kind of model. A port is then judged by the error of an honest run in its
-own precision instead of by a fixed tolerance, as in the tests of FlashAttention and FlexAttention and in `same` of
+The other runs decode the tokens that the float64 run chose, if it writes any, so that all compute the same tensors;
+`cases` says what a run is of each kind of model. In each precision, several runs add up in different orders, or round
+more; the envelope is the largest of their errors. A port is then judged by the error of honest runs in its own
+precision instead of by a fixed tolerance, as in the tests of FlashAttention and FlexAttention and in `same` of
 torch._dynamo.
 
     >>> import npgemma
@@ -31,13 +32,14 @@ from npgemma.api.generative import GenerativeModel
 from npgemma.api.language import LanguageModel
 from npgemma.api.load import AnyModel
 from npgemma.errors import BadGolden
+from npgemma.golden.arithmetic import ARITHMETICS, computing_as
 from npgemma.golden.cases import KINDS, TYPES, Case
 from npgemma.golden.file import Spool, write_golden
 from npgemma.golden.names import is_in_level, row_axes
-from npgemma.golden.provenance import describe
-from npgemma.golden.rounding import FLOAT32, SCHEDULES, rounding, rounding_activations
+from npgemma.golden.provenance import describe, schedules
+from npgemma.golden.rounding import GRIDS, SIXTEEN_BITS, rounding, rounding_activations, schedule_in
 from npgemma.io.picture import Picture
-from npgemma.layers.bits import pack, round_to_bfloat16
+from npgemma.layers.bits import pack, widened
 from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import Tap
 from npgemma.layers.tree import Leaf, arrays, map_tree
@@ -96,15 +98,35 @@ def record(
         with finite(model, exact):
             exact(tap=keep)
             check_used(patterns, list(spool.entries), level)
-            record_envelopes(spool, model, kind.recorded(spool), schedule)
-        write_golden(spool, describe(model, images, text, spool.axes, schedule, dtype_of_truth(model).name), path)
+            case = kind.recorded(spool)
+            precisions = {dtype: record_envelope(spool, model, case, schedule, dtype) for dtype in ARITHMETICS}
+        facts = describe(model, images, text, spool.axes, dtype_of_truth(model).name)
+        write_golden(spool, facts | {"schedules": schedules(model, schedule, precisions)}, path)
 
 
-def record_envelopes(spool: Spool, model: AnyModel, case: Case, schedule: str) -> None:
-    """Put the errors of the float32 and the bfloat16 run of `case` on every tap of `spool` there."""
-    taps = list(spool.entries)
-    for dtype, rounded in (("float32", FLOAT32), ("bfloat16", SCHEDULES[schedule])):
-        case.run(computing(model, dtype), rounding(measuring(spool, taps, dtype), rounded))
+def record_envelope(spool: Spool, model: AnyModel, case: Case, schedule: str, dtype: str) -> str:
+    """Put the largest errors of the runs of `case` in a dtype, on every tap of `spool`, there.
+
+    Returns the first tap that overflows, which only float16 may: then there is no envelope. BadModel for another dtype.
+    """
+    errors: dict[str, Float[Array, "2 R"]] = {}
+    for arithmetic in ARITHMETICS[dtype].values():
+        tap = rounding(measuring(spool, list(spool.axes), dtype, errors), schedule_in(schedule, dtype))
+        try:
+            case.run(computing(model, dtype), computing_as(tap, arithmetic))
+        except Overflow as error:
+            return error.tap
+    for name, found in errors.items():
+        spool.put(f"envelope.{dtype}/{name}", found.astype(np.float32))
+    return ""
+
+
+class Overflow(Exception):
+    """A tensor that is too large for float16."""
+
+    def __init__(self, tap: str) -> None:
+        super().__init__(tap)
+        self.tap = tap
 
 
 def dtype_of_truth(model: AnyModel) -> np.dtype:
@@ -139,9 +161,9 @@ def check_used(patterns: Sequence[str], taps: Sequence[str], level: str) -> None
 
 
 def computing(model: M, dtype: str) -> M:
-    """The model of a run in `dtype`; one in bfloat16 rounds its weights, and computes in float32 what it rounds."""
+    """The model of a run in `dtype`; one in 16 bits rounds its weights, and computes in float32 what it rounds."""
     other = copy(model)
-    other.weights = in_bfloat16(model.weights) if dtype == "bfloat16" else model.weights
+    other.weights = in_sixteen_bits(model.weights, dtype) if dtype in SIXTEEN_BITS else model.weights
     other.dtype = np.dtype("float64" if dtype == "float64" else "float32")
     return other
 
@@ -166,16 +188,19 @@ def recording(model: AnyModel, spool: Spool, level: str, patterns: Sequence[str]
     return keep
 
 
-def measuring(spool: Spool, taps: Sequence[str], dtype: str) -> Tap:
-    """The tap that compares floats with the truth in `spool`, and puts the rms and largest error of each row there."""
+def measuring(spool: Spool, taps: Sequence[str], dtype: str, errors: dict[str, Float[Array, "2 R"]]) -> Tap:
+    """The tap that compares floats with the truth in `spool`; `errors` keeps the largest errors of each row."""
     measured = {name for name in taps if spool[name].dtype.kind == "f"}
 
     def measure(name: str, x: Array, axes: str) -> Array:
         if name in measured:
+            if dtype == "float16" and not np.isfinite(x).all():
+                raise Overflow(name)
             require_in_range(
                 x, f"{name} is finite in float64 and overflows in {dtype}; a port in {dtype} overflows, too"
             )
-            spool.put(f"envelope.{dtype}/{name}", row_errors(axes, x, spool[name]).astype(np.float32))
+            found = row_errors(axes, x, spool[name])
+            errors[name] = np.maximum(errors.get(name, found), found)
         return x
 
     return measure
@@ -194,13 +219,16 @@ def by_row(axes: str, x: Array) -> Array:
     return moved.reshape(int(np.prod(moved.shape[: len(rows)])), -1)
 
 
-def in_bfloat16(weights: Any) -> Any:
-    """The same weights, rounded to bfloat16, with activations that round. Those stored as bfloat16 stay memory maps."""
+def in_sixteen_bits(weights: Any, dtype: str) -> Any:
+    """The same weights, rounded to a dtype, with activations that round. Those stored in it stay memory maps."""
+    stored = np.dtype(np.uint16 if dtype == "bfloat16" else np.float16)
 
     def narrow(leaf: Leaf) -> Array:
-        x = leaf.value
-        if x.dtype == np.uint16:
-            return x
-        return (pack if leaf.kind == "weight" else round_to_bfloat16)(x.astype(np.float32))
+        if leaf.value.dtype == stored:
+            return leaf.value
+        x = widened(leaf.value, np.dtype(np.float32))
+        if leaf.kind != "weight":
+            return GRIDS[dtype](x)
+        return pack(x) if dtype == "bfloat16" else x.astype(np.float16)
 
-    return rounding_activations(map_tree(narrow, weights))
+    return rounding_activations(map_tree(narrow, weights), dtype)

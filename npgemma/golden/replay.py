@@ -7,7 +7,10 @@ between those and it, however far its effects reach:
     ... -> port's x -> reference block -> y'             y' against the port's y judges this block
                        port's y -> next block -> z'      z' against the port's z judges the next one
 
-The replay runs in float64 for the truth, and in the port's precision for the envelope.
+The replay runs in float64 for the truth, and in the port's precision, with each of its arithmetics, for the envelope.
+
+A block is tested alone where the port dumped the tensor before it. Where it did not, the reference computed several
+blocks in a row, and the mistake may be in any of them: a verdict names them all, and the tensor that they begin with.
 
 A port whose last norm is wrong, and therefore its logits:
 
@@ -26,29 +29,34 @@ A port whose last norm is wrong, and therefore its logits:
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from npgemma.api.generative import GenerativeModel
 from npgemma.api.load import AnyModel
 from npgemma.errors import BadGolden
+from npgemma.golden.arithmetic import ARITHMETICS, Arithmetic, computing_as
 from npgemma.golden.cases import case_of
 from npgemma.golden.compare import Report
 from npgemma.golden.dump import Dump
-from npgemma.golden.file import Golden, Spool
-from npgemma.golden.judge import Verdict, judge, judge_relative, levelled
+from npgemma.golden.file import Golden, Spool, pooled
+from npgemma.golden.judge import Verdict, judge, judge_relative, levelled, relative_error
 from npgemma.golden.layout import Fitted
 from npgemma.golden.port import Port
 from npgemma.golden.provenance import is_recorded_from
 from npgemma.golden.record import computing, row_errors
-from npgemma.golden.rounding import rounding
-from npgemma.layers.shapes import Array
+from npgemma.golden.rounding import SIXTEEN_BITS, rounding
+from npgemma.golden.trail import Trail
+from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import silent
 
 # The port's tensor of a tap, or None where the run continues with the reference's own: where the port dumped none, or
-# one that cannot be computed with. Ids are never taken from the port, since wrong ones may lie outside the vocabulary.
+# one that cannot be computed with.
 Given = Callable[[str], Fitted | None]
+# Receives a tap, its axes, what the reference computed, and whether the run continues with the port's tensor.
+Note = Callable[[str, str, Array, bool], None]
 
 
 def replay(model: AnyModel, golden: Golden, dump: Dump, report: Report) -> Report:
@@ -78,45 +86,85 @@ def replay(model: AnyModel, golden: Golden, dump: Dump, report: Report) -> Repor
             f"the golden file was not recorded from {model.folder}: the checksums of their files differ; "
             "name the model that it was recorded from with --model"
         )
-    pairs = report.pairing.pairs
-    port = Port(golden, dump, report.pairing)
-    verdicts: list[Verdict] = []
+    port, dtype = Port(golden, dump, report.pairing), report.dtype
 
     def given(tap: str) -> Fitted | None:
-        return port.usable(tap) if tap in pairs and not tap.endswith("_ids") else None
+        found = port.usable(tap) if tap in report.pairing.pairs else None
+        return found if found is None or can_continue_with(model, golden, tap, found.x) else None
 
-    with Spool(Path(tempfile.gettempdir())) as exact:
+    with Spool(Path(tempfile.gettempdir())) as exact, np.errstate(all="ignore"):  # a port's tensors may overflow
+        trail = Trail(golden)
+        tested: dict[str, tuple[str, tuple[str, ...]]] = {}
 
-        def note(tap: str, axes: str, honest: Array, x: Array) -> None:
-            is_float = honest.dtype.kind == "f"
-            envelope = row_errors(axes, honest, exact[tap]) if is_float else None
-            verdict = judge(tap, axes, pairs[tap][0], x, exact[tap], envelope, report.dtype)
-            if is_float and report.dtype == "bfloat16":
-                verdict = judge_relative(verdict, levelled(x, exact[tap]) if verdict.note else x, exact[tap], honest)
-            verdicts.append(verdict)
+        def keep(tap: str, axes: str, x: Array, replaced: bool) -> None:
+            tested[tap] = trail.pass_through(tap, replaced)
+            if replaced:
+                exact.put(tap, x, axes)
 
-        with np.errstate(all="ignore"):  # a port's tensors may overflow or divide by zero: a mask may hide everything
-            follow(model, golden, given, "float64", lambda tap, axes, local, _: exact.put(tap, local))
-            follow(model, golden, given, report.dtype, note)
+        follow(model, golden, given, "float64", None, keep)
+        honest = honest_runs(model, golden, given, dtype, exact)
+        verdicts = []
+        for tap, axes in exact.axes.items():
+            after, blocks = tested[tap]
+            verdict = replayed(tap, axes, port, exact[tap], honest, dtype)
+            verdicts.append(replace(verdict, after=after, blocks=blocks))
     return replace(report, replayed=verdicts)
 
 
+def can_continue_with(model: AnyModel, golden: Golden, tap: str, x: Array) -> bool:
+    """Whether the model can compute with the port's tensor: ids must be in the vocabulary, and keep image tokens."""
+    if not tap.endswith("_ids"):
+        return True
+    if not isinstance(model, GenerativeModel) or not tap.endswith("input_ids"):
+        return False
+    image, truth = getattr(model.config, "image_token_index", None), golden.truth[tap]
+    in_range = 0 <= x.min(initial=0) and x.max(initial=0) < len(model.decoder.embedding)
+    return bool(in_range and np.array_equal(x == image, truth == image))
+
+
+@dataclass
+class Honest:
+    """The largest errors of honest runs on the port's tensors, by tap: of each row, and relative ones."""
+
+    rows: dict[str, Float[Array, "2 R"]] = field(default_factory=dict)
+    relative: dict[str, float] = field(default_factory=dict)
+
+
+def honest_runs(model: AnyModel, golden: Golden, given: Given, dtype: str, exact: Spool) -> Honest:
+    """Run the reference on the port's tensors with each arithmetic of a dtype."""
+    found = Honest()
+
+    def measure(tap: str, axes: str, x: Array, replaced: bool) -> None:
+        if replaced and x.dtype.kind == "f":
+            rows = row_errors(axes, x, exact[tap])
+            found.rows[tap] = np.maximum(found.rows.get(tap, rows), rows)
+            found.relative[tap] = max(found.relative.get(tap, 0.0), relative_error(x, exact[tap]))
+
+    for arithmetic in ARITHMETICS[dtype].values():
+        follow(model, golden, given, dtype, arithmetic, measure)
+    return found
+
+
+def replayed(tap: str, axes: str, port: Port, exact: Array, honest: Honest, dtype: str) -> Verdict:
+    """The verdict on a tap of the port, against what follows from its tensors before that."""
+    x, theirs = port[tap].over(exact), port.pairing.pairs[tap][0]
+    rows = honest.rows.get(tap)
+    envelope = rows if rows is None or rows.shape[1] > 1 else pooled(honest.rows, tap)
+    verdict = judge(tap, axes, theirs, x, exact, envelope, dtype)
+    if rows is None or dtype not in SIXTEEN_BITS:
+        return verdict
+    return judge_relative(verdict, levelled(x, exact) if verdict.note else x, exact, honest.relative[tap], dtype)
+
+
 def follow(
-    model: AnyModel,
-    golden: Golden,
-    given: Given,
-    dtype: str,
-    note: Callable[[str, str, Array, Array], None],
+    model: AnyModel, golden: Golden, given: Given, dtype: str, arithmetic: type[Arithmetic] | None, note: Note
 ) -> None:
-    """Run `model` on the port's tensors; `note` receives each tap, its axes, the computed tensor and the port's."""
+    """Run `model` on the port's tensors."""
 
     def swap(name: str, x: Array, axes: str) -> Array:
         found = given(name)
-        if found is None:
-            return x
-        theirs = found.over(x)
-        note(name, axes, x, theirs)
-        return theirs.astype(x.dtype)
+        note(name, axes, x, found is not None)
+        return x if found is None else found.over(x).astype(x.dtype)
 
     schedule = {} if dtype == "float64" else golden.metadata["schedules"][dtype]["rounds"]
     again = rounding(silent, schedule)  # a port may dump a tensor before it rounds it, such as the pixels
@@ -124,4 +172,4 @@ def follow(
     def tap(name: str, x: Array, axes: str) -> Array:
         return again(name, rounding(swap, schedule)(name, x, axes), axes)
 
-    case_of(model, golden).run(computing(model, dtype), tap)
+    case_of(model, golden).run(computing(model, dtype), computing_as(tap, arithmetic))

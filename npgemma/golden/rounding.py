@@ -2,8 +2,8 @@
 
 A framework in bfloat16 rounds the tensors that it writes to memory; what stays inside a kernel keeps more bits. So a
 run in bfloat16 is emulated by a run in float32 in which every tensor that the framework writes is moved to the bfloat16
-grid. A schedule maps the last word of a tap's name to the dtype that the tensor is rounded to. Taps that it does not
-name pass unchanged, so that a new tap changes no numbers.
+grid, and one in float16 likewise. A schedule maps the last word of a tap's name to the dtype that the tensor is rounded
+to. Taps that it does not name pass unchanged, so that a new tap changes no numbers.
 
     >>> import npgemma
     >>> from npgemma.layers.taps import silent
@@ -19,7 +19,9 @@ decoder of a PaliGemma 2 with eager attention, whatever its tower has. Nor is qu
 npgemma has no taps inside it: `rounding_activations` gives an emulated run an activation that rounds.
 """
 
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -30,6 +32,23 @@ from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import Tap
 
 Schedule: TypeAlias = dict[str, str]
+# A function that rounds each number to those of a dtype.
+Grid: TypeAlias = Callable[[Array], Array]
+
+
+def round_to_float32(x: Float[Array, "*R"]) -> Float[Array, "*R"]:
+    """`x` with each number rounded to the nearest float32 number, in the dtype of `x`."""
+    return x.astype(np.float32).astype(x.dtype)
+
+
+def round_to_float16(x: Float[Array, "*R"]) -> Float[Array, "*R"]:
+    """`x` with each number rounded to the nearest float16 number, in the dtype of `x`; beyond 65,504 to infinity."""
+    with np.errstate(over="ignore"):
+        return x.astype(np.float16).astype(x.dtype)
+
+
+SIXTEEN_BITS: dict[str, Grid] = {"bfloat16": round_to_bfloat16, "float16": round_to_float16}
+GRIDS: dict[str, Grid] = SIXTEEN_BITS | {"float32": round_to_float32}
 
 # A framework in float32 computes the rotary angles in float32 too, which npgemma computes in float64.
 FLOAT32: Schedule = dict.fromkeys(("frequencies", "angle"), "float32")
@@ -60,6 +79,13 @@ HEAD_NORMS = ("q_norm", "k_norm")
 SCHEDULES: dict[str, Schedule] = {"float32": FLOAT32, "hf_eager": HF_EAGER, "hf_sdpa": HF_SDPA}
 
 
+def schedule_in(schedule: str, dtype: str) -> Schedule:
+    """What a run in `dtype` rounds, if it rounds to 16 bits what the schedule of this name does."""
+    if dtype not in SIXTEEN_BITS:
+        return SCHEDULES[dtype]
+    return {name: to if to == "float32" else dtype for name, to in SCHEDULES[schedule].items()}
+
+
 def rounding(tap: Tap, schedule: Schedule) -> Tap:
     """A tap that rounds each tensor as `schedule` says and passes it to `tap`; the model continues with the result.
 
@@ -69,23 +95,19 @@ def rounding(tap: Tap, schedule: Schedule) -> Tap:
 
     def rounded(name: str, x: Array, axes: str) -> Array:
         to = schedule.get(name.rpartition(".")[2])
-        if to == "bfloat16":
-            x = round_to_bfloat16(x)
-        elif to == "float32":
-            x = x.astype(np.float32).astype(x.dtype)
-        return tap(name, x, axes)
+        return tap(name, x if to is None else GRIDS[to](x), axes)
 
     return rounded
 
 
-def rounding_activations(p: Any) -> Any:
-    """Weights of a run in emulated bfloat16: those of a model whose activations round what transformers rounds."""
+def rounding_activations(p: Any, dtype: str) -> Any:
+    """Weights of a run in 16 bits: those of a model whose activations round what transformers rounds."""
     if not is_dataclass(p):
-        return quick_gelu_of_bfloat16 if getattr(p, "__name__", "") == quick_gelu.__name__ else p
-    return replace(p, **{field.name: rounding_activations(getattr(p, field.name)) for field in fields(p)})  # type: ignore[type-var]
+        return partial(rounded_quick_gelu, GRIDS[dtype]) if getattr(p, "__name__", "") == quick_gelu.__name__ else p
+    return replace(p, **{field.name: rounding_activations(getattr(p, field.name), dtype) for field in fields(p)})  # type: ignore[type-var]
 
 
-def quick_gelu_of_bfloat16(x: Float[Array, "*R"]) -> Float[Array, "*R"]:
+def rounded_quick_gelu(grid: Grid, x: Float[Array, "*R"]) -> Float[Array, "*R"]:
     """y = x sigmoid(1.702 x), three operations; the tap of the result rounds the last."""
-    x_scaled = round_to_bfloat16(1.702 * x)
-    return x * round_to_bfloat16(1 / (1 + np.exp(np.clip(-x_scaled, -80, 80))))
+    x_scaled = grid(1.702 * x)
+    return x * grid(1 / (1 + np.exp(np.clip(-x_scaled, -80, 80))))
