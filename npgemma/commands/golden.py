@@ -1,7 +1,7 @@
 """The commands `golden` and `compare`: their flags, and what they run.
 
-Exit status of compare: 0 if rounding explains every tap, 1 if it does not, 2 if something cannot be read, 3 if taps are
-missing or names are unknown.
+Exit status of compare: 0 if rounding explains every tap, 1 if a tap is wrong, 2 if something cannot be read, 3 if taps
+are missing or names are unknown, 4 if a tap is borderline.
 
 What is recorded depends on the model: a prompt, after pictures if it reads any; pictures, then texts, for a SigLIP or a
 CLIP; pictures alone for a ViT.
@@ -103,8 +103,8 @@ def add_compare(add_parser: AddParser) -> None:
     )
     parser.add_argument(
         "--dtype",
-        choices=("float32", "bfloat16"),
-        help="the precision the port computes in (default: what most of its dump is stored in)",
+        choices=("float32", "bfloat16", "float16"),
+        help="the precision the port computes in (default: the one that holds most of the dump's numbers)",
     )
     parser.add_argument(
         "--allow-missing",
@@ -127,6 +127,7 @@ def add_compare(add_parser: AddParser) -> None:
     parser.add_argument(
         "--format", choices=("text", "json"), default="text", help="format of the report (default: text)"
     )
+    parser.add_argument("--verbose", action="store_true", help="list every missing tap and unknown name")
     parser.add_argument(
         "--chart", type=Path, metavar="FILE", help="draw the error of every tap over its limit as a picture"
     )
@@ -214,7 +215,11 @@ def run_compare(a: argparse.Namespace) -> int:
     report = compare(golden, dump, names, a.dtype, a.allow_missing)
     if a.replay:
         report = replay(load(a.model or embedded_model(golden)), golden, dump, report)
-    print(json.dumps(as_json(report, golden), allow_nan=False) if a.format == "json" else as_text(report, golden))
+    print(
+        json.dumps(as_json(report, golden), allow_nan=False)
+        if a.format == "json"
+        else as_text(report, golden, a.verbose)
+    )
     if a.chart:
         write_picture(draw_chart(report), a.chart)
     return report.status

@@ -23,9 +23,9 @@ from npgemma.errors import BadGolden
 from npgemma.golden.diagnose import diagnose
 from npgemma.golden.dump import Dump
 from npgemma.golden.file import Golden
+from npgemma.golden.grids import grid_of, most_common
 from npgemma.golden.judge import Verdict, failed, judge, logit_facts
 from npgemma.golden.mapping import SAME_NAMES, NameMap, Pairing, pair
-from npgemma.golden.grids import grid_of, most_common
 from npgemma.golden.port import Misfit, Port
 from npgemma.golden.rounding import SIXTEEN_BITS
 
@@ -64,7 +64,7 @@ class Report:
 
     @property
     def status(self) -> int:
-        """0 if rounding explains every tap, 1 if one is wrong, 3 if taps or names are left over, 4 if one is borderline."""
+        """0 if every tap is explained, 1 if one is wrong, 3 if taps or names are left over, 4 if one is borderline."""
         if self.culprits or any(verdict.wrong for verdict in self.verdicts):
             return 1
         if self.pairing.missing or self.pairing.unmapped:
@@ -139,14 +139,12 @@ def hints(port: Port, verdicts: Sequence[Verdict], dtype: str, grids: Mapping[st
     """What the grids of the port's numbers say: its precision, if it was not named, and another that explains it."""
     on = {grid: [tap for tap, found in grids.items() if found == grid] for grid in SIXTEEN_BITS}
     for grid, taps in on.items():
+        found = f"the numbers of {len(taps)} of {len(grids)} taps are {grid} numbers"
         if dtype == grid and any(port.dump.dtypes[port.pairing.pairs[tap][0]] == "float32" for tap in taps):
-            yield f"the numbers of {len(taps)} of {len(grids)} taps are {grid} numbers, though they are stored in float32"
+            yield f"{found}, though they are stored in float32"
         if dtype == "float32" and taps and any(verdict.wrong for verdict in verdicts) and grid in port.golden.envelopes:
             explained = sum(judged(port, verdict.name, grid).explained for verdict in verdicts)
-            yield (
-                f"the numbers of {len(taps)} of {len(grids)} taps are {grid} numbers: --dtype {grid} judges the dump as "
-                f"computed in {grid}, which explains {explained} of {len(verdicts)} taps"
-            )
+            yield f"{found}; as {grid}, rounding explains {explained} of {len(verdicts)}: use --dtype {grid}"
 
 
 def judged(port: Port, tap: str, dtype: str, grid: str = "") -> Verdict:

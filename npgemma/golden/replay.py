@@ -118,7 +118,7 @@ def can_continue_with(model: AnyModel, golden: Golden, tap: str, x: Array) -> bo
     if not isinstance(model, GenerativeModel) or not tap.endswith("input_ids"):
         return False
     image, truth = getattr(model.config, "image_token_index", None), golden.truth[tap]
-    in_range = 0 <= x.min(initial=0) and x.max(initial=0) < len(model.decoder.embedding)
+    in_range = x.min(initial=0) >= 0 and x.max(initial=0) < len(model.decoder.embedding)
     return bool(in_range and np.array_equal(x == image, truth == image))
 
 

@@ -18,7 +18,7 @@ TEXT = re.compile(r"text\..*|input_ids|text_embeds")
 
 
 class Trail:
-    """The blocks since the last tensor of the port that all later ones depend on, in each of two towers if there are."""
+    """The blocks since the last tensor of the port that all later ones depend on, in each tower of a pair."""
 
     def __init__(self, golden: Golden) -> None:
         self.two_towers = "input_ids" in golden.taps

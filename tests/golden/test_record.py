@@ -15,7 +15,7 @@ import pytest
 import npgemma
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.golden import Golden, read_golden, record
-from npgemma.golden.record import by_row, in_bfloat16, row_errors
+from npgemma.golden.record import by_row, in_sixteen_bits, row_errors
 from npgemma.golden.rounding import ENCODERS, HF_EAGER
 from npgemma.layers.bits import round_to_bfloat16
 
@@ -174,7 +174,7 @@ def test_weights_are_rounded_to_bfloat16_and_matrices_packed(model: VisionLangua
     bias = model.weights.projector.bias + np.float32(1e-6)
     matrix = np.full(model.weights.projector.weight.shape, 1 / 3, np.float32)
     changed = replace(model.weights, projector=replace(model.weights.projector, bias=bias, weight=matrix))
-    found = in_bfloat16(changed)
+    found = in_sixteen_bits(changed, "bfloat16")
     np.testing.assert_array_equal(found.projector.bias, round_to_bfloat16(bias))
     assert found.projector.weight.dtype == np.uint16
     assert found.text.embedding is model.weights.text.embedding

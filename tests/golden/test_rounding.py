@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from npgemma.golden.rounding import FLOAT32, HF_EAGER, HF_SDPA, SCHEDULES, quick_gelu_of_bfloat16, rounding
+from npgemma.golden.rounding import FLOAT32, HF_EAGER, HF_SDPA, SCHEDULES, rounded_quick_gelu, rounding
 from npgemma.layers.activations import quick_gelu
 from npgemma.layers.bits import round_to_bfloat16
 from npgemma.layers.taps import Recorder, silent
@@ -44,10 +44,10 @@ def test_two_bfloat16_schedules_differ_inside_attention_alone() -> None:
     assert HF_EAGER.items() ^ HF_SDPA.items() == {(leaf, "bfloat16") for leaf in leaves}
 
 
-def test_quick_gelu_of_bfloat16_is_quick_gelu_but_for_the_roundings() -> None:
+def test_rounded_quick_gelu_is_quick_gelu_but_for_the_roundings() -> None:
     """Rounding 1.702 x by a relative 2^-8 moves the exponent by up to 8 * 1.702 * 2^-8; the sigmoid is rounded, too."""
     x = round_to_bfloat16(np.linspace(-8, 8, 999, dtype=np.float32))
-    found, exact = quick_gelu_of_bfloat16(x), quick_gelu(x)
+    found, exact = rounded_quick_gelu(round_to_bfloat16, x), quick_gelu(x)
     assert not np.array_equal(found, exact)
     np.testing.assert_allclose(found, exact, rtol=(1 + 8 * 1.702) * 2.0**-8, strict=True)
-    assert np.isfinite(quick_gelu_of_bfloat16(np.array([-1e4, 1e4], np.float32))).all()
+    assert np.isfinite(rounded_quick_gelu(round_to_bfloat16, np.array([-1e4, 1e4], np.float32))).all()
