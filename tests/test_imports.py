@@ -161,7 +161,7 @@ def test_the_mathematics_imports_without_the_other_dependencies() -> None:
         assert blocks.returncode
 
 
-def test_only_errors_and_testing_are_modules_at_the_top_of_the_package() -> None:
+def test_only_errors_is_a_module_at_the_top_of_the_package() -> None:
     top = {path.name for path in (ROOT / "npgemma").glob("*.py")}
     assert top == {"__init__.py", "__main__.py", "errors.py"}
 

@@ -69,7 +69,8 @@ def recorded(case: Mapping[str, Any]) -> str:
     if "prompt" in case:
         return repr(case["prompt"])
     texts = [repr(text) for text in case.get("texts", ())]
-    return " and ".join([*([listed(texts, MOST)] if texts else []), f"{len(case['images'])} pictures"])
+    count = len(case["images"])
+    return " and ".join([*([listed(texts, MOST)] if texts else []), f"{count} picture{'s' * (count != 1)}"])
 
 
 def block_line(block: str, verdicts: Sequence[Verdict]) -> str:
