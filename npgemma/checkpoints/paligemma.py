@@ -24,6 +24,7 @@ from npgemma.io.pixels import PALIGEMMA, PixelSettings
 from npgemma.io.safetensors import open_any, open_model, readable, weight_files
 from npgemma.io.strict_json import Section, read_section, words
 from npgemma.layers.shapes import Array
+from npgemma.layers.threads import rows_at_a_time
 from npgemma.layers.tree import SLOT, sized
 from npgemma.models.paligemma import PaliGemma, Projector
 
@@ -228,7 +229,9 @@ def footprint(c: PaliGemmaConfig, run: Run) -> Footprint:
     """The memory for a run that answers all prompts at the same time, their pictures before anything else."""
     v = c.vision
     pixels, patches = run.pictures * 3 * v.image_size**2, run.pictures * v.num_patches
-    tower = pixels + patches * (3 * v.hidden_size + 2 * v.intermediate_size + c.text.hidden_size)
+    active = rows_at_a_time(run.pictures, v.num_patches)
+    tower = pixels + patches * (2 * v.hidden_size + c.text.hidden_size)
+    tower += active * (3 * v.hidden_size + 2 * v.intermediate_size)
     return gemma.footprint(blank(c).text, c.text, run, tower)
 
 

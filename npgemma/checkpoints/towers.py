@@ -10,6 +10,7 @@ from npgemma.io.pixels import PALIGEMMA, PixelSettings
 from npgemma.io.strict_json import Section, words
 from npgemma.layers.activations import Activation, gelu, gelu_erf, quick_gelu
 from npgemma.layers.norms import LayerNorm
+from npgemma.layers.threads import rows_at_a_time
 from npgemma.layers.tree import SLOT, Slot, sized
 from npgemma.models.vit import MLP, Attention, Block
 
@@ -265,18 +266,21 @@ def blank_blocks(c: VisionConfig | TextConfig) -> tuple[Block, ...]:
 
 def vision_numbers(c: VisionConfig, pictures: int) -> int:
     """How many numbers the activations of so many pictures have at a time."""
-    rows = (c.num_patches + 1) * (4 * c.hidden_size + 2 * c.intermediate_size)
-    return pictures * (c.num_channels * c.image_size**2 + rows)
+    pixels = pictures * c.num_channels * c.image_size**2
+    return pixels + encoder_numbers(c, pictures, c.num_patches + 1)
 
 
-def text_numbers(c: TextConfig, tokens: int) -> int:
-    """How many numbers the activations of texts with so many tokens in all have at a time."""
-    return tokens * (4 * c.hidden_size + 2 * c.intermediate_size)
+def encoder_numbers(c: VisionConfig | TextConfig, sequences: int, rows: int) -> int:
+    """The rows that go into an encoder and come out of it, and what its blocks compute of some of them at a time."""
+    active = rows_at_a_time(sequences, rows) * (4 * c.hidden_size + 2 * c.intermediate_size)
+    return sequences * rows * 2 * c.hidden_size + active
 
 
 def footprint(c: DualEncoderConfig, run: Run) -> Footprint:
     """The memory for a run that embeds all pictures at the same time, and then all texts."""
-    most = max(vision_numbers(c.vision, run.pictures), text_numbers(c.text, sum(run.prompts)))
+    most = max(
+        vision_numbers(c.vision, run.pictures), encoder_numbers(c.text, len(run.prompts), max(run.prompts, default=0))
+    )
     embeddings = (run.pictures + len(run.prompts)) * c.embedding_size
     return Footprint(run.weights, 0, (most + embeddings) * run.itemsize)
 

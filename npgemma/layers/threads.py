@@ -201,6 +201,11 @@ def by_sequences(
     return y
 
 
+def rows_at_a_time(sequences: int, rows: int, blas: Blas = BLAS) -> int:
+    """How many rows of sequences `by_sequences` computes at a time, at most."""
+    return min(sequences * rows, blas.threads * max(MOST_ROWS, rows))
+
+
 def forked() -> None:
     """Start afresh in a forked child: the threads of its parent that help, or would reset BLAS, do not exist there."""
     pool.cache_clear()
