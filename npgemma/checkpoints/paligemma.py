@@ -231,7 +231,7 @@ def footprint(c: PaliGemmaConfig, run: Run) -> Footprint:
     pixels, patches = run.pictures * 3 * v.image_size**2, run.pictures * v.num_patches
     active = rows_at_a_time(run.pictures, v.num_patches)
     tower = pixels + patches * (2 * v.hidden_size + c.text.hidden_size)
-    tower += active * (3 * v.hidden_size + 2 * v.intermediate_size)
+    tower += active * (2 * v.hidden_size + 2 * v.intermediate_size)
     return gemma.footprint(blank(c).text, c.text, run, tower)
 
 

@@ -272,15 +272,14 @@ def vision_numbers(c: VisionConfig, pictures: int) -> int:
 
 def encoder_numbers(c: VisionConfig | TextConfig, sequences: int, rows: int) -> int:
     """The rows that go into an encoder and come out of it, and what its blocks compute of some of them at a time."""
-    active = rows_at_a_time(sequences, rows) * (4 * c.hidden_size + 2 * c.intermediate_size)
+    active = rows_at_a_time(sequences, rows) * (2 * c.hidden_size + 2 * c.intermediate_size)
     return sequences * rows * 2 * c.hidden_size + active
 
 
 def footprint(c: DualEncoderConfig, run: Run) -> Footprint:
     """The memory for a run that embeds all pictures at the same time, and then all texts."""
-    most = max(
-        vision_numbers(c.vision, run.pictures), encoder_numbers(c.text, len(run.prompts), max(run.prompts, default=0))
-    )
+    texts = encoder_numbers(c.text, len(run.prompts), max(run.prompts, default=0))
+    most = max(vision_numbers(c.vision, run.pictures), texts)
     embeddings = (run.pictures + len(run.prompts)) * c.embedding_size
     return Footprint(run.weights, 0, (most + embeddings) * run.itemsize)
 

@@ -192,7 +192,7 @@ CALLS = {
     "beams": lambda model, many: model.generate(PICTURE, "ocr", num_beams=many, max_new_tokens=90),
     "score": lambda model, many: model.score([PICTURE] * many, ["ocr"] * many, ["a"] * many),
     "forward": lambda model, many: model.forward(np.arange(3, 3 + 20 * many)),
-    "image_features": lambda model, many: model.image_features([PICTURE] * 3 * many),
+    "image_features": lambda model, many: model.image_features([PICTURE] * 2 * many),
     "generate_ids": lambda model, many: model.generate_ids(np.arange(3, 3 + 40 * many), max_new_tokens=1),
 }
 
