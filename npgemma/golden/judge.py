@@ -6,10 +6,10 @@ The measure is the error that an honest run in the same precision has there (the
     row ratio   the same of the worst row, where the honest error of a row counts as no less than that of all rows
     max ratio   largest |x - truth| / largest error of the honest run
 
-Each may be at most its limit in LIMITS. An honest error below one unit roundoff of the truth (of its rms, and for the
-largest error of its largest number) counts as that, since a port may round what it stores. One ratio is not enough: a
-single wrong number hardly moves the rms, and one wrong token moves that of its row alone. tools/mutation_study.py shows
-what the limits let pass; its table is in README.md.
+Each may be at most its limit in LIMITS. An honest error below one unit roundoff of the truth (of its rms, or that of
+the row, and for the largest error of its largest number) counts as that, since a port may round what it stores. One
+ratio is not enough: a single wrong number hardly moves the rms, and one wrong token moves that of its row alone.
+tools/mutation_study.py shows what the limits let pass; its table is in README.md.
 
 Up to BORDERLINE times its limit an error is borderline: an unusual order of sums may cause it, and so may a small
 mistake. Mistakes in ports that run in float32 were 100 to 10,000,000 times the limit.
@@ -125,7 +125,8 @@ def measured(
     peak = float(np.abs(truth).max()) / size if size else 1.0
     rows, largest = row_errors(axes, x, truth)
     error, honest = rms(rows), max(rms(envelope[0]), least)
-    row_ratios = ratio(rows, np.maximum(envelope[0], honest))
+    rounded = least / size * np.sqrt(np.square(by_row(axes, truth)).mean(-1)) if size else 0.0
+    row_ratios = ratio(rows, np.maximum(envelope[0], np.maximum(honest, rounded)))
     ratios = {
         "rms": float(ratio(error, honest)),
         "row": float(row_ratios.max()),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import npgemma
-from npgemma.golden.arithmetic import InEightSums, InOneSum, Looped, RoundedProducts, computing_as, looped, modelled
+from npgemma.golden.arithmetic import Bfloat16Products, InEightSums, InOneSum, Looped, computing_as, looped, modelled
 from npgemma.layers.attention import attend
 from npgemma.layers.bits import round_to_bfloat16
 from npgemma.layers.linear import linear
@@ -94,8 +94,8 @@ def test_a_model_of_loops_has_errors_as_large_as_theirs(sums: int, tolerance: fl
 
 def test_products_are_rounded_before_a_bias_is_added() -> None:
     x, w, bias = numbers(3, 21), numbers(5, 21), numbers(5)
-    np.testing.assert_array_equal(linear(x.view(RoundedProducts), w, bias), round_to_bfloat16(x @ w.T) + bias)
-    np.testing.assert_array_equal(x.view(RoundedProducts).sum(-1), x.sum(-1))
+    np.testing.assert_array_equal(linear(x.view(Bfloat16Products), w, bias), round_to_bfloat16(x @ w.T) + bias)
+    np.testing.assert_array_equal(x.view(Bfloat16Products).sum(-1), x.sum(-1))
 
 
 def test_other_dtypes_sum_as_usual() -> None:

@@ -10,6 +10,7 @@ from ports import port
 
 import npgemma
 from npgemma.api.vision_language import VisionLanguageModel
+from npgemma.errors import BadGolden
 from npgemma.golden import Dump, Golden, NameMap, Report, Rule, compare, read_dump, replay
 from npgemma.golden.suggest import suggest_map
 from npgemma.layers.bits import pack
@@ -57,9 +58,37 @@ def test_precision_is_that_of_most_of_the_dump(one_layer: Golden, bfloat16_port:
     packed = {name: pack(x).view("V2") if x.dtype == np.float32 else x for name, x in bfloat16_port.items()}
     assert compare(one_layer, Dump(packed)).dtype == "bfloat16"
     assert compare(one_layer, Dump(packed)).status == 0
-    assert compare(one_layer, Dump(bfloat16_port)).dtype == "float32"
+    stored_in_float32 = compare(one_layer, Dump(bfloat16_port))
+    assert (stored_in_float32.dtype, stored_in_float32.status) == ("bfloat16", 0)
+    assert "bfloat16 numbers, though they are stored in float32" in stored_in_float32.hints[0]
     half = {name: x.astype(np.float16) if x.dtype.kind == "f" else x for name, x in bfloat16_port.items()}
-    assert compare(one_layer, Dump(half)).dtype == "bfloat16"
+    assert compare(one_layer, Dump(half)).dtype == "float16"
+
+
+def test_a_run_in_bfloat16_with_some_tensors_in_float32_is_told_what_explains_it(
+    one_layer: Golden, bfloat16_port: dict
+) -> None:
+    """A port whose result of each operation goes on in float32, as one with a cache or weights in bfloat16 may."""
+    rng = np.random.default_rng(0)
+    mixed = {
+        name: x + (rng.standard_normal(x.shape) * 1e-7).astype(x.dtype) if x.dtype.kind == "f" and i % 3 else x
+        for i, (name, x) in enumerate(bfloat16_port.items())
+    }
+    report = compare(one_layer, Dump(mixed))
+    assert (report.dtype, report.status) == ("float32", 1)
+    assert any("use --dtype bfloat16" in hint for hint in report.hints)
+    rounded = [verdict for verdict in report.verdicts if "bfloat16 numbers" in " ".join(verdict.diagnosis)]
+    assert rounded
+
+
+def test_a_dtype_that_the_golden_file_lacks_is_refused(one_layer: Golden, float32_port: dict) -> None:
+    envelopes = {dtype: x for dtype, x in one_layer.envelopes.items() if dtype != "float16"}
+    older = replace(one_layer, envelopes=envelopes)
+    with pytest.raises(BadGolden, match="recorded by an older release; record it again"):
+        compare(older, Dump(float32_port), dtype="float16")
+    overflow = one_layer.metadata | {"schedules": {"float16": {"overflows": "text.layers.3.out"}}}
+    with pytest.raises(BadGolden, match=r"text\.layers\.3\.out overflows in it, in a port too"):
+        compare(replace(older, metadata=overflow), Dump(float32_port), dtype="float16")
 
 
 def test_missing_tap_is_incomplete_unless_allowed(golden: Golden, float32_port: dict) -> None:

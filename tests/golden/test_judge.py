@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from npgemma.golden.judge import LIMITS, RELATIVE_LIMIT, Verdict, judge, judge_relative, logit_facts
+from npgemma.golden.judge import (
+    LIMITS,
+    RELATIVE_LIMIT,
+    Verdict,
+    judge,
+    judge_relative,
+    limits_of,
+    logit_facts,
+    relative_error,
+)
 from npgemma.golden.record import row_errors
 
 NAME, AXES = "text.layers.0.out", "T D"
@@ -91,6 +100,25 @@ def test_number_that_is_not_finite_is_not_explained(bad: float) -> None:
     assert "1 of 5120 numbers are NaN or infinite, the first at [3, 4]" in found.reason
 
 
+@pytest.mark.parametrize(("factor", "borderline", "wrong"), [(1.9, False, False), (19, True, False), (21, False, True)])
+def test_up_to_ten_times_the_limit_is_borderline(factor: float, borderline: bool, wrong: bool) -> None:
+    found = verdict(TRUTH + factor * HONEST)
+    assert (found.borderline, found.wrong) == (borderline, wrong)
+    assert found.excess == pytest.approx(factor / LIMITS["rms"])
+
+
+def test_the_limit_of_the_worst_row_grows_with_the_number_of_rows() -> None:
+    rows = [limits_of(10_000, count)["row"] for count in (2, 40, 292, 4096)]
+    assert rows == pytest.approx([4, 4, 5.59, 8.02], abs=0.01)
+
+
+def test_an_outlier_that_is_rounded_is_explained() -> None:
+    """Its rounding error is half a unit in its own last place, not in that of the rms."""
+    truth = np.where(np.arange(5120).reshape(40, 128) == 77, 300.0, TRUTH)
+    x = truth + np.where(truth == 300.0, 2.0**-24 * 256, 0)
+    assert verdict(x, truth=truth, envelope=np.zeros_like(ENVELOPE)).explained
+
+
 def test_floor_is_the_largest_error_that_passes() -> None:
     found = verdict(TRUTH + HONEST)
     just_below, just_above = (
@@ -123,10 +151,11 @@ def test_relative_error_of_small_numbers_is_judged_in_a_replay() -> None:
     truth = np.where(np.arange(5120).reshape(40, 128) % 2, 1.0, 0.005)
     honest = truth * (1 + 2.0**-10)
     plain = judge(NAME, AXES, "theirs", honest, truth, row_errors(AXES, honest, truth), "bfloat16")
+    error = relative_error(honest, truth)
     for off, explained in ((1e-6, True), (1e-4, False)):
         x = truth + np.where(truth < 1, off, 0)
-        assert judge_relative(plain, x, truth, honest).explained == explained
-    assert judge_relative(plain, honest, truth, honest).limits["relative"] == RELATIVE_LIMIT
+        assert judge_relative(plain, x, truth, error, "bfloat16").explained == explained
+    assert judge_relative(plain, honest, truth, error, "bfloat16").limits["relative"] == RELATIVE_LIMIT
 
 
 # -------------------------------------------------------------------------------------------------------------- logits

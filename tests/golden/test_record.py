@@ -42,16 +42,21 @@ def test_dtypes_are_those_of_the_format(golden: Golden) -> None:
 
 @pytest.mark.parametrize("name", ["text.layers.2.out", "vision.layers.1.attn.pictures.0.probs", "logits"])
 def test_envelope_is_the_rms_and_the_largest_error_of_each_row(golden: Golden, float32_port, name: str) -> None:
-    truth = golden.truth[name]
+    """The largest of three runs: npgemma's own, and two that add up in loops, which lose more in most rows."""
+    truth, found = golden.truth[name], golden.envelopes["float32"][name]
     error = np.abs(by_row(golden.taps[name], float32_port[name].astype(np.float64) - truth))
-    expected = np.stack([np.sqrt((error**2).mean(-1)), error.max(-1)]).astype(np.float32)
-    np.testing.assert_array_equal(golden.envelopes["float32"][name], expected, strict=True)
+    own = np.stack([np.sqrt((error**2).mean(-1)), error.max(-1)]).astype(np.float32)
+    assert (found.shape, found.dtype) == (own.shape, own.dtype)
+    assert (found >= own).all()
+    assert found.mean() < 4 * own.mean()
 
 
-def test_envelope_of_bfloat16_is_that_of_the_emulated_run(golden: Golden, bfloat16_port) -> None:
+def test_envelope_of_bfloat16_is_at_least_that_of_the_emulated_run(golden: Golden, bfloat16_port) -> None:
     for name in ("text.layers.2.out", "projector", "steps.2.logits"):
-        expected = row_errors(golden.taps[name], bfloat16_port[name], golden.truth[name]).astype(np.float32)
-        np.testing.assert_array_equal(golden.envelopes["bfloat16"][name], expected, strict=True)
+        own = row_errors(golden.taps[name], bfloat16_port[name], golden.truth[name]).astype(np.float32)
+        found = golden.envelopes["bfloat16"][name]
+        assert (found >= own).all()
+        assert found.mean() < 2 * own.mean()
 
 
 def test_rows_are_flattened_in_order() -> None:
@@ -63,7 +68,7 @@ def test_rows_are_flattened_in_order() -> None:
 
 def test_every_float_and_nothing_else_has_envelopes(golden: Golden) -> None:
     floats = {name for name in golden.taps if golden.truth[name].dtype.kind == "f"}
-    assert set(golden.envelopes) == {"float32", "bfloat16"}
+    assert set(golden.envelopes) == {"float32", "bfloat16", "float16"}
     assert all(set(each) == floats for each in golden.envelopes.values())
 
 
