@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from npgemma.golden.rounding import GRIDS
+from npgemma.golden.rounding import GRIDS, Schedule, rounding
 from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import Tap
 
@@ -34,7 +34,12 @@ ROUNDED = 2.0**-46 / 12 * 3 / 8 / math.log(2)
 
 
 class Arithmetic(np.ndarray):
-    """An array whose float32 sums and products of matrices are those of the class. Other dtypes compute as usual."""
+    """An array whose float32 sums and products of matrices are those of the class. Other dtypes compute as usual.
+
+    `rounds` is what such a run rounds besides, as a schedule.
+    """
+
+    rounds: ClassVar[Schedule] = {}
 
     @classmethod
     def product(cls, a: Array, b: Array) -> Array:
@@ -86,15 +91,17 @@ class Looped(Arithmetic):
 
 
 class InOneSum(Looped):
-    """A loop without vector instructions."""
+    """A loop without vector instructions. RoPE's frequencies are powers of 2 in float32."""
 
     running_sums = 1
+    rounds: ClassVar[Schedule] = {"frequencies": "powers of 2"}
 
 
 class InEightSums(Looped):
-    """A loop with vectors of eight numbers, each of which is a running sum."""
+    """A loop with vectors of eight numbers, each a running sum. RoPE's frequencies are powers of e in float32."""
 
     running_sums = 8
+    rounds: ClassVar[Schedule] = {"frequencies": "powers of e"}
 
 
 class RoundedProducts(Arithmetic):
@@ -122,7 +129,7 @@ class Float16Products(RoundedProducts):
 # The runs whose largest errors are the envelope of a dtype; golden files hold these names. None is NumPy's arithmetic.
 USUAL: dict[str, type[Arithmetic] | None] = {"NumPy's sums in pairs, BLAS's products": None}
 ARITHMETICS = {
-    "float32": USUAL | {"one running sum": InOneSum, "eight running sums": InEightSums},
+    "float32": USUAL | {"one running sum, powers of 2 in RoPE": InOneSum, "eight, powers of e": InEightSums},
     "bfloat16": USUAL | {"products rounded before a bias is added": Bfloat16Products},
     "float16": USUAL | {"products rounded before a bias is added": Float16Products},
 }
@@ -132,9 +139,10 @@ def computing_as(tap: Tap, kind: type[Arithmetic] | None) -> Tap:
     """`tap`, after which the model continues with arrays of the class `kind`, if there is one."""
     if kind is None:
         return tap
+    rounded = rounding(tap, kind.rounds)
 
     def converted(name: str, x: Array, axes: str) -> Array:
-        y = tap(name, plain(x), axes)
+        y = rounded(name, plain(x), axes)
         return y.view(kind) if y.dtype == np.float32 else y
 
     return converted

@@ -117,13 +117,10 @@ def compare(
     dtype = dtype or most_common(grids.values())
     check_envelope(golden, dtype)
     port = Port(golden, dump, pairing)
-    verdicts, facts = [], {}
-    for tap in golden.taps:
-        if tap in pairing.pairs:
-            verdicts.append(judged(port, tap, dtype, grids.get(tap, "")))
-            found = port.usable(tap) if tap.endswith("logits") else None
-            if found is not None:
-                facts[tap] = logit_facts(found.x, golden.truth[tap], golden.envelopes[dtype][tap])
+    taps = [tap for tap in golden.taps if tap in pairing.pairs]
+    verdicts = [judged(port, tap, dtype, grids.get(tap, "")) for tap in taps]
+    logits = {tap: found for tap in taps if tap.endswith("logits") and (found := port.usable(tap))}
+    facts = {tap: logit_facts(x.x, golden.truth[tap], golden.envelopes[dtype][tap]) for tap, x in logits.items()}
     return Report(dtype, verdicts, pairing, facts, list(hints(port, verdicts, dtype, grids)))
 
 

@@ -25,8 +25,11 @@ from npgemma.golden.rounding import ENCODERS, HEAD_NORMS, LATER, SIXTEEN_BITS, S
 from npgemma.io.picture import Picture, read_picture
 from npgemma.io.pixels import PALIGEMMA
 from npgemma.io.safetensors import weight_files
+from npgemma.layers.tree import arrays
 
 CROP = "the square in the middle; of an odd margin, the smaller half is on the left and at the top"
+# The truth of a model with fewer parameters is stored in float64; that of a larger one in float32, half the size.
+SMALL = 100_000_000
 PREPROCESSING = {
     "backend": "pillow",
     "resample": "bicubic, antialiased, 8 bits, aspect ratio not kept",
@@ -39,20 +42,24 @@ def describe(
     images: Sequence[Picture],
     text: str | Sequence[str],
     axes: Mapping[str, str],
-    wide: str,
+    computed: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The metadata of a golden file, but for its schedules: `axes` by tap, in execution order; `wide` is the dtype of
-    floats.
-    """
+    """The metadata of a golden file: `axes` by tap, in execution order; `computed` says how each dtype is computed."""
     return {
         "case": case(model, images, text),
-        "model": model_hashes(model) | {"truth_stored_as": wide} | encoder_type(model),
+        "model": model_hashes(model) | {"truth_stored_as": dtype_of_truth(model).name} | encoder_type(model),
         "preprocessing": None if isinstance(model, LanguageModel) else preprocessing(model),
         "tokenizer": tokenizer(model),
         "policy": policy(model),
+        "schedules": computed,
         "taps": [[name, letters] for name, letters in axes.items()],
         "versions": {"npgemma": installed_version(), "numpy": np.__version__, "blas": blas()},
     }
+
+
+def dtype_of_truth(model: AnyModel) -> np.dtype:
+    """What the floats of a golden file are stored as."""
+    return np.dtype(np.float64 if sum(x.size for x in arrays(model.weights)) < SMALL else np.float32)
 
 
 def encoder_type(model: AnyModel) -> dict[str, str]:

@@ -36,16 +36,14 @@ from npgemma.golden.arithmetic import ARITHMETICS, computing_as
 from npgemma.golden.cases import KINDS, TYPES, Case
 from npgemma.golden.file import Spool, write_golden
 from npgemma.golden.names import is_in_level, row_axes
-from npgemma.golden.provenance import describe, schedules
+from npgemma.golden.provenance import describe, dtype_of_truth, schedules
 from npgemma.golden.rounding import GRIDS, SIXTEEN_BITS, rounding, rounding_activations, schedule_in
 from npgemma.io.picture import Picture
 from npgemma.layers.bits import pack, widened
 from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import Tap
-from npgemma.layers.tree import Leaf, arrays, map_tree
+from npgemma.layers.tree import Leaf, map_tree
 
-# The truth of a model with fewer parameters is stored in float64; that of a larger one in float32, half the size.
-SMALL = 100_000_000
 M = TypeVar("M", bound=AnyModel)
 
 
@@ -94,14 +92,16 @@ def record(
         keep = recording(model, spool, level, patterns)
         case = kind.read(model, images, text, steps, keep)
         model.guard.check_files()
-        exact = partial(case.run, computing(model, "float64"))
-        with finite(model, exact):
+        with finite(model, exact := partial(case.run, computing(model, "float64"))):
             exact(tap=keep)
             check_used(patterns, list(spool.entries), level)
-            case = kind.recorded(spool)
-            precisions = {dtype: record_envelope(spool, model, case, schedule, dtype) for dtype in ARITHMETICS}
-        facts = describe(model, images, text, spool.axes, dtype_of_truth(model).name)
-        write_golden(spool, facts | {"schedules": schedules(model, schedule, precisions)}, path)
+            overflows = record_envelopes(spool, model, kind.recorded(spool), schedule)
+        write_golden(spool, describe(model, images, text, spool.axes, schedules(model, schedule, overflows)), path)
+
+
+def record_envelopes(spool: Spool, model: AnyModel, case: Case, schedule: str) -> dict[str, str]:
+    """Record the envelope of each dtype. Returns for each the first tap that overflows, or ''."""
+    return {dtype: record_envelope(spool, model, case, schedule, dtype) for dtype in ARITHMETICS}
 
 
 def record_envelope(spool: Spool, model: AnyModel, case: Case, schedule: str, dtype: str) -> str:
@@ -127,11 +127,6 @@ class Overflow(Exception):
     def __init__(self, tap: str) -> None:
         super().__init__(tap)
         self.tap = tap
-
-
-def dtype_of_truth(model: AnyModel) -> np.dtype:
-    """What the floats of a golden file are stored as."""
-    return np.dtype(np.float64 if sum(x.size for x in arrays(model.weights)) < SMALL else np.float32)
 
 
 def checked_path(path: str | Path) -> Path:

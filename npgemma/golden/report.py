@@ -125,7 +125,11 @@ def culprits(report: Report) -> Iterator[str]:
                 f"{blocks[0]} to {blocks[-1]}; dump {middle(blocks)} next"
             )
         yield from wrong_taps(verdicts)
-    if not parts:
+    doubtful = [verdict for verdict in report.replayed if verdict.borderline]
+    if doubtful:
+        yield "BORDERLINE when computed from the port's own tensors:"
+        yield from wrong_taps(doubtful)
+    if not parts and not doubtful:
         yield "replay: every tap follows from the port's own tensors before it"
 
 

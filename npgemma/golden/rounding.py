@@ -47,8 +47,28 @@ def round_to_float16(x: Float[Array, "*R"]) -> Float[Array, "*R"]:
         return x.astype(np.float16).astype(x.dtype)
 
 
+def powers_of_2(x: Float[Array, "J"]) -> Float[Array, "J"]:
+    """RoPE's frequencies theta^(-j/J) as 2^(-j/J log2(theta)), each operation in float32."""
+    if len(x) < 2:
+        return round_to_float32(x)
+    exponents = (np.arange(len(x)) / len(x)).astype(np.float32) * np.float32(len(x) * np.log2(x[0] / x[1]))
+    return (x[0] * np.exp2(-exponents)).astype(x.dtype)
+
+
+def powers_of_e(x: Float[Array, "J"]) -> Float[Array, "J"]:
+    """The same as e^(-j log(theta)/J), as in MLX."""
+    if len(x) < 2:
+        return round_to_float32(x)
+    exponents = np.arange(len(x), dtype=np.float32) * np.float32(np.log(x[0] / x[1]))
+    return (x[0] * np.exp(-exponents)).astype(x.dtype)
+
+
 SIXTEEN_BITS: dict[str, Grid] = {"bfloat16": round_to_bfloat16, "float16": round_to_float16}
-GRIDS: dict[str, Grid] = SIXTEEN_BITS | {"float32": round_to_float32}
+GRIDS: dict[str, Grid] = SIXTEEN_BITS | {
+    "float32": round_to_float32,
+    "powers of 2": powers_of_2,
+    "powers of e": powers_of_e,
+}
 
 # A framework in float32 computes the rotary angles in float32 too, which npgemma computes in float64.
 FLOAT32: Schedule = dict.fromkeys(("frequencies", "angle"), "float32")
