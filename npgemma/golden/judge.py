@@ -83,8 +83,13 @@ class Verdict:
 
     @property
     def borderline(self) -> bool:
-        """Whether the error is larger than rounding explains, and smaller than mistakes usually make it."""
-        return not self.explained and self.excess <= BORDERLINE
+        """Whether the error is larger than rounding explains, and smaller than mistakes usually make it.
+
+        A relative error beyond its limit is never borderline: it is taken of single roundings to 16 bits, which do not
+        depend on the order of sums.
+        """
+        relative = self.ratios.get("relative", 0.0) <= self.limits.get("relative", math.inf)
+        return not self.explained and self.excess <= BORDERLINE and relative
 
     @property
     def wrong(self) -> bool:

@@ -13,8 +13,9 @@ from random_encoders import CLIP, CONFIGS, SIGLIP, VIT, Written, write_encoder
 
 import npgemma
 from npgemma.golden import Dump, Golden, Report, compare, preset, read_dump, read_golden, replay
-from npgemma.golden.compare import fitted
+from npgemma.golden.layout import Fitted
 from npgemma.golden.mapping import pair
+from npgemma.golden.port import Port
 from npgemma.golden.replay import follow
 from npgemma.layers.bits import round_to_bfloat16
 
@@ -105,15 +106,20 @@ def test_emulation_equals_transformers_to_the_bit(encoder, tmp_path, kind, atten
     pairing = compare(case.golden, dump, preset("transformers", case.golden)).pairing
     shares: dict[str, float] = {}
 
-    def given(tap: str) -> np.ndarray | None:
-        return fitted(case.golden, dump, pairing, tap) if tap in pairing.pairs and tap != "input_ids" else None
+    port = Port(case.golden, dump, pairing)
 
-    def note(tap: str, axes: str, ours: np.ndarray, theirs: np.ndarray) -> None:
+    def given(tap: str) -> Fitted | None:
+        return port[tap] if tap in pairing.pairs and tap != "input_ids" else None
+
+    def note(tap: str, axes: str, ours: np.ndarray, replaced: bool) -> None:
+        if not replaced:
+            return
+        theirs = port[tap].over(ours)
         if tap == "pixel_values":  # dumped before it is cast
             theirs = round_to_bfloat16(theirs.astype(np.float32))
         shares[tap] = float((ours == theirs).mean())
 
-    follow(case.written.model, case.golden, given, "bfloat16", note)
+    follow(case.written.model, case.golden, given, "bfloat16", None, note)
     assert len(shares) >= 30
     for tap, share in shares.items():
         least = GELU_SHARE if tap.endswith("hidden") else SDPA_SHARE if tap.endswith("heads") else SHARE

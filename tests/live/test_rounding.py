@@ -87,12 +87,15 @@ def shares(
     made: dict[str, tuple[float, int]] = {}
     dumped: dict[str, np.ndarray] = {}
 
-    theirs = Port(golden, found, pairing)
+    port = Port(golden, found, pairing)
 
     def given(tap: str) -> Fitted | None:
-        return theirs[tap] if tap in pairing.pairs else None
+        return port[tap] if tap in pairing.pairs else None
 
-    def note(tap: str, axes: str, ours: np.ndarray, theirs: np.ndarray) -> None:
+    def note(tap: str, axes: str, ours: np.ndarray, replaced: bool) -> None:
+        if not replaced:
+            return
+        theirs = port[tap].over(ours)
         if tap == "pixel_values":  # dumped before it is cast
             theirs = round_to_bfloat16(theirs.astype(np.float32))
         made[tap] = float((ours == theirs).mean()), int((ours != theirs).sum())
@@ -106,7 +109,7 @@ def shares(
             if explained_by_exponentials(q[0], keys, values, scale, theirs[0]):
                 made[tap] = 1.0, 0
 
-    follow(model, golden, given, "bfloat16", note)
+    follow(model, golden, given, "bfloat16", None, note)
     return made
 
 

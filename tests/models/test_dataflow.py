@@ -9,6 +9,7 @@ from language_models import weights
 
 import npgemma
 from npgemma.api.vision_language import VisionLanguageModel
+from npgemma.golden.names import TABLES
 from npgemma.layers.taps import Recorder, at
 from npgemma.models.gemma import Decoder, new_caches
 from npgemma.models.paligemma import image_features, make_prompt
@@ -20,15 +21,15 @@ ENTRY = re.compile(r"((?:\.?[a-z][\w{}.]*)(?: \.\w+)*)(?::|  +((?:[A-Z] )*[A-Z]|
 
 
 # On the right, the families that have a tap, unless all do.
-MARKS = re.compile(r"  ([23 ]+)$")
+MARKS = re.compile(r"  ([23SCV ]+)$")
 OF_PICTURES = re.compile(r"(pictures|pixel_values|vision|projector)\b.*")
 
 
-def drawn(family: str) -> dict[str, str]:
+def drawn(family: str, diagram: int = 0) -> dict[str, str]:
     """The axes of each tap of a family. An entry that ends in ':' opens a scope for those that are indented more."""
     found: dict[str, str] = {}
     scopes: list[tuple[int, str]] = []
-    for line in DIAGRAM.split("```")[1].splitlines():
+    for line in DIAGRAM.split("```")[1 + 2 * diagram].splitlines():
         body = line.replace("|", " ")
         entry, marks = ENTRY.match(body.strip()), MARKS.search(line)
         if entry is None or (marks and family not in marks[1]):
@@ -71,3 +72,22 @@ def test_the_diagram_marks_the_taps_of_gemma_2_and_3(number: str) -> None:
     p = weights(f"Gemma {number}")
     run = of_a_run(p, causal_prompt(p, np.array([2, 5, 7]), np.dtype(np.float32)), Recorder())
     assert {name: axes for name, axes in drawn(number).items() if not OF_PICTURES.fullmatch(name)} == run
+
+
+def encoder_taps(family: str) -> dict[str, str]:
+    """The axes of each tap of an encoder, as the diagram has them: rows of pictures are T, and a tower is `vision`."""
+    found = {}
+    for entry in TABLES[family]:
+        name = entry.pattern
+        axes = entry.axes if name == "vision.embedding.patches" else entry.axes.replace("P", "T")
+        if family == "ViT" and not name.startswith(("pictures", "pixel", "logits", "probabilities")):
+            name, axes = f"vision.{name}", entry.axes
+        found[name] = axes.replace("A", "U") if name == "probabilities" else axes
+    return {name: axes for name, axes in found.items() if not name.startswith("text.layers.{i}")}
+
+
+@pytest.mark.parametrize("family", ["SigLIP", "CLIP", "ViT"])
+def test_the_diagram_shows_the_taps_of_encoders(family: str) -> None:
+    """Those of a text's layers have the names of a picture's."""
+    shown = {name: axes for name, axes in drawn(family[0], 1).items() if name != "text.layers.{i}"}
+    assert shown == encoder_taps(family)
