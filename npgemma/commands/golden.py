@@ -26,7 +26,7 @@ from npgemma.golden.cases import STEPS
 from npgemma.golden.chart import draw_chart
 from npgemma.golden.compare import compare
 from npgemma.golden.dump import read_dump
-from npgemma.golden.file import EMBEDDED_GOLDEN, Golden, read_golden
+from npgemma.golden.file import EMBEDDED, Golden, read_golden
 from npgemma.golden.mapping import SAME_NAMES
 from npgemma.golden.mapping_file import read_mapping
 from npgemma.golden.names import LEVELS, TABLES
@@ -73,6 +73,11 @@ def add_golden(add_parser: AddParser) -> None:
         help="emulate bfloat16 as transformers computes it with eager (default) or with sdpa attention",
     )
     golden.add_argument(
+        "--truth",
+        choices=("float64", "float32"),
+        help="what the truth is stored as (default: float64, or float32 for a model of 100 million parameters or more)",
+    )
+    golden.add_argument(
         "--list", action="store_true", help="print all taps with their axes, levels and meanings, and record nothing"
     )
     golden.set_defaults(
@@ -89,7 +94,11 @@ def add_compare(add_parser: AddParser) -> None:
         "compare",
         help="compare a port's dump with a golden file: does rounding explain the differences, and where not?",
     )
-    parser.add_argument("golden", metavar="GOLDEN", help="a golden file, or 'embedded': that of the embedded model")
+    parser.add_argument(
+        "golden",
+        metavar="GOLDEN",
+        help="a golden file, or one of the embedded model: 'embedded', or 'embedded-long' (300 rows, 8 steps)",
+    )
     parser.add_argument(
         "dump",
         metavar="DUMP",
@@ -150,7 +159,7 @@ def run_golden(a: argparse.Namespace) -> None:
         a.model = EMBEDDED_LANGUAGE.name
     model = load(a.model)
     images, text = case_of(a, model)
-    record(model, images, text, a.output, a.level, a.taps or ["*"], a.steps, a.rounding)
+    record(model, images, text, a.output, a.level, a.taps or ["*"], a.steps, a.rounding, a.truth)
     print(f"wrote {shown(a.output)}, {a.output.stat().st_size:,} bytes", file=sys.stderr)
 
 
@@ -207,7 +216,7 @@ def run_compare(a: argparse.Namespace) -> int:
     """Compare and print the report; returns the exit status."""
     if a.chart:
         written_format(a.chart)
-    golden = read_golden(EMBEDDED_GOLDEN if a.golden == "embedded" else a.golden)
+    golden = read_golden(EMBEDDED.get(a.golden, a.golden))
     dump = read_dump(a.dump)
     if a.suggest_map:
         return write_suggestion(a.suggest_map, suggest_map(golden, dump))

@@ -33,8 +33,11 @@ from npgemma.io.atomic_write import replace_file
 from npgemma.io.safetensors import open_with_metadata
 from npgemma.layers.shapes import Array, Float
 
-# The golden file in the package: the embedded model on the sample picture, 'caption en'.
-EMBEDDED_GOLDEN = Path(__file__).parents[1] / "assets" / "golden.safetensors"
+ASSETS = Path(__file__).parents[1] / "assets"
+# The golden files in the package, of the embedded model: the sample picture, 'caption en', 3 steps; and 8 pictures with
+# a longer prompt, 300 rows and 8 steps, where mistakes show that a short run hides.
+EMBEDDED_GOLDEN = ASSETS / "golden.safetensors"
+EMBEDDED = {"embedded": EMBEDDED_GOLDEN, "embedded-long": ASSETS / "golden-long.safetensors"}
 KEY = "npgemma.golden"
 FORMAT = 1
 # The dtypes in a golden file, by their names in safetensors.
@@ -93,7 +96,8 @@ class Spool:
     However much is recorded, memory holds one tensor of it. `axes` has those of the tensors that were put with axes.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, wide: str = "float64") -> None:
+        self.wide = np.dtype(wide)  # of the truth
         self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed by __exit__)
         self.entries: dict[str, tuple[int, np.dtype[Any], tuple[int, ...]]] = {}
         self.axes: dict[str, str] = {}

@@ -20,6 +20,7 @@ from npgemma.api.load import AnyModel
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.golden.arithmetic import ARITHMETICS
 from npgemma.golden.encoder_taps import CLIP, SIGLIP, VIT
+from npgemma.golden.file import Spool
 from npgemma.golden.policy import policy
 from npgemma.golden.rounding import ENCODERS, HEAD_NORMS, LATER, SIXTEEN_BITS, Schedule, schedule_in
 from npgemma.io.picture import Picture, read_picture
@@ -41,25 +42,25 @@ def describe(
     model: AnyModel,
     images: Sequence[Picture],
     text: str | Sequence[str],
-    axes: Mapping[str, str],
+    spool: Spool,
     computed: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The metadata of a golden file: `axes` by tap, in execution order; `computed` says how each dtype is computed."""
+    """The metadata of a golden file with the taps of `spool`; `computed` says how each dtype is computed."""
     return {
         "case": case(model, images, text),
-        "model": model_hashes(model) | {"truth_stored_as": dtype_of_truth(model).name} | encoder_type(model),
+        "model": model_hashes(model) | {"truth_stored_as": spool.wide.name} | encoder_type(model),
         "preprocessing": None if isinstance(model, LanguageModel) else preprocessing(model),
         "tokenizer": tokenizer(model),
         "policy": policy(model),
         "schedules": computed,
-        "taps": [[name, letters] for name, letters in axes.items()],
+        "taps": [[name, letters] for name, letters in spool.axes.items()],
         "versions": {"npgemma": installed_version(), "numpy": np.__version__, "blas": blas()},
     }
 
 
-def dtype_of_truth(model: AnyModel) -> np.dtype:
-    """What the floats of a golden file are stored as."""
-    return np.dtype(np.float64 if sum(x.size for x in arrays(model.weights)) < SMALL else np.float32)
+def dtype_of_truth(model: AnyModel) -> str:
+    """What the floats of a golden file are stored as, unless the user says."""
+    return "float64" if sum(x.size for x in arrays(model.weights)) < SMALL else "float32"
 
 
 def encoder_type(model: AnyModel) -> dict[str, str]:

@@ -56,6 +56,7 @@ def record(
     patterns: Sequence[str] = ("*",),
     steps: int | None = None,
     schedule: str = "hf_eager",
+    truth: str | None = None,
 ) -> None:
     """Write a golden file. Tensors go to disk as they are made: memory holds the model and one of them.
 
@@ -64,11 +65,11 @@ def record(
     model : VisionLanguageModel, LanguageModel, DualEncoder or Classifier
         The model to run, in float64 whatever its own dtype is.
     images : sequence of pictures
-        Paths, Pillow images or arrays; none for a language model.
+        None for a language model.
     text : str or sequence of str
         The prompt, or the texts of a DualEncoder, whose loss is recorded if there are as many as pictures.
     path : str or Path
-        The .safetensors file to write. An old file is replaced as a whole or not at all.
+        The .safetensors file to write, as a whole or not at all.
     level : str
         'io' holds ids, pixels, features and scores; 'blocks' also the result of each layer; 'ops' everything.
     patterns : sequence of str
@@ -77,6 +78,8 @@ def record(
         How many tokens a model that writes decodes after the prefill, by default 3; fewer if an end token comes first.
     schedule : str
         How bfloat16 is emulated: a key of rounding.SCHEDULES.
+    truth : str, optional
+        What the truth is stored as: 'float64', by default that of small models, or 'float32', half the size.
 
     Raises
     ------
@@ -88,7 +91,7 @@ def record(
     path = checked_path(path)
     check_schedule(model, schedule)
     kind = KINDS[type(model)]
-    with Spool(path.parent) as spool:
+    with Spool(path.parent, truth or dtype_of_truth(model)) as spool:
         keep = recording(model, spool, level, patterns)
         case = kind.read(model, images, text, steps, keep)
         model.guard.check_files()
@@ -96,7 +99,7 @@ def record(
             exact(tap=keep)
             check_used(patterns, list(spool.entries), level)
             overflows = record_envelopes(spool, model, kind.recorded(spool), schedule)
-        write_golden(spool, describe(model, images, text, spool.axes, schedules(model, schedule, overflows)), path)
+        write_golden(spool, describe(model, images, text, spool, schedules(model, schedule, overflows)), path)
 
 
 def record_envelopes(spool: Spool, model: AnyModel, case: Case, schedule: str) -> dict[str, str]:
@@ -171,7 +174,7 @@ def recording(model: AnyModel, spool: Spool, level: str, patterns: Sequence[str]
     """
     absent = (TYPES,) if isinstance(model, LanguageModel) else ()
     inputs = KINDS[type(model)].inputs
-    kinds = {"f": dtype_of_truth(model), "b": np.dtype(np.uint8), "u": np.dtype(np.uint8), "i": np.dtype(np.int32)}
+    kinds = {"f": spool.wide, "b": np.dtype(np.uint8), "u": np.dtype(np.uint8), "i": np.dtype(np.int32)}
 
     def keep(name: str, x: Array, axes: str) -> Array:
         kept = [*inputs, *(patterns if is_in_level(name, level) else ())]

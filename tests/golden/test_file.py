@@ -1,6 +1,8 @@
 """A golden file is read as a whole or refused; arrays are written correctly however they lie in memory."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from safetensors.numpy import save_file
 
 from npgemma import BadGolden, sample_picture
 from npgemma.golden import Golden, read_golden, record
-from npgemma.golden.file import EMBEDDED_GOLDEN, KEY, Spool, digest, write_golden
+from npgemma.golden.file import EMBEDDED, EMBEDDED_GOLDEN, KEY, Spool, digest, write_golden
 from npgemma.golden.judge import limits_of, rms
 
 X = np.arange(24.0).reshape(2, 3, 4)
@@ -98,6 +100,20 @@ def test_embedded_golden_file_is_a_new_recording(model, tmp_path: Path) -> None:
     assert {dtype: set(each) for dtype, each in found.envelopes.items()} == {
         dtype: set(each) for dtype, each in expected.envelopes.items()
     }
+    assert differences(found, expected) == []
+
+
+def test_long_golden_file_is_a_new_recording(model, tmp_path: Path) -> None:
+    """300 rows and 8 steps, of pictures that tools/draw_shapes.py draws."""
+    draw = [sys.executable, str(Path(__file__).parents[2] / "tools" / "draw_shapes.py"), str(tmp_path / "shapes"), "8"]
+    assert subprocess.run(draw, timeout=60).returncode == 0
+    pictures, prompt = sorted((tmp_path / "shapes").iterdir()), "detect star ; ring ; cross ; circle ; square"
+    taps = ["projector", "text.layers.*", "steps.*", "logits"]
+    record(model, pictures, prompt, tmp_path / "g.safetensors", patterns=taps, steps=8, truth="float32")
+    found, expected = read_golden(tmp_path / "g.safetensors"), read_golden(EMBEDDED["embedded-long"])
+    assert list(found.taps.items()) == list(expected.taps.items())
+    assert (len(found.truth["prompts.0.input_ids"]), len(found.truth["generated_ids"])) == (300, 9)
+    assert found.truth["projector"].dtype == np.float32
     assert differences(found, expected) == []
 
 
