@@ -33,6 +33,14 @@ DTYPES: dict[str, np.dtype[Any]] = {
         "BOOL": "?",
     }.items()
 }
+ENVELOPE = "envelope."
+KINDS = "a .safetensors or .npz file, or a folder of .npy files"
+SAVE = "save a dictionary of arrays with safetensors.numpy.save_file, or with np.savez"
+TORCH = "load it in torch, and save a dictionary of tensors with safetensors.torch.save_file"
+HOW_TO_SAVE = {
+    **dict.fromkeys((".pt", ".pth", ".bin", ".pkl"), TORCH),
+    ".npy": "move it into a folder, under the name of its tensor",
+}
 # The name of a debugger's tree: the class of the model, then this.
 TREE = "_debug_tree_FULL_TENSORS.json"
 
@@ -69,13 +77,13 @@ def read_dump(path: str | Path) -> Dump:
         elif path.suffix == ".safetensors":
             tensors = open_file(path, DTYPES)
         elif path.exists():
-            raise BadGolden(
-                f"{path} is not a dump that npgemma reads: a .safetensors or .npz file, or a folder of .npy files"
-            )
+            raise BadGolden(f"{path} is not a dump that npgemma reads: {KINDS}; {HOW_TO_SAVE.get(path.suffix, SAVE)}")
         else:
             raise BadGolden(f"{path} does not exist; give the file or folder of a dump")
     except BadModel as error:
         raise BadGolden(str(error)) from None
+    if any(name.startswith(ENVELOPE) for name in tensors):  # a golden file: its truth is compared
+        tensors = {name: x for name, x in tensors.items() if not name.startswith(ENVELOPE)}
     if not tensors:
         raise BadGolden(f"{path} holds no tensors; check that the port wrote its dump there")
     for name, x in tensors.items():

@@ -13,7 +13,8 @@ from safetensors import TensorSpec, serialize
 from safetensors.numpy import save_file
 
 from npgemma import BadGolden
-from npgemma.golden import read_dump
+from npgemma.golden import compare, read_dump, read_golden
+from npgemma.golden.file import EMBEDDED_GOLDEN
 from npgemma.layers.bits import pack, round_to_bfloat16
 
 TENSORS = {
@@ -251,3 +252,24 @@ def test_two_trees_and_duplicate_modules_are_refused(tmp_path: Path) -> None:
     (tmp_path / "N_debug_tree_FULL_TENSORS.json").write_text("{}")
     with pytest.raises(BadGolden, match="2 debugger trees"):
         read_dump(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("x.pt", r"safetensors\.torch\.save_file"),
+        ("x.bin", r"safetensors\.torch\.save_file"),
+        ("x.npy", "move it into a folder"),
+        ("x.json", r"safetensors\.numpy\.save_file, or with np\.savez"),
+    ],
+)
+def test_another_format_says_how_to_save_instead(name: str, advice: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(BadGolden, match=advice):
+        read_dump(tmp_path / name)
+
+
+def test_a_golden_file_as_a_dump_is_its_truth() -> None:
+    golden = read_golden(EMBEDDED_GOLDEN)
+    assert set(read_dump(EMBEDDED_GOLDEN)) == set(golden.taps)
+    assert compare(golden, read_dump(EMBEDDED_GOLDEN)).status == 0
