@@ -21,8 +21,9 @@ from npgemma.checkpoints.npz_models import CONFIG, NpzModel, infer_model, unpref
 from npgemma.errors import BadModel
 from npgemma.io.atomic_write import remove_leftovers, temporary_folder
 from npgemma.io.npz_members import Member, read_members
+from npgemma.io.regular_files import read_regular
 from npgemma.io.safetensors import INDEX
-from npgemma.io.tokenizer_json import TOKENIZER_JSON
+from npgemma.io.tokenizer_json import MAX_BYTES, TOKENIZER_JSON
 from npgemma.io.tokenizers import is_json
 from npgemma.layers.shapes import Array
 
@@ -71,7 +72,7 @@ def tokenizer_file(path: Path, model: NpzModel, tokenizer: Path | None) -> dict[
     if tokenizer is None and not beside.is_file():
         return {}
     try:
-        content = (tokenizer or beside).read_bytes()
+        content = read_regular(tokenizer or beside, MAX_BYTES)
     except OSError as error:
         raise BadModel(f"{tokenizer or beside} cannot be read: {error.strerror or error}") from None
     return {TOKENIZER_JSON if is_json(content) else model.pieces: content}
