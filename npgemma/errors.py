@@ -11,6 +11,11 @@ def shortened(value: object, limit: int = SHOWN) -> str:
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text):,} characters)"
 
 
+def why(error: Exception) -> str:
+    """What an exception says, without the number and the path that an OSError puts around it."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 def listed(names: abc.Iterable[str], most: int = 5) -> str:
     """The first few names as a message lists them, and how many more there are."""
     every = list(names)

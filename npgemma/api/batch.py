@@ -114,7 +114,7 @@ def answer_jobs(
     Raises
     ------
     BadModel
-        If the logits are not finite, or the model's files have been cut short.
+        If the logits are not finite, or the model's files have been written to.
     ValueError
         If an option is out of range.
 

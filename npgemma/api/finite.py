@@ -3,6 +3,8 @@
 Infinity does not always reach the logits: where the square in a norm overflows, the row becomes 0, and all tokens are
 equally likely. So an overflow that NumPy reports is followed up, too: the run is repeated with a tap that looks for
 tensors whose squares overflow. An overflow without one is harmless, as in the cube of gelu.
+
+A run whose weights change under it, in a mapped file, is an error as well, whatever its numbers are.
 """
 
 import math
@@ -15,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from npgemma.api.guard import Guard
 from npgemma.checkpoints.layout import not_finite
 from npgemma.decoding.loop import NotFinite
 from npgemma.errors import BadModel, listed
@@ -33,6 +36,9 @@ class Running(Protocol):
 
     @property
     def checkpoint(self) -> ModuleType: ...
+
+    @property
+    def guard(self) -> Guard[Any]: ...
 
     folder: Path
     config: Any
@@ -69,13 +75,15 @@ def quiet(overflows: Overflows | None = None) -> Iterator[None]:
 def finite(model: Running, rerun: Rerun, overflows: Overflows | None = None) -> Iterator[None]:
     """A run of `model` without NumPy's warnings. BadModel, with the cause, for a NotFinite and for a harmful overflow.
 
-    `rerun` is the same run with a tap.
+    BadModel, too, if the weights have changed meanwhile. `rerun` is the same run with a tap.
     """
     overflows = overflows or Overflows()
     try:
         with quiet(overflows):
             yield
+        model.guard.check_files()
     except (NotFinite, FloatingPointError):
+        model.guard.check_files()
         error = explained(model, rerun)
         if error is None:
             raise

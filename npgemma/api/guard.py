@@ -92,16 +92,26 @@ class Guard(ABC, Generic[Config]):
         return REMEDIES
 
     def check_files(self) -> None:
-        """BadModel if a mapped file has become shorter: reading the lost part would kill the process.
+        """BadModel if a mapped file has been written to: its weights are others, and reading a lost part of it would
+        kill the process.
 
-        A file that was replaced or deleted stays readable for as long as it is mapped.
+        A file that was replaced or deleted stays as it was for as long as it is mapped.
         """
         for path, was in self.files.items():
             with suppress(FileNotFoundError):
                 found = path.stat()
-                if found.st_ino == was.st_ino and found.st_size < was.st_size:
-                    sizes = f"{found.st_size} bytes, {was.st_size} when it was loaded"
-                    raise BadModel(f"{path} has been cut short ({sizes}); load the model again once the file is whole")
+                if found.st_ino == was.st_ino and found.st_dev == was.st_dev:
+                    check_unchanged(path, was, found)
+
+
+def check_unchanged(path: Path, was: os.stat_result, found: os.stat_result) -> None:
+    """BadModel if a file has become shorter, longer, or was written to at its size."""
+    if (was.st_size, was.st_mtime_ns) == (found.st_size, found.st_mtime_ns):
+        return
+    sizes = f"{found.st_size} bytes, {was.st_size} when it was loaded"
+    if found.st_size < was.st_size:
+        raise BadModel(f"{path} has been cut short ({sizes}); load the model again once the file is whole")
+    raise BadModel(f"{path} has been written to since it was loaded ({sizes}); load the model again")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 from npgemma.errors import BadModel
 from npgemma.io.added_tokens import MAX_BYTES, TOKENIZER_CONFIG
 from npgemma.io.model_folder import member
+from npgemma.io.regular_files import read_regular
 from npgemma.io.strict_json import read_json
 
 CHAT_TEMPLATE = "chat_template.jinja"
@@ -34,8 +35,6 @@ def read_chat_template(folder: Path) -> tuple[str, str]:
 def text_of(path: Path) -> str:
     """The text of a file. BadModel if it cannot be read, is large or is not UTF-8."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise BadModel(f"{path} cannot be read: it is larger than {MAX_BYTES // 1_000_000} MB")
-        return path.read_text("utf-8")
+        return read_regular(path, MAX_BYTES).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise BadModel(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}") from None

@@ -19,9 +19,11 @@ import safetensors
 from npgemma.checkpoints.layout import Stored
 from npgemma.checkpoints.npz_models import CONFIG, NpzModel, infer_model, unprefixed
 from npgemma.errors import BadModel
+from npgemma.io.atomic_write import remove_leftovers, temporary_folder
 from npgemma.io.npz_members import Member, read_members
+from npgemma.io.regular_files import read_regular
 from npgemma.io.safetensors import INDEX
-from npgemma.io.tokenizer_json import TOKENIZER_JSON
+from npgemma.io.tokenizer_json import MAX_BYTES, TOKENIZER_JSON
 from npgemma.io.tokenizers import is_json
 from npgemma.layers.shapes import Array
 
@@ -37,6 +39,8 @@ def convert(path: Path, folder: Path, tokenizer: Path | None = None, shard_bytes
     Raises BadModel if the file holds none of the models that `infer_model` knows, if the folder exists and is not
     empty, or if anything cannot be read or written; then nothing is left behind.
     """
+    if folder.is_dir():
+        remove_leftovers(folder, CONFIG)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadModel(f"{folder} exists and is not an empty folder; name a new one")
     members = unprefixed(read_members(path), path)
@@ -68,7 +72,7 @@ def tokenizer_file(path: Path, model: NpzModel, tokenizer: Path | None) -> dict[
     if tokenizer is None and not beside.is_file():
         return {}
     try:
-        content = (tokenizer or beside).read_bytes()
+        content = read_regular(tokenizer or beside, MAX_BYTES)
     except OSError as error:
         raise BadModel(f"{tokenizer or beside} cannot be read: {error.strerror or error}") from None
     return {TOKENIZER_JSON if is_json(content) else model.pieces: content}
@@ -94,10 +98,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".npgemma-", dir=folder) as temporary:
-            yield Path(temporary)
+        with temporary_folder(folder, CONFIG) as temporary:
+            yield temporary
             # config.json last: without it the folder is not a model
-            for file in sorted(Path(temporary).iterdir(), key=lambda file: file.name == CONFIG):
+            for file in sorted(temporary.iterdir(), key=lambda file: file.name == CONFIG):
                 file.rename(folder / file.name)
     except BaseException:
         for each in made:

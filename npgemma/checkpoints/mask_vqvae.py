@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from npgemma.checkpoints.layout import Layout, Line, Part, make_layout, table
-from npgemma.errors import BadModel
+from npgemma.errors import BadModel, why
 from npgemma.io.npz import DAMAGE, read_npz
 from npgemma.layers.conv import Conv, ConvTranspose
 from npgemma.layers.shapes import Array
@@ -84,7 +84,7 @@ def read_mask_codec(path: str | Path) -> MaskVQVAE:
             f"{path} is missing; masks need the weights of a decoder, such as big_vision's {CODEC}"
         ) from None
     except DAMAGE as error:
-        raise BadModel(f"{path} is not a valid .npz file of numbers: {error}") from None
+        raise BadModel(f"{path} is not a valid .npz file of numbers: {why(error)}") from None
     return mask_codec(tensors, path)
 
 

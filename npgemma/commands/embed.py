@@ -17,8 +17,10 @@ from npgemma.io.embedding_rows import Rows, open_rows
 from npgemma.io.embeddings import Embeddings, Facts, Key, partial, read_embeddings, write_embeddings
 from npgemma.io.model_folder import EMBEDDED_PAIR
 from npgemma.io.picture_folder import pictures_in
+from npgemma.io.regular_files import read_argument
 from npgemma.layers.shapes import Array, Float
 
+MOST_BYTES = 100_000_000  # of a file of texts
 MOST_CHARACTERS = 10_000  # of a text: NumPy gives every text the space of the longest
 
 
@@ -107,7 +109,7 @@ def asked_for(a: argparse.Namespace, besides: Sequence[Path]) -> tuple[list[Key]
 def read_texts(path: Path) -> list[str]:
     """The lines of a file that are not empty. BadPrompt if there are none, or the file is not text."""
     try:
-        texts = [line.strip() for line in path.read_bytes().decode("utf-8-sig").split("\n")]
+        texts = [line.strip() for line in read_argument(path, MOST_BYTES).decode("utf-8-sig").split("\n")]
     except UnicodeDecodeError as error:
         raise BadPrompt(f"{path} is not UTF-8 text (byte {error.start}); convert it to UTF-8") from None
     except OSError as error:

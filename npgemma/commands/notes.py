@@ -14,6 +14,7 @@ from npgemma.api.model import LoadedModel
 from npgemma.commands.output import printable
 from npgemma.decoding.text import Generation
 from npgemma.io.model_folder import EMBEDDED, EMBEDDED_PAIR
+from npgemma.io.regular_files import read_regular
 from npgemma.io.text_rows import TextRows
 
 DRAWN_ONLY = (
@@ -65,6 +66,7 @@ def is_foreign(picture: str | Path) -> bool:
     """
     with suppress(OSError, ValueError):
         path = Path(picture)
-        own = [each for each in sample_picture().parent.glob("*.png") if each.stat().st_size == path.stat().st_size]
-        return all(each.read_bytes() != path.read_bytes() for each in own)
+        size = path.stat().st_size
+        own = [each for each in sample_picture().parent.glob("*.png") if each.stat().st_size == size]
+        return all(read_regular(each, size) != read_regular(path, size) for each in own)
     return False

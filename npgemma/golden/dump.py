@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from npgemma.errors import BadGolden, BadModel
+from npgemma.errors import BadGolden, BadModel, why
 from npgemma.io import npz
+from npgemma.io.regular_files import read_regular, regular
 from npgemma.io.safetensors import open_file
+from npgemma.io.strict_json import MAX_JSON_BYTES
 from npgemma.io.system_memory import available_memory
 from npgemma.layers.bits import widen
 from npgemma.layers.shapes import Array
@@ -108,7 +110,7 @@ def read_npy_folder(folder: Path) -> dict[str, Array]:
         if name in found:
             raise BadGolden(f"{folder} holds {name!r} twice; give every tensor its own name")
         try:
-            found[name] = np.load(path, mmap_mode="r", allow_pickle=False)
+            found[name] = np.load(regular(path), mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise BadGolden(unusable(path, error)) from None
     return found
@@ -118,7 +120,7 @@ def unusable(path: Path, error: Exception) -> str:
     """The message about a file of arrays that NumPy cannot read."""
     if "allow_pickle" in str(error) or "Object arrays" in str(error):
         return f"{path} holds Python objects, which can run any code when they are loaded; dump arrays of numbers"
-    return f"{path} is not a usable file of arrays ({error}); it may be damaged or incomplete"
+    return f"{path} is not a usable file of arrays ({why(error)}); it may be damaged or incomplete"
 
 
 # Its tables are not activations. Gemma 3 calls it for each kind of layer, and the debugger keeps the last call alone.
@@ -134,9 +136,9 @@ def read_debugger(trees: list[Path]) -> dict[str, Array]:
     if len(trees) > 1:
         raise BadGolden(f"{trees[0].parent} holds {len(trees)} debugger trees; write each run to its own folder")
     try:
-        tree = json.loads(trees[0].read_text("utf-8"))
+        tree = json.loads(read_regular(trees[0], MAX_JSON_BYTES))
     except (OSError, ValueError, RecursionError) as error:
-        raise BadGolden(f"{trees[0]} is not a debugger tree ({error}); write it again") from None
+        raise BadGolden(f"{trees[0]} is not a debugger tree ({why(error)}); write it again") from None
     found: dict[str, Array] = {}
 
     def collect(name: str, value: Any) -> None:

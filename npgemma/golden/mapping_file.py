@@ -34,17 +34,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from npgemma.errors import BadGolden
+from npgemma.errors import BadGolden, why
 from npgemma.golden.mapping import EACH, NameMap, Rule
 from npgemma.golden.names import TABLES
+from npgemma.io.regular_files import read_argument
+from npgemma.io.strict_json import MAX_JSON_BYTES
 
 
 def read_mapping(path: str | Path) -> NameMap:
     """Read a mapping file. BadGolden if it is missing or invalid."""
     try:
-        found = json.loads(Path(path).read_text("utf-8"))
+        found = json.loads(read_argument(Path(path), MAX_JSON_BYTES))
     except (OSError, ValueError, RecursionError) as error:
-        raise BadGolden(f"{path} is not a mapping file ({error}); --suggest-map writes one to start from") from None
+        raise BadGolden(
+            f"{path} is not a mapping file ({why(error)}); --suggest-map writes one to start from"
+        ) from None
     return mapping_of(found, str(path))
 
 

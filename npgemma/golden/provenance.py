@@ -25,6 +25,7 @@ from npgemma.golden.policy import policy
 from npgemma.golden.rounding import ENCODERS, HEAD_NORMS, LATER, SIXTEEN_BITS, Schedule, schedule_in
 from npgemma.io.picture import Picture, read_picture
 from npgemma.io.pixels import PALIGEMMA
+from npgemma.io.regular_files import open_regular
 from npgemma.io.safetensors import weight_files
 from npgemma.layers.tree import arrays
 
@@ -142,7 +143,7 @@ def is_recorded_from(recorded: Mapping[str, Any], model: AnyModel) -> bool:
 
 def file_hash(path: Path) -> str:
     """The sha256 of a file."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

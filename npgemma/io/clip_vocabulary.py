@@ -11,6 +11,7 @@ from npgemma.io.added_tokens import Family, declared_tokens, placed_tokens
 from npgemma.io.clip_tokenizer import ALPHABET, END, START, WORD_END, ClipTokenizer, Pair
 from npgemma.io.file_kinds import EMPTY, first_bytes, foreign_kind
 from npgemma.io.model_folder import member
+from npgemma.io.regular_files import open_regular, read_regular
 from npgemma.io.strict_json import Section, read_json
 from npgemma.io.token_matching import AddedToken
 from npgemma.io.tokenizer_json import MAX_ID, TOKENIZER_JSON, added_tokens, kind, pieces_in_order, unknown_part
@@ -99,14 +100,14 @@ def read_vocab_and_merges(path: Path) -> Vocabulary:
         raise BadModel(f"{beside} is missing, which belongs to {path.name}; download it from the same model")
     if other := foreign_kind(beside):
         raise BadModel(f"{beside} is {other}")
-    lines = decoded(beside.read_bytes(), beside).splitlines()
+    lines = decoded(content_of(beside), beside).splitlines()
     return pieces, pairs((line for line in lines if line and not line.startswith("#version")), str(beside)), []
 
 
 def read_openai(path: Path) -> Vocabulary:
     """OpenAI's list of merges, from which the ids follow: signs, merges, start token, end token."""
     try:
-        with GzipFile(path) as file:
+        with open_regular(path) as packed, GzipFile(fileobj=packed) as file:
             content = file.read(MAX_BYTES)
     except (OSError, EOFError, zlib.error) as error:
         raise BadModel(f"{path} is damaged: {error}; download it again") from None
@@ -115,6 +116,14 @@ def read_openai(path: Path) -> Vocabulary:
         raise BadModel(f"{path} has {len(lines):,} merges, fewer than the {OPENAI_MERGES:,} of CLIP; download it again")
     merges = pairs(lines, str(path))
     return [*ALPHABET, *map("".join, merges), START, END], merges, []
+
+
+def content_of(path: Path) -> bytes:
+    """The bytes of a file. BadModel if it cannot be read."""
+    try:
+        return read_regular(path, MAX_BYTES)
+    except OSError as error:
+        raise BadModel(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def decoded(content: bytes, path: Path) -> str:

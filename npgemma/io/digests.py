@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from npgemma.io.model_folder import folder_of, member
+from npgemma.io.regular_files import open_regular
 
 CHUNK = 1 << 22  # bytes read at once
 
@@ -47,7 +48,7 @@ def verify_files(model: Path) -> Iterator[Verified]:
 def digests(path: Path, chunk: int = CHUNK) -> tuple[str, str]:
     """The sha256 of a file, and git's sha1 of it as a blob. `chunk` bytes are read at once."""
     sha256, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while read := file.read(chunk):
             sha256.update(read)
             git.update(read)

@@ -21,6 +21,7 @@ import numpy as np
 
 from npgemma.errors import BadEmbeddings
 from npgemma.io.embeddings import ARRAYS, Facts, Key, have_length_1, read_facts
+from npgemma.io.regular_files import open_to_continue
 from npgemma.io.results import lock
 from npgemma.io.strict_json import parse_json
 from npgemma.layers.shapes import Array, Float
@@ -53,7 +54,7 @@ def open_rows(path: Path, facts: Facts) -> Iterator[Rows]:
     written, or if another process is writing it.
     """
     try:
-        file = path.open("a+b")
+        file = open_to_continue(path)
     except OSError as error:
         raise BadEmbeddings(f"{path} cannot be written: {error.strerror or error}") from None
     with file:

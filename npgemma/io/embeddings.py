@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from npgemma.errors import BadEmbeddings, listed, shortened
+from npgemma.errors import BadEmbeddings, listed, shortened, why
 from npgemma.io.atomic_write import replace_file
 from npgemma.io.npz import DAMAGE, read_npz
+from npgemma.io.regular_files import open_regular
 from npgemma.io.strict_json import parse_json
 from npgemma.layers.shapes import Array, Bool, Float
 
@@ -89,7 +90,7 @@ def write_embeddings(path: Path, embeddings: Embeddings) -> None:
 def read_embeddings(path: Path) -> Embeddings:
     """Read and check a file. BadEmbeddings if it is missing or damaged, or holds something else."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             begin, size = file.read(len(ZIP)), path.stat().st_size
     except FileNotFoundError:
         raise BadEmbeddings(f"{path} {absence(path)}") from None
@@ -100,7 +101,7 @@ def read_embeddings(path: Path) -> Embeddings:
     try:
         arrays = read_npz(path, size)  # nothing is compressed, so that less is unpacked than read
     except DAMAGE as error:
-        raise BadEmbeddings(f"{path} is cut short or damaged ({str(error) or 'it ends too early'}); {AGAIN}") from None
+        raise BadEmbeddings(f"{path} is cut short or damaged ({why(error) or 'it ends too early'}); {AGAIN}") from None
     expected = {FACTS, *(name for pair in ARRAYS.values() for name in pair)}
     if arrays.keys() != expected:
         raise BadEmbeddings(f"{path} is not a file of embeddings: it holds {listed(sorted(arrays))}; {ANOTHER}")

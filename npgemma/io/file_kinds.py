@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from npgemma.errors import listed
+from npgemma.io.regular_files import open_regular
 
 HEAD = 512  # how many bytes of a file tell its kind
 MARKUP = rb"(?:\xef\xbb\xbf)?(?i:<\?xml[^>]*>|<!--(?:(?!-->).)*-->|\s)*"
@@ -79,7 +80,7 @@ def foreign_kind(path: Path) -> str | None:
 def first_bytes(path: Path) -> bytes | None:
     """The first bytes of a file; None if it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(HEAD)
     except OSError:
         return None

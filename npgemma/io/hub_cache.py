@@ -14,8 +14,10 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from npgemma.errors import BadModel
+from npgemma.io.regular_files import read_regular
 from npgemma.io.unusable import folder_report, repo_name
 
+MOST_BYTES = 1000  # of a ref, which holds a commit
 COMMIT = re.compile(r"[0-9a-f]{40}")
 REPO_PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
 REPO_ID = re.compile(rf"{REPO_PART}(?:/{REPO_PART})?")
@@ -88,7 +90,7 @@ def read_ref(home: Path, repo: str, revision: str) -> str:
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", revision, re.ASCII) or ".." in revision:
         raise BadModel(f"{repo}@{revision}: {revision!r} is not the name of a branch, a tag or a commit")
     try:
-        commit = (home / "refs" / revision).read_text("ascii").strip()
+        commit = read_regular(home / "refs" / revision, MOST_BYTES).decode("ascii").strip()
     except (OSError, UnicodeDecodeError):
         raise BadModel(f"{repo} is cached, but not at revision {revision!r}; {known(home)}") from None
     if not COMMIT.fullmatch(commit):

@@ -9,8 +9,10 @@ from typing import IO, Any
 
 from npgemma.errors import BadJobs, shortened
 from npgemma.io.picture_kinds import url_problem
+from npgemma.io.regular_files import open_argument
 from npgemma.io.strict_json import parse_json
 
+MOST_BYTES = 1 << 30  # of a file of jobs
 MAX_LINE = 1_000_000  # bytes; a longer line is an invalid job
 BOM = b"\xef\xbb\xbf"
 EXAMPLE = '{"id": "a", "image": "a.png", "prompt": "caption en"}'
@@ -101,8 +103,8 @@ def read_jobs(path: Path) -> list[Job | InvalidJob]:
     jobs: list[Job | InvalidJob] = []
     seen: dict[str | int, str] = {}
     try:
-        with path.open("rb") as file:
-            check_file(path, file.peek(1))  # a pipe is fine
+        with open_argument(path, MOST_BYTES) as file:
+            check_file(path, file.peek(1))  # of a pipe of the shell, too
             for number, line in enumerate(lines(file), 1):
                 if not line.removeprefix(BOM).strip() and len(line) <= MAX_LINE:
                     continue

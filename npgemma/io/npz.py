@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from npgemma.io.regular_files import open_regular, regular
 from npgemma.layers.shapes import Array
 
 # What zipfile and NumPy raise for a damaged file, and what `read_npz` raises.
@@ -32,7 +33,7 @@ def read_npz(path: Path, at_most: int | None) -> dict[str, Array]:
 
     Raises one of DAMAGE if the file is damaged, contains a name twice, or unpacks to more than `at_most` bytes.
     """
-    with zipfile.ZipFile(path) as archive:
+    with open_regular(path) as file, zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
     names = [entry.filename.removesuffix(".npy") for entry in entries]
     if len(set(names)) < len(names):
@@ -40,7 +41,7 @@ def read_npz(path: Path, at_most: int | None) -> dict[str, Array]:
     unpacked = sum(entry.file_size for entry in entries)
     if at_most is not None and unpacked > at_most:
         raise ValueError(f"it unpacks to {unpacked:,} bytes; the limit is {at_most:,}")
-    with np.load(path, allow_pickle=False) as arrays:
+    with np.load(regular(path), allow_pickle=False) as arrays:
         found = {name: arrays[name] for name in arrays.files}
     for name, x in found.items():
         if not isinstance(x, np.ndarray):

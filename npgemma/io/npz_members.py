@@ -17,8 +17,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from npgemma.errors import BadModel
+from npgemma.errors import BadModel, why
 from npgemma.io.npz import DAMAGE
+from npgemma.io.regular_files import open_regular
 from npgemma.layers.shapes import Array
 
 # What the dtypes of the files become: NumPy writes bfloat16 as two bytes without a type.
@@ -49,7 +50,7 @@ class Member:
             yield self.mapped(self.path, start)
             return
         with tempfile.NamedTemporaryFile(dir=folder) as unpacked:
-            with zipfile.ZipFile(self.path) as archive, archive.open(self.info) as packed:
+            with open_regular(self.path) as file, zipfile.ZipFile(file) as archive, archive.open(self.info) as packed:
                 while piece := self.unpack(packed):
                     unpacked.write(piece)
             unpacked.flush()
@@ -68,7 +69,7 @@ class Member:
 
     def mapped(self, path: Path, start: int) -> Array:
         """The array of an .npy file that begins at byte `start`; bfloat16 as uint16 (see layers.shapes)."""
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file.seek(start)
             shape, fortran, _ = read_header(file)
             begin = file.tell()
@@ -81,12 +82,12 @@ class Member:
 def read_members(path: Path) -> dict[str, Member]:
     """The arrays of an .npz file, by name. BadModel if it is missing, damaged, or contains anything but floats."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             return dict(described(path, archive))
     except FileNotFoundError:
         raise BadModel(f"{path} is missing; give the .npz file of a model") from None
     except DAMAGE as error:
-        raise BadModel(f"{path} is not a usable .npz file of weights: {str(error) or 'it is truncated'}") from None
+        raise BadModel(f"{path} is not a usable .npz file of weights: {why(error) or 'it is truncated'}") from None
 
 
 def described(path: Path, archive: zipfile.ZipFile) -> Iterator[tuple[str, Member]]:
@@ -117,7 +118,7 @@ def read_header(file: IO[bytes]) -> tuple[Any, Any, Any]:
 
 def stored_at(path: Path, info: zipfile.ZipInfo) -> int:
     """Where the bytes of a stored member begin: after its local header, whose extra field may have any length."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         file.seek(info.header_offset)
         header = file.read(LOCAL_HEADER)
     name, extra = struct.unpack("<HH", header[26:30])
@@ -127,7 +128,7 @@ def stored_at(path: Path, info: zipfile.ZipInfo) -> int:
 def checksum(path: Path, start: int, size: int) -> int:
     """The CRC-32 of `size` bytes from `start`, or of those that the file has."""
     found = 0
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         file.seek(start)
         while size and (piece := file.read(min(PIECE, size))):
             found, size = zlib.crc32(piece, found), size - len(piece)

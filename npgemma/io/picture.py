@@ -5,7 +5,6 @@ converted to RGB: transparency is composited over white, and 16 bits are scaled 
 """
 
 import io
-import stat
 import struct
 import warnings
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from npgemma.errors import BadPicture, shortened
 from npgemma.io.atomic_write import replace_file
 from npgemma.io.picture_kinds import HEAD, RAW, check_kind, is_picture, url_problem
 from npgemma.io.picture_metadata import check_png, check_tiff, exif_orientation, without_metadata
+from npgemma.io.regular_files import open_regular
 from npgemma.layers.shapes import Array
 
 # Pillow's other decoders can start programs, or have had many security holes.
@@ -87,9 +87,7 @@ def read_file(path: Path, max_pixels: int) -> Image.Image:
 
     If the file cannot be read as it is, it is read without metadata, which does not affect pixels.
     """
-    if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
-        raise BadPicture(f"{shortened(path)} is not a regular file")
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.read(HEAD)
         check_kind(shortened(path), head, path.suffix)
         try:

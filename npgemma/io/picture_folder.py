@@ -8,6 +8,7 @@ from pathlib import Path
 from npgemma.errors import BadJobs
 from npgemma.io.jobs import Job
 from npgemma.io.picture_kinds import HEAD, SUFFIXES, Kind, is_picture, kind_of
+from npgemma.io.regular_files import open_regular
 
 HIDDEN = Kind("hidden", picture=False)
 FOLDER = Kind("a folder", picture=False)
@@ -61,7 +62,7 @@ def passed_over(path: Path) -> Kind | None:
         return SPECIAL if path.exists() else BROKEN_LINK
     named = path.suffix.lower() in SUFFIXES
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(HEAD)
     except OSError:
         return None if named else UNREADABLE

@@ -14,6 +14,7 @@ from typing import IO, Any
 from npgemma.errors import BadJobs, NpgemmaError, shortened
 from npgemma.io.atomic_write import replace_file
 from npgemma.io.jobs import InvalidJob, Job
+from npgemma.io.regular_files import open_to_continue
 from npgemma.io.strict_json import parse_json
 
 COMPARED = ("prompt", "image", "suffix")  # what a result has of its job
@@ -66,7 +67,7 @@ def open_results(path: Path) -> Iterator[Results]:
     BadJobs if the file contains anything else, which is left unchanged, if it cannot be written, or if another process
     is writing it.
     """
-    path = path.resolve()  # if it is a link, write to its target
+    path = Path(os.path.realpath(path))  # if it is a link, write to its target
     with ExitStack() as held:
         try:
             results = prepare(path, held)
@@ -80,7 +81,7 @@ def prepare(path: Path, held: ExitStack) -> Results:
     while True:
         if path.exists() and not path.is_file():
             raise BadJobs(f"{path} is not a regular file; write results to a regular file")
-        file = held.enter_context(path.open("a+b"))
+        file = held.enter_context(open_to_continue(path))
         lock(file, path, BadJobs)
         file.seek(0)
         done: dict[str | int, dict[str, Any]] = {}

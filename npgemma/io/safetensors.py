@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from npgemma.errors import BadModel, listed
 from npgemma.io.file_kinds import first_bytes, foreign_kind
 from npgemma.io.model_folder import SUFFIX, member
+from npgemma.io.regular_files import open_regular, regular
 from npgemma.io.strict_json import read_json
 from npgemma.io.unusable import CONFIG, INDEX, WEIGHTS, folder_report, is_weights
 from npgemma.layers.shapes import Array
@@ -80,9 +81,9 @@ def open_any(
 ) -> tuple[dict[str, Array | Unreadable], dict[str, str]]:
     """As `open_with_metadata`, but a tensor of a dtype not in `dtypes` is an Unreadable."""
     try:
-        with safe_open(path, framework="numpy", backend="pread"):
+        with safe_open(regular(path), framework="numpy", backend="pread"):
             pass
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length), object_pairs_hook=unique_keys)
         data = mapped(path)[8 + length :]
@@ -127,7 +128,7 @@ def reason(path: Path, error: Exception) -> str:
 
 def size_problem(path: Path) -> str:
     """The size of a file whose header is valid, beside the size that the header describes."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)

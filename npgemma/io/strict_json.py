@@ -8,6 +8,7 @@ from typing import Any
 
 from npgemma.errors import BadModel
 from npgemma.io.file_kinds import foreign_kind
+from npgemma.io.regular_files import read_regular
 from npgemma.io.unusable import folder_report
 
 MAX_JSON_BYTES = 10_000_000
@@ -21,9 +22,7 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     if kind := foreign_kind(path):
         raise BadModel(f"{path} is {kind}")
     try:
-        if path.stat().st_size > max_bytes:
-            raise ValueError(f"the file is larger than {max_bytes // 1_000_000} MB")
-        content = parse_json(path.read_bytes())
+        content = parse_json(read_regular(path, max_bytes))
     except FileNotFoundError:
         raise BadModel(folder_report(path.parent, path.name)) from None
     except (OSError, ValueError, RecursionError) as error:

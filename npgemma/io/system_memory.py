@@ -5,6 +5,9 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from npgemma.io.regular_files import read_regular
+
+MOST_BYTES = 1 << 20  # of a file of the kernel
 ROOT = Path("/")  # below it are the files in which the kernel reports memory
 
 
@@ -27,7 +30,9 @@ def machine_memory(root: Path = ROOT) -> int | None:
 def container_memory(root: Path = ROOT) -> int | None:
     """The limit of this process's control group (version 1 or 2) minus the group's memory other than page cache."""
     try:
-        own = [line.split(":", 2)[2] for line in (root / "proc/self/cgroup").read_text().splitlines()]
+        own = [
+            line.split(":", 2)[2] for line in read_regular(root / "proc/self/cgroup", MOST_BYTES).decode().splitlines()
+        ]
     except (OSError, IndexError):
         own = []
     left = []
@@ -35,7 +40,7 @@ def container_memory(root: Path = ROOT) -> int | None:
         for version, limit, anonymous in (("", "memory.max", "anon"), ("memory", "memory.limit_in_bytes", "total_rss")):
             folder = root / "sys/fs/cgroup" / version / group.lstrip("/")
             with suppress(OSError, ValueError):  # the group does not exist, or its limit is 'max'
-                most = int((folder / limit).read_text())
+                most = int(read_regular(folder / limit, MOST_BYTES))
                 used = kernel_value(folder / "memory.stat", anonymous, 1)
                 left += [most - used] if used is not None else []
     return min(left, default=None)
@@ -55,7 +60,7 @@ def address_space(mapped: int = 0, root: Path = ROOT) -> int | None:
 def kernel_value(path: Path, name: str, unit: int) -> int | None:
     """The number that follows `name` in a file of the kernel, in bytes, or None."""
     try:
-        lines = path.read_text().splitlines()
+        lines = read_regular(path, MOST_BYTES).decode().splitlines()
     except OSError:
         return None
     return next((int(line.split()[1]) * unit for line in lines if line.split()[:1] == [name]), None)

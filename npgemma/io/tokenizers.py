@@ -29,9 +29,10 @@ from npgemma.io.added_tokens import (
 )
 from npgemma.io.file_kinds import foreign_kind
 from npgemma.io.model_folder import member
+from npgemma.io.regular_files import read_regular
 from npgemma.io.sentencepiece_model import CONTROL, UNKNOWN, USER_DEFINED, append_pieces, read_pieces, serialised
 from npgemma.io.token_matching import UNPLACED, AddedToken, Matcher
-from npgemma.io.tokenizer_json import MAX_ID, SPACE, TOKENIZER_JSON, TokenizerJson, read_tokenizer_json
+from npgemma.io.tokenizer_json import MAX_BYTES, MAX_ID, SPACE, TOKENIZER_JSON, TokenizerJson, read_tokenizer_json
 
 __all__ = [
     "CONTROL",
@@ -209,7 +210,7 @@ def content_of(path: Path) -> bytes:
     if kind:
         raise BadModel(f"{path} is {kind}")
     try:
-        return path.read_bytes()
+        return read_regular(path, MAX_BYTES)
     except OSError as error:
         raise BadModel(f"{path} is not a valid SentencePiece model: {error.strerror or error}") from None
 

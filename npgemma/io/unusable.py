@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from npgemma.errors import listed
-from npgemma.io.file_kinds import ARCHIVE, ELSEWHERE, VAGUE, foreign_kind
+from npgemma.io.file_kinds import ARCHIVE, ELSEWHERE, VAGUE, first_bytes, foreign_kind
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -261,7 +261,7 @@ def download_command(folder: Path) -> str:
     """How to download the rest of a snapshot."""
     home = folder.parents[1]
     refs = [each for each in sorted((home / "refs").rglob("*")) if each.is_file()]
-    names = [each.relative_to(home / "refs").as_posix() for each in refs if each.read_bytes() == folder.name.encode()]
+    names = [each.relative_to(home / "refs").as_posix() for each in refs if first_bytes(each) == folder.name.encode()]
     revision = "" if "main" in names else f" --revision {[*names, folder.name][0]}"
     return f"run 'hf download {repo_name(home.name)}{revision}'"
 

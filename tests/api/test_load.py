@@ -177,12 +177,25 @@ def test_reading_a_mapped_file_that_was_cut_short_kills_the_process(tmp_path):
     assert done.returncode == -signal.SIGBUS
 
 
+# What happens to the bytes of a file under a model, and what the error says.
+WRITTEN = {
+    "cut": (lambda content: content[:-1], "has been cut short"),
+    "longer": (lambda content: content + b"x", "has been written to"),
+    "rewritten": (lambda content: content[:-4] + b"abcd", "has been written to"),
+    "the same": (lambda content: content, "has been written to"),
+}
+
+
 @POSIX
-def test_a_mapped_file_that_was_cut_short_is_an_error_until_it_is_whole_again(small, small_folder, tmp_path):
+@pytest.mark.parametrize(("change", "says"), WRITTEN.values(), ids=WRITTEN)
+def test_a_mapped_file_that_is_written_to_is_an_error(change, says, small_folder, tmp_path):
+    """At the same size, too, where the answer would be another model's without a word."""
     shutil.copytree(small_folder, tmp_path / "model")
-    model, path = load(tmp_path / "model"), tmp_path / "model" / "model.safetensors"
+    path = tmp_path / "model" / "model.safetensors"
     content = path.read_bytes()
-    os.truncate(path, len(content) - 1)
+    os.utime(path, ns=(0, 0))  # so that the time differs however coarse the clock of the disk is
+    model = load(tmp_path / "model")
+    path.write_bytes(change(content))
     for ask in (
         lambda: model.forward(ids(2, 9), pixels()),
         lambda: model.generate_ids(ids(2, 9), pixels(), 2),
@@ -190,9 +203,29 @@ def test_a_mapped_file_that_was_cut_short_is_an_error_until_it_is_whole_again(sm
         lambda: model.score(PICTURES[0], "ocr", "a"),
         lambda: model.image_features(PICTURES[0]),
     ):
-        with pytest.raises(BadModel, match=rf"model\.safetensors has been cut short \({len(content) - 1} bytes"):
+        with pytest.raises(BadModel, match=rf"model\.safetensors {says} .*; load the model again"):
             ask()
-    with path.open("r+b") as file:
-        file.write(content)
-    found, expected = (each.forward(ids(2, 9), pixels()) for each in (model, small))
-    np.testing.assert_array_equal(found, expected, strict=True)
+    path.write_bytes(content)
+    again = load(tmp_path / "model").forward(ids(2, 9), pixels())
+    np.testing.assert_array_equal(again, load(small_folder).forward(ids(2, 9), pixels()), strict=True)
+
+
+@POSIX
+def test_a_file_that_is_written_to_during_a_run_is_an_error_in_its_end(small_folder, tmp_path):
+    shutil.copytree(small_folder, tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    model, content = load(tmp_path / "model"), path.read_bytes()
+
+    def write(name, x, axes):
+        path.write_bytes(content)
+        os.utime(path, ns=(1, 1))
+        return x
+
+    with pytest.raises(BadModel, match="has been written to since it was loaded"):
+        model.forward(ids(2, 9), pixels(), tap=write)
+    model = load(tmp_path / "model")
+    tokens = model.stream(PICTURES[0], "ocr", max_new_tokens=20)
+    next(tokens)
+    os.utime(path, ns=(2, 2))
+    with pytest.raises(BadModel, match="has been written to since it was loaded"):
+        list(tokens)

@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import math
+import os
+import subprocess
+import sys
 import tracemalloc
 import zipfile
 from collections.abc import Callable, Mapping
@@ -279,6 +282,24 @@ def test_a_folder_that_is_not_empty_is_refused_and_an_empty_one_is_filled(tmp_pa
         "model.safetensors",
     }
     assert npgemma.load(tmp_path / "empty").config == CONFIG
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no locks on folders")
+def test_what_a_killed_conversion_has_left_is_removed(tmp_path) -> None:
+    path = npz_checkpoints.write(tmp_path / "model.npz", npz_checkpoints.arrays())
+    killed = """
+import os, signal, sys
+from pathlib import Path
+from npgemma.checkpoints.convert import whole_folder
+with whole_folder(Path(sys.argv[1])) as unfinished:
+    (unfinished / "model.safetensors").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", killed, str(tmp_path / "folder")])
+    assert len([*(tmp_path / "folder").rglob("*")]) == 2
+    convert(path, tmp_path / "folder")
+    assert npgemma.load(tmp_path / "folder").config == CONFIG
+    assert not [*(tmp_path / "folder").glob(".*")]
 
 
 @MODELS

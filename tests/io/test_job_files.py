@@ -4,7 +4,6 @@ import gzip
 import json
 import os
 import sys
-import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -171,13 +170,15 @@ def test_one_wrong_first_line_does_not_refuse_the_file(first, tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pipes in folders")
 def test_jobs_may_come_through_a_pipe(tmp_path):
-    """As from `npgemma batch <(jq ...)`."""
+    """As from `npgemma batch <(jq ...)`; a pipe in a folder may never have a writer."""
+    reader, writer = os.pipe()
+    os.write(writer, as_lines(GOOD, GOOD))
+    os.close(writer)
+    assert [type(job) for job in read_jobs(Path(f"/dev/fd/{reader}"))] == [Job, Job]
+    os.close(reader)
     os.mkfifo(tmp_path / "jobs")
-    writer = threading.Thread(target=(tmp_path / "jobs").write_bytes, args=(as_lines(GOOD, GOOD),))
-    writer.start()
-    jobs = read_jobs(tmp_path / "jobs")
-    writer.join()
-    assert [type(job) for job in jobs] == [Job, Job]
+    with pytest.raises(BadJobs, match="jobs cannot be read: it is not a regular file"):
+        read_jobs(tmp_path / "jobs")
 
 
 # ----------------------------------------------------------------------------------------------- one fault in all lines
