@@ -6,8 +6,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from mutation_study import PLANTED, Study, first_block
-from mutations import BENIGN, ROUNDED, Variant
+from correct_variants import BENIGN
+from mutation_study import PLANTED, Study, first_block, with_every_tap
+from mutations import ROUNDED, Variant
 
 from npgemma import golden
 from npgemma.golden.names import is_in_level
@@ -31,6 +32,11 @@ def study_of(tmp_path_factory: pytest.TempPathFactory) -> Studies:
     return make
 
 
+@pytest.fixture(scope="module")
+def every_tap(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return with_every_tap(tmp_path_factory.mktemp("study"))
+
+
 @pytest.mark.parametrize(("model", "name"), [(model, name) for model, (bugs, _) in PLANTED.items() for name in bugs])
 def test_planted_bug_is_not_explained_and_its_block_is_named(study_of: Studies, model: str, name: str) -> None:
     bug = PLANTED[model][0][name]
@@ -47,6 +53,17 @@ def test_run_of_npgemma_is_explained(study_of: Studies, model: str, dtype: str, 
 @pytest.mark.parametrize("name", BENIGN)
 def test_correct_run_with_different_rounding_is_explained(study_of: Studies, name: str) -> None:
     assert study_of("the embedded model").judge(BENIGN[name]).status == 0
+
+
+@pytest.mark.live
+@pytest.mark.parametrize(
+    "name",
+    ["products in one accumulator", "softmax by a logarithm", "gelu by exponentials", "positions from 0"],
+)
+def test_correct_run_is_explained_with_every_tap_and_a_replay(every_tap: Study, name: str) -> None:
+    report = every_tap.judge(BENIGN[name], replayed=True)
+    assert report.status == 0
+    assert len(report.replayed) > 350
 
 
 @pytest.mark.parametrize("name", ROUNDED)

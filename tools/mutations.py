@@ -1,7 +1,7 @@
-"""The catalogue of the mutation study: mistakes that ports make, and correct runs that round differently.
+"""The catalogue of the mutation study: mistakes that ports make.
 
-A mistake is a tap that changes tensors, other weights, or another case: none needs a change in npgemma's code. A
-correct variant of a function that runs everywhere, such as a product of matrices, replaces the function.
+A mistake is a tap that changes tensors, other weights, or another case: none needs a change in npgemma's code.
+correct_variants.py has runs that are right and round differently.
 """
 
 import dataclasses
@@ -15,13 +15,11 @@ import numpy as np
 
 from npgemma.api.processor import Inputs
 from npgemma.golden.cases import GenerativeCase
-from npgemma.golden.rounding import FLOAT32, HF_EAGER, HF_SDPA, rounding
-from npgemma.layers import activations, packed
+from npgemma.golden.rounding import HF_EAGER, HF_SDPA
 from npgemma.layers.activations import gelu
-from npgemma.layers.norms import LayerNorm, RMSNorm
+from npgemma.layers.norms import RMSNorm
 from npgemma.layers.rope import rope
 from npgemma.layers.taps import Tap, silent
-from npgemma.models import gemma, siglip, vit
 from npgemma.models.paligemma import PaliGemma
 
 Array = np.ndarray
@@ -34,7 +32,7 @@ class Variant:
 
     `block` is where a mistake first shows; a correct variant has none. `tap` makes the tap that changes tensors,
     `weights` and `case` change the model and what the run starts from. `replacements` are (module, name, function):
-    functions that stand in for npgemma's own.
+    functions that stand in for npgemma's own. `absent` are globs of the taps that such a run does not have.
     """
 
     block: str = ""
@@ -42,6 +40,7 @@ class Variant:
     weights: Callable[[Any], Any] = lambda p: p
     case: Callable[[Any], Any] = lambda case: case
     replacements: tuple[tuple[object, str, object], ...] = ()
+    absent: tuple[str, ...] = ()
 
 
 def changing(glob: str, change: Callable[[Array], Array]) -> MakeTap:
@@ -226,58 +225,7 @@ BUGS: dict[str, Variant] = {
 }
 
 
-# --------------------------------------------------------------------------------------------------- correct variants
-
-
-def chunked(x: Array, w: Array, out: Array) -> None:
-    """Products of 16 columns at a time, summed from the last to the first."""
-    out[:] = 0
-    for start in reversed(range(0, w.shape[1], 16)):
-        out += x[:, start : start + 16] @ w[:, start : start + 16].T
-
-
-def in_double(x: Array, w: Array, out: Array) -> None:
-    out[:] = x.astype(np.float64) @ w.T.astype(np.float64)
-
-
-def row_by_row(x: Array, w: Array, out: Array) -> None:
-    for row, y in zip(x, out, strict=True):
-        y[:] = w @ row
-
-
-def inverse_root(p: RMSNorm, x: Array) -> Array:
-    """x * (1 / sqrt(mean + eps)) * (1 + w), in another order."""
-    scale = np.float32(1) / np.sqrt(np.square(x).mean(-1, keepdims=True, dtype=x.dtype) + np.float32(p.eps))
-    return (x * (scale * (1 + p.weight))).astype(x.dtype)
-
-
-def two_moments(p: LayerNorm, x: Array) -> Array:
-    """The variance as mean(x^2) - mean(x)^2."""
-    mean = x.mean(-1, keepdims=True)
-    variance = np.square(x).mean(-1, keepdims=True) - np.square(mean)
-    return (x - mean) / np.sqrt(variance + np.float32(p.eps)) * p.weight + p.bias
-
-
-def cubic_gelu(x: Array) -> Array:
-    """The polynomial in Horner's form, the tanh as 1 - 2 / (exp(2 y) + 1)."""
-    y = np.float32(math.sqrt(2 / math.pi)) * x * (1 + np.float32(0.044715) * x * x)
-    return 0.5 * x * (2 - 2 / (np.exp(np.minimum(2 * y, 80)) + 1))
-
-
-BENIGN: dict[str, Variant] = {
-    "npgemma itself": Variant(),
-    "sums in chunks, backwards": Variant(replacements=((packed, "multiply", chunked),)),
-    "sums in float64": Variant(replacements=((packed, "multiply", in_double),)),
-    "products row by row": Variant(replacements=((packed, "multiply", row_by_row),)),
-    "rms norm by an inverse root": Variant(replacements=((gemma, "rms_norm", inverse_root),)),
-    "variance of two moments": Variant(
-        replacements=((vit, "layer_norm", two_moments), (siglip, "layer_norm", two_moments))
-    ),
-    "gelu by exponentials": Variant(replacements=((activations, "gelu", cubic_gelu), (siglip, "gelu", cubic_gelu))),
-    "angles in float32": Variant(tap=lambda: rounding(silent, FLOAT32)),
-    "positions from 0": Variant(tap=changing("*positions", lambda x: x - 1)),
-}
-# The same in emulated bfloat16: the schedules differ in what they round.
+# Correct runs in emulated bfloat16: the schedules differ in what they round.
 ROUNDED = {
     "transformers' eager attention": HF_EAGER,
     "transformers' sdpa attention": HF_SDPA,

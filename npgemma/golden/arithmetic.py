@@ -52,12 +52,19 @@ class Arithmetic(np.ndarray):
         y: Array = x.sum(axis, keepdims=keepdims)
         return y
 
+    @classmethod
+    def tanh(cls, x: Array) -> Array:
+        """The hyperbolic tangent."""
+        return np.tanh(x)
+
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
         arrays = tuple(map(plain, inputs))
         out = tuple(map(plain, options.pop("out", None) or ()))
         single = all(np.asarray(x).dtype == np.float32 for x in arrays)
         if single and ufunc is np.matmul and method == "__call__":
             y = stored(self.product(arrays[0], arrays[1]), out)
+        elif single and ufunc is np.tanh and method == "__call__":
+            y = stored(self.tanh(arrays[0]), out)
         elif single and ufunc is np.add and method == "reduce":
             y = stored(self.total(arrays[0], options.get("axis", 0), options.get("keepdims", False)), out)
         else:
@@ -95,6 +102,12 @@ class InOneSum(Looped):
 
     running_sums = 1
     rounds: ClassVar[Schedule] = {"frequencies": "powers of 2"}
+
+    @classmethod
+    def tanh(cls, x: Array) -> Array:
+        """By exponentials, as kernels compute it that have no other function."""
+        below = -2 * np.abs(x)
+        return np.copysign(np.expm1(below) / (1 + np.exp(below)), x)
 
 
 class InEightSums(Looped):

@@ -35,10 +35,13 @@ SCALED_BACK = 0.02
 
 ROTATED = re.compile(STEP + r"text\.layers\.(\d+)\.attn\.(?:q_rope|k_rope|segments\.\d+\.keys)")
 STRAIGHT = re.compile(STEP + r"text\.layers\.(\d+)\.attn\.(?:q|k|q_norm|k_norm)")
+# Tensors inside the rotation, which depend on the convention in their own ways.
+TURNING = re.compile(STEP + r"text\.layers\.\d+\.attn\.[qk]_rope\.(?:angle|cos|sin|x_cos|x_sin)")
 POSITIONS = re.compile(STEP + "positions")
 EMBEDDED = re.compile(STEP + r"(?:projector|text\.embedding)")
 MASK = re.compile(r"prompts\.\d+\.(?:mask|near)")
 
+TURNED = "not compared, since its rotation follows another convention: its result is, harmless"
 INTERLEAVED = "its rotary pairs are interleaved; harmless"
 ADDITIVE = "its mask is additive; harmless"
 
@@ -77,6 +80,10 @@ class Conventions:
     rotated: Rotary = OWN
     late: int = 0
     factors: Mapping[str, float] = field(default_factory=dict)
+
+    def can_undo(self, tap: str) -> bool:
+        """Whether the tensor of a tap has a counterpart in the conventions of the golden file."""
+        return self.rotated == OWN or not TURNING.fullmatch(tap)
 
     def undo(self, golden: Golden, tap: str, found: Fitted) -> Fitted:
         """The port's tensor in the conventions of the golden file, with a note on each that was undone."""

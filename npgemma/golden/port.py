@@ -34,7 +34,9 @@ class Port:
         return self.conventions.undo(self.golden, tap, self.laid(tap, self.padded_before))
 
     def usable(self, tap: str) -> Fitted | None:
-        """The tensor of a tap, or None if it does not fit or holds a NaN or an infinity."""
+        """The tensor of a tap, or None if it cannot be compared, does not fit, or holds a NaN or an infinity."""
+        if not self.conventions.can_undo(tap):
+            return None
         try:
             found = self[tap]
         except Misfit:

@@ -104,7 +104,9 @@ def findings(report: Report) -> Iterator[str]:
     first = report.first_divergence
     if first is not None:
         wrong = [verdict for verdict in report.verdicts if verdict.wrong]
-        yield f"{'FIRST DIVERGENCE' if wrong else 'BORDERLINE'} in block {first.block}"
+        begins = next(verdict.block for verdict in report.verdicts if not verdict.explained)
+        before = f"; borderline from block {begins} on" if begins != first.block else ""
+        yield f"{'FIRST DIVERGENCE' if wrong else 'BORDERLINE'} in block {first.block}{before}"
         yield from wrong_taps(wrong or report.borderline or [first])
     yield from report.hints
     if report.replayed:
