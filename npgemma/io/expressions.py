@@ -19,7 +19,8 @@ DEEPEST = 50  # groups in groups
 MOST_WAYS, MOST_STEPS = 100_000, 30_000_000
 TOKEN = re.compile(
     r"""(?P<open>\((?:\?:|\?P<\w+>)?(?!\?)) | (?P<close>\)) | (?P<or>\|) | (?P<anchor>[$^]|\\b)
-    | (?P<one>\\[0-9dDwWsS] | \\[^0-9A-Za-z] | \[\^?(?:[^]\\[]|\\[^0-9A-Za-z]|\\[dDwWsS])+\] | \.  | [^\\()\[\]{}|*+?^$.])
+    | (?P<one>\\[0-9dDwWsS] | \\[^0-9A-Za-z] | \[\^?(?:[^]\\[]|\\[^0-9A-Za-z]|\\[dDwWsS])+\] | \.
+        | [^\\()\[\]{}|*+?^$.])
     (?P<repeat>[*+?]\??)?""",
     re.VERBOSE | re.DOTALL,
 )

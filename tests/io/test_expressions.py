@@ -20,7 +20,7 @@ FITS = {
 
 @pytest.mark.parametrize(("expression", "fits"), FITS.values(), ids=FITS)
 def test_plain_expressions_match(expression, fits):
-    check_steps([expression], 1000, len(NAME))
+    check_steps([expression], 100, len(NAME))
     assert bool(compiled(expression).fullmatch(NAME)) == fits
 
 
