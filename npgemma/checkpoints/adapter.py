@@ -15,7 +15,13 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from npgemma.checkpoints.adapter_config import is_trained_whole, require_known_formula, scale_of, token_ids
+from npgemma.checkpoints.adapter_config import (
+    check_patterns,
+    is_trained_whole,
+    require_known_formula,
+    scale_of,
+    token_ids,
+)
 from npgemma.checkpoints.names import Names, unwrapped
 from npgemma.checkpoints.paligemma import NAMES
 from npgemma.errors import BadModel
@@ -111,6 +117,7 @@ def read_adapter(folder: Path, names: Names = NAMES) -> Adapter:
         name: x for name, x in open_any(path)[0].items() if not NOT_USED.fullmatch(name) and not names.is_unused(name)
     }
     parts, whole, tables = sorted_out(readable(used), config, path, names)
+    check_patterns(config, parts)
     added, shifts, rows = Once[LowRank](path), Once[Array](path), Once[Rows](path)
     for module, part in parts.items():
         if "trainable_tokens_delta" in part:

@@ -2,8 +2,10 @@
 
 import math
 import re
+from collections.abc import Collection
 
-from npgemma.errors import BadModel
+from npgemma.errors import BadModel, shortened
+from npgemma.io.expressions import check_steps, compiled
 from npgemma.io.strict_json import Section
 
 # Options of PEFT that can change the formula, and the values for which `adapter` states it.
@@ -19,9 +21,6 @@ PLAIN: dict[str, tuple[object, ...]] = {
     # other initialisations subtract from the base model what the adapter starts with
     "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva", "mica"),
 }
-# The keys of alpha_pattern: names, with the expressions that cannot take exponential time, and how many of each.
-PATTERN = re.compile(r"\^?(?:[\w|-]|\\?\.|\\d\+?|\.[*+]|\[[\w-]+\]\+?|\((?:\?:)?|\))+\$?")
-AT_MOST, LONGEST = {"*": 2, "+": 2, "(": 3, "|": 8}, 300
 
 
 def require_known_formula(config: Section) -> None:
@@ -43,26 +42,42 @@ def is_trained_whole(config: Section, module: str) -> bool:
     return any(module.endswith(name) for name in names(config, "modules_to_save"))
 
 
+def check_patterns(config: Section, modules: Collection[str]) -> None:
+    """BadModel unless the keys of alpha_pattern are expressions whose matching with these names ends soon."""
+    patterns = config.section("alpha_pattern")
+    for pattern in patterns.values:
+        try:
+            compiled(f"(?:{pattern})$")
+        except ValueError as error:
+            raise BadModel(
+                f"{patterns.where}: npgemma cannot use the expression {shortened(repr(pattern))}: {error}"
+            ) from None
+    try:
+        check_steps(patterns.values, sum(map(len, map(starts, modules))), max(map(len, modules), default=0))
+    except ValueError as error:
+        raise BadModel(f"{patterns.where}: npgemma cannot use the expressions: {error}") from None
+
+
 def scale_of(config: Section, module: str, rank: int) -> float:
-    """alpha / r of one matrix. The keys of alpha_pattern are regular expressions for the ends of names."""
+    """alpha / r of one matrix. The keys of alpha_pattern are regular expressions for whole names, or those after a dot.
+
+    `check_patterns` has found that they can be matched.
+    """
     patterns = config.section("alpha_pattern")
     alpha = config.positive("lora_alpha", 8)
     # PEFT calls a matrix that is listed in target_parameters by the name of the parameter
     targets = [f".{target}" for target in names(config, "target_parameters")]
     name = f"{module}.weight" if f".{module}.weight".endswith(tuple(targets)) else module
     for pattern in patterns.values:
-        try:
-            if not PATTERN.fullmatch(pattern) or any(pattern.count(each) > most for each, most in AT_MOST.items()):
-                raise re.error("it is not a name, nor one with a few \\d+, [0-9], .* or alternatives (a|b)")
-            if len(pattern + name) > LONGEST:
-                raise re.error("it is too long")
-            fits = re.match(rf"(.*\.)?({pattern})$", name)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise BadModel(f"{patterns.where}: npgemma cannot use the expression {pattern!r}: {error}") from None
-        if fits:
+        if any(compiled(f"(?:{pattern})$").match(name, start) for start in starts(name)):
             alpha = patterns.positive(pattern, alpha)
             break
     return alpha / (math.sqrt(rank) if config.flag("use_rslora", False) else rank)
+
+
+def starts(name: str) -> list[int]:
+    """Where a pattern may begin to match a name: at its beginning, or after a dot."""
+    return [0, *(dot.end() for dot in re.finditer(r"\.", name))]
 
 
 def token_ids(config: Section, module: str, shape: tuple[int, ...]) -> list[int]:

@@ -7,13 +7,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import cache
 from typing import Any
 
 import numpy as np
 
 from npgemma.errors import BadGolden
 from npgemma.golden.names import is_tap
+from npgemma.io.expressions import check_steps, compiled
 from npgemma.layers.shapes import Array
 
 # Stands for the number of a layer in `ours` and in `slice`.
@@ -105,11 +105,15 @@ class Pairing:
 
 def pair(mapping: NameMap, theirs: Iterable[str], taps: Iterable[str]) -> Pairing:
     """Pair the port's names with taps. BadGolden if two names claim the same tap, or two rules the same name."""
-    taps = dict.fromkeys(taps)
+    taps, theirs = dict.fromkeys(taps), sorted(theirs)
+    try:
+        check_steps([rule.theirs for rule in mapping.rules], len(theirs), max(map(len, theirs), default=0))
+    except ValueError as error:
+        raise BadGolden(f"{mapping.where}: {error}") from None
     pairs: dict[str, tuple[str, Rule]] = {}
     unmapped: list[str] = []
     unrecorded: list[str] = []
-    for name in sorted(theirs):
+    for name in theirs:
         matched = matching(mapping, name)
         if not matched and any(fnmatchcase(name, pattern) for pattern in mapping.ignore):
             continue
@@ -135,12 +139,6 @@ def matching(mapping: NameMap, name: str) -> list[tuple[str, Rule]]:
     """The rules that match `name`, each with what it makes of it."""
     found = ((rule, compiled(rule.theirs).fullmatch(name)) for rule in mapping.rules)
     return [(match.expand(rule.ours), rule) for rule, match in found if match]
-
-
-@cache
-def compiled(theirs: str) -> re.Pattern[str]:
-    """A regular expression. re itself keeps 512, which a mapping with a rule for each name exceeds."""
-    return re.compile(theirs)
 
 
 def check_single(mapping: NameMap, name: str, rules: Iterable[Rule]) -> None:

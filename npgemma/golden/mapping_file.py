@@ -26,29 +26,28 @@ Stacked layers are one rule: `{i}` in `ours`, and "{i}" in `slice`, stand for ea
 `ignore` holds globs of names without a rule that are skipped; `absent` holds globs of taps that the port does not dump.
 """
 
-import json
-import math
 import re
+import sys
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from functools import cache
+from glob import escape
 from pathlib import Path
 from typing import Any
 
-from npgemma.errors import BadGolden, why
+from npgemma.errors import BadGolden, BadModel
 from npgemma.golden.mapping import EACH, NameMap, Rule
 from npgemma.golden.names import TABLES
-from npgemma.io.regular_files import read_argument
-from npgemma.io.strict_json import MAX_JSON_BYTES
+from npgemma.io.expressions import compiled
+from npgemma.io.strict_json import read_json
 
 
 def read_mapping(path: str | Path) -> NameMap:
     """Read a mapping file. BadGolden if it is missing or invalid."""
     try:
-        found = json.loads(read_argument(Path(path), MAX_JSON_BYTES))
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadGolden(
-            f"{path} is not a mapping file ({why(error)}); --suggest-map writes one to start from"
-        ) from None
+        found = read_json(Path(path))
+    except BadModel as error:
+        raise BadGolden(f"{error}; --suggest-map writes a mapping file to start from") from None
     return mapping_of(found, str(path))
 
 
@@ -114,8 +113,9 @@ def rule_of(found: Mapping[str, Any], where: str) -> Rule:
     if bad:
         raise BadGolden(f"{where}: {bad}")
     try:
+        compiled(rule.theirs)
         re.compile(f"(?:{rule.theirs})|").fullmatch("").expand(rule.ours)  # type: ignore[union-attr]
-    except (re.error, IndexError) as error:
+    except (ValueError, re.error, IndexError) as error:
         raise BadGolden(
             f"{where}: 'theirs' must be a regular expression, and 'ours' its replacement ({error})"
         ) from None
@@ -132,9 +132,9 @@ def faults(rule: Rule) -> Iterator[tuple[str, bool]]:
     named = [part for part in rule.slice if isinstance(part, str)]
     yield each, not all(is_index(part) or part in ("...", EACH) for part in rule.slice) or named.count("...") > 1
     yield "'{i}' must be in both 'ours' and 'slice', or in neither", (EACH in named) != (EACH in rule.ours)
-    yield "'reshape' must hold integers", not all(type(n) is int for n in rule.reshape)
-    yield "'transpose' must hold integers", not all(type(n) is int for n in rule.transpose)
-    yield "'scale' must be a finite number other than 0", not math.isfinite(rule.scale) or not rule.scale
+    yield "'reshape' must hold integers", not all(map(is_whole, rule.reshape))
+    yield "'transpose' must hold integers", not all(map(is_whole, rule.transpose))
+    yield "'scale' must be a finite number other than 0", not 0 < abs(rule.scale) <= sys.float_info.max
     yield "'mask' must be \"additive\"", rule.mask not in ("", "additive")
     yield "'rows' must be an index or [start, stop]", rule.rows is not None and not is_index(rule.rows)
 
@@ -142,8 +142,13 @@ def faults(rule: Rule) -> Iterator[tuple[str, bool]]:
 def is_index(value: Any) -> bool:
     """Whether `value` is an index, or a (start, stop) with None for an open end, perhaps with a step."""
     if isinstance(value, tuple):
-        return len(value) in (2, 3) and all(n is None or type(n) is int for n in value) and value[2:] != (0,)
-    return type(value) is int
+        return len(value) in (2, 3) and all(n is None or is_whole(n) for n in value) and value[2:] != (0,)
+    return is_whole(value)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether `value` is a whole number that may count what an array holds."""
+    return type(value) is int and abs(value) < 1 << 48
 
 
 # The name of a tap for each entry of the table, in the prefill and in a step, with 0 for every number.
@@ -159,9 +164,8 @@ _EXAMPLES = [
 def can_be_tap(ours: str) -> bool:
     """Whether some match could make the name of a tap of `ours`, whose groups may hold anything."""
     parts = re.split(r"\\\d+|\\g<[^>]*>", ours.replace(EACH, "0"))
-    fixed = [re.escape(re.sub(r"(?<=\.)\d+(?=\.)", "0", part.replace("\\\\", "\\"))) for part in parts]
-    pattern = re.compile(".*".join(fixed))
-    return any(pattern.fullmatch(name) for name in _EXAMPLES)
+    fixed = [escape(re.sub(r"(?<=\.)\d+(?=\.)", "0", part.replace("\\\\", "\\"))) for part in parts]
+    return any(fnmatchcase(name, "*".join(fixed)) for name in _EXAMPLES)
 
 
 def frozen(value: Any) -> Any:

@@ -12,6 +12,7 @@ from npgemma.io.regular_files import read_regular
 from npgemma.io.unusable import folder_report
 
 MAX_JSON_BYTES = 10_000_000
+MOST_DIGITS = 1000  # of a whole number; Python reads no more than 4,300, in quadratic time
 
 
 def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
@@ -57,7 +58,12 @@ def parse_json(text: bytes) -> Any:
             raise ValueError(f"{number} is not a finite number")
         return float(number)
 
-    return json.loads(text, object_pairs_hook=only_once, parse_float=finite, parse_constant=finite)
+    def whole(number: str) -> int:
+        if len(number) > MOST_DIGITS:
+            raise ValueError(f"a number has {len(number):,} digits")
+        return int(number)
+
+    return json.loads(text, object_pairs_hook=only_once, parse_float=finite, parse_constant=finite, parse_int=whole)
 
 
 def words(text: str) -> frozenset[str]:

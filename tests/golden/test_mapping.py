@@ -138,6 +138,19 @@ def test_shapes_fit_up_to_axes_of_size_1_and_folded_neighbours(
         np.testing.assert_array_equal(y, x.reshape(wanted), strict=True)
 
 
+def test_rules_that_may_match_in_too_many_ways_are_refused() -> None:
+    with pytest.raises(BadGolden, match=r"the mapping: '.*' may match in [0-9,]+ ways, in names of up to 300 char"):
+        pair(NameMap((Rule(r".*.*.+[bc]", "logits"),)), ["a" * 300], TAPS)
+
+
+def test_a_name_of_many_groups_is_checked_at_once(tmp_path: Path) -> None:
+    """'ours' is compared with every tap there is; each of its groups may hold anything."""
+    path = tmp_path / "map.json"
+    path.write_text(json.dumps({"rules": [{"theirs": "(a)", "ours": r"\1" * 40 + "x"}]}))
+    with pytest.raises(BadGolden, match="is not the name of a tap"):
+        read_mapping(path)
+
+
 def test_mapping_file_is_read(tmp_path: Path) -> None:
     rules = [{"theirs": "a", "ours": "logits", "slice": [0, [1, None]], "transpose": [1, 0], "interleaved": True}]
     (tmp_path / "map.json").write_text(json.dumps({"rules": rules, "absent": ["positions"]}))
@@ -160,6 +173,10 @@ RULE = {"theirs": "a", "ours": "logits"}
         ({"rules": [3]}, "rule 1 .*'theirs' and 'ours'"),
         ({"rules": [{"theirs": "a"}]}, "rule 1 .*'theirs' and 'ours'"),
         ({"rules": [RULE | {"theirs": "("}]}, "rule 1: 'theirs'"),
+        ({"rules": [RULE | {"theirs": "(a+)+b"}]}, "rule 1: 'theirs'"),
+        ({"rules": [RULE | {"theirs": "(" * 5000 + ")" * 5000}]}, "rule 1: 'theirs'"),
+        ({"rules": [RULE | {"scale": 10**400}]}, "'scale' must be a finite number"),
+        ({"rules": [RULE | {"reshape": [10**30]}]}, "'reshape' must hold integers"),
         ({"rules": [RULE | {"ours": r"\1"}]}, "rule 1: 'theirs'"),
         ({"rules": [RULE | {"ours": r"\g<"}]}, "rule 1: 'theirs'"),
         ({"rules": [RULE | {"theirs": 5}]}, "rule 1: .*'theirs'"),
