@@ -104,23 +104,11 @@ def add_compare(add_parser: AddParser) -> None:
         metavar="DUMP",
         help="a .safetensors or .npz file, or a folder of .npy files or of transformers' model debugger",
     )
-    names = parser.add_mutually_exclusive_group()
-    names.add_argument("--preset", choices=[*PRESETS, *PORTS], help="map the names of a known framework")
-    names.add_argument("--map", metavar="FILE", help="a JSON file that maps the port's names to taps")
-    names.add_argument(
-        "--suggest-map", type=Path, metavar="FILE", help="write a draft of a mapping file, and do not compare"
-    )
+    add_names(parser)
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
         help="the precision the port computes in (default: the one that holds most of the dump's numbers)",
-    )
-    parser.add_argument(
-        "--allow-missing",
-        action="append",
-        default=[],
-        metavar="GLOB",
-        help="taps that the dump may lack; may be repeated",
     )
     parser.add_argument(
         "--replay",
@@ -142,6 +130,23 @@ def add_compare(add_parser: AddParser) -> None:
     )
     parser.set_defaults(
         run=run_compare, failed=2, stdin={"dump": (DUMP,)}, stdout={"suggest_map": ".json", "chart": ".png"}
+    )
+
+
+def add_names(parser: argparse.ArgumentParser) -> None:
+    """The flags that say which tensor of the dump is which tap."""
+    names = parser.add_mutually_exclusive_group()
+    names.add_argument("--preset", choices=[*PRESETS, *PORTS], help="map the names of a known framework")
+    names.add_argument("--map", metavar="FILE", help="a JSON file that maps the port's names to taps")
+    names.add_argument(
+        "--suggest-map", type=Path, metavar="FILE", help="write a draft of a mapping file, and do not compare"
+    )
+    parser.add_argument(
+        "--allow-missing",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="taps that the dump may lack; may be repeated",
     )
 
 

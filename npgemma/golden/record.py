@@ -64,10 +64,8 @@ def record(
     ----------
     model : VisionLanguageModel, LanguageModel, DualEncoder or Classifier
         The model to run, in float64 whatever its own dtype is.
-    images : sequence of pictures
-        None for a language model.
-    text : str or sequence of str
-        The prompt, or the texts of a DualEncoder, whose loss is recorded if there are as many as pictures.
+    images, text : sequence of pictures, str or sequence of str
+        No pictures for a language model. A DualEncoder reads texts; as many as pictures have a loss.
     path : str or Path
         The .safetensors file to write, as a whole or not at all.
     level : str
@@ -90,20 +88,20 @@ def record(
     """
     path = checked_path(path)
     check_schedule(model, schedule)
-    kind = KINDS[type(model)]
     with Spool(path.parent, truth or dtype_of_truth(model)) as spool:
         keep = recording(model, spool, level, patterns)
-        case = kind.read(model, images, text, steps, keep)
+        case = KINDS[type(model)].read(model, images, text, steps, keep)
         model.guard.check_files()
         with finite(model, exact := partial(case.run, computing(model, "float64"))):
             exact(tap=keep)
             check_used(patterns, list(spool.entries), level)
-            overflows = record_envelopes(spool, model, kind.recorded(spool), schedule)
+            overflows = record_envelopes(spool, model, schedule)
         write_golden(spool, describe(model, images, text, spool, schedules(model, schedule, overflows)), path)
 
 
-def record_envelopes(spool: Spool, model: AnyModel, case: Case, schedule: str) -> dict[str, str]:
+def record_envelopes(spool: Spool, model: AnyModel, schedule: str) -> dict[str, str]:
     """Record the envelope of each dtype. Returns for each the first tap that overflows, or ''."""
+    case = KINDS[type(model)].recorded(spool)
     return {dtype: record_envelope(spool, model, case, schedule, dtype) for dtype in ARITHMETICS}
 
 
