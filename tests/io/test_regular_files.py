@@ -98,7 +98,7 @@ def test_a_pipe_of_the_shell_is_an_argument_and_bounded() -> None:
         os.close(reader)
 
 
-# ----------------------------------------------------------------------------------------------------------- all readers
+# --------------------------------------------------------------------------------------------------------- all readers
 
 
 def rows(path: Path) -> None:
@@ -152,7 +152,7 @@ def test_no_reader_waits_for_a_pipe_or_an_endless_device(name: str, read, kind: 
         os.mkfifo(path)
     else:
         path.symlink_to(kind)
-    with pytest.raises(NpgemmaError, match="regular file|a link to /dev/zero, outside") as refusal:
+    with pytest.raises(NpgemmaError, match=r"regular file|a link to /dev/zero, outside") as refusal:
         read(path)
     assert "Errno" not in str(refusal.value)
 
