@@ -99,6 +99,8 @@ def read_vocab_and_merges(path: Path) -> Vocabulary:
         raise BadModel(f"{beside} is missing, which belongs to {path.name}; download it from the same model")
     if other := foreign_kind(beside):
         raise BadModel(f"{beside} is {other}")
+    if beside.stat().st_size > MAX_BYTES:
+        raise BadModel(f"{beside} is not a list of merges: it has {beside.stat().st_size:,} bytes")
     lines = decoded(beside.read_bytes(), beside).splitlines()
     return pieces, pairs((line for line in lines if line and not line.startswith("#version")), str(beside)), []
 
