@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from npgemma.checkpoints.layout import Layout, Line, Part, make_layout, table
-from npgemma.errors import BadModel, why
-from npgemma.io.npz import DAMAGE, read_npz
+from npgemma.errors import BadModel
+from npgemma.io.foreign import Damaged, parsing
+from npgemma.io.npz import read_npz
 from npgemma.layers.conv import Conv, ConvTranspose
 from npgemma.layers.shapes import Array
 from npgemma.layers.tree import SLOT
@@ -78,13 +79,14 @@ def read_mask_codec(path: str | Path) -> MaskVQVAE:
     """
     path = Path(path)
     try:
-        tensors = {name: np.asarray(x, np.float32) for name, x in read_npz(path, MOST_BYTES).items()}
+        with parsing():  # NumPy converts what is not a number, or refuses to
+            tensors = {name: np.asarray(x, np.float32) for name, x in read_npz(path, MOST_BYTES).items()}
     except FileNotFoundError:
         raise BadModel(
             f"{path} is missing; masks need the weights of a decoder, such as big_vision's {CODEC}"
         ) from None
-    except DAMAGE as error:
-        raise BadModel(f"{path} is not a valid .npz file of numbers: {why(error)}") from None
+    except Damaged as error:
+        raise BadModel(f"{path} is not a valid .npz file of numbers: {error}") from None
     return mask_codec(tensors, path)
 
 

@@ -2,7 +2,6 @@
 transformers' model debugger. Dumps are not trusted: everything is checked, and no pickle is loaded.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from npgemma.errors import BadGolden, BadModel, why
+from npgemma.errors import BadGolden, BadModel, shortened, why
 from npgemma.io import npz
-from npgemma.io.regular_files import read_regular, regular
-from npgemma.io.safetensors import open_file
-from npgemma.io.strict_json import MAX_JSON_BYTES
+from npgemma.io.foreign import Damaged
+from npgemma.io.safetensors import LONGEST_NAME, open_file
+from npgemma.io.strict_json import read_json
 from npgemma.io.system_memory import available_memory
 from npgemma.layers.bits import widen
 from npgemma.layers.shapes import Array
@@ -89,6 +88,8 @@ def read_dump(path: str | Path) -> Dump:
     if not tensors:
         raise BadGolden(f"{path} holds no tensors; check that the port wrote its dump there")
     for name, x in tensors.items():
+        if len(name) > LONGEST_NAME:
+            raise BadGolden(f"{path} holds a tensor whose name is too long: {shortened(name)}")
         if x.dtype.kind not in "fiub" and x.dtype != "V2":
             raise BadGolden(f"{path}: {name!r} has the dtype {x.dtype}; a dump may hold floats, integers and booleans")
     return Dump(tensors)
@@ -98,7 +99,7 @@ def npz_arrays(path: Path) -> dict[str, Array]:
     """The arrays of an .npz file. BadGolden if it is damaged or unpacks to more than the available memory."""
     try:
         return npz.read_npz(path, available_memory())
-    except npz.DAMAGE as error:
+    except (Damaged, FileNotFoundError) as error:
         raise BadGolden(unusable(path, error)) from None
 
 
@@ -110,15 +111,15 @@ def read_npy_folder(folder: Path) -> dict[str, Array]:
         if name in found:
             raise BadGolden(f"{folder} holds {name!r} twice; give every tensor its own name")
         try:
-            found[name] = np.load(regular(path), mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            found[name] = npz.read_npy(path)
+        except (Damaged, FileNotFoundError) as error:
             raise BadGolden(unusable(path, error)) from None
     return found
 
 
 def unusable(path: Path, error: Exception) -> str:
     """The message about a file of arrays that NumPy cannot read."""
-    if "allow_pickle" in str(error) or "Object arrays" in str(error):
+    if "Python objects" in str(error) or "Object arrays" in str(error):
         return f"{path} holds Python objects, which can run any code when they are loaded; dump arrays of numbers"
     return f"{path} is not a usable file of arrays ({why(error)}); it may be damaged or incomplete"
 
@@ -136,22 +137,16 @@ def read_debugger(trees: list[Path]) -> dict[str, Array]:
     if len(trees) > 1:
         raise BadGolden(f"{trees[0].parent} holds {len(trees)} debugger trees; write each run to its own folder")
     try:
-        tree = json.loads(read_regular(trees[0], MAX_JSON_BYTES))
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadGolden(f"{trees[0]} is not a debugger tree ({why(error)}); write it again") from None
+        tree = read_json(trees[0])
+    except BadModel as error:
+        raise BadGolden(f"{error}; it is not a debugger tree: write it again") from None
     found: dict[str, Array] = {}
 
     def collect(name: str, value: Any) -> None:
-        if isinstance(value, list):
-            for i, each in enumerate(value):
-                collect(f"{name}.{i}", each)
-        elif isinstance(value, dict) and {"shape", "dtype", "value"} <= value.keys():
-            if name in found:
-                raise BadGolden(f"{trees[0]} holds {name!r} twice; debug a single forward pass")
-            found[name] = read_value(trees[0].parent, name, value["value"])
-        elif isinstance(value, dict):
-            for key, each in value.items():
-                collect(f"{name}.{key}", each)
+        for inner, each in tensors_in(name, value):
+            if inner in found:
+                raise BadGolden(f"{trees[0]} holds {inner!r} twice; debug a single forward pass")
+            found[inner] = read_value(trees[0].parent, inner, each)
 
     waiting = [tree]
     while waiting:
@@ -172,9 +167,23 @@ def read_debugger(trees: list[Path]) -> dict[str, Array]:
     return {returned_as(name): x for name, x in found.items()}
 
 
+def tensors_in(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """What a tree has of each tensor among the inputs or outputs of a module, at any depth, in their order."""
+    waiting = [(name, value)]
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, dict) and {"shape", "dtype", "value"} <= value.keys():
+            yield name, value["value"]
+        elif isinstance(value, (dict, list)):
+            inner = list(value.items() if isinstance(value, dict) else enumerate(value))
+            waiting += [(f"{name}.{key}", each) for key, each in reversed(inner)]
+            if len(name) > LONGEST_NAME:
+                raise BadGolden(f"a debugger tree holds {shortened(name)}, which is nested too deeply")
+
+
 def returned_as(name: str) -> str:
     """The input of layer 3 as the output of layer 2: the debugger keeps no output of a module that has submodules."""
-    match = re.fullmatch(r"(.+\.layers\.)([1-9]\d*)\.inputs\.args\.0", name)
+    match = re.fullmatch(r"(.+\.layers\.)([1-9]\d{0,5})\.inputs\.args\.0", name)
     return f"{match[1]}{int(match[2]) - 1}" if match else name
 
 

@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from npgemma.errors import BadEmbeddings, listed, shortened, why
+from npgemma.errors import BadEmbeddings, listed, shortened
 from npgemma.io.atomic_write import replace_file
-from npgemma.io.npz import DAMAGE, read_npz
+from npgemma.io.foreign import Damaged
+from npgemma.io.npz import read_npz
 from npgemma.io.regular_files import open_regular
 from npgemma.io.strict_json import parse_json
 from npgemma.layers.shapes import Array, Bool, Float
@@ -100,8 +101,8 @@ def read_embeddings(path: Path) -> Embeddings:
         raise BadEmbeddings(f"{path} is not a file of embeddings; {ANOTHER}")
     try:
         arrays = read_npz(path, size)  # nothing is compressed, so that less is unpacked than read
-    except DAMAGE as error:
-        raise BadEmbeddings(f"{path} is cut short or damaged ({why(error) or 'it ends too early'}); {AGAIN}") from None
+    except Damaged as error:
+        raise BadEmbeddings(f"{path} is cut short or damaged ({error}); {AGAIN}") from None
     expected = {FACTS, *(name for pair in ARRAYS.values() for name in pair)}
     if arrays.keys() != expected:
         raise BadEmbeddings(f"{path} is not a file of embeddings: it holds {listed(sorted(arrays))}; {ANOTHER}")

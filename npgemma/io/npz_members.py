@@ -17,8 +17,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from npgemma.errors import BadModel, why
-from npgemma.io.npz import DAMAGE
+from npgemma.errors import BadModel
+from npgemma.io.foreign import Damaged, parsing
+from npgemma.io.npz import read_header
 from npgemma.io.regular_files import open_regular
 from npgemma.layers.shapes import Array
 
@@ -59,8 +60,9 @@ class Member:
     def unpack(self, packed: IO[bytes]) -> bytes:
         """The next bytes of a compressed member; the last of them are followed by a check of them all."""
         try:
-            return packed.read(PIECE)
-        except DAMAGE as error:
+            with parsing():
+                return packed.read(PIECE)
+        except Damaged as error:
             raise self.damaged(str(error)) from None
 
     def damaged(self, why: str) -> BadModel:
@@ -82,16 +84,16 @@ class Member:
 def read_members(path: Path) -> dict[str, Member]:
     """The arrays of an .npz file, by name. BadModel if it is missing, damaged, or contains anything but floats."""
     try:
-        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        with parsing(), open_regular(path) as file, zipfile.ZipFile(file) as archive:
             return dict(described(path, archive))
     except FileNotFoundError:
         raise BadModel(f"{path} is missing; give the .npz file of a model") from None
-    except DAMAGE as error:
-        raise BadModel(f"{path} is not a usable .npz file of weights: {why(error) or 'it is truncated'}") from None
+    except Damaged as error:
+        raise BadModel(f"{path} is not a usable .npz file of weights: {error}") from None
 
 
 def described(path: Path, archive: zipfile.ZipFile) -> Iterator[tuple[str, Member]]:
-    """The name and the description of every array. Raises one of DAMAGE."""
+    """The name and the description of every array. Raises anything if the file is damaged."""
     seen = set()
     for info in archive.infolist():
         name = info.filename.removesuffix(".npy")
@@ -106,14 +108,6 @@ def described(path: Path, archive: zipfile.ZipFile) -> Iterator[tuple[str, Membe
         if min(shape, default=0) < 0 or info.file_size != begin + math.prod(shape) * dtype.itemsize:
             raise ValueError(f"{name!r} has {info.file_size - begin:,} bytes, which do not fit its shape {list(shape)}")
         yield name, Member(path, info, shape, DTYPES[dtype.str])
-
-
-def read_header(file: IO[bytes]) -> tuple[Any, Any, Any]:
-    """Shape, order and dtype of an .npy file, which is left at the first byte of its data."""
-    version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(file)
-    return np.lib.format.read_array_header_2_0(file)
 
 
 def stored_at(path: Path, info: zipfile.ZipInfo) -> int:

@@ -13,10 +13,11 @@ from typing import IO, Any
 
 from npgemma.errors import BadJobs, NpgemmaError, shortened
 from npgemma.io.atomic_write import replace_file
-from npgemma.io.jobs import InvalidJob, Job
+from npgemma.io.jobs import MAX_LINE, InvalidJob, Job
 from npgemma.io.regular_files import open_to_continue
 from npgemma.io.strict_json import parse_json
 
+LONGEST_LINE = 16 * MAX_LINE  # bytes: a result repeats its job in ASCII, and has an answer and its scores
 COMPARED = ("prompt", "image", "suffix")  # what a result has of its job
 
 
@@ -110,12 +111,13 @@ def prepare(path: Path, held: ExitStack) -> Results:
 
 def complete_results(file: IO[bytes], path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """Each line and its result, without an incomplete last line. BadJobs for a line that is not a result."""
-    for number, line in enumerate(file, 1):
-        if not line.endswith(b"\n") and is_incomplete(line):
-            return
+    for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), 1):
         result: Any = None
-        with suppress(ValueError, RecursionError):
-            result = parse_json(line)
+        if len(line) <= LONGEST_LINE:
+            if not line.endswith(b"\n") and is_incomplete(line):
+                return
+            with suppress(ValueError, RecursionError):
+                result = parse_json(line)
         if not is_result(result):
             raise BadJobs(f"{path}: line {number} is not the result of a job; write to another file")
         if line.endswith(b"\n"):

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from npgemma.errors import BadModel, listed
+from npgemma.errors import BadModel, listed, shortened
 from npgemma.io.file_kinds import first_bytes, foreign_kind
+from npgemma.io.foreign import Damaged, parsing
 from npgemma.io.model_folder import SUFFIX, member
 from npgemma.io.regular_files import open_regular, regular
 from npgemma.io.strict_json import read_json
@@ -42,6 +43,10 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype("<u2"),
     "F64": np.dtype("<f8"),
 }
+
+
+# What a header may be; those of the largest models have a tenth of it. The rest is made to take memory and time.
+LARGEST_HEADER, MOST_TENSORS, LONGEST_NAME, MOST_AXES = 16_000_000, 100_000, 1000, 64
 
 
 class Unreadable(NamedTuple):
@@ -81,23 +86,43 @@ def open_any(
 ) -> tuple[dict[str, Array | Unreadable], dict[str, str]]:
     """As `open_with_metadata`, but a tensor of a dtype not in `dtypes` is an Unreadable."""
     try:
-        with safe_open(regular(path), framework="numpy", backend="pread"):
-            pass
-        with open_regular(path) as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length), object_pairs_hook=unique_keys)
-        data = mapped(path)[8 + length :]
+        with parsing():
+            length, header = checked_header(path)
+            data = mapped(path)[8 + length :]
     except FileNotFoundError:
         raise BadModel(f"{path} is missing") from None
-    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+    except Damaged as error:
         kind = foreign_kind(path)
         if kind:
             raise BadModel(f"{path} is {kind}") from None
         raise BadModel(
             f"{path} is not a valid safetensors file: {reason(path, error)}; download or save it again"
         ) from None
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None) or {}
+    for name, entry in header.items():
+        if len(name) > LONGEST_NAME or len(entry["shape"]) > MOST_AXES:
+            limits = f"npgemma reads names of at most {LONGEST_NAME} characters and at most {MOST_AXES} axes"
+            found = f"a tensor {shortened(name)!r} with {len(entry['shape']):,} axes"
+            raise BadModel(f"{path} holds {found}; {limits}")
     return {name: tensor(data, entry, dtypes, f"{path}: tensor {name!r}") for name, entry in header.items()}, metadata
+
+
+def checked_header(path: Path) -> tuple[int, dict[str, Any]]:
+    """The length of a header, and its content, which the library has checked. BadModel if it is too large."""
+    with open_regular(path) as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length <= LARGEST_HEADER:
+            text = file.read(length)
+            if max(text.count(b"{"), text.count(b"[") // 2) > MOST_TENSORS:  # shape and data_offsets are lists
+                raise BadModel(
+                    f"{path} holds more than {MOST_TENSORS:,} tensors, more than a model needs; save it again"
+                )
+        elif length < path.stat().st_size:
+            limit = f"{LARGEST_HEADER // 1_000_000} MB"
+            raise BadModel(f"{path} has a header of {length:,} bytes; npgemma reads up to {limit}: save it again")
+    with safe_open(regular(path), framework="numpy", backend="pread"):
+        pass
+    return length, json.loads(text, object_pairs_hook=unique_keys)
 
 
 # What the library says of a damaged file, and what that means.
@@ -115,10 +140,11 @@ REASONS = {
 }
 
 
-def reason(path: Path, error: Exception) -> str:
+def reason(path: Path, error: Damaged) -> str:
     """Why a file cannot be read, without the words of the library."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+    cause = error.__cause__
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror
     if not any(first_bytes(path) or b"1"):
         return "it begins with zeros, so the download may be incomplete"
     if "not fully covered" in str(error):

@@ -1,15 +1,22 @@
-"""Write SentencePiece models: a protocol buffer of pieces, each with a text, a score and a type.
+"""Read and write SentencePiece models: a protocol buffer of pieces, each with a text, a score and a type.
 
 Source: src/sentencepiece_model.proto of google/sentencepiece.
 """
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+
+import sentencepiece
+
+from npgemma.io.foreign import parsing
 
 # Types of piece: text never produces a control piece, and never splits a user-defined one.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 BPE = 2
 VARINT, BYTES, FLOAT = 0, 2, 5  # wire types
+
+PIECE = bytes([1 << 3 | BYTES])
+LARGEST, MOST_PIECES = 32_000_000, 600_000  # Gemma 3 has 4,700,000 bytes and 262,144 pieces
 
 Piece = tuple[str, float, int]  # text, score, type
 
@@ -59,17 +66,32 @@ def bpe_model(pieces: Iterable[Piece]) -> bytes:
     return serialised(pieces) + message(2, trainer) + message(3, normalizer)
 
 
+def processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
+    """SentencePiece's own reader of a model. Damaged if it is, or if it has more pieces than a tokenizer needs."""
+    with parsing():
+        if not model:
+            raise ValueError("the file is empty")
+        if len(model) > LARGEST or model.count(PIECE) > 2 * MOST_PIECES:  # the tag of a piece is also that of its text
+            raise ValueError(f"it has more than {LARGEST:,} bytes or {MOST_PIECES:,} pieces")
+        return sentencepiece.SentencePieceProcessor(model_proto=model)
+
+
 def read_pieces(model: bytes) -> list[tuple[str, int]]:
-    """Text and type of every piece of a model as SentencePiece serialises it. UnicodeDecodeError if one is not text."""
-    pieces, at = [], 0
+    """Text and type of every piece of a model as SentencePiece serialises it. Damaged if one is not text."""
+    with parsing():
+        return list(pieces_of(model))
+
+
+def pieces_of(model: bytes) -> Iterator[tuple[str, int]]:
+    """As `read_pieces`. Raises anything for what SentencePiece did not write."""
+    at = 0
     while at < len(model) and model[at] == 1 << 3 | BYTES:  # the pieces come first
         size, at = read_varint(model, at + 1)
         end = at + size
         length, start = read_varint(model, at + 1)  # the text comes first, the type last
         kind = model[end - 1] if model[end - 2] == 3 << 3 | VARINT else NORMAL
-        pieces.append((model[start : start + length].decode(), kind))
+        yield model[start : start + length].decode(), kind
         at = end
-    return pieces
 
 
 def read_varint(content: bytes, at: int) -> tuple[int, int]:

@@ -9,12 +9,11 @@ import string
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import sentencepiece
-
 from npgemma.errors import BadModel
 from npgemma.io.added_tokens import SIGLIP_2, TOKENIZER_CONFIG, Family, declared_tokens, optional, placed_tokens
+from npgemma.io.foreign import Damaged
 from npgemma.io.model_folder import member
-from npgemma.io.sentencepiece_model import read_pieces
+from npgemma.io.sentencepiece_model import processor, read_pieces
 from npgemma.io.text_rows import TextTokenizer
 from npgemma.io.token_matching import AddedToken, Matcher
 from npgemma.io.tokenizer_json import MAX_ID, SPACE, TOKENIZER_JSON
@@ -42,12 +41,9 @@ class SiglipTokenizer:
     def __init__(self, model: bytes, declared: Iterable[AddedToken] = ()) -> None:
         """Parse the bytes of a spiece.model, and add the tokens that other files declare.
 
-        RuntimeError or UnicodeDecodeError if the bytes are damaged, KeyError if a piece named </s> is missing, BadModel
-        if the tokens do not fit.
+        Damaged if the bytes are, KeyError if a piece named </s> is missing, BadModel if the tokens do not fit.
         """
-        if not model:
-            raise RuntimeError("the file is empty")
-        self.pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.pieces = processor(model)
         self.skipped = len(self.pieces.encode(UNKNOWN))
         base = [text for text, _ in read_pieces(self.pieces.serialized_model_proto())]
         ends = {text: AddedToken(text, special=True, lstrip=True, rstrip=True) for text in (END, UNKNOWN)}
@@ -124,7 +120,7 @@ def read_siglip_tokenizer(folder: Path, rows: int = MAX_ID, file: Path | None = 
         tokenizer = SiglipTokenizer(content, declared)
     except KeyError as error:
         raise BadModel(f"{path} has no piece {error}; it belongs to another model than SigLIP") from None
-    except (RuntimeError, UnicodeDecodeError) as error:
+    except Damaged as error:
         raise BadModel(f"{path} is not a valid SentencePiece model: {error}") from None
     check_rows(tokenizer.ids, {token.content: token.source for token in declared}, path, SIGLIP, rows)
     return tokenizer

@@ -12,6 +12,7 @@ from npgemma.io.regular_files import read_regular
 from npgemma.io.unusable import folder_report
 
 MAX_JSON_BYTES = 10_000_000
+MOST_MARKS = {b"{": 1_000_000, b"[": 1_000_000, b",": 4_000_000}  # a tokenizer.json of Gemma has half as many
 MOST_DIGITS = 1000  # of a whole number; Python reads no more than 4,300, in quadratic time
 
 
@@ -45,7 +46,13 @@ def reason(error: Exception) -> str:
 
 
 def parse_json(text: bytes) -> Any:
-    """The value of a JSON text. ValueError for a repeated key or an infinite number; RecursionError if too deep."""
+    """The value of a JSON text. ValueError for a repeated key or an infinite number; RecursionError if too deep.
+
+    ValueError also if it holds so many values that they would take much more memory than the text.
+    """
+    for mark, most in MOST_MARKS.items():
+        if text.count(mark) > most:
+            raise ValueError(f"it holds more than {most:,} values")
 
     def only_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)

@@ -17,7 +17,7 @@ from npgemma.io.strict_json import Section, read_json
 from npgemma.io.token_matching import UNPLACED, AddedToken
 
 TOKENIZER_JSON = "tokenizer.json"  # in a model folder
-MAX_BYTES = 200_000_000  # PaliGemma's has 35 MB
+MAX_BYTES = 100_000_000  # PaliGemma's has 35 MB
 MAX_ID = 1 << 24
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how pieces spell a space
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))

@@ -13,8 +13,6 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
-import sentencepiece
-
 from npgemma.errors import BadModel, BadPrompt
 from npgemma.io.added_tokens import (
     GEMMAS,
@@ -28,9 +26,18 @@ from npgemma.io.added_tokens import (
     placed_tokens,
 )
 from npgemma.io.file_kinds import foreign_kind
+from npgemma.io.foreign import Damaged
 from npgemma.io.model_folder import member
 from npgemma.io.regular_files import read_regular
-from npgemma.io.sentencepiece_model import CONTROL, UNKNOWN, USER_DEFINED, append_pieces, read_pieces, serialised
+from npgemma.io.sentencepiece_model import (
+    CONTROL,
+    UNKNOWN,
+    USER_DEFINED,
+    append_pieces,
+    processor,
+    read_pieces,
+    serialised,
+)
 from npgemma.io.token_matching import UNPLACED, AddedToken, Matcher
 from npgemma.io.tokenizer_json import MAX_BYTES, MAX_ID, SPACE, TOKENIZER_JSON, TokenizerJson, read_tokenizer_json
 
@@ -62,19 +69,17 @@ class Tokenizer:
     def __init__(self, model: bytes, declared: Iterable[AddedToken] = (), family: Family = PALIGEMMA) -> None:
         """Parse the bytes of a tokenizer.model, and add the tokens that other files declare and the family has.
 
-        RuntimeError or UnicodeDecodeError if the bytes are damaged, BadModel if the tokens do not fit.
+        Damaged if the bytes are, BadModel if the tokens do not fit.
         """
-        if not model:
-            raise RuntimeError("the file is empty")
         # Read every piece now: one that is not valid text raises an error here, not in the middle of a generation.
-        base = read_pieces(sentencepiece.SentencePieceProcessor(model_proto=model).serialized_model_proto())
+        base = read_pieces(processor(model).serialized_model_proto())
         declared = list(declared)
         tokens = placed_tokens([text for text, _ in base], declared, family.adds)
         appended = sorted((token for token in tokens if token.id >= len(base)), key=lambda token: token.id)
         plain = {token.content for token in family.adds if not token.special}
         kinds = [USER_DEFINED if token.content in plain else CONTROL for token in appended]
         model += serialised((token.content, 0.0, kind) for token, kind in zip(appended, kinds, strict=True))
-        self.pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.pieces = processor(model)
         self.ids = {text: i for i, (text, _) in enumerate(base)} | {token.content: token.id for token in appended}
         cut = own_tokens(base, with_user_defined=bool(declared))
         for token in tokens if declared else ():
@@ -181,7 +186,7 @@ def read_tokenizer(folder: Path, family: Family, rows: int = MAX_ID, file: Path 
     model = described.sentencepiece_model() if described and json_path == path else content
     try:
         tokenizer = Tokenizer(model, declared, family)
-    except (RuntimeError, UnicodeDecodeError) as error:
+    except Damaged as error:
         raise BadModel(f"{path} is not a valid SentencePiece model: {error}") from None
     if described:
         check_same_pieces(tokenizer, described, path)

@@ -13,7 +13,7 @@ FITS = {
     "alternatives": (r"model\.(?:layers|blocks)\.12\.self_attn\.(q|k|v)_proj", True),
     "an optional group": (r"(steps\.\d+\.)?model\..*(q_proj)??", True),
     "a class, lazily": (r"[^.]+?\.layers\.[0-9]+\.[\w.]*", True),
-    "named groups and repeated text": (r"(?P<a>\w+)\..*(2)\.self_\w+\.q_pr\D+", True),
+    "named groups and repeated text": (r"(?P<a>\w+)\..*(2)\.self_\D+", True),
     "another name": (r"model\.layers\.(\d+)\.mlp", False),
 }
 
