@@ -80,6 +80,7 @@ def add_golden(add_parser: AddParser) -> None:
         usage_error=golden.error,
         stdin={"case": (PICTURE, PROMPT)},
         stdout={"output": ".safetensors"},
+        reads={"case": "a picture"},
     )
 
 
@@ -132,7 +133,11 @@ def add_compare(add_parser: AddParser) -> None:
         "--chart", type=Path, metavar="FILE", help="draw the error of every tap over its limit as a picture"
     )
     parser.set_defaults(
-        run=run_compare, failed=2, stdin={"dump": (DUMP,)}, stdout={"suggest_map": ".json", "chart": ".png"}
+        run=run_compare,
+        failed=2,
+        stdin={"dump": (DUMP,)},
+        stdout={"suggest_map": ".json", "chart": ".png"},
+        reads={"golden": "the golden file", "dump": "the dump", "map": "the mapping"},
     )
 
 
