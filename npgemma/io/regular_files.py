@@ -52,7 +52,7 @@ def read_all(file: IO[bytes], path: str | Path, at_most: int) -> bytes:
     """What an open file holds. OSError if that is more than `at_most` bytes: pipes, and files of the kernel, may not
     tell their size.
     """
-    content = file.read(at_most + 1)
+    content = file.read(at_most + 1) or b""  # None where a file of the kernel would have to be waited for
     if len(content) > at_most:
         raise too_large(path, at_most)
     return content
