@@ -108,10 +108,10 @@ def check_unchanged(path: Path, was: os.stat_result, found: os.stat_result) -> N
     """BadModel if a file has become shorter, longer, or was written to at its size."""
     if (was.st_size, was.st_mtime_ns) == (found.st_size, found.st_mtime_ns):
         return
-    sizes = f"{found.st_size} bytes, {was.st_size} when it was loaded"
     if found.st_size < was.st_size:
+        sizes = f"{found.st_size} bytes, {was.st_size} when it was loaded"
         raise BadModel(f"{path} has been cut short ({sizes}); load the model again once the file is whole")
-    raise BadModel(f"{path} has been written to since it was loaded ({sizes}); load the model again")
+    raise BadModel(f"{path} has been written to since it was loaded; load the model again")
 
 
 @dataclass(frozen=True)

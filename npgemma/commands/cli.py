@@ -23,6 +23,7 @@ from npgemma.commands.golden import add_compare, add_golden
 from npgemma.commands.inspect import add_inspect
 from npgemma.commands.objects import add_objects
 from npgemma.commands.output import INTERRUPTED, printable
+from npgemma.commands.outputs import check_outputs
 from npgemma.commands.parser import CommandParser
 from npgemma.commands.search import add_search
 from npgemma.commands.streams import standard_streams
@@ -44,6 +45,7 @@ def main(arguments: list[str] | None = None, load: Callable[..., AnyModel] = loa
             a = build_parser().parse_args(arguments)
             a.load, failed = load, getattr(a, "failed", failed)
             with standard_streams(a):
+                check_outputs(a)
                 status = a.run(a) or 0
         finally:
             sys.stdout.flush()  # of --version too, which exits

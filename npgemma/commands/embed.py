@@ -47,7 +47,7 @@ def add_embed(add_parser: AddParser) -> None:
         metavar="N",
         help=f"how many run at a time (default: {BATCH}); the memory that is needed grows with it",
     )
-    embed.set_defaults(run=run_embed)
+    embed.set_defaults(run=run_embed, continued="output", reads={"images": "a picture", "text": "the file of texts"})
 
 
 def run_embed(a: argparse.Namespace) -> int:

@@ -85,6 +85,7 @@ def add_golden(add_parser: AddParser) -> None:
         usage_error=golden.error,
         stdin={"case": (PICTURE, PROMPT)},
         stdout={"output": ".safetensors"},
+        reads={"case": "a picture"},
     )
 
 
@@ -128,9 +129,9 @@ def add_compare(add_parser: AddParser) -> None:
     parser.add_argument(
         "--chart", type=Path, metavar="FILE", help="draw the error of every tap over its limit as a picture"
     )
-    parser.set_defaults(
-        run=run_compare, failed=2, stdin={"dump": (DUMP,)}, stdout={"suggest_map": ".json", "chart": ".png"}
-    )
+    reads = {"golden": "the golden file", "dump": "the dump", "map": "the mapping"}
+    writes = {"suggest_map": ".json", "chart": ".png"}
+    parser.set_defaults(run=run_compare, failed=2, stdin={"dump": (DUMP,)}, stdout=writes, reads=reads)
 
 
 def add_names(parser: argparse.ArgumentParser) -> None:

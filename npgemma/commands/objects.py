@@ -1,7 +1,6 @@
 """detect and segment: boxes and masks of named things."""
 
 import argparse
-import os
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ from npgemma.commands.flags import AddParser, generate, load_vision_language_mod
 from npgemma.commands.notes import note_answers, note_embedded
 from npgemma.commands.output import box_fields, model_name, print_json
 from npgemma.commands.streams import PICTURE
-from npgemma.errors import BadPicture
 from npgemma.io.atomic_write import replace_file
 from npgemma.io.picture import read_picture, write_picture, written_format
 from npgemma.tasks.drawing import draw_boxes, draw_masks
@@ -33,7 +31,9 @@ def add_objects(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
         default=1024,
         help="how many bins divide a side: 1024 as in PaliGemma's demo (default), 1023 as in its benchmarks",
     )
-    detect.set_defaults(run=run_detect, stdin={"image": (PICTURE,)}, stdout={"draw": ".png"})
+    detect.set_defaults(
+        run=run_detect, stdin={"image": (PICTURE,)}, stdout={"draw": ".png"}, reads={"image": "the picture"}
+    )
 
     segment = add_parser(
         "segment",
@@ -56,27 +56,19 @@ def add_objects(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=f"the mask decoder's weights (default: {CODEC} beside the model's)",
     )
-    segment.set_defaults(run=run_segment, stdin={"image": (PICTURE,)}, stdout={"draw": ".png", "masks": ".npz"})
-
-
-def check_outputs(a: argparse.Namespace, masks: Path | None = None) -> None:
-    """BadPicture, before any work, for outputs that cannot be written or would replace the picture or each other."""
-    if a.draw:
-        written_format(a.draw)
-    real = [path.resolve() for path in (a.draw, masks) if path]
-    for path in real:
-        if path == Path(a.image).resolve() or real.count(path) > 1:
-            what = "both outputs" if real.count(path) > 1 else "the picture and an output"
-            raise BadPicture(f"{path} is {what}; give each output a file of its own")
-        if not os.access(path.parent, os.W_OK):
-            why = "Permission denied" if path.parent.is_dir() else "No such file or directory"
-            raise BadPicture(f"{path} cannot be written: {why}")
+    segment.set_defaults(
+        run=run_segment,
+        stdin={"image": (PICTURE,)},
+        stdout={"draw": ".png", "masks": ".npz"},
+        reads={"image": "the picture", "codec": "the mask decoder"},
+    )
 
 
 def run_detect(a: argparse.Namespace) -> int:
     """A line a box: label, x0, y0, x1, y1 in pixels, with tabs between."""
-    check_outputs(a)
     chosen = options(a)
+    if a.draw:
+        written_format(a.draw)
     model, prompt = load_vision_language_model(a), detect_prompt(a.objects)
     image = read_picture(a.image, model.processor.max_pixels)
     (answer,), status = generate(model, image, prompt, chosen)
@@ -97,8 +89,9 @@ def run_detect(a: argparse.Namespace) -> int:
 
 def run_segment(a: argparse.Namespace) -> int:
     """A line an object: label, x0, y0, x1, y1 in pixels, and how many pixels its mask has."""
-    check_outputs(a, a.masks)
     chosen = options(a)
+    if a.draw:
+        written_format(a.draw)
     model, prompt = load_vision_language_model(a), segment_prompt(a.objects)
     image = read_picture(a.image, model.processor.max_pixels)
     codec = read_mask_codec(a.codec) if a.codec else model.mask_codec

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from npgemma.commands.embed import facts_of
 from npgemma.commands.flags import AddParser, WrongUsage, encoder_flags, load_dual_encoder, positive, strict_flag
 from npgemma.commands.notes import note_embedded, note_truncated
 from npgemma.commands.output import as_json, printable, working
+from npgemma.commands.outputs import Input, check_apart, model_files
 from npgemma.commands.streams import PICTURE, given, shown
 from npgemma.errors import BadEmbeddings, BadModel, BadPicture, BadPrompt
 from npgemma.io.embeddings import Embeddings, read_embeddings
@@ -43,7 +45,12 @@ def add_search(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
     search.add_argument(
         "--contact-sheet", type=Path, metavar="FILE", help="also draw them side by side, to a .png, .jpg, .webp or .bmp"
     )
-    search.set_defaults(run=run_search, stdin={"query": (PICTURE,)}, stdout={"contact_sheet": ".png"})
+    search.set_defaults(
+        run=run_search,
+        stdin={"query": (PICTURE,)},
+        stdout={"contact_sheet": ".png"},
+        reads={"embeddings": "the file of embeddings", "query": "the picture"},
+    )
 
 
 def run_search(a: argparse.Namespace) -> None:
@@ -56,6 +63,9 @@ def run_search(a: argparse.Namespace) -> None:
     names = embeddings.named("image")
     if not names:
         raise BadEmbeddings(f"{a.embeddings} has no pictures; add some with npgemma embed")
+    if a.contact_sheet is not None:
+        pictures = [Input(found(name, a.embeddings), "a picture") for name in names]
+        check_apart([a.contact_sheet], chain(pictures, model_files(a.model or embeddings.facts.model)))
     model = model_of(a, embeddings)
     with working("reading the query"):
         scores = embeddings.stacked("image") @ query_row(a, model)

@@ -18,9 +18,9 @@ FROM_SHELL = re.compile(r"/dev/fd/\d+|/proc/self/fd/\d+")
 def open_regular(path: str | Path, at_most: int | None = None) -> BufferedReader:
     """The file, opened. OSError, at once, if it is not a regular one, or has more than `at_most` bytes."""
     file = open(path, "rb", opener=opened)  # noqa: SIM115 - the caller closes it
-    if at_most is not None and (size := os.fstat(file.fileno()).st_size) > at_most:
+    if at_most is not None and os.fstat(file.fileno()).st_size > at_most:
         file.close()
-        raise too_large(path, at_most, f"{size:,} bytes")
+        raise too_large(path, at_most)
     return file
 
 
@@ -52,9 +52,9 @@ def read_all(file: IO[bytes], path: str | Path, at_most: int) -> bytes:
     """What an open file holds. OSError if that is more than `at_most` bytes: pipes, and files of the kernel, may not
     tell their size.
     """
-    content = file.read(at_most + 1)
+    content = file.read(at_most + 1) or b""  # None where a file of the kernel would have to be waited for
     if len(content) > at_most:
-        raise too_large(path, at_most, "more")
+        raise too_large(path, at_most)
     return content
 
 
@@ -76,6 +76,7 @@ def opened(path: str, flags: int) -> int:
     raise OSError(errno.EINVAL, "it is not a regular file", str(path))
 
 
-def too_large(path: str | Path, at_most: int, found: str) -> OSError:
+def too_large(path: str | Path, at_most: int) -> OSError:
     """The error for a file that is larger than files of its kind are."""
-    return OSError(errno.EFBIG, f"it has {found}, and npgemma reads at most {at_most:,} bytes", str(path))
+    limit = f"{at_most // 1_000_000} MB" if at_most >= 1_000_000 else f"{at_most:,} bytes"
+    return OSError(errno.EFBIG, f"it is larger than {limit}", str(path))
