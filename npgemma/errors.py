@@ -1,5 +1,6 @@
 """The errors that npgemma raises for bad input: each message says what is wrong, where, and what to do about it."""
 
+import re
 from collections import abc
 
 SHOWN = 200  # how many characters of a value that may be long, such as a path, a message repeats
@@ -14,6 +15,11 @@ def shortened(value: object, limit: int = SHOWN) -> str:
 def why(error: Exception) -> str:
     """What an exception says, without the number and the path that an OSError puts around it."""
     return getattr(error, "strerror", None) or str(error)
+
+
+def one_line(text: str) -> str:
+    """A name from a file as a message or a report repeats it: on one line, control characters escaped."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: ascii(found[0])[1:-1], text)
 
 
 def listed(names: abc.Iterable[str], most: int = 5) -> str:

@@ -28,7 +28,7 @@ from npgemma.commands.output import (
     as_json,
     model_name,
     print_json,
-    printable,
+    say,
     score_fields,
     working,
 )
@@ -93,7 +93,7 @@ def run_prompt(a: argparse.Namespace) -> int:
         a.model = a.model or EMBEDDED_LANGUAGE.name
     model = load_vision_language_model(a) if a.images else load_model(a)
     if not a.images and isinstance(model, VisionLanguageModel):
-        raise WrongUsage(f"{printable(a.model)} answers about pictures; name one before the prompt")
+        raise WrongUsage(f"{a.model} answers about pictures; name one before the prompt")
     if a.format == "text" and chosen.num_beams == chosen.num_return_sequences == 1:
         answers, status = stream(model, a.images, prompt, chosen)
     else:
@@ -102,7 +102,7 @@ def run_prompt(a: argparse.Namespace) -> int:
             if a.format == "json":
                 print_json(model_name(a), prompt, answer)
             else:
-                print(printable(answer.text))
+                say(answer.text)
     if status == 0:
         note_answers(a, model, answers)
     note_embedded(model, a.images)
@@ -112,7 +112,7 @@ def run_prompt(a: argparse.Namespace) -> int:
 def require_text(prompt: str) -> None:
     """WrongUsage if the only argument is a file, such as a picture without a prompt."""
     if is_file(prompt):
-        raise WrongUsage(f"{printable(prompt)} is a file; give a prompt after it, such as 'caption en'")
+        raise WrongUsage(f"{prompt} is a file; give a prompt after it, such as 'caption en'")
 
 
 def is_file(text: str) -> bool:
@@ -136,14 +136,14 @@ def stream(
             tokens = map(transcript.add, generation.tokens(model, [images], [prompt], chosen, ends))
             for piece in pieces(transcript.detokenizer, tokens):
                 done()
-                print(printable(piece), end="", flush=sys.stdout.isatty())
+                say(piece, end="", flush=sys.stdout.isatty())
                 written = True
         except KeyboardInterrupt:
             status = INTERRUPTED
     if status == 0 or written:
-        print()
+        say()
     if status:
-        print("npgemma: interrupted", file=sys.stderr)
+        say("npgemma: interrupted", file=sys.stderr)
     return transcript.generations(), status
 
 
@@ -171,9 +171,9 @@ def run_score(a: argparse.Namespace) -> None:
     for suffix, score in ranked:
         if a.format == "json":
             found = {"model": model_name(a), "prompt": prompt, "suffix": suffix}
-            print(as_json(found | score_fields(score)))
+            say(as_json(found | score_fields(score)))
         else:
             total, *each = (f"{round(number, 4) + 0.0:.4f}" for number in (score.total, *score.logprobs))
-            words = printable(" ".join(suffix.split()))
-            print(total, f"{score.perplexity:.4g}", words, " ".join(each), sep="\t")
+            words = " ".join(suffix.split())
+            say(total, f"{score.perplexity:.4g}", words, " ".join(each), sep="\t")
     note_embedded(model, pictures)

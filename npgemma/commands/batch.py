@@ -19,7 +19,7 @@ from npgemma.commands.flags import (
     positive,
 )
 from npgemma.commands.notes import note_embedded
-from npgemma.commands.output import INTERRUPTED, model_name, printable, score_fields
+from npgemma.commands.output import INTERRUPTED, model_name, score_fields
 from npgemma.commands.progress import Progress
 from npgemma.errors import shortened
 from npgemma.io.jobs import InvalidJob, Job, read_jobs, require_jobs
@@ -94,7 +94,7 @@ def run_batch(a: argparse.Namespace) -> int:
         except BaseException:
             progress.wipe()
             raise
-    failed = f"{progress.failed} of them errors, which the same command retries; see {printable(str(a.output))}"
+    failed = f"{progress.failed} of them errors, which the same command retries; see {a.output}"
     progress.end("; ".join(note for note in (others, failed if progress.failed else "") if note))
     return 1 if progress.failed else 0
 

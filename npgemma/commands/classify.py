@@ -7,7 +7,7 @@ from npgemma.api.dual_encoder import DualEncoder
 from npgemma.checkpoints import clip
 from npgemma.commands.flags import AddParser, WrongUsage, encoder_flags, load_any_model, positive, reading, strict_flag
 from npgemma.commands.notes import note_embedded, note_truncated
-from npgemma.commands.output import as_json, printable, working
+from npgemma.commands.output import as_json, say, working
 from npgemma.commands.streams import PICTURE, given
 from npgemma.errors import BadModel, BadPrompt
 from npgemma.io.model_folder import EMBEDDED_PAIR
@@ -42,20 +42,20 @@ def run_classify(a: argparse.Namespace) -> None:
     with working(reading([a.image])):
         labels = own_labels(a, model) if isinstance(model, Classifier) else given_labels(a, model)
     if a.format == "json":
-        print(as_json({"model": a.model, "image": given(a.image), "labels": [label._asdict() for label in labels]}))
+        say(as_json({"model": a.model, "image": given(a.image), "labels": [label._asdict() for label in labels]}))
     else:
         for label in labels:
-            print(f"{label.probability:#.4g}", printable(" ".join(label.name.split())), sep="\t")
+            say(f"{label.probability:#.4g}", " ".join(label.name.split()), sep="\t")
     note_embedded(model, [a.image])
 
 
 def own_labels(a: argparse.Namespace, model: Classifier) -> list[Label]:
     """The likeliest labels of a classifier. WrongUsage if the user gives others."""
     if a.labels:
-        what = f"{printable(a.model)} has {len(model.config.labels)} labels of its own"
+        what = f"{a.model} has {len(model.config.labels)} labels of its own"
         raise WrongUsage(f"{what}; leave yours out, or load a SigLIP or a CLIP")
     if a.strict:
-        raise WrongUsage(f"--strict is about labels of yours, and {printable(a.model)} has its own; leave it out")
+        raise WrongUsage(f"--strict is about labels of yours, and {a.model} has its own; leave it out")
     (labels,) = model.classify(a.image, a.top or TOP)
     return labels
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from npgemma.checkpoints.convert import convert
 from npgemma.commands.flags import AddParser
-from npgemma.commands.output import printable
+from npgemma.commands.output import say
 from npgemma.errors import BadModel
 from npgemma.io.siglip_tokenizer import SPIECE
 from npgemma.io.tokenizers import TOKENIZER
@@ -40,6 +40,6 @@ def run_convert(a: argparse.Namespace) -> None:
     if a.tokenizer is not None and not a.tokenizer.is_file():
         raise BadModel(f"{a.tokenizer} is missing: --tokenizer must name a {TOKENIZER} or a {SPIECE}")
     needed = convert(a.npz, a.folder, a.tokenizer)
-    print(f"wrote {a.folder}", file=sys.stderr)
+    say(f"wrote {a.folder}", file=sys.stderr)
     if needed:
-        print(f"npgemma: {printable(needed)}", file=sys.stderr)
+        say(f"npgemma: {needed}", file=sys.stderr)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from npgemma.api.load import load, sample_picture
 from npgemma.commands.flags import AddParser
+from npgemma.commands.output import say
 from npgemma.commands.streams import shown
 from npgemma.io.picture import read_picture, write_picture, written_format
 from npgemma.tasks.drawing import draw_boxes, draw_masks
@@ -33,16 +34,16 @@ def run_demo(a: argparse.Namespace) -> None:
     prompts = [caption_prompt(), *map(answer_prompt, SAMPLE_QUESTIONS), OCR_PROMPT, detect, segment]
     *texts, detected, segmented = (answer.text for answer in model.generate([image] * len(prompts), prompts))
     for prompt, text in zip(prompts, texts, strict=False):
-        print(f"{prompt}\n    {text}")
+        say(f"{prompt}\n    {text}")
     boxes = parse_boxes(detected, *image.size)
-    print(detect)
+    say(detect)
     for box in boxes:
-        print(f"    {box.label:<14} x {box.x0:3.0f} to {box.x1:3.0f}   y {box.y0:3.0f} to {box.y1:3.0f}")
+        say(f"    {box.label:<14} x {box.x0:3.0f} to {box.x1:3.0f}   y {box.y0:3.0f} to {box.y1:3.0f}")
     objects = [each for each in parse_objects(segmented) if each.codes]
     masks = object_masks(model.mask_codec, objects, *image.size)
-    print(segment)
+    say(segment)
     for each, mask in zip(objects, masks, strict=True):
-        print(f"    {each.label:<14} {mask.sum()} pixels")
+        say(f"    {each.label:<14} {mask.sum()} pixels")
     drawn = draw_masks(image, masks, [each.label for each in objects])
     write_picture(draw_boxes(drawn, boxes), a.draw)
-    print(f"wrote {shown(a.draw)}, the sample picture with masks and boxes drawn", file=sys.stderr)
+    say(f"wrote {shown(a.draw)}, the sample picture with masks and boxes drawn", file=sys.stderr)

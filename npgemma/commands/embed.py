@@ -10,7 +10,7 @@ from npgemma.api.embedding import digest, image_rows
 from npgemma.api.encoding import BATCH
 from npgemma.commands.flags import AddParser, WrongUsage, encoder_flags, load_dual_encoder, positive, strict_flag
 from npgemma.commands.notes import note_embedded, note_truncated
-from npgemma.commands.output import INTERRUPTED, printable
+from npgemma.commands.output import INTERRUPTED, say
 from npgemma.commands.progress import Progress
 from npgemma.errors import BadPrompt
 from npgemma.io.embedding_rows import Rows, open_rows
@@ -69,7 +69,7 @@ def run_embed(a: argparse.Namespace) -> int:
             for results, errors in embed_all(model, left, rows, a.batch_size):
                 for error in errors:
                     progress.wipe()
-                    print(f"npgemma: {printable(error)}", file=sys.stderr)
+                    say(f"npgemma: {error}", file=sys.stderr)
                 progress.count(results, len(errors))
         except KeyboardInterrupt:
             progress.end("interrupted; the same command continues from here")
@@ -102,7 +102,7 @@ def asked_for(a: argparse.Namespace, besides: Sequence[Path]) -> tuple[list[Key]
             continue
         names, others = pictures_in(Path(image), besides)
         keys += [Key("image", str(Path(image) / name)) for name in names]
-        notes += [f"{printable(image)}: {others}"] if others else []
+        notes += [f"{image}: {others}"] if others else []
     return list(dict.fromkeys(keys)), "; ".join(notes)
 
 

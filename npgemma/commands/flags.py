@@ -14,7 +14,7 @@ from npgemma.api.generation import Model
 from npgemma.api.language import LanguageModel
 from npgemma.api.load import AnyModel
 from npgemma.api.vision_language import VisionLanguageModel
-from npgemma.commands.output import INTERRUPTED, working
+from npgemma.commands.output import INTERRUPTED, say, working
 from npgemma.decoding.options import GenerationOptions
 from npgemma.decoding.text import Generation, Transcript
 from npgemma.errors import BadModel
@@ -146,9 +146,9 @@ class Version(argparse.Action):
 
     def __call__(self, *_: Any) -> None:
         try:
-            print(f"npgemma {version('npgemma')}")
+            say(f"npgemma {version('npgemma')}")
         except PackageNotFoundError:
-            print("npgemma, not installed")
+            say("npgemma, not installed")
         raise SystemExit(0)
 
 
@@ -261,7 +261,7 @@ def generate(
         except KeyboardInterrupt:
             if chosen.num_beams > 1:
                 raise
-            print("npgemma: interrupted", file=sys.stderr)
+            say("npgemma: interrupted", file=sys.stderr)
             so_far = transcript.generations()
             return [replace(each, finish_reason=each.finish_reason or "interrupted") for each in so_far], INTERRUPTED
     return transcript.generations(), 0

@@ -19,7 +19,8 @@ from npgemma.api.load import AnyModel, load
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.commands.ask import is_file, require_text
 from npgemma.commands.flags import AddParser, WrongUsage
-from npgemma.commands.output import printable
+from npgemma.commands.output import as_json as json_text
+from npgemma.commands.output import say
 from npgemma.commands.streams import DUMP, PICTURE, PROMPT, shown
 from npgemma.errors import BadGolden
 from npgemma.golden.cases import STEPS
@@ -166,14 +167,14 @@ def run_golden(a: argparse.Namespace) -> None:
     model = load(a.model)
     images, text = case_of(a, model)
     record(model, images, text, a.output, a.level, a.taps or ["*"], a.steps, a.rounding, a.truth)
-    print(f"wrote {shown(a.output)}, {a.output.stat().st_size:,} bytes", file=sys.stderr)
+    say(f"wrote {shown(a.output)}, {a.output.stat().st_size:,} bytes", file=sys.stderr)
 
 
 def case_of(a: argparse.Namespace, model: AnyModel) -> tuple[list[str], str | list[str]]:
     """The pictures and the text, or texts, that a model of this kind reads. WrongUsage for what it does not read."""
     if isinstance(model, DualEncoder | Classifier):
         if a.steps is not None:
-            raise WrongUsage(f"argument --steps: {printable(a.model)} writes no tokens; leave it out")
+            raise WrongUsage(f"argument --steps: {a.model} writes no tokens; leave it out")
         images = list(takewhile(is_file, a.case))
         texts = a.case[len(images) :]
         return (images, pair_texts(a, images, texts)) if isinstance(model, DualEncoder) else (vit_images(a, texts), [])
@@ -181,20 +182,20 @@ def case_of(a: argparse.Namespace, model: AnyModel) -> tuple[list[str], str | li
     if not images:
         require_text(prompt)
     if not images and isinstance(model, VisionLanguageModel):
-        raise WrongUsage(f"{printable(a.model)} answers about pictures; name one before the prompt")
+        raise WrongUsage(f"{a.model} answers about pictures; name one before the prompt")
     return images, prompt
 
 
 def pair_texts(a: argparse.Namespace, images: list[str], texts: list[str]) -> list[str]:
     """The texts after the pictures for a SigLIP or a CLIP. WrongUsage if one of both is missing, or texts are files."""
-    compares = f"{printable(a.model)} compares pictures with texts"
+    compares = f"{a.model} compares pictures with texts"
     if not texts:
         raise WrongUsage(f"{compares}; give texts after the pictures, such as 'a cat' 'a dog'")
     for text in texts:
         if is_file(text):
-            raise WrongUsage(f"{compares}, and {printable(text)} is a file; name pictures before the first text")
+            raise WrongUsage(f"{compares}, and {text} is a file; name pictures before the first text")
         if Path(text).suffix.lower() in SUFFIXES:
-            raise WrongUsage(f"{printable(text)} is not a file; {compares}, which are not called like pictures")
+            raise WrongUsage(f"{text} is not a file; {compares}, which are not called like pictures")
     if not images:
         raise WrongUsage(f"{compares}; name a picture before the texts")
     return texts
@@ -203,7 +204,7 @@ def pair_texts(a: argparse.Namespace, images: list[str], texts: list[str]) -> li
 def vit_images(a: argparse.Namespace, others: list[str]) -> list[str]:
     """The pictures for a ViT. WrongUsage if `others`, the arguments from the first that is not a file, are any."""
     if others:
-        raise WrongUsage(f"{printable(others[0])} is not a file; {printable(a.model)} reads pictures alone")
+        raise WrongUsage(f"{others[0]} is not a file; {a.model} reads pictures alone")
     images: list[str] = a.case
     return images
 
@@ -213,9 +214,9 @@ def print_taps() -> None:
     entries = [entry for table in TABLES.values() for entry in table]
     names, letters = (max(map(len, column)) for column in zip(*((e.pattern, e.axes) for e in entries), strict=True))
     for kind, table in TABLES.items():
-        print(f"{kind}:")
+        say(f"{kind}:")
         for entry in table:
-            print(f"{entry.pattern:<{names}}  {entry.axes or '-':<{letters}}  {entry.level:<6}  {entry.meaning}")
+            say(f"{entry.pattern:<{names}}  {entry.axes or '-':<{letters}}  {entry.level:<6}  {entry.meaning}")
 
 
 def run_compare(a: argparse.Namespace) -> int:
@@ -230,11 +231,7 @@ def run_compare(a: argparse.Namespace) -> int:
     report = compare(golden, dump, names, a.dtype, a.allow_missing)
     if a.replay:
         report = replay(load(a.model or embedded_model(golden)), golden, dump, report)
-    print(
-        json.dumps(as_json(report, golden), allow_nan=False)
-        if a.format == "json"
-        else as_text(report, golden, a.verbose)
-    )
+    say(json_text(as_json(report, golden)) if a.format == "json" else as_text(report, golden, a.verbose))
     if a.chart:
         write_picture(draw_chart(report), a.chart)
     return report.status
@@ -254,5 +251,5 @@ def write_suggestion(path: Path, found: Suggestion) -> int:
             temporary.write_text(json.dumps(found.mapping, indent=1) + "\n", "utf-8")
     except OSError as error:
         raise BadGolden(f"{path} cannot be written: {error.strerror}") from None
-    print(f"wrote {shown(path)}; check it, correct it, and pass it with --map\n{found.summary}", file=sys.stderr)
+    say(f"wrote {shown(path)}; check it, correct it, and pass it with --map\n{found.summary}", file=sys.stderr)
     return 0

@@ -21,7 +21,7 @@ from npgemma.checkpoints.paligemma import PaliGemmaConfig
 from npgemma.checkpoints.towers import DualEncoderConfig, VisionConfig
 from npgemma.checkpoints.vit import ViTConfig
 from npgemma.commands.flags import AddParser
-from npgemma.commands.output import as_json, printable
+from npgemma.commands.output import as_json, say
 from npgemma.commands.verify import weight_names
 from npgemma.errors import listed
 from npgemma.io.model_folder import find_model, folder_of
@@ -71,9 +71,9 @@ def run_inspect(a: argparse.Namespace) -> None:
     config = checkpoint.read_config(folder_of(model))
     found = inspect(model, checkpoint, config)
     if a.format == "json":
-        print(as_json(found._asdict()))
+        say(as_json(found._asdict()))
     else:
-        print(*described(found, config), sep="\n")
+        say(*described(found, config), sep="\n")
 
 
 def inspect(model: Path, checkpoint: ModuleType, config: Config) -> Inspected:
@@ -165,9 +165,9 @@ def described(found: Inspected, config: Config) -> Iterator[str]:
     """The facts as lines for people."""
     needed = ", ".join(f"{size(number)} {name}" for name, number in found.memory_needed.items())
     available = "an unknown amount" if found.memory_available is None else size(found.memory_available)
-    yield printable(found.folder)
+    yield found.folder
     yield f"weights    {found.parameters:,} parameters, {found.bytes:,} bytes in {', '.join(found.stored_as)}"
-    yield f"files      {printable(listed(found.weight_files))}"
+    yield f"files      {listed(found.weight_files)}"
     if v := vision_of(config):
         yield f"picture    {v.image_size} x {v.image_size} pixels, {v.num_patches} {patches_are(config)}"
         heads = f"{v.num_attention_heads} heads of {v.head_dim}"
@@ -177,7 +177,7 @@ def described(found: Inspected, config: Config) -> Iterator[str]:
         yield f"masks      {f'{CODEC} found' if found.mask_decoder else f'{CODEC} is missing; segment needs it'}"
     yield f"memory     {needed}; {available} available"
     for key in found.unknown_keys:
-        yield f"unknown    {printable(key)}"
+        yield f"unknown    {key}"
 
 
 def patches_are(config: Config) -> str:
@@ -188,7 +188,7 @@ def patches_are(config: Config) -> str:
 def described_words(found: Inspected, config: Config) -> Iterator[str]:
     """The lines about the texts that a model reads, or the labels that it has."""
     if isinstance(config, ViTConfig):
-        examples = printable(listed(config.labels, MOST_LABELS))
+        examples = listed(config.labels, MOST_LABELS)
         yield f"labels     {len(config.labels):,}: {examples}"
         return
     t = config.text

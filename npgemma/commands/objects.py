@@ -8,7 +8,7 @@ import numpy as np
 from npgemma.checkpoints.mask_vqvae import CODEC, read_mask_codec
 from npgemma.commands.flags import AddParser, generate, load_vision_language_model, options, search_flags
 from npgemma.commands.notes import note_answers, note_embedded
-from npgemma.commands.output import box_fields, model_name, print_json
+from npgemma.commands.output import box_fields, model_name, print_json, say
 from npgemma.commands.streams import PICTURE
 from npgemma.io.atomic_write import replace_file
 from npgemma.io.picture import read_picture, write_picture, written_format
@@ -78,7 +78,7 @@ def run_detect(a: argparse.Namespace) -> int:
         print_json(model_name(a), prompt, answer, boxes, objects)
     else:
         for box in boxes:
-            print(*box_fields(box), sep="\t")
+            say(*box_fields(box), sep="\t")
     if a.draw:
         write_picture(draw_boxes(image, boxes), a.draw)
     if status == 0:
@@ -103,7 +103,7 @@ def run_segment(a: argparse.Namespace) -> int:
         print_json(model_name(a), prompt, answer, boxes, objects)
     for box, mask in zip(boxes, masks, strict=True):
         if a.format == "text":
-            print(*box_fields(box), round(float(mask.sum())), sep="\t")
+            say(*box_fields(box), round(float(mask.sum())), sep="\t")
     if a.masks:
         stacked = np.array(masks, np.float32 if a.soft else bool).reshape(-1, image.height, image.width)
         with replace_file(a.masks) as temporary, temporary.open("wb") as file:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from typing import IO
 
 from npgemma.decoding.scoring import Score
 from npgemma.decoding.text import Generation
@@ -32,7 +33,7 @@ def print_json(
     result = {"model": model, "prompt": prompt, **asdict(generation)}
     if boxes is not None:
         result |= {"boxes": [asdict(box) for box in boxes], "objects": [asdict(each) for each in objects]}
-    print(as_json(result))
+    say(as_json(result))
 
 
 def as_json(result: object) -> str:
@@ -47,7 +48,12 @@ def score_fields(score: Score) -> dict[str, object]:
 
 def box_fields(box: Box) -> tuple[object, ...]:
     """A box as fields of a line: its label, and its edges in whole pixels."""
-    return printable(" ".join(box.label.split())), *(round(side) for side in (box.x0, box.y0, box.x1, box.y1))
+    return " ".join(box.label.split()), *(round(side) for side in (box.x0, box.y0, box.x1, box.y1))
+
+
+def say(*parts: object, sep: str = " ", end: str = "\n", file: IO[str] | None = None, flush: bool = False) -> None:
+    """Print as `print` does, without control characters. Everything that commands print goes through here."""
+    print(printable(sep.join(map(str, parts))), end=end, file=file, flush=flush)
 
 
 def printable(text: str) -> str:

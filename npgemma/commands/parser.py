@@ -4,10 +4,22 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
+
+from npgemma.commands.output import printable, say
 
 
-class CommandParser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """argparse, which repeats arguments without control characters, and does not hide that help cannot be written."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+    def print_help(self, file: Any = None) -> None:
+        say(self.format_help(), end="", file=file)
+
+
+class CommandParser(Parser):
     """Reads `classify cat.jpg -m MODEL 'a cat' 'a dog'`, which argparse alone refuses.
 
     It takes the arguments before an option for all that there are. parse_intermixed_args is not for subcommands, and

@@ -12,7 +12,7 @@ from npgemma.api.dual_encoder import DualEncoder
 from npgemma.commands.embed import facts_of
 from npgemma.commands.flags import AddParser, WrongUsage, encoder_flags, load_dual_encoder, positive, strict_flag
 from npgemma.commands.notes import note_embedded, note_truncated
-from npgemma.commands.output import as_json, printable, working
+from npgemma.commands.output import as_json, say, working
 from npgemma.commands.outputs import Input, check_apart, model_files
 from npgemma.commands.streams import PICTURE, given, shown
 from npgemma.errors import BadEmbeddings, BadModel, BadPicture, BadPrompt
@@ -72,10 +72,10 @@ def run_search(a: argparse.Namespace) -> None:
     best = np.argsort(-scores, kind="stable")[: a.top]
     hits = [Hit(names[i], float(scores[i])) for i in best]
     if a.format == "json":
-        print(as_json({"model": a.model, "query": query, "hits": [hit._asdict() for hit in hits]}))
+        say(as_json({"model": a.model, "query": query, "hits": [hit._asdict() for hit in hits]}))
     else:
         for hit in hits:
-            print(f"{hit.score:.4f}", printable(" ".join(hit.image.split())), sep="\t")
+            say(f"{hit.score:.4f}", " ".join(hit.image.split()), sep="\t")
     if a.contact_sheet is not None:
         write_sheet(a, hits, model.processor.max_pixels)
     note_embedded(model, [hit.image for hit in hits])
@@ -128,10 +128,10 @@ def write_sheet(a: argparse.Namespace, hits: list[Hit], max_pixels: int) -> None
         tiles.append(tile(picture, hit.image, f"{hit.score:.4f}"))
     write_picture(contact_sheet(tiles), a.contact_sheet)
     if missing:
-        lacks = f"{shown(a.contact_sheet)} lacks {len(missing)} of {len(hits)} pictures: {printable(missing[0])}"
+        lacks = f"{shown(a.contact_sheet)} lacks {len(missing)} of {len(hits)} pictures: {missing[0]}"
         more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
         hint = "run search in the folder where embed ran, or embed them again where they are"
-        print(f"npgemma: {lacks}{more}; {hint}", file=sys.stderr)
+        say(f"npgemma: {lacks}{more}; {hint}", file=sys.stderr)
 
 
 def found(name: str, embeddings: Path) -> Path:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from npgemma.checkpoints.layout import not_finite
 from npgemma.checkpoints.model_types import module_of
 from npgemma.commands.flags import AddParser
-from npgemma.commands.output import as_json, printable
+from npgemma.commands.output import as_json, say
 from npgemma.errors import BadModel
 from npgemma.io.digests import Verified, verify_files
 from npgemma.io.file_kinds import foreign_kind
@@ -38,16 +38,16 @@ def run_verify(a: argparse.Namespace) -> int:
             foreign[file.name] = kind
         if a.format == "text":
             status = STATUS[False if file.name in foreign else file.genuine]
-            print(f"{status:<8}  {file.sha256}  {printable(file.name)}", flush=True)
+            say(f"{status:<8}  {file.sha256}  {file.name}", flush=True)
     weights = verify_weights(model, [file.name for file in files])
     if a.format == "json":
         found = {"folder": str(folder), "files": [file._asdict() for file in files]}
-        print(as_json(found | {"foreign": foreign} | weights._asdict()))
+        say(as_json(found | {"foreign": foreign} | weights._asdict()))
     elif weights.error is None:
-        names = ", ".join(map(printable, weights.not_finite))
-        print(f"weights   {f'not finite: {names}' if names else 'all finite'}")
+        names = ", ".join(weights.not_finite)
+        say(f"weights   {f'not finite: {names}' if names else 'all finite'}")
         if weights.not_used:
-            print(f"not used  {', '.join(map(printable, weights.not_used))}")
+            say(f"not used  {', '.join(weights.not_used)}")
     damaged = [file.name for file in files if file.genuine is False]
     report = [] if weights.error is None else [weights.error]
     if damaged:
@@ -56,7 +56,7 @@ def run_verify(a: argparse.Namespace) -> int:
     if foreign:
         report.append(f"not what their names say: {', '.join(f'{name} ({kind})' for name, kind in foreign.items())}")
     for line in report:
-        print(f"npgemma: {printable(line)}", file=sys.stderr)
+        say(f"npgemma: {line}", file=sys.stderr)
     return 1 if report or weights.not_finite else 0
 
 

@@ -28,9 +28,11 @@ import numpy as np
 import safetensors
 
 from npgemma.errors import BadGolden, BadModel
+from npgemma.golden.contents import check_contents
 from npgemma.golden.names import is_tap
 from npgemma.io.atomic_write import replace_file
 from npgemma.io.safetensors import open_with_metadata
+from npgemma.io.strict_json import parse_json
 from npgemma.layers.shapes import Array, Float
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -171,7 +173,7 @@ def read_golden(path: str | Path) -> Golden:
             "`npgemma compare` takes the golden file first, then the dump"
         )
     try:
-        facts = json.loads(strings[KEY])
+        facts = parse_json(strings[KEY].encode())
         if facts["format"] != FORMAT:
             raise BadGolden(
                 f"{path} has golden format {facts['format']}, but this npgemma reads format {FORMAT}; record it again"
@@ -193,6 +195,7 @@ def read_golden(path: str | Path) -> Golden:
     for name, x in tensors.items():
         kind, _, tap = name.partition("/")
         envelopes.setdefault(kind.removeprefix("envelope."), {})[tap] = x
+    check_contents(str(path), facts, taps, truth, envelopes)
     return Golden(facts, taps, truth, envelopes)
 
 

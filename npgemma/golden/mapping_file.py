@@ -39,13 +39,15 @@ from npgemma.errors import BadGolden, BadModel
 from npgemma.golden.mapping import EACH, NameMap, Rule
 from npgemma.golden.names import TABLES
 from npgemma.io.expressions import compiled
-from npgemma.io.strict_json import read_json
+from npgemma.io.strict_json import load
 
 
 def read_mapping(path: str | Path) -> NameMap:
     """Read a mapping file. BadGolden if it is missing or invalid."""
     try:
-        found = read_json(Path(path))
+        found = load(Path(path))
+    except FileNotFoundError:
+        raise BadGolden(f"{path} does not exist; --suggest-map writes a mapping file to start from") from None
     except BadModel as error:
         raise BadGolden(f"{error}; --suggest-map writes a mapping file to start from") from None
     return mapping_of(found, str(path))

@@ -46,6 +46,11 @@ def is_tap(name: str) -> bool:
     return bool(_find(name))
 
 
+def axes_of(name: str) -> frozenset[str]:
+    """The axes that the tables give a tap."""
+    return frozenset(entry.axes for entry in _find(name))
+
+
 def is_in_level(name: str, level: str) -> bool:
     """Whether a golden file of `level` ('io', 'blocks' or 'ops') holds `name`. Each level includes those before it."""
     return LEVELS.index(entry_of(name).level) <= LEVELS.index(level)

@@ -40,6 +40,7 @@ from npgemma.errors import BadGolden
 from npgemma.golden.arithmetic import ARITHMETICS, Arithmetic, computing_as
 from npgemma.golden.cases import case_of
 from npgemma.golden.compare import Report
+from npgemma.golden.contents import check_replayable
 from npgemma.golden.dump import Dump
 from npgemma.golden.file import Golden, Spool, pooled
 from npgemma.golden.judge import Verdict, judge, judge_relative, levelled, relative_error
@@ -86,6 +87,7 @@ def replay(model: AnyModel, golden: Golden, dump: Dump, report: Report) -> Repor
             f"the golden file was not recorded from {model.folder}: the checksums of their files differ; "
             "name the model that it was recorded from with --model"
         )
+    check_replayable(model, str(model.folder), golden.truth)
     port, dtype = Port(golden, dump, report.pairing), report.dtype
 
     def given(tap: str) -> Fitted | None:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
-from npgemma.errors import listed
+from npgemma.errors import listed, one_line
 from npgemma.golden.compare import Report
 from npgemma.golden.file import Golden
 from npgemma.golden.judge import (
@@ -144,7 +144,7 @@ def middle(blocks: Sequence[str]) -> str:
 def wrong_taps(verdicts: Sequence[Verdict]) -> Iterator[str]:
     """The first wrong taps: name, reason, wrong rows and diagnosis."""
     for verdict in verdicts[:MOST]:
-        yield f"  {verdict.name} ({verdict.theirs}): {verdict.reason}"
+        yield f"  {verdict.name} ({one_line(verdict.theirs)}): {one_line(verdict.reason)}"
         if verdict.bad_rows:
             yield f"      {'rows' if len(verdict.bad_rows) > 1 else 'row'} {ranges(verdict.bad_rows)}"
         yield from (f"      {sentence}" for sentence in verdict.diagnosis)
@@ -157,7 +157,7 @@ def notes(report: Report) -> Iterator[str]:
     found: dict[str, list[str]] = {}
     for verdict in report.verdicts:
         for note in verdict.note.splitlines():
-            found.setdefault(note, []).append(f"{verdict.name} ({verdict.theirs})")
+            found.setdefault(note, []).append(f"{verdict.name} ({one_line(verdict.theirs)})")
     yield from (f"{listed(names, MOST)}: {note}" for note, names in found.items())
 
 
@@ -183,7 +183,7 @@ def leftovers(report: Report, verbose: bool) -> Iterator[str]:
         if names:
             shown = len(names) if verbose else MOST
             more = ", ... (--verbose lists all)" if len(names) > shown else ""
-            yield f"{what} ({len(names)}): {', '.join(names[:shown])}{more}"
+            yield f"{what} ({len(names)}): {', '.join(map(one_line, names[:shown]))}{more}"
 
 
 def summary(report: Report) -> str:

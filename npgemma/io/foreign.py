@@ -22,4 +22,5 @@ def parsing() -> Iterator[None]:
     except (FileNotFoundError, NpgemmaError, Damaged):
         raise
     except Exception as error:
-        raise Damaged(getattr(error, "strerror", None) or str(error) or "it ends too early") from error
+        silent = "it ends too early" if isinstance(error, EOFError) else "it is damaged"
+        raise Damaged(getattr(error, "strerror", None) or str(error) or silent) from error

@@ -18,6 +18,7 @@ Segments = Iterator[tuple[str, bytes]]
 
 TIFF = (b"II*\0", b"MM\0*")
 PNG = b"\x89PNG\r\n\x1a\n"
+PIECE = 1 << 20  # bytes that are read at once
 PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 WEBP_METADATA = {b"EXIF": (EXIF, 0x08), b"XMP ": (XMP, 0x04), b"ICCP": (OTHER, 0x20)}
 # The tags of a TIFF that say where its pixels are and what they mean.
@@ -203,8 +204,11 @@ def check_png(file: IO[bytes]) -> None:
         if name not in PNG_PIXELS:
             file.seek(length + 4, io.SEEK_CUR)
             continue
-        data, crc = file.read(length), file.read(4)
-        if len(data) < length or len(crc) < 4:
+        found = zlib.crc32(name)
+        while length and (data := file.read(min(length, PIECE))):
+            found, length = zlib.crc32(data, found), length - len(data)
+        crc = file.read(4)
+        if length or len(crc) < 4:
             raise ValueError("it is cut short")
-        if zlib.crc32(data, zlib.crc32(name)) != int.from_bytes(crc, "big"):
+        if found != int.from_bytes(crc, "big"):
             raise ValueError(f"the checksum of its {name.decode()} chunk is wrong")

@@ -21,12 +21,20 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
 
     If the file is missing, the error says what its folder holds instead.
     """
+    try:
+        return load(path, max_bytes)
+    except FileNotFoundError:
+        raise BadModel(folder_report(path.parent, path.name)) from None
+
+
+def load(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """As `read_json`, for a file outside a model's folder. FileNotFoundError if it is missing."""
     if kind := foreign_kind(path):
         raise BadModel(f"{path} is {kind}")
     try:
         content = parse_json(read_regular(path, max_bytes))
     except FileNotFoundError:
-        raise BadModel(folder_report(path.parent, path.name)) from None
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise BadModel(f"{path} cannot be read as JSON: {reason(error)}") from None
     if not isinstance(content, dict):
