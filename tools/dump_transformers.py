@@ -8,7 +8,7 @@
 
 A forward hook on every module keeps its output. For tensors that no module returns, a hook keeps the input of the
 module that uses them. With --bug, a mistake that ports have made is planted in transformers' code first: see
-transformers_bugs.py.
+transformers_bugs.py and port_bugs.py.
 """
 
 import argparse
@@ -23,10 +23,11 @@ from unittest import mock
 
 import torch
 import transformers
+from port_bugs import HARMLESS, LATE_BUGS, PORT_BUGS
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
-from transformers_bugs import BUGS, BUGS_2, BUGS_3, decoder_of
+from transformers_bugs import BUGS, BUGS_2, BUGS_3, Bug, decoder_of
 from transformers_encoder_bugs import ENCODER_BUGS
 
 import npgemma
@@ -40,7 +41,7 @@ INPUTS += ("post_attention_layernorm", "pre_feedforward_layernorm")
 INPUTS += ("layernorm_after", "post_layernorm", "text_projection", "classifier", "head")
 # What an encoder returns.
 OUTPUTS = ("image_embeds", "text_embeds", "logits_per_image", "logits_per_text", "loss", "logits")
-ALL_BUGS = BUGS | BUGS_2 | BUGS_3 | ENCODER_BUGS
+ALL_BUGS = BUGS | BUGS_2 | BUGS_3 | ENCODER_BUGS | PORT_BUGS | LATE_BUGS | HARMLESS
 Encoder = npgemma.DualEncoder | npgemma.Classifier
 # By model_type.
 CLASSES = {
@@ -196,13 +197,13 @@ def hooked(model: PreTrainedModel, hooks: Hooks) -> ExitStack:
     return stack
 
 
-def dump_case(model: PreTrainedModel, a: argparse.Namespace) -> dict[str, Tensor]:
-    """The tensors of the case that the arguments name."""
+def dump_case(model: PreTrainedModel, a: argparse.Namespace, bug: Bug) -> dict[str, Tensor]:
+    """The tensors of the case that the arguments name, whose inputs a mistake may change."""
     loaded, a.model = npgemma.load(a.model), str(a.model)
     pictures, text = case_of(a, loaded)
     if isinstance(loaded, Encoder):
         return dump_encoder(model, make_encoder_inputs(loaded, pictures, text))
-    return dump(model, make_inputs(loaded.folder, pictures, text), a.ids)
+    return dump(model, bug.inputs(make_inputs(loaded.folder, pictures, text), pictures), a.ids)
 
 
 def main() -> None:
@@ -220,9 +221,9 @@ def main() -> None:
     model = load_model(a.model, getattr(torch, a.dtype), a.attention)
     a.steps = None
     with ExitStack() as stack:
-        if a.bug:
-            ALL_BUGS[a.bug].plant(model, stack)
-        tensors = dump_case(model, a)
+        bug = ALL_BUGS[a.bug] if a.bug else Bug("")
+        bug.plant(model, stack)
+        tensors = dump_case(model, a, bug)
     temporary = a.output.with_name(f".{a.output.name}")
     save_file(tensors, temporary)
     temporary.replace(a.output)

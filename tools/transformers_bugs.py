@@ -1,7 +1,7 @@
 """Mistakes that ports have made, planted in transformers' code: `npgemma compare` has to find them in a dump of it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -14,13 +14,21 @@ from transformers.models.gemma import modeling_gemma
 from transformers.models.gemma2 import modeling_gemma2
 from transformers.models.paligemma import modeling_paligemma
 
+from npgemma.io.picture import Picture
+
+Inputs = dict[str, Tensor]
+
 
 @dataclass(frozen=True)
 class Bug:
-    """A mistake. `plant` makes it in a model until the stack closes; `block` is npgemma's block where it first acts."""
+    """A mistake. `plant` makes it in a model until the stack closes; `block` is npgemma's block where it first acts.
+
+    `inputs` makes it in what the model receives, from the right inputs and the pictures.
+    """
 
     block: str
-    plant: Callable[[PreTrainedModel, ExitStack], object]
+    plant: Callable[[PreTrainedModel, ExitStack], object] = lambda model, stack: None
+    inputs: Callable[[Inputs, Sequence[Picture]], Inputs] = lambda inputs, pictures: inputs
 
 
 def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
