@@ -11,6 +11,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import IO
 
+CHUNK = 1 << 16  # bytes that are read at once of a file of unknown size
 # A pipe that the user's shell has opened, as for `<(jq ...)`; no file that others name may be one.
 FROM_SHELL = re.compile(r"/dev/fd/\d+|/proc/self/fd/\d+")
 
@@ -52,10 +53,14 @@ def read_all(file: IO[bytes], path: str | Path, at_most: int) -> bytes:
     """What an open file holds. OSError if that is more than `at_most` bytes: pipes, and files of the kernel, may not
     tell their size.
     """
-    content = file.read(at_most + 1) or b""  # None where a file of the kernel would have to be waited for
-    if len(content) > at_most:
+    left, pieces = at_most + 1, list[bytes]()
+    size = os.fstat(file.fileno()).st_size + 1  # a read makes space for all that it is asked for
+    while left and (piece := file.read(min(left, size))):  # None where a file of the kernel would have to be waited for
+        pieces.append(piece)
+        left, size = left - len(piece), CHUNK
+    if not left:
         raise too_large(path, at_most)
-    return content
+    return b"".join(pieces)
 
 
 def regular(path: Path) -> Path:
