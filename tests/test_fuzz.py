@@ -26,8 +26,8 @@ def test_damaged_files_are_answered_or_refused(kind):
     ("read", "what"),
     [
         (lambda folder: 1 / 0, "ZeroDivisionError"),
-        (lambda folder: np.ones(50_000_000), "it takes 4.. MB"),
-        (lambda folder: spin(), "it takes longer"),
+        (lambda folder: np.ones(50_000_000), "it takes [34].. MB"),
+        (lambda folder: spin(), "it takes 1"),
         (lambda folder: os.abort(), "the process ended"),
     ],
     ids=["another exception", "memory", "time", "a crash"],
