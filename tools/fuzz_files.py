@@ -1,0 +1,107 @@
+"""The good files that tools/fuzz.py changes: a small one of every kind and format."""
+
+import io
+import json
+from collections.abc import Callable
+
+import numpy as np
+from fuzz_changes import Files
+from PIL import Image
+from safetensors.numpy import save
+
+from npgemma.golden.file import EMBEDDED_GOLDEN
+from npgemma.io.model_folder import EMBEDDED
+
+FORMATS = {"PNG": "png", "JPEG": "jpg", "GIF": "gif", "WEBP": "webp", "BMP": "bmp", "TIFF": "tif", "PPM": "ppm"}
+
+
+def pictures() -> list[Files]:
+    """A picture in every format, and in the modes of PNG and GIF."""
+    rgb = Image.fromarray(np.random.default_rng(0).integers(256, size=(20, 30, 3), dtype=np.uint8))
+    found = [(rgb, kind) for kind in FORMATS]
+    found += [(rgb.convert(mode), "PNG") for mode in ("RGBA", "P", "L", "LA", "1", "I;16")] + [
+        (rgb.convert("P"), "GIF")
+    ]
+    return [{f"x.{FORMATS[kind]}": encoded(image, kind)} for image, kind in found]
+
+
+def encoded(image: Image.Image, kind: str) -> bytes:
+    """The bytes of a picture file."""
+    file = io.BytesIO()
+    image.save(file, kind, **({"transparency": 0} if image.mode == "P" else {}))
+    return file.getvalue()
+
+
+TENSORS = {
+    "logits": np.arange(1792, dtype="f4")[None],
+    "blk.0.k": np.ones((4, 1, 8), "f4"),
+    "text.layers.0.out": np.ones((40, 128), "f2"),
+    "prompts.0.input_ids": np.arange(40, dtype="i4"),
+}
+
+
+def npz(tensors: dict[str, np.ndarray], pack: Callable[..., None] = np.savez) -> bytes:
+    """The bytes of an .npz file."""
+    file = io.BytesIO()
+    pack(file, **tensors)
+    return file.getvalue()
+
+
+def npy(x: np.ndarray) -> bytes:
+    """The bytes of an .npy file."""
+    file = io.BytesIO()
+    np.save(file, x)
+    return file.getvalue()
+
+
+def dumps() -> list[Files]:
+    """A dump of each format, each in a folder or a file named dump."""
+    entry = {"shape": "torch.Size([1, 3])", "dtype": "torch.float32", "value": "./a.safetensors"}
+    node = {"module_path": "M.model.layers.1", "inputs": {"args": [entry], "kwargs": {}}, "outputs": entry}
+    tree = {"module_path": "M", "inputs": {}, "outputs": None, "children": [node | {"children": []}]}
+    return [
+        {"dump.safetensors": save(TENSORS)},
+        {"dump.npz": npz(TENSORS)},
+        {"dump.npz": npz(TENSORS, np.savez_compressed)},
+        {f"dump/{name}.npy": npy(x) for name, x in TENSORS.items()},
+        {
+            "dump/M_debug_tree_FULL_TENSORS.json": json.dumps(tree).encode(),
+            "dump/a.safetensors": save({"data": np.ones((1, 3), "f4")}),
+        },
+    ]
+
+
+def goldens() -> list[Files]:
+    """The embedded golden file; its suffix says what may be changed in it."""
+    return [{"g.golden": EMBEDDED_GOLDEN.read_bytes()}]
+
+
+def mappings() -> list[Files]:
+    """A mapping with every key."""
+    rule = {"theirs": r"blk\.(\d+)\.k", "ours": r"text.layers.\1.attn.k_rope", "transpose": [1, 0, 2]}
+    parts = [{"ours": "logits", "slice": [0, [None, 5]], "reshape": [-1], "scale": 2.0, "rows": [0, 1]}, "positions"]
+    stacked = {"theirs": ".*keys", "ours": "text.layers.{i}.attn.segments.0.keys", "slice": ["{i}", "..."]}
+    more = {"theirs": "m", "ours": "prompts.0.mask", "mask": "additive", "interleaved": False}
+    rules = [rule, {"theirs": "(q|k)v.+", "ours": parts}, stacked, more]
+    return [{"map.json": json.dumps({"rules": rules, "ignore": ["debug.*"], "absent": ["*.out"]}).encode()}]
+
+
+def adapters() -> list[Files]:
+    """An adapter of PEFT."""
+    module = "base_model.model.model.language_model.layers.0.self_attn.q_proj"
+    tensors = {f"{module}.lora_{half}.weight": np.ones(shape, "f4") for half, shape in (("A", (2, 8)), ("B", (8, 2)))}
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "alpha_pattern": {r"layers\.\d+\..*q_proj": 3}}
+    config |= {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"], "use_dora": False}
+    return [{"adapter_config.json": json.dumps(config).encode(), "adapter_model.safetensors": save(tensors)}]
+
+
+def lines() -> list[Files]:
+    """Jobs and results."""
+    jobs = [{"id": i, "image": "x.png", "prompt": "caption en"} for i in range(3)]
+    results = [job | {"text": "a", "score": {"total": 1.5}} for job in jobs]
+    return [{"lines.jsonl": b"".join(json.dumps(line).encode() + b"\n" for line in each)} for each in (jobs, results)]
+
+
+def model(*names: str) -> list[Files]:
+    """The embedded model; the files `names` are changed."""
+    return [{name: (EMBEDDED / name).read_bytes() for name in names}]
