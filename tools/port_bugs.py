@@ -216,7 +216,7 @@ PORT_BUGS = {
     "grays_not_rounded": Bug("pixel_values", inputs=partial(replaced, in_floats)),
     "imagenet_mean": Bug("pixel_values", inputs=imagenet_mean),
     "image_after_bos": Bug("prompts.0.input_ids", inputs=image_after_bos),
-    "two_pads": Bug("prompts.0.input_ids", inputs=two_pads),
+    "two_pads": Bug("prompts.0.token_type_ids", inputs=two_pads, culprit="positions"),
     "another_head_bias": Bug("vision.layers.1", another_head_bias),
     "copied_patch": Bug("projector", hooked(projector, copied_patch)),
     "dropout": Bug("text.layers.0", dropout),

@@ -80,19 +80,18 @@ def long_case(folder: Path) -> Case:
 
 
 def blamed(report: Report) -> str:
-    """The block that a report names first after a replay, or the interval that the mistake is in, and the excess."""
+    """The block of the first culprit of a replay, or the first and the last block of the part that it is in."""
     if not report.culprits:
         return "-"
-    worst = max(report.culprits, key=lambda verdict: verdict.excess)
-    first, *rest = worst.blocks
+    first, *rest = report.culprits[0].blocks
     return f"{first} to {rest[-1]}" if rest else first
 
 
-def is_found(report: Report, replayed: Report, block: str) -> bool:
-    """Whether the first divergence is in the block of a mistake, and a culprit block or interval contains it."""
-    first = report.first_divergence
-    named = any(block in verdict.blocks for verdict in replayed.culprits)
-    return report.status == replayed.status == 1 and first is not None and first.block == block and named
+def is_found(report: Report, replayed: Report, bug: Bug) -> bool:
+    """Whether the first divergence is in the block of a mistake, and the first culprit is or contains it."""
+    first, culprits = report.first_divergence, replayed.culprits
+    named = bool(culprits) and (bug.culprit or bug.block) in culprits[0].blocks
+    return report.status == replayed.status == 1 and first is not None and first.block == bug.block and named
 
 
 def print_bugs(files: dict[str, Case], bugs: dict[str, Bug]) -> None:
@@ -103,7 +102,7 @@ def print_bugs(files: dict[str, Case], bugs: dict[str, Bug]) -> None:
         for case in files.values():
             report, replayed = case.compare(case.dump(bug))
             worst, first = max(verdict.excess for verdict in report.verdicts), report.first_divergence
-            found = "found" if bug.block and is_found(report, replayed, bug.block) else f"status {replayed.status}"
+            found = "found" if is_found(report, replayed, bug) else f"status {replayed.status}"
             cells.append(f"{found}, {worst:.3g}, {first.block if first else '-'}, {blamed(replayed)}")
         print(f"| {name} | {bug.block} | {' | '.join(cells)} |", flush=True)
 

@@ -71,9 +71,10 @@ GEMMAS = {
 Config: TypeAlias = PaliGemmaConfig | LanguageModelConfig
 
 
-def write_model(folder: Path, config: Config, seed: int = 4) -> Path:
-    """Write a model with the embedded model's tokenizer; returns the folder."""
-    rng, noise = np.random.default_rng(seed), NOISE_OF_GEMMA_1 if config.text.model_type == "gemma" else NOISE
+def write_model(folder: Path, config: Config, seed: int = 4, noise: float | None = None) -> Path:
+    """Write a model with the embedded model's tokenizer; returns the folder. `noise` is that of its parameters."""
+    rng = np.random.default_rng(seed)
+    noise = noise or (NOISE_OF_GEMMA_1 if config.text.model_type == "gemma" else NOISE)
     checkpoint = paligemma if isinstance(config, PaliGemmaConfig) else language_model
     tensors = {
         name: round_to_bfloat16(rng.standard_normal(shape).astype(np.float32) * noise)

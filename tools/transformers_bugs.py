@@ -23,12 +23,14 @@ Inputs = dict[str, Tensor]
 class Bug:
     """A mistake. `plant` makes it in a model until the stack closes; `block` is npgemma's block where it first acts.
 
-    `inputs` makes it in what the model receives, from the right inputs and the pictures.
+    `inputs` makes it in what the model receives, from the right inputs and the pictures. `culprit` is the block that a
+    replay names, if it is another one.
     """
 
     block: str
     plant: Callable[[PreTrainedModel, ExitStack], object] = lambda model, stack: None
     inputs: Callable[[Inputs, Sequence[Picture]], Inputs] = lambda inputs, pictures: inputs
+    culprit: str = ""
 
 
 def decoder_of(model: PreTrainedModel) -> PreTrainedModel:

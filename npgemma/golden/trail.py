@@ -34,9 +34,12 @@ class Trail:
                 self.blocks[tower].append(block)
         after = " and ".join(filter(None, (self.after[tower] for tower in towers)))
         blocks = tuple(dict.fromkeys(name for tower in towers for name in self.blocks[tower]))
-        if replaced and entry_of(tap).level != "ops" and not BESIDE.fullmatch(tap):
+        if replaced and entry_of(tap).level != "ops":
             for tower in towers:
-                self.after[tower], self.blocks[tower] = tap, []
+                if not BESIDE.fullmatch(tap):
+                    self.after[tower], self.blocks[tower] = tap, []
+                elif block == tap:  # positions or a mask: what follows uses the port's own
+                    self.blocks[tower].remove(block)
         return after, blocks
 
     def towers_of(self, tap: str) -> tuple[str, ...]:

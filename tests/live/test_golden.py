@@ -25,6 +25,8 @@ torch = pytest.importorskip("torch", reason="the live tests compare with torch")
 transformers = pytest.importorskip("transformers", reason="the live tests compare with transformers")
 
 from dump_transformers import dump, load_model, make_inputs  # noqa: E402
+from port_bugs import HARMLESS, LATE_BUGS, PORT_BUGS  # noqa: E402
+from port_study import is_found  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from transformers.model_debugging_utils import model_addition_debugger_context  # noqa: E402
 from transformers_bugs import BUGS, BUGS_2, BUGS_3, Bug  # noqa: E402
@@ -56,9 +58,11 @@ class Recorded:
         model = load_model(self.model.folder, getattr(torch, dtype), attention)
         ids = self.golden.truth["generated_ids"].tolist()[:-1]
         with ExitStack() as stack:
+            inputs = self.inputs()
             if bug:
                 bug.plant(model, stack)
-            save_file(dump(model, self.inputs(), ids), folder / "dump.safetensors")
+                inputs = bug.inputs(inputs, [SAMPLE])
+            save_file(dump(model, inputs, ids), folder / "dump.safetensors")
         found = read_dump(folder / "dump.safetensors")
         names = preset("transformers", self.golden)
         return replay(self.model, self.golden, found, compare(self.golden, found, names))
@@ -73,6 +77,12 @@ def recorded(model: Model, steps: int, folder: Path) -> Recorded:
 @pytest.fixture(scope="session")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     return recorded(npgemma.load(), 3, tmp_path_factory.mktemp("golden"))
+
+
+@pytest.fixture(scope="session")
+def embedded_step(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    """With one step."""
+    return recorded(npgemma.load(), 1, tmp_path_factory.mktemp("golden"))
 
 
 @pytest.fixture(scope="session")
@@ -179,6 +189,23 @@ def test_bug_in_transformers_is_found_in_its_block(
     if dtype == "float32" or bug in BUGS_2 | BUGS_3:
         assert report.first_divergence.block == planted.block
     assert report.culprits[0].block == planted.block
+
+
+@pytest.mark.parametrize("bug", PORT_BUGS)
+def test_mistake_of_a_port_is_found_in_its_block(embedded_step: Recorded, tmp_path: Path, bug: str) -> None:
+    report = embedded_step.report(tmp_path, "float32", bug=PORT_BUGS[bug])
+    assert is_found(report, report, PORT_BUGS[bug])
+
+
+@pytest.mark.parametrize("bug", HARMLESS)
+def test_what_makes_no_difference_in_float32_is_explained(embedded_step: Recorded, tmp_path: Path, bug: str) -> None:
+    assert embedded_step.report(tmp_path, "float32", bug=HARMLESS[bug]).status == 0
+
+
+def test_mistake_that_shows_late_is_found_with_more_steps(tmp_path: Path) -> None:
+    case, bug = recorded(npgemma.load(), 4, tmp_path), LATE_BUGS["cache_one_off_after_step_3"]
+    report = case.report(tmp_path, "float32", bug=bug)
+    assert is_found(report, report, bug)
 
 
 @pytest.mark.parametrize("name", ["embedded", "paligemma_2", "gemma_1", "gemma_3"])
