@@ -24,9 +24,9 @@ SMALL = PaliGemmaConfig(
         vocab_size=50,
     ),
 )
-VISION = (
-    3 * 5 + 2 * 7 + 4
-)  # numbers of a patch: the stream, what is added to it, its norm; both sides of gelu; features
+# Numbers of a patch: the rows that go into the encoder and come out of it, in a block the stream and its norm, both sides
+# of gelu, and features. So few patches are all computed at a time.
+VISION = 2 * 5 + 2 * 5 + 2 * 7 + 4
 TEXT = 4 * 4 + 3 * 10  # numbers of a row of the decoder
 CACHE = 2 * 3 * 2 * 6  # keys and values of a token in every layer
 

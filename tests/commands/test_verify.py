@@ -158,7 +158,7 @@ def test_the_files_beside_a_file_are_listed_and_other_weights_are_not_used(shard
 @pytest.mark.parametrize("form", ["text", "json"])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_weights_that_are_not_finite_are_named(dtype: str, form: str, tmp_path: Path, verify: Verify) -> None:
-    names = ["language_model.model.layers.1.mlp.up_proj.weight", "vision_tower.post_layernorm.bias"]
+    names = ["language_model.model.layers.1.mlp.up_proj.weight", "vision_tower.vision_model.post_layernorm.bias"]
     tensors = tiny.random_tensors()
     tensors[names[0]][0, 0], tensors[names[1]][-1] = np.inf, np.nan
     tiny.write_folder(tmp_path)
