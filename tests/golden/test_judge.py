@@ -42,7 +42,7 @@ def test_rms_limit_is_exact(factor: float, explained: bool) -> None:
     assert ("rms error" in found.reason) == (not explained)
 
 
-@pytest.mark.parametrize(("factor", "explained"), [(3.9, True), (4.1, False)])
+@pytest.mark.parametrize(("factor", "explained"), [(3.9, True), (5.1, False)])
 def test_one_wrong_row_is_found_although_the_rms_is_small(factor: float, explained: bool) -> None:
     scale = np.where(np.arange(40) == 7, factor, 0.9)[:, None]
     found = verdict(TRUTH + scale * HONEST)
@@ -51,7 +51,7 @@ def test_one_wrong_row_is_found_although_the_rms_is_small(factor: float, explain
     assert found.bad_rows == (() if explained else (7,))
 
 
-@pytest.mark.parametrize(("factor", "explained"), [(3.9, True), (4.1, False)])
+@pytest.mark.parametrize(("factor", "explained"), [(3.9, True), (5.1, False)])
 def test_one_wrong_number_is_found_although_the_rms_of_its_row_is_small(factor: float, explained: bool) -> None:
     scale = np.ones(TRUTH.shape)
     scale[5, 6] = factor
@@ -109,7 +109,7 @@ def test_up_to_ten_times_the_limit_is_borderline(factor: float, borderline: bool
 
 def test_the_limit_of_the_worst_row_grows_with_the_number_of_rows() -> None:
     rows = [limits_of(10_000, count)["row"] for count in (2, 40, 292, 4096)]
-    assert rows == pytest.approx([4, 4, 5.59, 8.02], abs=0.01)
+    assert rows == pytest.approx([5, 5, 7.36, 11.21], abs=0.01)
 
 
 def test_an_outlier_that_is_rounded_is_explained() -> None:
