@@ -155,12 +155,17 @@ def fuzz(kind: str, seed: object, cases: int, keep: Path | None = None) -> Outco
     read, write = os.pipe()
     child = os.fork()
     if not child:
-        os.close(read)
-        signal.signal(signal.SIGALRM, too_long)
-        with os.fdopen(write, "w") as results, tempfile.TemporaryDirectory() as folder:
-            for number, files in enumerate(cases_of(kind, seed, cases)):
-                print(json.dumps(run_case(KINDS[kind], files, Path(folder) / str(number))), file=results, flush=True)
-        os._exit(0)
+        try:
+            os.close(read)
+            signal.signal(signal.SIGALRM, too_long)
+            with os.fdopen(write, "w") as results, tempfile.TemporaryDirectory() as folder:
+                for number, files in enumerate(cases_of(kind, seed, cases)):
+                    print(
+                        json.dumps(run_case(KINDS[kind], files, Path(folder) / str(number))), file=results, flush=True
+                    )
+            os._exit(0)
+        finally:
+            os._exit(1)  # whatever is wrong with the fuzzer, this process is not its parent
     os.close(write)
     with os.fdopen(read) as results:
         found = [json.loads(line) for line in results]

@@ -29,6 +29,7 @@ BYTES = re.compile(r"(.*\.)?(mask|near|resized)")
 REQUIRED, ENVELOPES = ("float32", "bfloat16"), ("float32", "bfloat16", "float16")
 PRECISIONS = ("float64", *ENVELOPES)
 PAIRS, ENCODERS = ("siglip", "clip"), ("siglip", "clip", "vit")
+DEEPEST = 20
 POSITIONS = ("from 0", "from 1")
 
 
@@ -49,6 +50,8 @@ def wrong_facts(facts: Mapping[str, Any], taps: Mapping[str, str]) -> Iterator[s
     """What is wrong with the facts."""
     if lost := [key for key in ("case", "model", "policy", "schedules") if not isinstance(facts.get(key), dict)]:
         yield f"{lost[0]} is not an object"
+    if depth(facts) > DEEPEST:
+        yield f"its facts are nested more than {DEEPEST} deep"
     case, model, policy, schedules = (facts[key] for key in ("case", "model", "policy", "schedules"))
     fits = isinstance(case.get("images"), list) and is_list_of_texts(case.get("texts", []))
     if not fits or not isinstance(case.get("prompt", ""), str):
@@ -64,6 +67,15 @@ def wrong_facts(facts: Mapping[str, Any], taps: Mapping[str, str]) -> Iterator[s
         rounds = schedule.get("rounds") if isinstance(schedule, dict) else None
         if not is_texts(rounds) or not {*rounds.values()} <= {*PRECISIONS}:  # type: ignore[union-attr]
             yield f"the schedule of {dtype} is not an object with what it rounds"
+
+
+def depth(value: Any) -> int:
+    """How deep objects and lists are nested."""
+    level, found = [value], 0
+    while level := [each for each in level if isinstance(each, (dict, list))]:
+        level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
+        found += 1
+    return found
 
 
 def is_list_of_texts(value: Any) -> bool:

@@ -4,8 +4,8 @@
      "ignore": ["debug.*"],
      "absent": ["*.attn.segments.0.*"]}
 
-A rule whose regular expression `theirs` matches a whole name gives it the name `ours`. A rule may change the tensor, in
-this order:
+A rule whose regular expression `theirs` matches a whole name gives it the name `ours`. An expression may not repeat a
+group, nor match in very many ways (see io.expressions). A rule may change the tensor, in this order:
 
     slice         an index or [start, stop] for each leading axis, null for an open end, "..." for all axes between
     reshape       a shape, with -1 for one size

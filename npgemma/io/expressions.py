@@ -16,7 +16,7 @@ from npgemma.errors import shortened
 LONGEST = 1000  # characters of an expression
 DEEPEST = 50  # groups in groups
 # How many ways a single name may be tried, and how many steps all names may take: a few seconds at most.
-MOST_WAYS, MOST_STEPS = 100_000, 30_000_000
+MOST_WAYS, MOST_STEPS = 100_000, 100_000_000
 TOKEN = re.compile(
     r"""(?P<open>\((?:\?:|\?P<\w+>)?(?!\?)) | (?P<close>\)) | (?P<or>\|) | (?P<anchor>[$^]|\\b)
     | (?P<one>\\[0-9dDwWsS] | \\[^0-9A-Za-z] | \[\^?(?:[^]\\[]|\\[^0-9A-Za-z]|\\[dDwWsS])+\] | \.
@@ -26,7 +26,9 @@ TOKEN = re.compile(
 )
 AGAIN = re.compile(r"[*+?{]")
 # What a number ends at: after digits up to one of these, only one way is left.
-DIGITS, NOT_DIGIT = re.compile(r"\\d|\[0-9\]"), re.compile(r"\)*(?:\\[^0-9A-Za-z]|[^\W\d]|$)")
+DIGITS, NOT_DIGIT = re.compile(r"\\d|\[0-9\]|0"), re.compile(r"\)*(?:\\[^0-9A-Za-z]|\[[./_]+\]|[^\d\\()\[\]{}|*+?^$.])")
+# What else is left of an expression after a repetition that has one way: nothing, or the digits after leading zeros.
+END, NUMBER = re.compile(r"\)*$"), re.compile(r"\(?(?:\?:|\?P<\w+>)?(?:\\d|\[0-9\])[*+]")
 ALLOWED = "names may be spelt with \\d+, [0-9], .*, (a|b) and (a)?, and a group may not be repeated"
 
 
@@ -47,9 +49,9 @@ def check_steps(expressions: Iterable[str], places: int, longest: int) -> None:
     """
     total = 0
     for expression in expressions:
-        runs, choices = counted(expression)
+        runs, scans, choices = counted(expression)
         ways = comb(longest + runs, runs) * choices
-        total += places * (ways + longest)
+        total += places * (longest + ways * (longest if runs and scans else 1))  # a scan reads on, in every way
         if ways > MOST_WAYS or total > MOST_STEPS:
             many = f"{shortened(repr(expression))} may match in {ways:,} ways"
             what = many if ways > MOST_WAYS else "there are too many of them"
@@ -57,11 +59,14 @@ def check_steps(expressions: Iterable[str], places: int, longest: int) -> None:
 
 
 @cache
-def counted(expression: str) -> tuple[int, int]:
-    """How many repetitions may end anywhere, and how many other choices there are. ValueError if it cannot be told."""
+def counted(expression: str) -> tuple[int, int, int]:
+    """How many repetitions may end anywhere, how many have one way, and how many other choices there are.
+
+    ValueError if it cannot be told.
+    """
     if len(expression) > LONGEST:
         raise ValueError(f"it has {len(expression):,} characters, more than {LONGEST:,}")
-    runs, at = 0, 0
+    runs, scans, at = 0, 0, 0
     groups: list[list[int]] = [[1]]  # of every open group, the choices in each alternative
     while at < len(expression):
         token = TOKEN.match(expression, at)
@@ -82,10 +87,21 @@ def counted(expression: str) -> tuple[int, int]:
         elif token["repeat"]:
             if token["repeat"][0] == "?":
                 groups[-1][-1] *= 2
-            elif not (DIGITS.fullmatch(token["one"]) and NOT_DIGIT.match(expression, at)):
+            elif has_one_way(token["one"], expression, at):
+                scans += 1
+            else:
                 runs += 1
         if len(groups) > DEEPEST or AGAIN.match(expression, at):
             raise ValueError(f"{expression[max(0, at - 10) : at + 5]!r} in it is not supported: {ALLOWED}")
     if len(groups) > 1:
         raise ValueError("a parenthesis is not closed")
-    return runs, prod(map(sum, groups))
+    return runs, scans, prod(map(sum, groups))
+
+
+def has_one_way(one: str, expression: str, at: int) -> bool:
+    """Whether a repetition of `one` that ends at a place in an expression has a single way to match a name.
+
+    It has one at the end of the expression, and if it repeats a digit and something else follows.
+    """
+    follows = NOT_DIGIT.match(expression, at) or (one == "0" and NUMBER.match(expression, at))
+    return bool(END.match(expression, at) or (DIGITS.fullmatch(one) and follows))

@@ -56,6 +56,8 @@ def png_segments(content: bytes) -> Segments:
     at = len(PNG)
     while at + 8 <= len(content):
         length, name = struct.unpack_from(">L4s", content, at)
+        if not name.isalpha():
+            return
         chunk = content[at : at + 12 + length]
         at += 12 + length
         if name in PNG_PIXELS or not name[0] & 0x20:
@@ -201,6 +203,8 @@ def check_png(file: IO[bytes]) -> None:
         length, name = struct.unpack(">L4s", header)
         if name == b"IEND":
             return
+        if not name.isalpha():
+            raise ValueError("it has bytes between its chunks")
         if name not in PNG_PIXELS:
             file.seek(length + 4, io.SEEK_CUR)
             continue

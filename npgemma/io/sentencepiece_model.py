@@ -71,7 +71,7 @@ def processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
     with parsing():
         if not model:
             raise ValueError("the file is empty")
-        if len(model) > LARGEST or model.count(PIECE) > 2 * MOST_PIECES:  # the tag of a piece is also that of its text
+        if len(model) > LARGEST or model.count(PIECE) > 3 * MOST_PIECES:  # the tag of a piece is also that of its text
             raise ValueError(f"it has more than {LARGEST:,} bytes or {MOST_PIECES:,} pieces")
         return sentencepiece.SentencePieceProcessor(model_proto=model)
 

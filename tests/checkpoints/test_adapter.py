@@ -146,7 +146,19 @@ def test_alpha_pattern_with_root_and_ranks(tmp_path):
 
 @pytest.mark.parametrize(
     "pattern",
-    ["(", "[", "*", "(?P<", "(a+)+b", "a*b*c*d*", "a" * 1001, "a?" * 30 + "a" * 30, "(a|a)" * 30, "a{2}", ".*.*.+.+b"],
+    [
+        "(",
+        "[",
+        "*",
+        "(?P<",
+        "(a+)+b",
+        "a*b*c*d*e*f*",
+        "a" * 1001,
+        "a?" * 30 + "a" * 30,
+        "(a|a)" * 30,
+        "a{2}",
+        ".*.*.+.+b",
+    ],
 )
 def test_an_invalid_pattern_is_refused(pattern, tmp_path):
     """Also one that may take exponential time."""

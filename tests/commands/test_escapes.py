@@ -3,11 +3,15 @@
 import ast
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import process
+from processes import ROOT, process
 from safetensors.numpy import save_file
 
 import npgemma.commands
@@ -84,3 +88,20 @@ def test_commands_print_through_say():
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
     }
     assert found == {"output.py", "progress.py"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="whether a process waits with SIGINT is read from /proc")
+def test_ctrl_c_while_modules_are_imported_is_no_traceback():
+    command = [sys.executable, "-m", "npgemma", "ocr", str(npgemma.sample_picture())]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    while child.poll() is None and not waits_with_interrupts(child.pid):
+        time.sleep(0.001)
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=60)
+    assert (child.returncode, out, err) == (130, "", "npgemma: interrupted\n")
+
+
+def waits_with_interrupts(pid: int) -> bool:
+    """Whether a process has blocked SIGINT."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return bool(int(status.partition("SigBlk:")[2].split()[0], 16) & 1 << signal.SIGINT - 1)

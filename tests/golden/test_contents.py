@@ -21,6 +21,7 @@ Change = Callable[[dict[str, Any], dict[str, np.ndarray]], Any]
 FLOAT = "projector"
 OTHERS = {
     "a case that is a list": lambda f, t: f.update(case=[]),
+    "a deep case": lambda f, t: f["case"].update(images=json.loads("[" * 300 + "]" * 300)),
     "no case": lambda f, t: f.pop("case"),
     "images that are a number": lambda f, t: f["case"].update(images=3),
     "a prompt that is a number": lambda f, t: f["case"].update(prompt=3),
