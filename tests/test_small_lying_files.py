@@ -96,7 +96,7 @@ LYING = {
     ),
 }
 EMPTY = {
-    "a tokenizer": ("tokenizer.model", b"\x0a\x05", tokenizer, BadModel, "1,500,000,000 bytes"),
+    "a tokenizer": ("tokenizer.model", b"\x0a\x05", tokenizer, BadModel, "larger than 100 MB"),
     "results": ("r.jsonl", b'{"id": "', results, BadJobs, "line 1 is not the result"),
     "a mapping": ("map.json", b"{", read_mapping, BadGolden, "larger than 10 MB"),
     "a config": ("config.json", b"{", read_json, BadModel, "larger than 10 MB"),
