@@ -191,8 +191,9 @@ def test_bug_in_transformers_is_found_in_its_block(
     assert report.culprits[0].block == planted.block
 
 
-@pytest.mark.parametrize("bug", PORT_BUGS)
+@pytest.mark.parametrize("bug", list(PORT_BUGS)[::3])
 def test_mistake_of_a_port_is_found_in_its_block(embedded_step: Recorded, tmp_path: Path, bug: str) -> None:
+    """Every third; `tools/port_study.py --bugs` tries all."""
     report = embedded_step.report(tmp_path, "float32", bug=PORT_BUGS[bug])
     assert is_found(report, report, PORT_BUGS[bug])
 
