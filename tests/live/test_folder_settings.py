@@ -48,7 +48,12 @@ def their_answer(folder: Path, inputs: dict, tokens: list[int]) -> list[int]:
         {"generation_config.json": {"eos_token_id": [1, 560]}},
         {"generation_config.json": {"eos_token_id": 323, "temperature": 0.2, "max_length": 7}},
         {"config.json": {"eos_token_id": [1, 323], "bos_token_id": 3}},
-        {"config.json": {"eos_token_id": None}},
+        {
+            "config.json": {
+                "eos_token_id": None,
+                "text_config": READ["config.json"]["text_config"] | {"eos_token_id": 1},
+            }
+        },
         {"processor_config.json": {"image_processor": READ["preprocessor_config.json"] | {"resample": 0}}},
         {"preprocessor_config.json": {"resample": 2, "image_mean": [0.4, 0.5, 0.6], "image_std": [0.6, 0.5, 0.4]}},
         {"config.json": {"image_token_id": 1744, "tie_word_embeddings": True}},
