@@ -16,8 +16,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
 from npgemma.api.finite import quiet
 from npgemma.errors import BadGolden
 from npgemma.golden.conventions import TURNED
@@ -141,28 +139,33 @@ def hints(port: Port, verdicts: Sequence[Verdict], dtype: str, grids: Mapping[st
         if dtype == grid and any(port.dump.dtypes[port.pairing.pairs[tap][0]] == "float32" for tap in taps):
             yield f"{found}, though they are stored in float32"
         if dtype == "float32" and taps and any(verdict.wrong for verdict in verdicts) and grid in port.golden.envelopes:
-            explained = sum(judged(port, verdict.name, grid).explained for verdict in verdicts)
+            explained = sum(measured(port, verdict.name, grid).explained for verdict in verdicts)
             yield f"{found}; as {grid}, rounding explains {explained} of {len(verdicts)}: use --dtype {grid}"
 
 
-def judged(port: Port, tap: str, dtype: str, grid: str = "") -> Verdict:
-    """The verdict on the port's tensor of `tap`, with a diagnosis if it is wrong; `grid` is that of its numbers."""
+def measured(port: Port, tap: str, dtype: str) -> Verdict:
+    """The verdict on the port's tensor of `tap`, with a diagnosis only if it does not fit."""
     golden, theirs = port.golden, port.pairing.pairs[tap][0]
     if not port.conventions.can_undo(tap):
         return passed(tap, theirs, TURNED)
-    truth, axes = golden.truth[tap], golden.taps[tap]
     try:
         found = port[tap]
     except Misfit as error:
         return replace(failed(tap, theirs, error.reason), diagnosis=error.diagnosis)
-    verdict = judge(tap, axes, theirs, found.x, truth, golden.envelope(dtype, tap), dtype)
-    verdict = replace(verdict, note="\n".join(filter(None, [*found.notes, verdict.note])))
-    if verdict.explained or not np.isfinite(found.x).all():
+    verdict = judge(tap, golden.taps[tap], theirs, found.x, golden.truth[tap], golden.envelope(dtype, tap), dtype)
+    return replace(verdict, note="\n".join(filter(None, [*found.notes, verdict.note])))
+
+
+def judged(port: Port, tap: str, dtype: str, grid: str) -> Verdict:
+    """The verdict on the port's tensor of `tap`, with a diagnosis if it is wrong; `grid` is that of its numbers."""
+    verdict, golden = measured(port, tap, dtype), port.golden
+    found = None if verdict.explained else port.usable(tap)
+    if found is None:
         return verdict
+    truth = golden.truth[tap]
     same_shape = {
         other: golden.truth[other] for other in golden.taps if other != tap and golden.truth[other].shape == truth.shape
     }
-    rounded = [f"its numbers are {grid} numbers: the port rounds it to {grid}"] if grid in SIXTEEN_BITS else []
-    if dtype != "float32":
-        rounded = []
-    return replace(verdict, diagnosis=(*rounded, *diagnose(axes, found.x, truth, same_shape)))
+    on_grid = dtype == "float32" and grid in SIXTEEN_BITS
+    rounded = [f"its numbers are {grid} numbers: the port rounds it to {grid}"] if on_grid else []
+    return replace(verdict, diagnosis=(*rounded, *diagnose(golden.taps[tap], found.x, truth, same_shape)))

@@ -61,12 +61,8 @@ class Golden:
     envelopes: Mapping[str, Mapping[str, Float[Array, "2 R"]]]
 
     def envelope(self, dtype: str, tap: str) -> Float[Array, "2 R"] | None:
-        """The honest errors of a tap's rows; None for integers.
-
-        The error of one row alone is a single draw, so that of a step counts as no less than the rms over all steps.
-        """
-        found = self.envelopes[dtype].get(tap)
-        return found if found is None or found.shape[1] > 1 else pooled(self.envelopes[dtype], tap)
+        """The honest errors of a tap's rows; None for integers."""
+        return envelope_of(self.envelopes[dtype], tap)
 
     @property
     def floats(self) -> Set[str]:
@@ -79,11 +75,18 @@ class Golden:
         return "pixel_values" in self.taps
 
 
-def pooled(envelopes: Mapping[str, Float[Array, "2 R"]], tap: str) -> Float[Array, "2 1"]:
-    """The errors of the one row of a tap, or their rms over all taps of one row that differ by the step alone."""
+def envelope_of(envelopes: Mapping[str, Float[Array, "2 R"]], tap: str) -> Float[Array, "2 R"] | None:
+    """The honest errors of a tap's rows; None if it has none.
+
+    The error of one row alone is a single draw, so it counts as no less than the rms over all taps of one row that
+    differ by the step alone.
+    """
+    found = envelopes.get(tap)
+    if found is None or found.shape[1] > 1:
+        return found
     same = without_step(tap)
     rows = [rows for name, rows in envelopes.items() if without_step(name) == same and rows.shape[1] == 1]
-    return np.maximum(envelopes[tap], np.sqrt(np.square(np.hstack(rows)).mean(-1, keepdims=True)))
+    return np.maximum(found, np.sqrt(np.square(np.hstack(rows)).mean(-1, keepdims=True)))
 
 
 @cache

@@ -111,10 +111,11 @@ def record_envelope(spool: Spool, model: AnyModel, case: Case, schedule: str, dt
     Returns the first tap that overflows, which only float16 may: then there is no envelope. BadModel for another dtype.
     """
     errors: dict[str, Float[Array, "2 R"]] = {}
+    tap = rounding(measuring(spool, list(spool.axes), dtype, errors), schedule_in(schedule, dtype))
+    honest = computing(model, dtype)
     for arithmetic in ARITHMETICS[dtype].values():
-        tap = rounding(measuring(spool, list(spool.axes), dtype, errors), schedule_in(schedule, dtype))
         try:
-            case.run(computing(model, dtype), computing_as(tap, arithmetic))
+            case.run(honest, computing_as(tap, arithmetic))
         except Overflow as error:
             return error.tap
     for name, found in errors.items():

@@ -42,7 +42,7 @@ from npgemma.golden.cases import case_of
 from npgemma.golden.compare import Report
 from npgemma.golden.contents import check_replayable
 from npgemma.golden.dump import Dump
-from npgemma.golden.file import Golden, Spool, pooled
+from npgemma.golden.file import Golden, Spool, envelope_of
 from npgemma.golden.judge import Verdict, judge, judge_relative, levelled, relative_error
 from npgemma.golden.layout import Fitted
 from npgemma.golden.port import Port
@@ -150,10 +150,9 @@ def honest_runs(model: AnyModel, golden: Golden, given: Given, dtype: str, exact
 def replayed(tap: str, axes: str, port: Port, exact: Array, honest: Honest, dtype: str) -> Verdict:
     """The verdict on a tap of the port, against what follows from its tensors before that."""
     x, theirs = port[tap].over(exact), port.pairing.pairs[tap][0]
-    rows = honest.rows.get(tap)
-    envelope = rows if rows is None or rows.shape[1] > 1 else pooled(honest.rows, tap)
+    envelope = envelope_of(honest.rows, tap)
     verdict = judge(tap, axes, theirs, x, exact, envelope, dtype)
-    if rows is None or dtype not in SIXTEEN_BITS:
+    if envelope is None or dtype not in SIXTEEN_BITS:
         return verdict
     return judge_relative(verdict, levelled(x, exact) if verdict.note else x, exact, honest.relative[tap], dtype)
 
