@@ -22,7 +22,10 @@ PARTS = {
     "tasks": {"errors", "layers", "models"},
     "api": {"errors", "layers", "models", "io", "checkpoints", "decoding", "tasks"},
     "golden": {"errors", "layers", "models", "io", "api"},
-    "commands": {"__init__", "errors", "layers", "io", "checkpoints", "decoding", "tasks", "api", "golden"},
+    "training": {"errors", "layers", "models", "io", "checkpoints", "decoding", "tasks", "api"},
+    "commands": {
+        *("__init__", "errors", "layers", "io", "checkpoints", "decoding", "tasks", "api", "golden", "training"),
+    },
     "testing": {"errors", "layers", "models", "io", "checkpoints"},
     "__init__": {"errors", "layers", "io", "checkpoints", "decoding", "tasks", "api"},
     "__main__": {"commands"},
