@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from npgemma.checkpoints.mask_vqvae import read_mask_codec as read_mask_codec
     from npgemma.decoding.scoring import Score as Score
     from npgemma.decoding.text import Generation as Generation
+    from npgemma.errors import BadData as BadData
     from npgemma.errors import BadEmbeddings as BadEmbeddings
     from npgemma.errors import BadGolden as BadGolden
     from npgemma.errors import BadJobs as BadJobs
@@ -50,7 +51,7 @@ HOMES = {
     "decoding.scoring": ("Score",),
     "decoding.text": ("Generation",),
     "errors": (
-        *("BadEmbeddings", "BadGolden", "BadJobs", "BadModel", "BadPicture", "BadPrompt"),
+        *("BadData", "BadEmbeddings", "BadGolden", "BadJobs", "BadModel", "BadPicture", "BadPrompt"),
         *("NpgemmaError", "TooLittleMemory"),
     ),
     "io.jobs": ("Job",),

@@ -1,1 +1,1 @@
-"""Transfer: a model learns from examples, by gradients that its own layers compute."""
+"""Training: the examples that people have, the batches a step learns from, and how good the answers are."""

@@ -43,7 +43,9 @@ def test_what_is_written_reads_back(tmp_path: Path, names: list[str]) -> None:
 
 
 def test_ranks_and_scales_may_differ(tmp_path: Path) -> None:
-    updates = {name: update(name, rank, scale) for name, rank, scale in zip(QUERIES, (2, 2, 5), (1, 1, 0.6), strict=True)}
+    updates = {
+        name: update(name, rank, scale) for name, rank, scale in zip(QUERIES, (2, 2, 5), (1, 1, 0.6), strict=True)
+    }
     write_adapter(tmp_path, updates, TENSORS, "some/model")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"]) == (2, 2)
