@@ -157,17 +157,15 @@ def squared(x: Array) -> float:
     return float(np.square(x, dtype=np.float64).sum())
 
 
-def clip(gradients: Mapping[str, Array], most: float) -> float:
-    """Scale all gradients, in place, by most / (length + 1e-6) if that is less than 1; returns the length before.
+def clip(gradients: Mapping[str, Array], most: float, length: float) -> None:
+    """Scale all gradients, in place, by most / (length + 1e-6) if that is less than 1; `length` is theirs.
 
     As torch.nn.utils.clip_grad_norm_.
     """
-    was = length(gradients)
-    scale = most / (was + 1e-6)
+    scale = most / (length + 1e-6)
     if scale < 1:
         for g in gradients.values():
             g *= scale
-    return was
 
 
 OPTIMIZERS: Mapping[str, Optimizer] = {"adamw": AdamW(), "sgd": SGD(), "adafactor": Adafactor()}
