@@ -26,7 +26,6 @@ LAYOUTS = (
     *("{split}/annotations.jsonl", "{split}/_annotations.{split}.jsonl"),
     *("_annotations.{split}.jsonl", "dataset/_annotations.{split}.jsonl"),
 )
-SHOWN_PROBLEMS = 5
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,8 @@ def required(data: Data, skip_bad: bool = False) -> tuple[Example, ...]:
     """The examples. BadData if there are none, and for lines with problems unless they may be skipped."""
     if data.problems and not (skip_bad and data.examples):
         first, *others = data.problems
-        more = f" ({len(others):,} other lines have problems, too)" if others else ""
+        count = "1 other line has a problem" if len(others) == 1 else f"{len(others):,} other lines have problems"
+        more = f" ({count}, too)" if others else ""
         advice = "; correct the line, or train on the other lines with --skip-bad" if data.examples else ""
         raise BadData(f"{first}{more}{advice}")
     if not data.examples:
