@@ -37,7 +37,7 @@ def learn(
         loss = float(np.square(arrays["vector"]).sum() + np.square(arrays["matrix"]).sum() / 2)
         return Gradient(loss_at.get(step, loss), 30, slopes)
 
-    def evaluate() -> list[dict]:
+    def evaluate(last: bool) -> list[dict]:
         return [{"eval": {"loss": float(np.square(arrays["matrix"]).sum())}}]
 
     schedule = Schedule("cosine", facts["rate"], steps, 2)

@@ -36,8 +36,8 @@ class Gradient(NamedTuple):
 class Recipe:
     """What a run does, apart from where it is saved.
 
-    `gradient(step)` is that of a step, counted from 0; `evaluate()` gives lines for the log; `origin(step)` says where
-    numbers that are not finite began, if a step has any. `decayed` are the paths of the arrays that decay.
+    `gradient(step)` is that of a step, counted from 0; `evaluate(last)` gives lines for the log; `origin(step)` says
+    where numbers that are not finite began, if a step has any. `decayed` are the paths of the arrays that decay.
     """
 
     optimizer: Optimizer
@@ -46,7 +46,7 @@ class Recipe:
     decayed: frozenset[str]
     clip: float | None
     gradient: Callable[[int], Gradient]
-    evaluate: Callable[[], list[dict[str, Any]]]
+    evaluate: Callable[[bool], list[dict[str, Any]]]
     evaluate_every: int | None
     origin: Callable[[int], str]
 
@@ -83,10 +83,11 @@ class Training:
         self.begin()
         try:
             while True:
+                last = self.done == self.recipe.schedule.steps
                 if self.recipe.is_evaluated(self.done):
-                    for line in self.recipe.evaluate():
+                    for line in self.recipe.evaluate(last):
                         self.write({"step": self.done, **line})
-                if self.done == self.recipe.schedule.steps:
+                if last:
                     return
                 self.step()
                 if self.is_due():
