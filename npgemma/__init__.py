@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from npgemma.tasks.masks import soft_object_masks as soft_object_masks
     from npgemma.tasks.objects import Box as Box
     from npgemma.tasks.objects import DetectedObject as DetectedObject
+    from npgemma.tasks.objects import encode_box as encode_box
     from npgemma.tasks.objects import parse_boxes as parse_boxes
     from npgemma.tasks.objects import parse_objects as parse_objects
     from npgemma.tasks.objects import write_objects as write_objects
@@ -58,7 +59,7 @@ HOMES = {
     "layers.taps": ("Recorder",),
     "tasks.drawing": ("draw_boxes", "draw_masks"),
     "tasks.masks": ("encode_object", "object_masks", "soft_object_masks"),
-    "tasks.objects": ("Box", "DetectedObject", "parse_boxes", "parse_objects", "write_objects"),
+    "tasks.objects": ("Box", "DetectedObject", "encode_box", "parse_boxes", "parse_objects", "write_objects"),
 }
 
 __all__ = sorted(name for names in HOMES.values() for name in names)
