@@ -15,6 +15,7 @@ from npgemma.layers.taps import silent
 from npgemma.models.gemma import Decoder
 from npgemma.models.paligemma import PaliGemma
 from npgemma.training.batches import Batch, batch_of
+from npgemma.training.examples import Example
 
 # Time of an optimizer for a number, on one core.
 UPDATE = 1e-8
@@ -37,6 +38,10 @@ class Plan:
     recompute: bool
     seconds: float | None = None
     before: float = 0.0
+
+    @property
+    def learned(self) -> Sequence[Example]:
+        return self.transfer.lines.learned
 
     @property
     def total(self) -> float | None:
@@ -139,22 +144,21 @@ def summary(plan: Plan) -> str:
     return f"{plan.numbers:,} trained numbers, {plan.needed}, {steps}{time}"
 
 
-def text(plan: Plan) -> str:
+def plan_text(plan: Plan) -> str:
     """The plan for people, with some examples as the model reads them."""
     transfer, needed = plan.transfer, plan.needed
     lines = [
         f"trained    {plan.numbers:,} numbers in {plan.arrays} arrays",
         f"memory     {needed}" + (", activations computed twice" if plan.recompute else ""),
-        f"steps      {transfer.steps:,} of {transfer.options.examples} examples, out of {len(transfer.lines.learned):,}",
+        f"steps      {transfer.steps:,} of {transfer.options.examples} examples; there are {len(plan.learned):,}",
     ]
     if plan.seconds is not None and plan.total is not None:
         lines.append(f"time       {plan.seconds:.2f} s a step, {plan.total / 60:.1f} min in all, evaluation apart")
-    return "\n".join([*lines, "", *(shown(transfer, i) for i in range(min(SHOWN, len(transfer.lines.learned))))])
+    return "\n".join([*lines, "", *(shown(transfer, each) for each in plan.learned[:SHOWN])])
 
 
-def shown(transfer: Transfer, i: int) -> str:
+def shown(transfer: Transfer, example: Example) -> str:
     """What an example is to the model, and which of its tokens it learns."""
-    example = transfer.lines.learned[i]
     ids, _, start = transfer.encoder.encode(example.prefix, example.suffix, len(example.images))
     tokenizer = transfer.model.tokenizer
     names = {known: name for name, known in tokenizer.ids.items()}
@@ -164,4 +168,5 @@ def shown(transfer: Transfer, i: int) -> str:
 
     images = sum(int(i == getattr(transfer.model.config, "image_token_index", -1)) for i in ids)
     pictures = f"{images} image tokens, " if images else ""
-    return f"{example.where}\n  read     {pictures}{spelled(ids[images:start].tolist())}\n  learned  {spelled(ids[start:].tolist())}"
+    read, learned = pictures + spelled(ids[images:start].tolist()), spelled(ids[start:].tolist())
+    return f"{example.where}\n  read     {read}\n  learned  {learned}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from npgemma.api.language import LanguageModel
-from npgemma.api.training_plan import Plan, planned, summary, text, timed
+from npgemma.api.training_plan import Plan, plan_text, planned, summary, timed
 from npgemma.api.transfer import Lines, Transfer, encoder_of
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.commands.flags import AddParser, WrongUsage, model_flags, positive, require_writer
@@ -171,7 +171,7 @@ def run_train(a: argparse.Namespace) -> int:
     plan = planned(transfer, a.checkpointing)
     if a.plan:
         fits = plan.fits()
-        say(text(timed(plan) if fits else plan))
+        say(plan_text(timed(plan) if fits else plan))
         return 0
     plan.require()
     facts = transfer.facts()

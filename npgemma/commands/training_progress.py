@@ -40,7 +40,8 @@ class StepProgress:
         self.seconds = now - before if self.seconds is None else self.seconds + 0.1 * (now - before - self.seconds)
         step, every = line["step"], max(1, round(SHARE * self.steps))
         left = duration((self.steps - step) * self.seconds)
-        text = f"step {step} of {self.steps}, loss {line['loss']:.4g}, rate {line['rate']:.3g}, {self.seconds:.2f} s a step"
+        text = f"step {step} of {self.steps}, loss {line['loss']:.4g}, rate {line['rate']:.3g}"
+        text += f", {self.seconds:.2f} s a step"
         if self.shown:
             print(f"{WIPE}{text}, {left} left", end="", file=sys.stderr, flush=True)
         elif step % every == 0 or self.made == 1:
