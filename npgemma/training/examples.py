@@ -105,12 +105,11 @@ def read_examples(path: Path, encoder: Encoder, split: str = "train") -> Data:
 
 
 def required(data: Data, skip_bad: bool = False) -> tuple[Example, ...]:
-    """The examples. BadData if there are none, and for lines with problems unless they may be skipped."""
+    """The examples. BadData if there are none, and for problems unless what has them may be skipped."""
     if data.problems and not (skip_bad and data.examples):
         first, *others = data.problems
-        count = "1 other line has a problem" if len(others) == 1 else f"{len(others):,} other lines have problems"
-        more = f" ({count}, too)" if others else ""
-        advice = "; correct the line, or train on the other lines with --skip-bad" if data.examples else ""
+        more = f" (and {len(others):,} more problem{'s' if others[1:] else ''})" if others else ""
+        advice = "; correct it, or leave it out with --skip-bad" if data.examples else ""
         raise BadData(f"{first}{more}{advice}")
     if not data.examples:
         raise BadData(f"the data hold no example; one is a line such as {LINE}")

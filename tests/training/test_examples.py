@@ -128,7 +128,7 @@ def test_empty_lines_and_a_byte_order_mark_are_passed_over(folder: Path, encoder
 def test_bad_lines_are_refused_or_skipped(folder: Path, encoder: PictureEncoder) -> None:
     data = read(folder, good(), "[]", good(suffix=""), encoder=encoder)
     with pytest.raises(
-        BadData, match=r"data.jsonl: line 2: it is a JSON list.*1 other line has a problem, too.*--skip-bad$"
+        BadData, match=r"data.jsonl: line 2: it is a JSON list.* \(and 1 more problem\); correct it.*--skip-bad$"
     ):
         required(data)
     assert required(data, skip_bad=True) == data.examples
