@@ -60,8 +60,8 @@ def run_prepare(a: argparse.Namespace) -> None:
     done = prepared(a.annotations, a.pictures or a.annotations.parent, codec)
     examples = required(Data(done.examples, done.problems), a.skip_bad)
     base = Path.cwd() if shown(a.output) == "stdout" else a.output.parent
-    with replace_file(a.output) as temporary, temporary.open("w") as file:
-        file.writelines(json.dumps(line_of(each, base)) + "\n" for each in examples)
+    with replace_file(a.output) as temporary:
+        temporary.write_text("".join(json.dumps(line_of(each, base)) + "\n" for each in examples))
     objects = counted(len(done.objects), "object")
     say(f"wrote {shown(a.output)}: {counted(len(examples), 'example')} with {objects}", file=sys.stderr)
     for note in notes(done):

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from npgemma.errors import BadData, BadPicture, BadPrompt, listed, shortened
+from npgemma.errors import BadData, BadPicture, BadPrompt, listed, one_line, shortened
 from npgemma.io.jobs import BOM, MAX_LINE, MOST_BYTES, OTHER_KEYS, lines, other_file
 from npgemma.io.picture import Picture, read_picture
 from npgemma.io.picture_kinds import url_problem
@@ -100,7 +100,7 @@ def read_examples(path: Path, encoder: Encoder, split: str = "train") -> Data:
         try:
             examples.append(read_example(line, where, path.parent, encoder, picture_of))
         except (ValueError, RecursionError, BadPicture, BadPrompt) as error:
-            problems.append(Problem(where, str(error)))
+            problems.append(Problem(where, one_line(str(error))))
     return Data(tuple(examples), tuple(problems))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import NOISE
 from PIL import Image
@@ -21,6 +21,7 @@ ROUNDING = 4 * np.finfo(np.float64).eps
 # ---------------------------------------------------------------------------------------------------------------- order
 
 
+@settings(max_examples=30)
 @given(seed=st.integers(0), size=st.integers(1, 20), batch=st.integers(1, 7), epochs=st.integers(1, 4))
 def test_every_epoch_has_each_example_once(seed: int, size: int, batch: int, epochs: int) -> None:
     steps = steps_of(epochs, size, batch)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npgemma.training.coco_masks import mask_of, polygon_mask, unpacked
@@ -32,6 +32,7 @@ def test_a_polygon_covers_the_pixels_whose_centres_are_inside(polygons: list, ro
     np.testing.assert_array_equal(mask_of(polygons, 4, 5), drawing(*rows), strict=True)
 
 
+@settings(max_examples=50)
 @given(
     points=st.lists(st.tuples(st.integers(-2, 9), st.integers(-2, 9)), min_size=3, max_size=6),
     start=st.integers(0, 5),

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mask_codecs import random_codec
 
@@ -138,6 +138,7 @@ boxes = st.tuples(*[st.integers(0, 1023)] * 4)
 detections = st.lists(st.builds(DetectedObject, st.sampled_from(["cat", "dog"]), boxes), max_size=5)
 
 
+@settings(max_examples=40)
 @given(wanted=detections, found=detections)
 def test_scores_are_shares_and_do_not_depend_on_the_order(wanted: list, found: list) -> None:
     scores = scored([(write_objects(wanted), write_objects(found))])
