@@ -4,11 +4,13 @@
 function binds the letters anew on each call:
 
 - in its arguments and its result a letter is one size, a digit is itself, and `*R` is one run of leading axes;
-- the kind must fit: float, int, bool, bits (uint16), weight (float, or uint16);
+- the kind must fit: float (complex numbers count as such), int, bool, bits (uint16), weight (float, or uint16, or an
+  adapted weight);
 - a dataclass that is an argument must be of the annotated class, and its own arrays share the letters of the call: the
   D of a layer's weights is the D of its rows;
 - a dataclass inside a dataclass, a NamedTuple, or an element of a sequence has letters of its own: the D of SigLIP
   inside PaliGemma is not Gemma's, and no two prompts need have the same T;
+- an array of a dataclass may be None: a gradient has none for a weight that is frozen;
 - what a generator yields, receives and returns is checked like a result, each yield with new letters.
 
 A weights class checks its fields against each other when it is made, since its constructor is an annotated function:
@@ -31,6 +33,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
+from npgemma.layers.linear import AdaptedWeight
 from npgemma.layers.tree import Slot
 
 # The methods of this module take what a user gives and refuse it themselves if it is wrong: only their results are
@@ -38,7 +41,7 @@ from npgemma.layers.tree import Slot
 TAKES_ANYTHING = ("npgemma.api.vision_language",)
 
 # The characters of the dtypes of each kind.
-FLOATS, WHOLE = np.typecodes["Float"], np.typecodes["AllInteger"]
+FLOATS, WHOLE = np.typecodes["AllFloat"], np.typecodes["AllInteger"]
 KINDS = {"float": FLOATS, "int": WHOLE, "bool": "?", "bits": "H", "weight": FLOATS + "H"}
 
 Letters = dict[str, int | tuple[int, ...]]
@@ -82,6 +85,10 @@ def array_checker(kind: str, axes: str) -> Checker:
 
     def check(value: Any, letters: Letters) -> None:
         if type(value) is not np.ndarray:  # the usual case first: this runs for every array of every call
+            if kind == "weight" and isinstance(value, AdaptedWeight):
+                if value.base is None:
+                    return
+                value = value.base
             if not isinstance(value, np.ndarray | np.generic | Slot):
                 raise ShapeError(f"is a {type(value).__name__}, not an array")
             if isinstance(value, Slot) and value.shape is None:
@@ -159,7 +166,8 @@ def fields_of(record: type) -> list[tuple[str, bool, Checker]]:
 def check_fields(record: type, value: Any, letters: Letters) -> None:
     check_class(record, value, letters)
     for name, shares, check_one in fields_of(record):
-        located(check_one, getattr(value, name), letters if shares else {}, f".{name}")
+        if getattr(value, name) is not None:
+            located(check_one, getattr(value, name), letters if shares else {}, f".{name}")
 
 
 def check_named_tuple(record: type, value: Any, letters: Letters) -> None:
@@ -205,6 +213,7 @@ def checked(function: Callable) -> Callable:
         for i, name in enumerate(inspect.signature(function).parameters)
         if name in hints and function.__module__ not in TAKES_ANYTHING and (check_one := checker(hints[name]))
     ]
+    makes_gradients, unset = function.__name__ == "__init__", object()  # some arrays of a gradient may be None
     of_result, of_generator = checker(result), generator_checkers(result)
     if not (arguments or of_result or of_generator):
         return function
@@ -214,10 +223,9 @@ def checked(function: Callable) -> Callable:
         letters: Letters = {}
         for i, name, check_one, where in arguments:
             try:
-                if i < len(args):
-                    check_one(args[i], letters)
-                elif name in kwargs:
-                    check_one(kwargs[name], letters)
+                value = args[i] if i < len(args) else kwargs.get(name, unset)
+                if value is not unset and (value is not None or not makes_gradients):
+                    check_one(value, letters)
             except ShapeError as error:
                 raise error.within(where) from None
         returned = function(*args, **kwargs)

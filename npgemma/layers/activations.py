@@ -26,6 +26,23 @@ def gelu(x: Float[Array, "*R"]) -> Float[Array, "*R"]:
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
 
 
+def gelu_backward(x: Float[Array, "*R"], dy: Float[Array, "*R"]) -> Float[Array, "*R"]:
+    """dx = dy gelu'(x)."""
+    return dy * gelu_and_slope(x)[1]
+
+
+def gelu_and_slope(x: Float[Array, "*R"]) -> tuple[Float[Array, "*R"], Float[Array, "*R"]]:
+    """forward: y = x s, where s = (1 + tanh u) / 2 and u = c (x + 0.044715 x^3), c = sqrt(2/pi).
+
+    gelu'(x) = s + x s', and s' = 2 s (1 - s) u'. Both results share the one tanh.
+    """
+    c = math.sqrt(2 / math.pi)
+    square = x * x
+    s = 0.5 * (1 + np.tanh(x * (c + c * 0.044715 * square)))
+    y = x * s
+    return y, s + y * (1 - s) * (2 * c + 6 * c * 0.044715 * square)
+
+
 @by_rows
 def gelu_erf(x: Float[Array, "*R"]) -> Float[Array, "*R"]:
     """y = x/2 (1 + erf(x / sqrt(2))): x times the probability that a standard normal variable is at most x.
@@ -35,6 +52,12 @@ def gelu_erf(x: Float[Array, "*R"]) -> Float[Array, "*R"]:
     return 0.5 * x * (1 + erf(x * math.sqrt(0.5)))
 
 
+def gelu_erf_backward(x: Float[Array, "*R"], dy: Float[Array, "*R"]) -> Float[Array, "*R"]:
+    """forward: y = x Phi(x), where Phi'(x) = e^(-x^2 / 2) / sqrt(2 pi).   dx = dy (Phi(x) + x Phi'(x))."""
+    phi = 0.5 * (1 + erf(x * math.sqrt(0.5)))
+    return dy * (phi + x * np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi))
+
+
 @by_rows
 def quick_gelu(x: Float[Array, "*R"]) -> Float[Array, "*R"]:
     """y = x / (1 + exp(-1.702 x)), which OpenAI's CLIP was trained with. Beyond +-80 the exponential does not matter.
@@ -42,6 +65,18 @@ def quick_gelu(x: Float[Array, "*R"]) -> Float[Array, "*R"]:
     Source: Hendrycks and Gimpel 2016, section 2; CLIP's clip/model.py.
     """
     return x / (1 + np.exp(np.clip(-1.702 * x, -80, 80)))
+
+
+def quick_gelu_backward(x: Float[Array, "*R"], dy: Float[Array, "*R"]) -> Float[Array, "*R"]:
+    """forward: y = x s, where s = 1 / (1 + exp(-1.702 x)).   dx = dy (s + 1.702 x s (1 - s))."""
+    s = 1 / (1 + np.exp(np.clip(-1.702 * x, -80, 80)))
+    return dy * (s + 1.702 * x * s * (1 - s))
+
+
+def activation_backward(act: Activation, x: Float[Array, "*R"], dy: Float[Array, "*R"]) -> Float[Array, "*R"]:
+    """dx of any of the activations above."""
+    backward = {"gelu": gelu_backward, "gelu_erf": gelu_erf_backward, "quick_gelu": quick_gelu_backward}
+    return backward[act.__name__](x, dy)
 
 
 def erf(x: Float[Array, "*R"]) -> Float[Array, "*R"]:
@@ -116,10 +151,23 @@ def geglu(gate: Float[Array, "T F"], up: Float[Array, "T F"], tap: Tap = silent)
     return tap("act", gelu(gate), "T F") * up
 
 
+def geglu_backward(
+    gate: Float[Array, "T F"], up: Float[Array, "T F"], dy: Float[Array, "T F"], tap: Tap = silent
+) -> tuple[Float[Array, "T F"], Float[Array, "T F"]]:
+    """forward: y = gelu(gate) up.   dgate = dy up gelu'(gate),  dup = dy gelu(gate)."""
+    act, slope = gelu_and_slope(gate)
+    return tap("act", dy * up, "T F") * slope, dy * act
+
+
 def soft_cap(x: Float[Array, "T V"], cap: float, tap: Tap = silent) -> Float[Array, "T V"]:
     """y = cap tanh(x / cap): near x where x is small, never beyond -cap .. cap. Source: Gemma 2 (2024), section 2."""
     x = tap("over_cap", x / cap, "T V")
     return tap("tanh", np.tanh(x), "T V") * cap
+
+
+def soft_cap_backward(x: Float[Array, "T V"], cap: float, dy: Float[Array, "T V"]) -> Float[Array, "T V"]:
+    """forward: y = cap tanh(x / cap).   dx = dy (1 - tanh(x / cap)^2)."""
+    return dy * (1 - np.square(np.tanh(x / cap)))
 
 
 def softmax(x: Float[Array, "*R S"]) -> Float[Array, "*R S"]:

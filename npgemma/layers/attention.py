@@ -86,6 +86,90 @@ def attend_block(
     return (x.reshape(key_heads, queries * rows, -1) @ values).reshape(q.shape)
 
 
+def attend_backward(
+    q: Float[Array, "T N H"],
+    keys: Float[Array, "S K H"],
+    values: Float[Array, "S K H"],
+    mask: Bool[Array, "T S"],
+    dy: Float[Array, "T N H"],
+    tap: Tap = silent,
+    scale: float | None = None,
+    cap: float | None = None,
+) -> tuple[Float[Array, "T N H"], Float[Array, "S K H"], Float[Array, "S K H"]]:
+    """dq, dkeys, dvalues. The scores are computed again in the blocks of the forward pass; none of them are stored.
+
+    `tap` is that of the forward pass. The blocks' shares of dkeys and dvalues are added in the order of the blocks, so
+    the result does not depend on the number of cores. Query heads that share a key head are rows of one product, which
+    adds up what they give to it.
+    """
+    rows, heads, width = q.shape
+    seen, key_heads, _ = keys.shape
+    q, dy = (x.reshape(rows, key_heads, -1, width).transpose(1, 2, 0, 3) for x in (q, dy))  # K G T H
+    keys, values = keys.transpose(1, 2, 0), values.transpose(1, 0, 2)  # K H S, K S H
+    blocks = score_blocks(*q.shape[:-1], seen) if tap is silent else [(slice(None),) * 3]
+    scale = width**-0.5 if scale is None else scale
+    dq = np.empty((rows, heads, width), q.dtype).reshape(rows, key_heads, -1, width).transpose(1, 2, 0, 3)
+    shares: dict[int, tuple[Array, Array]] = {}
+
+    def run(i: int) -> None:
+        b = blocks[i]
+        forward = q[b], keys[b[0]], values[b[0]], mask[b[2]], scale, cap
+        dq[b], dk, dv = attend_block_backward(*forward, dy[b], tap)
+        shares[i] = dk, dv
+
+    in_parallel(run, range(len(blocks)))
+    dkeys, dvalues = np.zeros((2, key_heads, seen, width), q.dtype)
+    for i, (k, _, _) in enumerate(blocks):
+        dkeys[k] += shares[i][0]
+        dvalues[k] += shares[i][1]
+    return (
+        dq.transpose(2, 0, 1, 3).reshape(rows, heads, width),
+        dkeys.transpose(1, 0, 2),
+        dvalues.transpose(1, 0, 2),
+    )
+
+
+def attend_block_backward(
+    q: Float[Array, "K G T H"],
+    keys: Float[Array, "K H S"],
+    values: Float[Array, "K S H"],
+    mask: Bool[Array, "T S"],
+    scale: float,
+    cap: float | None,
+    dy: Float[Array, "K G T H"],
+    tap: Tap = silent,
+) -> tuple[Float[Array, "K G T H"], Float[Array, "K S H"], Float[Array, "K S H"]]:
+    """forward: y = P values, where P = softmax(x), x = cap tanh(z / cap) and z = q keys scale.
+
+        dP = dy values^T,  dx = P (dP - sum over s of P dP),  dz = dx (1 - tanh^2)
+        dq = dz keys^T scale,  dkeys = dz^T q scale,  dvalues = P^T dy
+
+    Where the mask is False, P is 0, and so is dx. Query heads and rows are one axis of the products.
+    """
+    seen = passed(attend_block(q, keys, values, mask, scale, cap), tap)
+    shape, folded = q.shape, (len(q), -1, q.shape[-1])
+    q, dy, probs = q.reshape(folded), dy.reshape(folded), seen["probs"].reshape(len(q), -1, mask.shape[1])
+    dprobs = dy @ values.transpose(0, 2, 1)
+    dscores = probs * (dprobs - (probs * dprobs).sum(-1, keepdims=True))
+    if cap is not None:
+        dscores *= 1 - np.square(seen["tanh"].reshape(probs.shape))
+    dscores *= scale
+    dq = (dscores @ keys.transpose(0, 2, 1)).reshape(shape)
+    return dq, dscores.transpose(0, 2, 1) @ q, probs.transpose(0, 2, 1) @ dy
+
+
+def passed(running: Attending, tap: Tap) -> dict[str, Float[Array, "K G T S"]]:
+    """Run a block to its end; returns what it went on with, by name."""
+    seen = {}
+    name, x = next(running)
+    while True:
+        seen[name] = x = tap(name, x.reshape(-1, *x.shape[2:]), "N T S").reshape(x.shape)
+        try:
+            name, x = running.send(x)
+        except StopIteration:
+            return seen
+
+
 def run_apart(running: list[Attending], blocks: list[ScoreBlock], mixed: Float[Array, "K G T H"]) -> None:
     """Run each block from beginning to end, several in parallel, and write the results to `mixed`."""
 

@@ -1,15 +1,49 @@
-"""The losses of towers that are trained on pairs: row i of the pictures belongs to row i of the texts.
+"""Losses: the cross-entropy of tokens or classes, and two for towers that are trained on pairs.
 
-Both take rows of length 1 (see `norms.unit`), and compute in the dtype of the pictures.
+Row i of the pictures belongs to row i of the texts. The losses of pairs take rows of length 1 (see `norms.unit`), and
+compute in the dtype of the pictures.
 """
 
 import numpy as np
 
-from npgemma.layers.activations import log_softmax
-from npgemma.layers.shapes import Array, Float
+from npgemma.layers.activations import log_softmax, softmax
+from npgemma.layers.shapes import Array, Float, Int
 
 # Texts whose scores are held at a time: with 32,768 pairs, all scores would take 4 GB.
 COLUMNS = 4096
+
+
+def cross_entropy(
+    logits: Float[Array, "T V"], targets: Int[Array, "T"], weights: Float[Array, "T"], smoothing: float = 0.0
+) -> float:
+    """L = - sum over t, v of weights[t] wanted[t v] log softmax(logits)[t v].
+
+    wanted[t v] is 1 - smoothing at the target of t, and smoothing / (V - 1) elsewhere. The weights say what the loss is
+    the mean of: 1/T each is the mean over rows.
+
+    Source: Szegedy et al. 2016, section 7, as big_vision spreads it. PyTorch's label_smoothing e also spreads some of
+    it on the target: e there is smoothing = e (V - 1) / V here.
+    """
+    log_probs = log_softmax(logits)
+    spread = smoothing / (logits.shape[1] - 1)
+    right = log_probs[np.arange(len(targets)), targets]
+    return -float((weights * ((1 - smoothing - spread) * right + spread * log_probs.sum(-1))).sum())
+
+
+def cross_entropy_backward(
+    logits: Float[Array, "T V"], targets: Int[Array, "T"], weights: Float[Array, "T"], smoothing: float = 0.0
+) -> Float[Array, "T V"]:
+    """dlogits[t v] = weights[t] (P[t v] - wanted[t v]), P = softmax(logits).
+
+    At the target, P - 1 is computed as minus the sum of all other P: a subtraction loses its digits where P is near 1.
+    """
+    dlogits = softmax(logits)
+    at_target = np.arange(len(targets)), targets
+    dlogits[at_target] = 0
+    others = dlogits.sum(-1)
+    dlogits -= smoothing / (logits.shape[1] - 1)
+    dlogits[at_target] = smoothing - others
+    return dlogits * weights[:, None].astype(logits.dtype)
 
 
 def sigmoid_loss(

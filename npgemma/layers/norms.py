@@ -1,9 +1,11 @@
 """Layer norm, RMS norm and rows of length 1, over the last axis. They compute in the dtype of `x`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
+from npgemma.layers.linear import total
 from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import Tap, silent
 from npgemma.layers.threads import by_rows
@@ -28,10 +30,29 @@ def layer_norm(p: LayerNorm, x: Float[Array, "*R D"]) -> Float[Array, "*R D"]:
     return centred / np.sqrt(variance + p.eps) * p.weight + p.bias
 
 
+def layer_norm_backward(
+    p: LayerNorm, x: Float[Array, "*R D"], dy: Float[Array, "*R D"]
+) -> tuple[Float[Array, "*R D"], LayerNorm]:
+    """forward: y = n weight + bias, where n = (x - mean) / s and s = sqrt(variance + eps).
+
+    With h = dy weight:  dx = (h - mean(h) - n mean(h n)) / s.
+    """
+    centred = x - x.mean(-1, keepdims=True)
+    s = np.sqrt(np.square(centred).mean(-1, keepdims=True) + p.eps)
+    n = centred / s
+    h = dy * p.weight
+    dx = (h - h.mean(-1, keepdims=True) - n * (h * n).mean(-1, keepdims=True)) / s
+    return dx, LayerNorm(total(p.weight, dy * n), total(p.bias, dy), p.eps)
+
+
 @dataclass(frozen=True)
 class RMSNorm:
     weight: Float[Array, "D"]
     eps: float
+
+
+# An RMS norm of whole rows, or of heads.
+Norm = TypeVar("Norm", bound=RMSNorm)
 
 
 @by_rows
@@ -44,7 +65,26 @@ def rms_norm(p: RMSNorm, x: Float[Array, "*R D"]) -> Float[Array, "*R D"]:
     return x / np.sqrt(np.square(x).mean(-1, keepdims=True) + p.eps) * scale
 
 
+def rms_norm_backward(p: Norm, x: Float[Array, "*R D"], dy: Float[Array, "*R D"]) -> tuple[Float[Array, "*R D"], Norm]:
+    """forward: y = n (1 + weight), where n = x / s and s = sqrt(mean(x^2) + eps).
+
+    With h = dy (1 + weight):  dx = (h - n mean(h n)) / s.
+    """
+    s = np.sqrt(np.square(x).mean(-1, keepdims=True) + p.eps)
+    n = x / s
+    h = dy * np.add(p.weight, 1, dtype=x.dtype)
+    dx = (h - n * (h * n).mean(-1, keepdims=True)) / s
+    return dx, replace(p, weight=total(p.weight, dy * n))
+
+
 def unit(x: Float[Array, "B E"], tap: Tap = silent) -> Float[Array, "B E"]:
     """y = x / sqrt(sum x^2): rows of length 1, whose product is the cosine of the angle between them."""
     length = tap("length", np.sqrt(np.square(x).sum(-1)), "B")
     return x / length[:, None]
+
+
+def unit_backward(x: Float[Array, "B E"], dy: Float[Array, "B E"]) -> Float[Array, "B E"]:
+    """forward: y = x / length.   dx = (dy - y (dy . y)) / length: what is along y does not change y."""
+    length = np.sqrt(np.square(x).sum(-1, keepdims=True))
+    y = x / length
+    return (dy - y * (dy * y).sum(-1, keepdims=True)) / length

@@ -39,6 +39,31 @@ def multiply_packed(x: Float[Array, "T I"], w: Weight[Array, "O I"]) -> Float[Ar
     return y
 
 
+# Partial sums of dy W: the cores take them in any order, and they are added in this one, so that the result does not
+# depend on how many cores there are.
+PARTS = 4
+
+
+def multiply_back(dy: Float[Array, "T O"], w: Weight[Array, "O I"]) -> Float[Array, "T I"]:
+    """dy W in the dtype of `dy`: the sum over blocks of rows of W, in the order in which the file has them."""
+    blocks = row_blocks(w, LARGE_BLOCK)
+    sums = np.zeros((min(PARTS, len(blocks)), len(dy), w.shape[1]), dy.dtype)
+
+    def add(part: int) -> None:
+        for block in blocks[part::PARTS]:
+            sums[part] += dy[:, block] @ widened(w[block], dy.dtype)
+
+    in_parallel(add, range(len(sums)))
+    return sums.sum(0) if len(sums) > 1 else sums[0]
+
+
+def outer_products(dy: Float[Array, "T O"], x: Float[Array, "T I"]) -> Float[Array, "O I"]:
+    """dy^T x, the sum over rows of the outer products of dy and x: a block of rows of the result at a time."""
+    dw = np.empty((dy.shape[1], x.shape[1]), dy.dtype)
+    in_parallel(lambda block: np.matmul(dy[:, block].T, x, out=dw[block]), row_blocks(dw, LARGE_BLOCK))
+    return dw
+
+
 def blocks_for(rows: int, w: Weight[Array, "O I"], dtype: np.dtype) -> list[slice]:
     """The blocks of W for so many rows of x: one if there is nothing to widen and nobody to share the work with."""
     if w.dtype == dtype and rows > FEW_ROWS and alone():

@@ -29,3 +29,10 @@ def rope(
     x_cos = tap("x_cos", np.concatenate([first * cos, second * cos], -1), "T N H")
     x_sin = tap("x_sin", np.concatenate([-second * sin, first * sin], -1), "T N H")
     return x_cos + x_sin
+
+
+def rope_backward(
+    dy: Float[Array, "T N H"], positions: Int[Array, "T"], theta: float, factor: float = 1.0
+) -> Float[Array, "T N H"]:
+    """forward: y = rotation x.   dx = rotation^T dy, and the transpose of a rotation turns back."""
+    return rope(dy, -positions, theta, factor=factor)

@@ -12,7 +12,8 @@ with what the tap returns. So a tap can record, round or replace a tensor. The d
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import copy
 from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
@@ -36,8 +37,57 @@ def at(tap: Tap, scope: str, **letters: str) -> Tap:
     """`tap`, called with `scope.` before every name. `letters` rename axes: N="K" turns "T N H" into "T K H"."""
     if tap is silent:
         return silent
+    if isinstance(tap, Kept):
+        return tap.at(scope, letters)
     renamed = str.maketrans(letters)
     return lambda name, x, axes: tap(f"{scope}.{name}", x, axes.translate(renamed))
+
+
+class Kept:
+    """A tap that keeps a reference to each tensor that the backward pass needs: `saw["mid"]`, `saw.at("attn")["q"]`.
+
+    `needs` has the full names of these tensors, with `{i}` for any number. `tap` comes first: what it returns is what
+    the model continues with, and is what is kept. Nobody may write to a tensor that has passed a tap.
+    """
+
+    def __init__(self, needs: Iterable[str], tap: Tap = silent) -> None:
+        self.needs = frozenset(needs)
+        self.tap = tap
+        self.scope = ""
+        self.tensors: dict[str, np.ndarray] = {}
+
+    def __call__(self, name: str, x: Array, axes: str) -> Array:
+        x = self.tap(name, x, axes)
+        if numbered(self.scope + name) in self.needs:
+            self.tensors[self.scope + name] = x
+        return x
+
+    def __getitem__(self, name: str) -> Array:
+        return self.tensors[self.scope + name]
+
+    def __contains__(self, name: str) -> bool:
+        return self.scope + name in self.tensors
+
+    def inside(self, scope: str, **letters: str) -> "Kept":
+        """What was kept of a part of the model, and the tap of that part."""
+        part = copy(self)
+        part.tap = at(self.tap, scope, **letters)
+        part.scope = f"{self.scope}{scope}."
+        return part
+
+    def at(self, scope: str, letters: Mapping[str, str]) -> Tap:
+        """The tap of a part of the model: only `tap` itself if nothing of the part is needed."""
+        part = self.inside(scope, **letters)
+        return part if any(name.startswith(numbered(part.scope)) for name in self.needs) else part.tap
+
+    def again(self, needs: Iterable[str]) -> "Kept":
+        """A tap that keeps more of the same part, for computing the part again; the names in `needs` are the part's."""
+        return Kept(needs, self.tap)
+
+
+def numbered(name: str) -> str:
+    """The name with `{i}` in place of each number between its dots."""
+    return ".".join("{i}" if part.isdecimal() else part for part in name.split("."))
 
 
 def checked(tap: Callable[..., Any]) -> Tap:

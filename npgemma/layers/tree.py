@@ -15,10 +15,11 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
+from typing import Any, NamedTuple, TypeAlias, TypeVar, get_args, get_type_hints
 
 import numpy as np
 
+from npgemma.layers.bits import widened
 from npgemma.layers.shapes import Array
 
 Tree = TypeVar("Tree")
@@ -34,6 +35,9 @@ class Slot:
     def size(self) -> int:
         return math.prod(self.shape or ())
 
+
+# The gradient of a weight: an array of its shape, or None if it is frozen.
+Gradient: TypeAlias = Any
 
 # A field of a model whose arrays are not read yet; to a type checker it is whatever the field wants.
 SLOT: Any = Slot()
@@ -104,6 +108,33 @@ def rebuilt(f: Callable[[Leaf], Any], tree: Any, path: str) -> Any:
         names = [field.name for field in dataclasses.fields(tree)]
         return dataclasses.replace(tree, **dict(zip(names, changed, strict=True)))  # type: ignore[type-var]
     return tree
+
+
+def thawed(tree: Tree, chosen: Callable[[str], bool], dtype: np.dtype) -> Tree:
+    """The tree for training: a writable copy, as `dtype`, of each leaf whose path is `chosen`; the others read-only.
+
+    A read-only weight is frozen: a backward pass has no gradient for it, and None stands in its place.
+    """
+
+    def copied(leaf: Leaf) -> Array:
+        if chosen(leaf.path):
+            return np.array(widened(leaf.value, dtype))
+        view = leaf.value.view()
+        view.flags.writeable = False
+        return view
+
+    return map_tree(copied, tree)
+
+
+def is_frozen(w: Array) -> bool:
+    """Whether a weight is read-only, so that a backward pass has no gradient for it."""
+    return not w.flags.writeable
+
+
+def added(tree: Tree, other: Tree) -> Tree:
+    """The sum of two gradients of the same model, array by array."""
+    values = iter(arrays(other))
+    return map_tree(lambda leaf: leaf.value + next(values), tree)
 
 
 def arrays(tree: Any) -> list[Array]:

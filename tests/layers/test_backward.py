@@ -1,0 +1,288 @@
+"""Every backward pass against its forward pass, by the complex step: f(x + i h v) = f(x) + i h (df . v), to rounding.
+
+A forward pass that is not analytic (it clips, or takes a maximum or an absolute value of what changes) is differenced
+instead, on both sides of x.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from npgemma.layers import activations, losses, norms
+from npgemma.layers.attention import attend, attend_backward
+from npgemma.layers.linear import (
+    AdaptedWeight,
+    embed,
+    embed_backward,
+    linear,
+    linear_backward,
+    project,
+    project_backward,
+    total,
+    unproject,
+    unproject_backward,
+)
+from npgemma.layers.norms import LayerNorm, RMSNorm
+from npgemma.layers.rope import rope, rope_backward
+
+# A complex step has no rounding of its own: sums of some hundred products of float64 numbers are off by 1e-15 of the
+# length of the gradient. Differences of step h are off by h^2 and by 1e-16/h.
+EXACT, STEP = 1e-14, 1e-100
+DIFFERENCED, DIFFERENCE = 1e-8, 1e-6
+DIRECTIONS = 3
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class Case(NamedTuple):
+    """A forward pass of arrays by name, and its backward pass: the gradient of each array, by name."""
+
+    forward: Callable[..., np.ndarray]
+    backward: Callable[..., Arrays]
+    shapes: Mapping[str, tuple[int, ...]]
+    analytic: bool = True
+
+
+def layer_norm_gradients(dy, x, weight, bias):
+    dx, p = norms.layer_norm_backward(LayerNorm(weight, bias, 1e-3), x, dy)
+    return {"x": dx, "weight": p.weight, "bias": p.bias}
+
+
+def rms_norm_gradients(dy, x, weight):
+    dx, p = norms.rms_norm_backward(RMSNorm(weight, 1e-3), x, dy)
+    return {"x": dx, "weight": p.weight}
+
+
+def adapted_gradients(dy, x, w, a, b):
+    dx, dw = linear_backward(x, AdaptedWeight(w, a, b, 0.7), dy)
+    return {"x": dx, "w": dw.base, "a": dw.a, "b": dw.b}
+
+
+MASK = np.tri(5, 7, 2, dtype=bool)  # the first row sees three
+POSITIONS = np.array([3, 4, 5, 900, 901])
+IDS = np.array([4, 1, 4, 4, 0])
+TARGETS, WEIGHTS = np.array([2, 0, 3]), np.array([0.5, 0.25, 2.0])
+HEADS = {"q": (5, 4, 6), "keys": (7, 2, 6), "values": (7, 2, 6)}
+
+
+def named(*names: str) -> Callable[[tuple], Arrays]:
+    return lambda found: dict(zip(names, found, strict=True))
+
+
+def attention_case(**options: float) -> Case:
+    return Case(
+        lambda q, keys, values: attend(q, keys, values, MASK, **options),
+        lambda dy, q, keys, values: named(*HEADS)(attend_backward(q, keys, values, MASK, dy, **options)),
+        HEADS,
+    )
+
+
+def cross_entropy_case(smoothing: float) -> Case:
+    def forward(logits):
+        y = losses.log_softmax(logits)
+        spread = np.full(y.shape, smoothing / (y.shape[1] - 1))
+        spread[np.arange(3), TARGETS] = 1 - smoothing
+        return -(WEIGHTS[:, None] * spread * y).sum()
+
+    return Case(
+        forward,
+        lambda dy, logits: {"logits": losses.cross_entropy_backward(logits, TARGETS, WEIGHTS, smoothing) * dy},
+        {"logits": (3, 6)},
+    )
+
+
+CASES = {
+    "linear": Case(
+        linear,
+        lambda dy, x, w, bias: {**named("x", "w")(linear_backward(x, w, dy)), "bias": total(bias, dy)},
+        {"x": (2, 5, 3), "w": (4, 3), "bias": (4,)},
+    ),
+    "project": Case(
+        lambda x, w: project(x, w),
+        lambda dy, x, w: named("x", "w")(project_backward(x, w, dy)),
+        {"x": (5, 3), "w": (2, 4, 3)},
+    ),
+    "unproject": Case(
+        lambda x, w: unproject(x, w),
+        lambda dy, x, w: named("x", "w")(unproject_backward(x, w, dy)),
+        {"x": (5, 2, 4), "w": (3, 2, 4)},
+    ),
+    "an adapted weight": Case(
+        lambda x, w, a, b: linear(x, AdaptedWeight(w, a, b, 0.7)),
+        adapted_gradients,
+        {"x": (5, 3), "w": (4, 3), "a": (2, 3), "b": (4, 2)},
+    ),
+    "embed": Case(
+        lambda table: embed(IDS, table, table.dtype),
+        lambda dy, table: {"table": embed_backward(IDS, table, dy)},
+        {"table": (6, 3)},
+    ),
+    "layer norm": Case(
+        lambda x, weight, bias: norms.layer_norm(LayerNorm(weight, bias, 1e-3), x),
+        layer_norm_gradients,
+        {"x": (2, 5, 3), "weight": (3,), "bias": (3,)},
+    ),
+    "RMS norm": Case(
+        lambda x, weight: norms.rms_norm(RMSNorm(weight, 1e-3), x), rms_norm_gradients, {"x": (5, 3), "weight": (3,)}
+    ),
+    "unit": Case(norms.unit, lambda dy, x: {"x": norms.unit_backward(x, dy)}, {"x": (5, 3)}),
+    "gelu": Case(activations.gelu, lambda dy, x: {"x": activations.gelu_backward(x, dy)}, {"x": (5, 3)}),
+    "gelu with erf": Case(
+        activations.gelu_erf, lambda dy, x: {"x": activations.gelu_erf_backward(x, dy)}, {"x": (5, 3)}, analytic=False
+    ),
+    "quick gelu": Case(
+        activations.quick_gelu,
+        lambda dy, x: {"x": activations.quick_gelu_backward(x, dy)},
+        {"x": (5, 3)},
+        analytic=False,
+    ),
+    "GeGLU": Case(
+        activations.geglu,
+        lambda dy, gate, up: named("gate", "up")(activations.geglu_backward(gate, up, dy)),
+        {"gate": (5, 3), "up": (5, 3)},
+    ),
+    "soft cap": Case(
+        lambda x: activations.soft_cap(x, 1.5),
+        lambda dy, x: {"x": activations.soft_cap_backward(x, 1.5, dy)},
+        {"x": (5, 3)},
+    ),
+    "RoPE": Case(
+        lambda x: rope(x, POSITIONS, 1e4, factor=2.0),
+        lambda dy, x: {"x": rope_backward(dy, POSITIONS, 1e4, 2.0)},
+        {"x": (5, 2, 6)},
+    ),
+    "attention": attention_case(),
+    "attention with a cap and a scale": attention_case(cap=1.5, scale=0.8),
+    "cross-entropy": cross_entropy_case(0.0),
+    "cross-entropy, smoothed": cross_entropy_case(0.3),
+}
+
+
+def drawn(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(len(shapes))
+    return {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+
+
+def slope(case: Case, arrays: Arrays, name: str, v: np.ndarray) -> np.ndarray:
+    """How the result changes along v, a direction of one of the arrays."""
+    if case.analytic:
+        wide = {each: x.astype(np.complex128) for each, x in arrays.items()}
+        wide[name] = wide[name] + 1j * STEP * v
+        return case.forward(*wide.values()).imag / STEP
+    above, below = (case.forward(*{**arrays, name: arrays[name] + h * v}.values()) for h in (DIFFERENCE, -DIFFERENCE))
+    return (above - below) / (2 * DIFFERENCE)
+
+
+def error(case: Case, found: Arrays, arrays: Arrays, dy: np.ndarray, name: str) -> float:
+    """The largest error of a gradient along random directions, as a share of its length."""
+    rng = np.random.default_rng(1)
+    errors = []
+    for _ in range(DIRECTIONS):
+        v = rng.standard_normal(arrays[name].shape)
+        wanted = (slope(case, arrays, name, v / np.linalg.norm(v)) * dy).sum()
+        errors.append(abs((found[name] * v).sum() / np.linalg.norm(v) - wanted) / np.linalg.norm(found[name]))
+    return max(errors)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_are_the_slopes_of_the_forward_pass(name: str) -> None:
+    case = CASES[name]
+    arrays = drawn(case.shapes)
+    dy = np.random.default_rng(2).standard_normal(np.shape(case.forward(*arrays.values())))
+    found = case.backward(dy, **arrays)
+    assert found.keys() == arrays.keys()
+    for argument in arrays:
+        assert found[argument].shape == arrays[argument].shape
+        assert error(case, found, arrays, dy, argument) < (EXACT if case.analytic else DIFFERENCED), argument
+        wrong = {**found, argument: -found[argument]}
+        assert error(case, wrong, arrays, dy, argument) > 0.01, "the check does not notice a wrong sign"
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_cross_entropy_is_what_its_backward_pass_was_held_against(smoothing: float) -> None:
+    logits = drawn({"logits": (3, 6)})["logits"]
+    found = losses.cross_entropy(logits, TARGETS, WEIGHTS, smoothing)
+    np.testing.assert_allclose(found, cross_entropy_case(smoothing).forward(logits), rtol=EXACT)
+
+
+def test_the_gradient_at_a_sure_target_keeps_its_digits() -> None:
+    """P is 1 - 3e-9 there: P - 1 in float32 is 0."""
+    logits = np.array([[0.0, 20.0, -1.0]], np.float32)
+    found = losses.cross_entropy_backward(logits, np.array([1]), np.ones(1))
+    wide = losses.cross_entropy_backward(logits.astype(np.float64), np.array([1]), np.ones(1))
+    np.testing.assert_allclose(found, wide, rtol=1e-6)
+
+
+def test_the_slope_of_an_rms_norm_of_small_rows_has_eps_under_the_root() -> None:
+    """Rows of size 1e-3, where eps is as large as their mean square."""
+    x = drawn({"x": (5, 3)})["x"] * 1e-3
+    case = Case(
+        lambda x: norms.rms_norm(RMSNorm(np.ones(3), 1e-6), x),
+        lambda dy, x: {"x": norms.rms_norm_backward(RMSNorm(np.ones(3), 1e-6), x, dy)[0]},
+        {},
+    )
+    dy = np.ones((5, 3))
+    assert error(case, case.backward(dy, x), {"x": x}, dy, "x") < EXACT
+
+
+# ---------------------------------------------------------------------------------------------- blocks, threads, frozen
+
+
+def test_attention_in_blocks_has_the_gradients_of_one_block() -> None:
+    """400 x 400 scores in 4 heads are cut into blocks; a tap makes them one."""
+    q, keys, values, dy = np.random.default_rng(0).standard_normal((4, 400, 4, 6))
+    mask = np.tri(400, dtype=bool)
+    in_blocks = attend_backward(q, keys, values, mask, dy)
+    whole = attend_backward(q, keys, values, mask, dy, tap=lambda name, x, axes: x.copy())
+    for found, wanted in zip(in_blocks, whole, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-13)
+
+
+def test_gradients_have_the_same_bits_on_any_number_of_threads(use_threads) -> None:
+    rng = np.random.default_rng(0)
+    x, dy = rng.standard_normal((2, 300, 1200)).astype(np.float32)
+    w = rng.standard_normal((1200, 1200)).astype(np.float32)
+    q, keys, values, dheads = rng.standard_normal((4, 300, 8, 16)).astype(np.float32)
+    mask = np.tri(300, dtype=bool)
+    found = []
+    for threads in (1, 2, 4):
+        use_threads(threads)
+        found.append([*linear_backward(x, w, dy), *attend_backward(q, keys, values, mask, dheads)])
+    for other in found[1:]:
+        for one, another in zip(found[0], other, strict=True):
+            np.testing.assert_array_equal(one, another)
+
+
+@pytest.mark.parametrize("stored", ["float32", "float16", "uint16"])
+def test_the_gradient_of_x_through_a_stored_weight_is_that_of_its_numbers(stored: str) -> None:
+    """1,000 x 700 is more than one block."""
+    rng = np.random.default_rng(0)
+    wide = rng.standard_normal((1000, 700)).astype(np.float32)
+    w = (wide.view(np.uint32) >> 16).astype(np.uint16) if stored == "uint16" else wide.astype(stored)
+    numbers = (w.astype(np.uint32) << 16).view(np.float32) if stored == "uint16" else w.astype(np.float32)
+    dy = rng.standard_normal((5, 1000))
+    dx, _ = linear_backward(np.zeros((5, 700)), w, dy)
+    np.testing.assert_allclose(dx, dy @ numbers.astype(np.float64), atol=1e-11)
+
+
+def test_a_frozen_weight_has_no_gradient() -> None:
+    x, dy, w = np.ones((5, 3)), np.ones((5, 4)), np.ones((4, 3))
+    w.flags.writeable = False
+    dx, dw = linear_backward(x, w, dy)
+    assert dw is None
+    assert dx.tolist() == [[4.0] * 3] * 5
+    assert total(w, np.ones((2, 4, 3))) is None
+    assert embed_backward(IDS[:2] % 4, w, np.ones((2, 3))) is None
+
+
+def test_an_adapted_weight_trains_its_matrices_alone_if_its_base_is_frozen() -> None:
+    base = np.ones((4, 3))
+    base.flags.writeable = False
+    _, dw = linear_backward(
+        np.ones((5, 3)), AdaptedWeight(base, np.ones((2, 3)), np.ones((4, 2)), 0.5), np.ones((5, 4))
+    )
+    assert dw.base is None
+    assert dw.a.shape == (2, 3)
+    assert dw.b.shape == (4, 2)
