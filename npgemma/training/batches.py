@@ -14,23 +14,12 @@ import numpy as np
 
 from npgemma.io.picture import Picture
 from npgemma.layers.shapes import Array, Float, Int
+from npgemma.models.paligemma_grad import Labelled
 from npgemma.training.draws import permutation
 from npgemma.training.encoding import Encoded, Encoder
 from npgemma.training.examples import Example
 
 Mean: TypeAlias = Literal["token", "example"]
-
-
-class Labelled(NamedTuple):
-    """One sequence to learn: ids, types, the rows of `pixel_values` in the order of its image tokens, and weights.
-
-    A token's weight is its share of the loss, and 0 for what is not learned.
-    """
-
-    input_ids: Int[Array, "T"]
-    token_type_ids: Int[Array, "T"]
-    pictures: Sequence[int]
-    weights: Float[Array, "T"]
 
 
 class Batch(NamedTuple):
