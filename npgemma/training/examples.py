@@ -86,19 +86,20 @@ def split_file(folder: Path, split: str) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def read_examples(path: Path, encoder: Encoder, split: str = "train") -> Data:
+def read_examples(path: Path, encoder: Encoder, split: str = "train", pictures: Path | None = None) -> Data:
     """Read and check all lines of a file, or of a split of a folder.
 
-    Paths of pictures are relative to the folder of the file. Keys that are not read are ignored, and so are empty
-    lines. BadData if the file cannot be read, or is of another kind.
+    Paths of pictures are relative to the folder `pictures`, by default that of the file. Keys that are not read are
+    ignored, and so are empty lines. BadData if the file cannot be read, or is of another kind.
     """
     path = data_file(path, split)
+    folder = path.parent if pictures is None else pictures
     picture_of = cache(lambda picture: checked_picture(picture, encoder.max_pixels))
     examples, problems = [], []
     for number, line in numbered_lines(path):
         where = f"{path}: line {number}"
         try:
-            examples.append(read_example(line, where, path.parent, encoder, picture_of))
+            examples.append(read_example(line, where, folder, encoder, picture_of))
         except (ValueError, RecursionError, BadPicture, BadPrompt) as error:
             problems.append(Problem(where, one_line(str(error))))
     return Data(tuple(examples), tuple(problems))
