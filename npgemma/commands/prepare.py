@@ -71,7 +71,8 @@ def run_prepare(a: argparse.Namespace) -> None:
 def line_of(example: Example, base: Path) -> dict[str, str]:
     """An example of one picture as a line of a file in the folder `base`."""
     (picture,) = map(str, example.images)
-    return {"image": os.path.relpath(picture, str(base)), "prefix": example.prefix, "suffix": example.suffix}
+    image = Path(os.path.relpath(picture, str(base))).as_posix()
+    return {"image": image, "prefix": example.prefix, "suffix": example.suffix}
 
 
 def counted(count: int, noun: str) -> str:

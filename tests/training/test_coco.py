@@ -79,6 +79,7 @@ def test_masks_become_codes(segmentation: object, tmp_path: Path) -> None:
     assert example.suffix == write_objects([encode_object(codec, "cat", mask)])
     (found,) = done.objects
     assert 0 <= found.mask_iou <= 1
+    assert found.edge_error <= 60 / 1023 / 2
 
 
 def test_crowds_tiny_objects_and_pictures_without_objects_are_left_out(tmp_path: Path) -> None:
@@ -98,6 +99,7 @@ PROBLEMS = {
     "negative height": ({"bbox": [10, 5, 20, -1]}, "whose width and height must be above 0"),
     "corners": ({"bbox": [30, 15, 60, 30]}, "of which less than half lies in the picture of 60 x 30 pixels"),
     "outside": ({"bbox": [70, 5, 20, 20]}, "of which less than half lies in the picture of 60 x 30 pixels"),
+    "mostly outside": ({"bbox": [-40, 5, 50, 20]}, "of which less than half lies in the picture of 60 x 30 pixels"),
     "unknown category": ({"category_id": 5}, "category_id is 5, which no category has"),
     "no category": ({"category_id": None}, "category_id is None, which no category has"),
     "a list of categories": ({"category_id": [3]}, "category_id is [3], which no category has"),

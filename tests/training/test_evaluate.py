@@ -76,6 +76,8 @@ def test_two_boxes_without_an_area_have_no_iou() -> None:
         # found, and found twice
         ([("cat", 0, 0, 10, 20)], [("cat", 0, 0, 10, 20)], 1, 1, 1),
         ([("cat", 0, 0, 10, 20)], [("cat", 0, 0, 10, 20), ("cat", 0, 0, 10, 20)], 1, 1 / 2, 1),
+        # one box found stands for one that is wanted
+        ([("cat", 0, 0, 10, 20), ("cat", 0, 0, 10, 25)], [("cat", 0, 0, 10, 20)], 1 / 2, 1, 1 / 2),
         # another label, nothing, and no box at all
         ([("cat", 0, 0, 10, 20)], [("dog", 0, 0, 10, 20)], 0, 0, 0),
         ([("cat", 0, 0, 10, 20)], [], 0, 0, 0),

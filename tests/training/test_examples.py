@@ -124,6 +124,7 @@ def test_a_good_line_is_read(line: str, folder: Path, encoder: PictureEncoder) -
 def test_empty_lines_and_a_byte_order_mark_are_passed_over(folder: Path, encoder: PictureEncoder) -> None:
     data = read(folder, "\ufeff" + good(), "", "  ", good(), encoder=encoder)
     assert [each.where[-6:] for each in required(data)] == ["line 1", "line 4"]
+    assert len(required(read(folder, "\ufeff", good(), encoder=encoder))) == 1
 
 
 def test_bad_lines_are_refused_or_skipped(folder: Path, encoder: PictureEncoder) -> None:
