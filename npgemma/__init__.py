@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from npgemma.checkpoints.mask_vqvae import read_mask_codec as read_mask_codec
     from npgemma.decoding.scoring import Score as Score
     from npgemma.decoding.text import Generation as Generation
+    from npgemma.errors import BadData as BadData
     from npgemma.errors import BadEmbeddings as BadEmbeddings
     from npgemma.errors import BadGolden as BadGolden
     from npgemma.errors import BadJobs as BadJobs
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from npgemma.tasks.masks import soft_object_masks as soft_object_masks
     from npgemma.tasks.objects import Box as Box
     from npgemma.tasks.objects import DetectedObject as DetectedObject
+    from npgemma.tasks.objects import encode_box as encode_box
     from npgemma.tasks.objects import parse_boxes as parse_boxes
     from npgemma.tasks.objects import parse_objects as parse_objects
     from npgemma.tasks.objects import write_objects as write_objects
@@ -50,14 +52,14 @@ HOMES = {
     "decoding.scoring": ("Score",),
     "decoding.text": ("Generation",),
     "errors": (
-        *("BadEmbeddings", "BadGolden", "BadJobs", "BadModel", "BadPicture", "BadPrompt"),
+        *("BadData", "BadEmbeddings", "BadGolden", "BadJobs", "BadModel", "BadPicture", "BadPrompt"),
         *("NpgemmaError", "TooLittleMemory"),
     ),
     "io.jobs": ("Job",),
     "layers.taps": ("Recorder",),
     "tasks.drawing": ("draw_boxes", "draw_masks"),
     "tasks.masks": ("encode_object", "object_masks", "soft_object_masks"),
-    "tasks.objects": ("Box", "DetectedObject", "parse_boxes", "parse_objects", "write_objects"),
+    "tasks.objects": ("Box", "DetectedObject", "encode_box", "parse_boxes", "parse_objects", "write_objects"),
 }
 
 __all__ = sorted(name for names in HOMES.values() for name in names)

@@ -103,6 +103,22 @@ class BadJobs(NpgemmaError):
     """
 
 
+class BadData(NpgemmaError):
+    """A file of training examples, or of COCO annotations, cannot be read, or holds lines that cannot be learned.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> import npgemma
+    >>> from npgemma.training.examples import data_file
+    >>> try:
+    ...     data_file(Path("missing.jsonl"))
+    ... except npgemma.BadData as error:
+    ...     print(error)
+    missing.jsonl was not found
+    """
+
+
 class BadEmbeddings(NpgemmaError):
     """A file of embeddings is damaged, holds something else, or was made with another model.
 

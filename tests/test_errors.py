@@ -7,7 +7,8 @@ import pytest
 import npgemma
 from npgemma import errors
 
-BAD = [errors.BadEmbeddings, errors.BadGolden, errors.BadJobs, errors.BadModel, errors.BadPicture, errors.BadPrompt]
+BAD = [errors.BadData, errors.BadEmbeddings, errors.BadGolden, errors.BadJobs]
+BAD += [errors.BadModel, errors.BadPicture, errors.BadPrompt]
 CHILDREN = [*BAD, errors.TooLittleMemory]
 
 

@@ -122,11 +122,14 @@ def read_jobs(path: Path) -> list[Job | InvalidJob]:
 
 def check_file(path: Path, head: bytes) -> None:
     """BadJobs if the first bytes of a file are not those of lines of JSON."""
-    head = head.removeprefix(BOM)
-    for pattern, what in OTHER_FILES:
-        if pattern.match(head):
-            advice = "" if ";" in what else f"; write one JSON object a line: {EXAMPLE}"
-            raise BadJobs(f"{path} {what}{advice}")
+    if problem := other_file(head, EXAMPLE):
+        raise BadJobs(f"{path} {problem}")
+
+
+def other_file(head: bytes, example: str) -> str | None:
+    """What the file with these first bytes is, and what to do, if it is not lines of JSON such as `example`."""
+    what = next((what for pattern, what in OTHER_FILES if pattern.match(head.removeprefix(BOM))), None)
+    return what if what is None or ";" in what else f"{what}; write one JSON object a line: {example}"
 
 
 def require_jobs(jobs: Sequence[Job | InvalidJob], path: Path) -> None:

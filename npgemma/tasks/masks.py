@@ -5,6 +5,7 @@ between 0 and 1, big_vision's evaluators threshold at 0.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,10 +13,9 @@ from PIL import Image
 
 from npgemma.layers.shapes import Array, Bool, Float
 from npgemma.models.mask_vqvae import SIDE, MaskVQVAE, decode_mask, encode_mask
-from npgemma.tasks.objects import BINS, Box, DetectedObject
+from npgemma.tasks.objects import BINS, LAST_BIN, Box, DetectedObject, encode_box
 
 Paste: TypeAlias = Callable[[Array, Box, int, int], Array]
-LAST_BIN = BINS - 1
 
 
 def object_masks(p: MaskVQVAE, objects: Sequence[DetectedObject], width: int, height: int) -> list[Bool[Array, "Y X"]]:
@@ -160,9 +160,7 @@ def encode_object(p: MaskVQVAE, label: str, mask: Array) -> DetectedObject:
     (y0, x0, y1, x1), small = cut_out(mask)
     codes = encode_mask(p, small[None])[0]
     height, width = mask.shape
-    edges = ((y0, height), (x0, width), (y1, height), (x1, width))
-    y0, x0, y1, x1 = (min(LAST_BIN, round(edge / side * LAST_BIN)) for edge, side in edges)
-    return DetectedObject(label, (y0, x0, y1, x1), tuple(codes.tolist()))
+    return replace(encode_box(Box(label, x0, y0, x1, y1), width, height), codes=tuple(codes.tolist()))
 
 
 def read_mask(mask: Any) -> Array:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 BINS = 1024  # location tokens divide each side of the picture into this many bins
+LAST_BIN = BINS - 1
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,36 @@ def write_objects(objects: Sequence[DetectedObject]) -> str:
         return f"{locations}{codes} {each.label}"
 
     return " ; ".join(map(written, objects))
+
+
+def encode_box(box: Box, width: int, height: int) -> DetectedObject:
+    """Encode a box as the object that a model is trained to answer: its edges in bins.
+
+    bin = round(edge / side * 1023), as for `encode_object`; so `box(bins=1023)` gives the box back, up to half a bin.
+
+    Parameters
+    ----------
+    box : Box
+        The box in pixels. What lies outside the picture is cut off.
+    width, height : int
+        The size of the picture in pixels.
+
+    Returns
+    -------
+    DetectedObject
+        The object, for `write_objects`.
+
+    Examples
+    --------
+    >>> import npgemma
+    >>> npgemma.encode_box(npgemma.Box("cat", x0=20, y0=10, x1=50, y1=30), width=60, height=40)
+    DetectedObject(label='cat', bins=(256, 341, 767, 852), codes=())
+    """
+    y0, x0, y1, x1 = (
+        min(LAST_BIN, max(0, round(edge / side * LAST_BIN)))
+        for edge, side in ((box.y0, height), (box.x0, width), (box.y1, height), (box.x1, width))
+    )
+    return DetectedObject(box.label, (y0, x0, y1, x1))
 
 
 def parse_boxes(text: str, width: int, height: int, bins: int = BINS) -> list[Box]:

@@ -1,0 +1,126 @@
+"""An example -> the ids that a model is trained on, and its pictures as pixel values.
+
+    PaliGemma    [image tokens, bos, prefix, newline | suffix, eos]     the prefix sees all of itself
+    Gemma        [bos, prefix, suffix, eos]                             causal
+
+Loss is taken on the suffix and the end token, and nowhere else. These are the ids, types and labels of transformers'
+PaliGemmaProcessor(suffix=...).
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from npgemma.io.picture import Picture, read_picture
+from npgemma.io.pixels import PixelSettings, picture_values
+from npgemma.io.tokenizers import Tokenizer
+from npgemma.layers.shapes import Array, Float, Int
+
+
+class Encoded(NamedTuple):
+    """The ids of an example, the type of each (0 prefix, 1 suffix), and where those that are learned begin."""
+
+    input_ids: Int[Array, "T"]
+    token_type_ids: Int[Array, "T"]
+    learned_from: int
+
+
+class PictureText(Protocol):
+    """A PaliGemma's processor, as npgemma.api.processor has it."""
+
+    tokenizer: Tokenizer
+    side: int
+    settings: PixelSettings
+    max_pixels: int
+
+    def encode(self, prompt: str, images: int) -> Array: ...
+
+    def suffix_ids(self, suffix: str) -> list[int]: ...
+
+
+class PlainText(Protocol):
+    """A language model's processor, as npgemma.api.processor has it."""
+
+    max_pixels: int
+
+    def encode(self, prompt: str) -> Array: ...
+
+    def suffix_ids(self, suffix: str) -> list[int]: ...
+
+
+class Encoder(Protocol):
+    """How a model reads an example: which pictures and texts it takes, and how many tokens at most."""
+
+    most_tokens: int
+    reads_pictures: bool
+
+    @property
+    def max_pixels(self) -> int: ...
+
+    @property
+    def forbidden(self) -> Collection[str]: ...
+
+    def encode(self, prefix: str, suffix: str, pictures: int) -> Encoded: ...
+
+    def pixel_values(self, pictures: list[Picture]) -> Float[Array, "B 3 Y X"]: ...
+
+
+@dataclass(frozen=True)
+class PictureEncoder:
+    """For a PaliGemma whose decoder has positions for `most_tokens`."""
+
+    processor: PictureText
+    most_tokens: int
+    reads_pictures = True
+
+    @property
+    def max_pixels(self) -> int:
+        return self.processor.max_pixels
+
+    @property
+    def forbidden(self) -> Collection[str]:
+        """The control tokens, which the processor adds itself."""
+        return self.processor.tokenizer.specials
+
+    def encode(self, prefix: str, suffix: str, pictures: int) -> Encoded:
+        """[image tokens, bos, prefix, newline | suffix, eos]. BadPrompt for text that is not valid Unicode."""
+        return joined(self.processor.encode(prefix, pictures), self.processor.suffix_ids(suffix), type_before=0)
+
+    def pixel_values(self, pictures: list[Picture]) -> Float[Array, "B 3 Y X"]:
+        """The pictures as the vision tower reads them. BadPicture for one that cannot be read."""
+        side = self.processor.side
+        values = np.empty((len(pictures), 3, side, side), np.float32)
+        for i, picture in enumerate(pictures):
+            values[i] = picture_values(read_picture(picture, self.max_pixels), side, self.processor.settings)
+        return values
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """For a language model that ends its texts with `eos_id`; a prefix may spell control tokens, such as of a chat."""
+
+    processor: PlainText
+    most_tokens: int
+    eos_id: int
+    reads_pictures = False
+    forbidden = ()
+
+    @property
+    def max_pixels(self) -> int:
+        return self.processor.max_pixels
+
+    def encode(self, prefix: str, suffix: str, pictures: int) -> Encoded:
+        """[bos, prefix, suffix, eos], all of it causal. BadPrompt for a token that the model has no row for."""
+        return joined(self.processor.encode(prefix), [*self.processor.suffix_ids(suffix), self.eos_id], type_before=1)
+
+    def pixel_values(self, pictures: list[Picture]) -> Float[Array, "B 3 Y X"]:
+        """No picture at all: `pictures` is empty."""
+        return np.empty((len(pictures), 3, 0, 0), np.float32)
+
+
+def joined(before: Int[Array, "S"], learned: list[int], type_before: int) -> Encoded:
+    """The ids of a prefix and of what is learned after it."""
+    types = np.repeat(np.array([type_before, 1]), [len(before), len(learned)])
+    return Encoded(np.concatenate([before, np.array(learned, np.int64)]), types, len(before))
