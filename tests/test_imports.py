@@ -44,7 +44,7 @@ MODULES = {
         "attention": {"shapes", "taps", "threads", "activations"},
         "losses": {"shapes", "activations"},
         "resize": {"shapes"},
-        "conv": {"shapes"},
+        "conv": {"shapes", "linear"},
     },
     "models": {
         "__init__": set(),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from npgemma.layers.activations import relu
 from npgemma.layers.conv import Conv, ConvTranspose, conv, upsample
 from npgemma.layers.shapes import Array, Float, Int
 
@@ -29,10 +30,6 @@ def residual_block(p: ResidualBlock, x: Float[Array, "B C Y X"]) -> Float[Array,
     first, second, third = p.convs
     y = relu(conv(second, relu(conv(first, x, padding=1)), padding=1))
     return x + conv(third, y, padding=0)
-
-
-def relu(x: Float[Array, "*R"]) -> Float[Array, "*R"]:
-    return np.maximum(x, 0)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ def patch_embedding_backward(
     """forward: y = W patch + bias + position. A position gets the sum over the pictures; pixels get no gradient."""
     width, _, size, _ = p.weight.shape
     dpatches = tap("patches", dy, "B P D")
-    _, weight = linear_backward(patches(pixel_values, size), p.weight.reshape(width, -1), dpatches)
+    _, weight = linear_backward(patches(pixel_values, size), reshaped(p.weight, (width, -1)), dpatches)
     return PatchEmbedding(reshaped(weight, p.weight.shape), total(p.bias, dpatches), total(p.position, dy))
 
 
