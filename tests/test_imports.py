@@ -57,6 +57,8 @@ MODULES = {
         "mask_vqvae": set(),
         "vit_grad": {"vit"},
         "siglip_grad": {"siglip", "vit", "vit_grad"},
+        "clip_grad": {"clip", "vit", "vit_grad"},
+        "mask_vqvae_grad": {"mask_vqvae"},
         "gemma_grad": {"gemma"},
         "prefix_lm_grad": {"prefix_lm", "gemma", "gemma_grad"},
         "paligemma_grad": {"paligemma", "siglip", "gemma", "siglip_grad", "vit_grad", "prefix_lm_grad"},

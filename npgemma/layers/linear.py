@@ -87,7 +87,7 @@ def reshaped(w: Gradient, shape: tuple[int, ...]) -> Gradient:
 
 def total(w: Array, dy: Float[Array, "*R"]) -> Gradient:
     """The gradient of a weight that is the same for all rows: the sum of `dy` over its leading axes; None if frozen."""
-    return None if is_frozen(w) else dy.sum(tuple(range(dy.ndim - w.ndim)))
+    return None if is_frozen(w) else np.asarray(dy.sum(tuple(range(dy.ndim - w.ndim))))
 
 
 def project(
