@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from npgemma.api.finite import quiet
 from npgemma.api.guard import Budget
 from npgemma.api.training_footprint import REMEDIES, TrainingFootprint, footprint, lengths_of
 from npgemma.api.transfer import Transfer
@@ -110,7 +111,8 @@ def layered(transfer: Transfer, batch: Batch) -> float:
 
 
 def run(transfer: Transfer, tree: Any, batch: Batch) -> None:
-    transfer.batch_gradient(tree, batch, transfer.how, silent)
+    with quiet():
+        transfer.batch_gradient(tree, batch, transfer.how, silent)
 
 
 def shortened(tree: Any, text: int, vision: int) -> Any:

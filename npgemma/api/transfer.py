@@ -259,9 +259,7 @@ class Transfer:
         ]
         longest = max(len(model.processor.suffix_ids(each.suffix)) for each in examples)
         room = model.config.text.max_position_embeddings
-        room -= max(
-            self.encoder.encode(each.prefix, each.suffix, len(each.images)).learned_from for each in examples
-        )
+        room -= max(self.encoder.encode(each.prefix, each.suffix, len(each.images)).learned_from for each in examples)
         answers, total, tokens = [""] * len(jobs), [], 0
         for result in answer_jobs(model, jobs, IN_FLIGHT, True, max_new_tokens=min(longest + SPARE_TOKENS, room)):
             if result.generation is None or result.score is None:

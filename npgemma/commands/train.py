@@ -175,7 +175,7 @@ def run_train(a: argparse.Namespace) -> int:
         return 0
     plan.require()
     facts = transfer.facts()
-    if a.curve is not None:
+    if a.curve is not None and a.curve.absolute().parent != a.output.absolute():
         check_writable(a.curve, in_place=False)
     with claimed(a.output, facts) as log:
         if is_finished(a.output):

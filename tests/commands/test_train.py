@@ -18,6 +18,7 @@ import npgemma
 from npgemma.checkpoints import paligemma
 from npgemma.commands.cli import main
 from npgemma.io.safetensors import open_file
+from npgemma.io.weight_writing import write_file
 
 SHORT = ("--epochs", "1", "--batch", "2", "--rate", "0.01", "--schedule", "constant")
 STEPS = 2
@@ -252,3 +253,18 @@ def test_a_folder_that_is_not_empty_is_left_as_it_is(run, folder: Path, tmp_path
     assert status == 1
     assert "not empty" in err
     assert content(tmp_path / "model") == before
+
+
+def test_a_loss_that_is_not_finite_names_the_tap_where_it_began(run, folder: Path, tmp_path: Path) -> None:
+    whole = dict(open_file(folder / "model.safetensors"))
+    name = next(each for each in whole if each.endswith("layers.1.mlp.gate_proj.weight"))
+    whole[name] = np.full_like(whole[name], 0x7E00)  # bfloat16 for 4e37
+    shutil.copytree(folder, tmp_path / "model")
+    write_file(whole, tmp_path / "model" / "model.safetensors")
+    with np.errstate(all="warn"):
+        status, out, err = run("-o", tmp_path / "run", "--lora", 3, model=tmp_path / "model")
+    assert (status, out) == (1, "")
+    last = err.splitlines()[-1]
+    assert "in step 1, which begins at the tap text.layers.1.mlp." in last
+    assert f"the state before it is kept in {tmp_path / 'run'}" in last
+    assert (tmp_path / "run" / "state-00000000.safetensors").exists()
