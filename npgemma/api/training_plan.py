@@ -81,7 +81,7 @@ def timed(plan: Plan) -> Plan:
     if transfer.decoder_alone and example.images:
         pixels = transfer.encoder.pixel_values([example.images[0]])
         pictures = seconds_of(partial(transfer.features, pixels))
-    lengths = lengths_of(transfer)
+    lengths = [each.tokens for each in lengths_of(transfer)]
     mean = sum(lengths) / len(lengths)
     if transfer.layer_numbers * mean * o.batch < TIMED_WHOLE:
         batch = batch_of(transfer.lines.learned[: o.batch], encoder)

@@ -134,6 +134,12 @@ def run_flags() -> argparse.ArgumentParser:
         default="auto",
         help="compute activations twice to save memory: the same bits (default: if memory is short)",
     )
+    flags.add_argument(
+        "--pictures",
+        type=Path,
+        metavar="FOLDER",
+        help="where the pictures are (default: beside the file that names them)",
+    )
     flags.add_argument("--skip-bad", action="store_true", help="leave out lines that cannot be learned")
     flags.add_argument("--plan", action="store_true", help="print memory, time and three examples, and stop")
     return flags
@@ -207,7 +213,7 @@ def lines_of(a: argparse.Namespace, model: VisionLanguageModel | LanguageModel) 
     encoder = encoder_of(model)
 
     def examples(path: Path, split: str) -> tuple[Example, ...]:
-        data = read_examples(path, encoder, split)
+        data = read_examples(path, encoder, split, a.pictures)
         found = required(data, a.skip_bad)
         if data.problems:
             say(f"npgemma: skipped {len(data.problems)} lines, such as {data.problems[0]}", file=sys.stderr)
