@@ -11,6 +11,7 @@ with what the tap returns. So a tap can record, round or replace a tensor. The d
     ((2, 3), 'T F')
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
@@ -52,6 +53,7 @@ class Kept:
 
     def __init__(self, needs: Iterable[str], tap: Tap = silent) -> None:
         self.needs = frozenset(needs)
+        self.parts = {name[: i + 1] for name in self.needs for i, letter in enumerate(name) if letter == "."}
         self.tap = tap
         self.scope = ""
         self.tensors: dict[str, np.ndarray] = {}
@@ -78,13 +80,14 @@ class Kept:
     def at(self, scope: str, letters: Mapping[str, str]) -> Tap:
         """The tap of a part of the model: only `tap` itself if nothing of the part is needed."""
         part = self.inside(scope, **letters)
-        return part if any(name.startswith(numbered(part.scope)) for name in self.needs) else part.tap
+        return part if numbered(part.scope) in self.parts else part.tap
 
     def again(self, needs: Iterable[str]) -> "Kept":
         """A tap that keeps more of the same part, for computing the part again; the names in `needs` are the part's."""
         return Kept(needs, self.tap)
 
 
+@functools.cache
 def numbered(name: str) -> str:
     """The name with `{i}` in place of each number between its dots."""
     return ".".join("{i}" if part.isdecimal() else part for part in name.split("."))
