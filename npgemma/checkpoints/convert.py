@@ -22,13 +22,10 @@ from npgemma.errors import BadModel
 from npgemma.io.atomic_write import remove_leftovers, temporary_folder
 from npgemma.io.npz_members import Member, read_members
 from npgemma.io.regular_files import read_regular
-from npgemma.io.safetensors import INDEX
 from npgemma.io.tokenizer_json import MAX_BYTES, TOKENIZER_JSON
 from npgemma.io.tokenizers import is_json
+from npgemma.io.weight_writing import SHARD_BYTES, write_shards
 from npgemma.layers.shapes import Array
-
-SHARD_BYTES = 2_000_000_000
-DTYPE_NAMES = {"<f4": "float32", "<f2": "float16", "<u2": "bfloat16"}
 
 
 def convert(path: Path, folder: Path, tokenizer: Path | None = None, shard_bytes: int = SHARD_BYTES) -> str:
@@ -124,16 +121,7 @@ def write_weights(members: Mapping[str, Member], model: NpzModel, folder: Path, 
                 for source in group:
                     target = targets[source.leaf.path]
                     target.part(scratch[target.name])[...] = target.from_field(source.to_field(source.part(x)))
-        groups = list(shards(scratch, shard_bytes))
-        weight_map: dict[str, str] = {}
-        for i, names in enumerate(groups, 1):
-            shard = "model.safetensors" if len(groups) == 1 else f"model-{i:05d}-of-{len(groups):05d}.safetensors"
-            write_shard({name: scratch[name] for name in names}, folder / shard)
-            weight_map |= dict.fromkeys(names, shard)
-    if len(groups) > 1:
-        size = sum(x.nbytes for x in scratch.values())
-        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        write_shards(scratch, folder, shard_bytes)
 
 
 def mapped_scratch(
@@ -157,29 +145,3 @@ def reserve(file: Any, size: int) -> None:
     for start in range(0, size, 1 << 20):  # macOS, Windows
         file.write(bytes(min(1 << 20, size - start)))
     file.flush()
-
-
-def shards(tensors: Mapping[str, Array], most: int) -> Iterator[list[str]]:
-    """The names in order, in groups of up to `most` bytes; a larger tensor is a group of its own."""
-    group: list[str] = []
-    size = 0
-    for name, x in tensors.items():
-        if group and size + x.nbytes > most:
-            yield group
-            group, size = [], 0
-        group.append(name)
-        size += x.nbytes
-    yield group
-
-
-def write_shard(tensors: Mapping[str, Array], path: Path) -> None:
-    specs = {
-        name: safetensors.TensorSpec(
-            dtype=DTYPE_NAMES[x.dtype.str], shape=list(x.shape), data_ptr=x.ctypes.data, data_len=x.nbytes
-        )
-        for name, x in tensors.items()
-    }
-    path.touch()
-    mode = path.stat().st_mode
-    safetensors.serialize_file(specs, path, {"format": "pt"})
-    path.chmod(mode)  # the library writes files that only their owner can read

@@ -29,6 +29,7 @@ from npgemma.commands.parser import CommandParser, Parser
 from npgemma.commands.prepare import add_prepare
 from npgemma.commands.search import add_search
 from npgemma.commands.streams import standard_streams
+from npgemma.commands.train import add_train
 from npgemma.commands.verify import add_verify
 from npgemma.errors import NpgemmaError
 
@@ -88,6 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_search(commands.add_parser, form)
     add_chat(commands.add_parser, form)
     add_batch(commands.add_parser)
+    add_train(commands.add_parser)
     add_inspect(commands.add_parser, form)
     add_verify(commands.add_parser, form)
     add_convert(commands.add_parser)

@@ -23,9 +23,12 @@ Mean: TypeAlias = Literal["token", "example"]
 
 
 class Batch(NamedTuple):
-    """What a step learns from: each distinct picture once, and the sequences that use them."""
+    """What a step learns from: each distinct picture once, and the sequences that use them.
 
-    pixel_values: Float[Array, "B 3 Y X"]
+    Pictures are pixel values [B 3 Y X], or features [B P D] from an encoder that makes these; see `features`.
+    """
+
+    pixel_values: Float[Array, "*R"]
     prompts: tuple[Labelled, ...]
 
 

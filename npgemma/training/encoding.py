@@ -53,8 +53,11 @@ class PlainText(Protocol):
 class Encoder(Protocol):
     """How a model reads an example: which pictures and texts it takes, and how many tokens at most."""
 
-    most_tokens: int
-    reads_pictures: bool
+    @property
+    def most_tokens(self) -> int: ...
+
+    @property
+    def reads_pictures(self) -> bool: ...
 
     @property
     def max_pixels(self) -> int: ...

@@ -17,12 +17,13 @@ import pytest
 
 import npgemma
 from npgemma import testing
-from npgemma.checkpoints.convert import convert, shards
+from npgemma.checkpoints.convert import convert
 from npgemma.checkpoints.npz_models import infer_paligemma
 from npgemma.checkpoints.paligemma import PaliGemmaConfig, hf_layout, npz_layout
 from npgemma.errors import BadModel
 from npgemma.io.npz_members import read_members
 from npgemma.io.safetensors import open_folder
+from npgemma.io.weight_writing import shards
 from npgemma.layers.bits import widen
 from npgemma.layers.tree import leaves
 from npgemma.models.paligemma import forward

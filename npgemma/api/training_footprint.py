@@ -1,0 +1,97 @@
+"""The memory of a training run, computed before any of it is allocated."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from npgemma.api.transfer import Transfer
+from npgemma.api.vision_language import VisionLanguageModel
+from npgemma.checkpoints.footprint import BASE, Footprint
+from npgemma.io.system_memory import size
+from npgemma.models.gemma import Block, Decoder
+from npgemma.models.paligemma import PaliGemma
+from npgemma.models.prefix_lm_grad import MOST_LOGITS
+
+# What makes each part of a footprint smaller.
+REMEDIES = {
+    "weights": "use a smaller model, or weights that stay mapped (not resident)",
+    "trained": "train fewer arrays (--lora 8, or --train attention), or use --optimizer sgd or adafactor",
+    "activations": "use a smaller --batch with --accumulate, --checkpointing on, or shorter examples",
+    "caches": "hold out fewer or shorter examples",
+}
+
+
+@dataclass(frozen=True)
+class TrainingFootprint(Footprint):
+    """The bytes of weights, of activations, and of what is trained: arrays, gradients and moments."""
+
+    trained: int = 0
+
+    @property
+    def total(self) -> int:
+        return BASE + self.weights + self.activations + self.trained
+
+    def __str__(self) -> str:
+        parts = ((self.weights, "weights"), (self.trained, "trained arrays"), (self.activations, "activations"))
+        return f"{size(self.total)} ({', '.join(f'{size(number)} of {name}' for number, name in parts)})"
+
+
+class Length(NamedTuple):
+    """The number of tokens of an example, and of those that are learned."""
+
+    tokens: int
+    learned: int
+
+
+def lengths_of(transfer: Transfer) -> list[Length]:
+    """The lengths of all examples."""
+    read = [transfer.encoder.encode(each.prefix, each.suffix, len(each.images)) for each in transfer.lines.learned]
+    return [Length(len(each.input_ids), len(each.input_ids) - each.learned_from) for each in read]
+
+
+def footprint(transfer: Transfer, recompute: bool) -> TrainingFootprint:
+    """The memory of a run. Activations are those of the longest examples in one batch."""
+    o, model = transfer.options, transfer.model
+    lengths = lengths_of(transfer)
+    rows = sum(sorted(each.tokens for each in lengths)[-o.batch :])
+    learned = sum(sorted(each.learned for each in lengths)[-o.batch :])
+    itemsize = model.dtype.itemsize
+    numbers = rows * decoder_numbers(model.decoder, recompute)
+    numbers += min(MOST_LOGITS, learned * model.config.text.vocab_size) * LOGITS
+    if isinstance(model, VisionLanguageModel):
+        v, most = model.config.vision, max(len(each.images) for each in transfer.lines.learned)
+        pictures = 1 if transfer.decoder_alone else most * o.batch
+        numbers += pictures * 3 * v.image_size**2 + most * o.batch * v.num_patches * model.config.text.hidden_size
+        tower = tower_numbers(model.weights, recompute) if not transfer.decoder_alone else 4 * v.intermediate_size
+        numbers += pictures * v.num_patches * tower
+    copies = 2 + MOMENTS[o.optimizer] + (o.accumulate > 1)
+    return TrainingFootprint(model.guard.budget.weights, 0, numbers * itemsize, copies * sum(transfer.sizes) * itemsize)
+
+
+LOGITS = 6  # arrays of logits and of their gradients that are held at a time
+MOMENTS = {"adamw": 2, "sgd": 1, "adafactor": 0}  # numbers for each number; the last has some for each matrix
+SUMS = 4  # arrays of partial sums, and of what a block of a matrix adds to them
+
+
+def decoder_numbers(p: Decoder, recompute: bool) -> int:
+    """The numbers that are held for each row: what blocks keep, and what one block needs on the way back."""
+    d, each = p.embedding.shape[1], [block_numbers(block) for block in p.blocks]
+    f = max(block.mlp.gate.shape[0] for block in p.blocks)
+    cached = sum(2 * block.attn.k.shape[0] * block.attn.k.shape[1] for block in p.blocks)
+    kept = len(each) * d + max(each) if recompute else sum(each)
+    return kept + cached + 8 * d + (3 + SUMS) * f
+
+
+def block_numbers(p: Block) -> int:
+    """The numbers that a block keeps for each row."""
+    heads, width, d = p.attn.q.shape
+    q, k = heads * width, p.attn.k.shape[0] * width
+    more = (q + k if p.attn.q_norm is not None else 0) + (2 * d if p.attn_post_norm is not None else 0)
+    return int(4 * d + 2 * q + 2 * k + 3 * p.mlp.gate.shape[0] + more)
+
+
+def tower_numbers(p: PaliGemma, recompute: bool) -> int:
+    """The same for a row of a picture, in the vision tower."""
+    d, f = p.projector.weight.shape[1], max(block.mlp.fc1.shape[0] for block in p.vision.blocks)
+    each = 8 * d + 2 * f
+    kept = len(p.vision.blocks) * d + each if recompute else len(p.vision.blocks) * each
+    return int(kept + 6 * d + (3 + SUMS) * f)

@@ -1,0 +1,278 @@
+"""A loaded model and examples -> a run that trains it: which arrays, whose gradients, and how good its answers are."""
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from npgemma.api.batch import IN_FLIGHT, answer_jobs
+from npgemma.api.finite import first_too_large, quiet
+from npgemma.api.language import LanguageModel
+from npgemma.api.vision_language import VisionLanguageModel
+from npgemma.checkpoints.adapter import read_adapter
+from npgemma.errors import BadData
+from npgemma.io.digests import digests
+from npgemma.io.jobs import Job
+from npgemma.io.model_folder import find_adapter
+from npgemma.io.safetensors import weight_files
+from npgemma.io.unusable import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG
+from npgemma.layers.shapes import Array
+from npgemma.layers.taps import Tap, silent
+from npgemma.layers.tree import leaves, thawed
+from npgemma.models.paligemma import image_features
+from npgemma.training import gradients, lora, parts
+from npgemma.training.augment import Augmentation, augmented
+from npgemma.training.batches import Place, batch_of, parts_of, places, steps_of
+from npgemma.training.encoding import Encoder, PictureEncoder, TextEncoder
+from npgemma.training.evaluate import evaluated
+from npgemma.training.examples import Example, digest_of
+from npgemma.training.features import FeatureEncoder, scratch
+from npgemma.training.gradients import BatchGradient, Computing
+from npgemma.training.loop import Gradient, Recipe
+from npgemma.training.optimizers import OPTIMIZERS, is_decayed
+from npgemma.training.options import TrainingOptions
+from npgemma.training.outputs import Home, as_written
+from npgemma.training.schedules import Schedule
+
+# What a log says about the places where programs that train disagree.
+CONVENTIONS = {
+    "decay": "w -= rate decay w, as torch's AdamW, of matrices alone",
+    "clip": "gradients times most / (length + 1e-6), as torch",
+    "smoothing": "e / (V - 1) beside the target, as big_vision",
+}
+SPARE_TOKENS = 8  # an answer is cut off so many tokens after the longest suffix that is wanted
+
+
+def encoder_of(model: VisionLanguageModel | LanguageModel) -> Encoder:
+    """How a model reads examples."""
+    most = model.config.text.max_position_embeddings
+    if isinstance(model, VisionLanguageModel):
+        return PictureEncoder(model.processor, most)
+    return TextEncoder(model.processor, most, model.config.eos_token_ids[0])
+
+
+@dataclass(frozen=True)
+class Lines:
+    """The examples of a run: those it learns from, and by name those that it is evaluated on."""
+
+    learned: Sequence[Example]
+    evaluated: Mapping[str, Sequence[Example]]
+
+
+class Transfer:
+    """A model whose chosen arrays are private copies that can be written, and all others mapped and frozen.
+
+    `model` is a VisionLanguageModel or a LanguageModel. BadData if the options choose nothing, or the adapter that goes
+    on learning is of another kind.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        lines: Lines,
+        options: TrainingOptions,
+        adapter: str | None = None,
+    ) -> None:
+        self.model, self.lines, self.options = model, lines, options
+        self.home = Home(model.path, model.checkpoint, model.config)
+        self.adapter = None if adapter is None else find_adapter(adapter)
+        self.adapted = self.with_updates()
+        self.paths = frozenset(filter(lora.is_update, self.paths_of(self.adapted))) or parts.chosen(
+            leaves(self.adapted), options.patterns
+        )
+        self.how = Computing(model.dtype, options.smoothing)
+        self.decoder_alone = isinstance(model, VisionLanguageModel) and not any(
+            parts.name_of(path).startswith(("vision.", "projector.")) for path in self.paths
+        )
+
+    def with_updates(self) -> Any:
+        """The weights, with low-rank updates if there are any; all of them as they are mapped."""
+        weights, options = self.model.weights, self.options
+        if self.adapter is not None:
+            known = read_adapter(self.adapter, self.model.checkpoint.NAMES)
+            return lora.with_adapter(weights, known, self.home.places)
+        if options.lora is not None:
+            paths = parts.adaptable(leaves(weights), options.patterns)
+            return lora.with_adapters(weights, paths, self.home.places, options.lora, options.scale, options.seed)
+        return weights
+
+    @staticmethod
+    def paths_of(tree: Any) -> list[str]:
+        return [leaf.path for leaf in leaves(tree)]
+
+    @property
+    def sizes(self) -> list[int]:
+        """The number of numbers of each trained array."""
+        return [leaf.value.size for leaf in leaves(self.adapted) if leaf.path in self.paths]
+
+    @property
+    def layer_numbers(self) -> int:
+        """The number of numbers of all layers, which each row of a batch meets."""
+        return sum(leaf.value.size for leaf in leaves(self.model.weights) if "blocks[" in leaf.path)
+
+    @cached_property
+    def tree(self) -> Any:
+        """The weights: private copies of the trained arrays, and read-only views of the others."""
+        return thawed(self.adapted, lambda path: path in self.paths, self.model.dtype)
+
+    @cached_property
+    def trained(self) -> dict[str, Array]:
+        """The trained arrays, by path; a run changes them in place."""
+        return lora.trained(self.tree)
+
+    @property
+    def has_updates(self) -> bool:
+        """Whether low-rank updates are trained, rather than arrays of the model."""
+        return self.options.lora is not None or self.adapter is not None
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        return encoder_of(self.model)
+
+    @property
+    def steps(self) -> int:
+        return steps_of(self.options.epochs, len(self.lines.learned), self.options.examples)
+
+    # ---------------------------------------------------------------------------------------------------- what it is
+
+    def facts(self) -> dict[str, Any]:
+        """What a run is: two runs with the same facts have the same bits."""
+        o = self.options
+        rate = o.peak_rate(self.model.config.text.hidden_size)
+        found = asdict(o) | {"rate": rate, "dtype": self.model.dtype.name, "conventions": CONVENTIONS}
+        found["examples"] = len(self.lines.learned)
+        found["model sha256"] = files_digest([*weight_files(self.model.path), self.model.folder / CONFIG])
+        found["tokenizer sha256"] = files_digest([self.model.tokenizer_file])
+        if self.adapter is not None:
+            found["adapter sha256"] = files_digest([self.adapter / ADAPTER_CONFIG, self.adapter / ADAPTER_WEIGHTS])
+        sets = {"data": self.lines.learned, **self.lines.evaluated}
+        return found | {f"{name} sha256": digest_of(examples) for name, examples in sets.items()}
+
+    def recipe(self, folder: Path) -> Recipe:
+        """What a run does; the features of pictures wait in a nameless file in `folder`."""
+        o, steps = self.options, self.steps
+        encoder = self.feature_encoder(folder) if self.decoder_alone else self.encoder
+        decayed = frozenset(leaf.path for leaf in leaves(self.tree) if leaf.path in self.paths and is_decayed(leaf))
+        rate = o.peak_rate(self.model.config.text.hidden_size)
+        return Recipe(
+            OPTIMIZERS[o.optimizer],
+            Schedule(o.schedule, rate, steps, int(o.warmup * steps)),
+            o.decay,
+            decayed,
+            o.clip or None,
+            partial(self.gradient, encoder),
+            self.evaluate,
+            o.evaluate_every,
+            self.origin,
+        )
+
+    # ----------------------------------------------------------------------------------------------------- one step
+
+    def examples(self, step: int) -> list[Example]:
+        """Those of a step, counted from 0, cropped and flipped."""
+        o = self.options
+        chosen = places(o.seed, step, len(self.lines.learned), o.examples)
+        return [self.augmented(place) for place in chosen]
+
+    def augmented(self, place: Place) -> Example:
+        o, example = self.options, self.lines.learned[place.example]
+        return augmented(example, o.augment, o.seed, place.number, self.encoder.max_pixels)
+
+    def gradient(self, encoder: Encoder, step: int, tap: Tap = silent) -> Gradient:
+        """The loss and the gradients of a step, counted from 0, one part of the batch after the other."""
+        batch = batch_of(self.examples(step), encoder, self.options.loss_mean)
+        loss, total = 0.0, dict[str, Array]()
+        with quiet():
+            for part in parts_of(batch, self.options.batch):
+                more, found = self.batch_gradient(self.tree, part, self.how, tap)
+                loss += float(more)
+                total = gradients.add(total, found) if total else found
+        return Gradient(loss, sum(int((each.weights != 0).sum()) for each in batch.prompts), total)
+
+    @property
+    def batch_gradient(self) -> BatchGradient:
+        if isinstance(self.model, LanguageModel):
+            return gradients.language_model
+        return gradients.decoder_alone if self.decoder_alone else gradients.whole
+
+    @property
+    def keeps_features(self) -> bool:
+        """Whether a picture's features never change while the decoder learns."""
+        return self.decoder_alone and self.options.augment == Augmentation()
+
+    def feature_encoder(self, folder: Path) -> FeatureEncoder:
+        """The encoder whose pictures have been through the frozen towers; those that never change, once."""
+        images = [image for each in self.lines.learned for image in each.images if self.keeps_features]
+        kept = {path: i for i, path in enumerate(dict.fromkeys(each for each in images if isinstance(each, Path)))}
+        return FeatureEncoder(
+            self.encoder, self.features, scratch(folder, self.shape(len(kept)), self.model.dtype), kept
+        )
+
+    def plain_encoder(self, tap: Tap = silent) -> Encoder:
+        """The encoder of a single step, which keeps nothing."""
+        if not self.decoder_alone:
+            return self.encoder
+        nothing = np.empty(self.shape(0), self.model.dtype)
+        return FeatureEncoder(self.encoder, partial(self.features, tap=tap), nothing, {})
+
+    def shape(self, pictures: int) -> tuple[int, int, int]:
+        """The shape of the features of so many pictures."""
+        projector = self.model.weights.projector.weight
+        return pictures, self.model.config.vision.num_patches, len(projector)
+
+    def features(self, pixels: Array, tap: Tap = silent) -> Array:
+        with quiet():
+            return image_features(self.tree, pixels.astype(self.model.dtype, copy=False), tap)
+
+    def origin(self, step: int) -> str:
+        """The first tensor of a step that is not finite, or whose squares are not, and which pass it is in; or ''."""
+
+        def again(tap: Tap) -> None:
+            self.gradient(self.plain_encoder(tap), step, tap)
+
+        name = first_too_large(again)
+        if name is None:
+            return ""
+        return f"the tap {name} of the {'backward' if name.startswith('grad.') else 'forward'} pass"
+
+    # -------------------------------------------------------------------------------------------------- how good it is
+
+    def evaluate(self, last: bool = False) -> list[dict[str, Any]]:
+        """A line for each set of held-out examples: the loss, and the scores of greedy answers by task.
+
+        After the `last` step, the weights are those that are written, rounded to the dtype of the model's files.
+        """
+        model = copy(self.model)
+        model.weights = as_written(self.tree, self.home) if last else self.tree
+        return [{name: self.scores(model, examples)} for name, examples in self.lines.evaluated.items()]
+
+    def scores(self, model: Any, examples: Sequence[Example]) -> dict[str, Any]:
+        """The mean loss by token, and the scores by task. NpgemmaError for an example that cannot be answered."""
+        jobs = [
+            Job(i, tuple(map(str, each.images)), each.prefix, Path(), each.suffix) for i, each in enumerate(examples)
+        ]
+        longest = max(len(model.processor.suffix_ids(each.suffix)) for each in examples)
+        room = model.config.text.max_position_embeddings
+        room -= max(self.encoder.encode(each.prefix, each.suffix, len(each.images)).learned_from for each in examples)
+        answers, total, tokens = [""] * len(jobs), [], 0
+        for result in answer_jobs(model, jobs, IN_FLIGHT, True, max_new_tokens=min(longest + SPARE_TOKENS, room)):
+            if result.generation is None or result.score is None:
+                raise BadData(f"{examples[int(result.job.id)].where}: {result.error}")
+            answers[int(result.job.id)] = result.generation.text
+            total.append(result.score.total)
+            tokens += len(result.score.token_ids)
+        codec = model.mask_codec if any("<seg" in each.suffix for each in examples) else None
+        tasks = {task: asdict(each) for task, each in evaluated(examples, answers, codec).items()}
+        return {"loss": -math.fsum(total) / tokens, "tasks": tasks}
+
+
+def files_digest(paths: Iterable[Path]) -> str:
+    """The sha256 of files, by name."""
+    found = sorted((path.name, digests(path)[0]) for path in paths)
+    return hashlib.sha256(repr(found).encode()).hexdigest()
