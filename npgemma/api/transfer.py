@@ -16,6 +16,7 @@ from npgemma.api.finite import first_too_large, quiet
 from npgemma.api.language import LanguageModel
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.checkpoints.adapter import read_adapter
+from npgemma.checkpoints.trained_model import Home, as_written, trained, with_adapter
 from npgemma.errors import BadData
 from npgemma.io.digests import digests
 from npgemma.io.jobs import Job
@@ -37,7 +38,6 @@ from npgemma.training.gradients import BatchGradient, Computing
 from npgemma.training.loop import Gradient, Recipe
 from npgemma.training.optimizers import OPTIMIZERS, is_decayed
 from npgemma.training.options import TrainingOptions
-from npgemma.training.outputs import Home, as_written
 from npgemma.training.schedules import Schedule
 
 # What a log says about the places where programs that train disagree.
@@ -96,10 +96,11 @@ class Transfer:
         weights, options = self.model.weights, self.options
         if self.adapter is not None:
             known = read_adapter(self.adapter, self.model.checkpoint.NAMES)
-            return lora.with_adapter(weights, known, self.home.places)
+            return with_adapter(weights, known, self.home.places)
         if options.lora is not None:
             paths = parts.adaptable(leaves(weights), options.patterns)
-            return lora.with_adapters(weights, paths, self.home.places, options.lora, options.scale, options.seed)
+            shapes = {path: self.home.places[path].shape for path in paths}
+            return lora.with_adapters(weights, shapes, options.lora, options.scale, options.seed)
         return weights
 
     @staticmethod
@@ -124,7 +125,7 @@ class Transfer:
     @cached_property
     def trained(self) -> dict[str, Array]:
         """The trained arrays, by path; a run changes them in place."""
-        return lora.trained(self.tree)
+        return trained(self.tree)
 
     @property
     def has_updates(self) -> bool:

@@ -11,6 +11,7 @@ from npgemma.api.language import LanguageModel
 from npgemma.api.training_plan import Plan, plan_text, planned, summary, timed
 from npgemma.api.transfer import Lines, Transfer, encoder_of
 from npgemma.api.vision_language import VisionLanguageModel
+from npgemma.checkpoints.trained_model import save_adapter, save_model
 from npgemma.commands.flags import AddParser, WrongUsage, model_flags, positive, require_writer
 from npgemma.commands.output import INTERRUPTED, say
 from npgemma.commands.outputs import check_writable
@@ -23,7 +24,6 @@ from npgemma.training.examples import Example, read_examples, required, split_fi
 from npgemma.training.loop import Training
 from npgemma.training.optimizers import OPTIMIZERS
 from npgemma.training.options import TrainingOptions
-from npgemma.training.outputs import save_adapter, save_model
 from npgemma.training.parts import PRESETS
 from npgemma.training.schedules import CURVES
 from npgemma.training.state import Log, claimed, finish, is_finished
