@@ -45,7 +45,7 @@ MODULES = {
         "attention": {"shapes", "taps", "threads", "activations"},
         "losses": {"shapes", "activations"},
         "resize": {"shapes"},
-        "conv": {"shapes"},
+        "conv": {"shapes", "linear"},
     },
     "models": {
         "__init__": set(),
@@ -58,6 +58,8 @@ MODULES = {
         "mask_vqvae": set(),
         "vit_grad": {"vit"},
         "siglip_grad": {"siglip", "vit", "vit_grad"},
+        "clip_grad": {"clip", "vit", "vit_grad"},
+        "mask_vqvae_grad": {"mask_vqvae"},
         "gemma_grad": {"gemma"},
         "prefix_lm_grad": {"prefix_lm", "gemma", "gemma_grad"},
         "paligemma_grad": {"paligemma", "siglip", "gemma", "siglip_grad", "vit_grad", "prefix_lm_grad"},

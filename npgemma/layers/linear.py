@@ -75,14 +75,19 @@ def adapted_backward(
     return dx_base + dx_a, AdaptedWeight(base, a, b, w.scale)
 
 
-def reshaped(dw: Gradient, shape: tuple[int, ...]) -> Gradient:
-    """A gradient in the shape of its weight."""
-    return None if dw is None else dw.reshape(*shape)
+def reshaped(w: Gradient, shape: tuple[int, ...]) -> Gradient:
+    """A weight or its gradient in another shape; frozen if it was, even where its numbers had to be copied."""
+    if w is None:
+        return None
+    y = w.reshape(*shape)
+    if isinstance(y, np.ndarray) and is_frozen(w):
+        y.flags.writeable = False
+    return y
 
 
 def total(w: Array, dy: Float[Array, "*R"]) -> Gradient:
     """The gradient of a weight that is the same for all rows: the sum of `dy` over its leading axes; None if frozen."""
-    return None if is_frozen(w) else dy.sum(tuple(range(dy.ndim - w.ndim)))
+    return None if is_frozen(w) else np.asarray(dy.sum(tuple(range(dy.ndim - w.ndim))))
 
 
 def project(
@@ -99,7 +104,7 @@ def project_backward(
 ) -> tuple[Float[Array, "*R D"], Gradient]:
     """forward: y = x W^T, W and y with their heads flattened."""
     heads, width, _ = w.shape
-    dx, dw = linear_backward(x, w.reshape(heads * width, -1), dy.reshape(*dy.shape[:-2], -1))
+    dx, dw = linear_backward(x, reshaped(w, (heads * width, -1)), dy.reshape(*dy.shape[:-2], -1))
     return dx, reshaped(dw, w.shape)
 
 
@@ -115,7 +120,7 @@ def unproject_backward(
     x: Float[Array, "*R N H"], w: Weight[Array, "D N H"], dy: Float[Array, "*R D"]
 ) -> tuple[Float[Array, "*R N H"], Gradient]:
     """forward: y = x W^T, W and x with their heads flattened."""
-    dx, dw = linear_backward(x.reshape(*x.shape[:-2], -1), w.reshape(len(w), -1), dy)
+    dx, dw = linear_backward(x.reshape(*x.shape[:-2], -1), reshaped(w, (len(w), -1)), dy)
     return dx.reshape(x.shape), reshaped(dw, w.shape)
 
 
