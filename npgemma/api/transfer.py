@@ -35,7 +35,7 @@ from npgemma.training.evaluate import evaluated
 from npgemma.training.examples import Example, digest_of
 from npgemma.training.features import FeatureEncoder, scratch
 from npgemma.training.gradients import BatchGradient, Computing
-from npgemma.training.loop import Gradient, Recipe
+from npgemma.training.loop import Recipe, StepGradient
 from npgemma.training.optimizers import OPTIMIZERS, is_decayed
 from npgemma.training.options import TrainingOptions
 from npgemma.training.schedules import Schedule
@@ -185,7 +185,7 @@ class Transfer:
         o, example = self.options, self.lines.learned[place.example]
         return augmented(example, o.augment, o.seed, place.number, self.encoder.max_pixels)
 
-    def gradient(self, encoder: Encoder, step: int, tap: Tap = silent) -> Gradient:
+    def gradient(self, encoder: Encoder, step: int, tap: Tap = silent) -> StepGradient:
         """The loss and the gradients of a step, counted from 0, one part of the batch after the other."""
         batch = batch_of(self.examples(step), encoder, self.options.loss_mean)
         loss, total = 0.0, dict[str, Array]()
@@ -194,7 +194,7 @@ class Transfer:
                 more, found = self.batch_gradient(self.tree, part, self.how, tap)
                 loss += float(more)
                 total = gradients.add(total, found) if total else found
-        return Gradient(loss, sum(int((each.weights != 0).sum()) for each in batch.prompts), total)
+        return StepGradient(loss, sum(int((each.weights != 0).sum()) for each in batch.prompts), total)
 
     @property
     def batch_gradient(self) -> BatchGradient:
