@@ -20,7 +20,7 @@ PARTS = {
     "checkpoints": {"errors", "layers", "models", "io"},
     "decoding": {"errors", "layers", "models"},
     "tasks": {"errors", "layers", "models"},
-    "training": {"errors", "layers", "models", "io", "checkpoints", "decoding", "tasks"},
+    "training": {"errors", "layers", "models", "io", "decoding", "tasks"},
     "api": {"errors", "layers", "models", "io", "checkpoints", "decoding", "tasks", "training"},
     "golden": {"errors", "layers", "models", "io", "api"},
     "commands": {"__init__", "errors", "layers", "io", "checkpoints", "decoding", "tasks", "training", "api", "golden"},

@@ -1,7 +1,6 @@
 """The memory of a training run, computed before any of it is allocated."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from npgemma.api.transfer import Transfer
 from npgemma.api.vision_language import VisionLanguageModel
@@ -35,25 +34,11 @@ class TrainingFootprint(Footprint):
         return f"{size(self.total)} ({', '.join(f'{size(number)} of {name}' for number, name in parts)})"
 
 
-class Length(NamedTuple):
-    """The number of tokens of an example, and of those that are learned."""
-
-    tokens: int
-    learned: int
-
-
-def lengths_of(transfer: Transfer) -> list[Length]:
-    """The lengths of all examples."""
-    read = [transfer.encoder.encode(each.prefix, each.suffix, len(each.images)) for each in transfer.lines.learned]
-    return [Length(len(each.input_ids), len(each.input_ids) - each.learned_from) for each in read]
-
-
 def footprint(transfer: Transfer, recompute: bool) -> TrainingFootprint:
     """The memory of a run. Activations are those of the longest examples in one batch."""
     o, model = transfer.options, transfer.model
-    lengths = lengths_of(transfer)
-    rows = sum(sorted(each.tokens for each in lengths)[-o.batch :])
-    learned = sum(sorted(each.learned for each in lengths)[-o.batch :])
+    rows = sum(sorted(each.tokens for each in transfer.lengths)[-o.batch :])
+    learned = sum(sorted(each.learned for each in transfer.lengths)[-o.batch :])
     itemsize = model.dtype.itemsize
     numbers = rows * decoder_numbers(model.decoder, recompute)
     numbers += min(MOST_LOGITS, learned * model.config.text.vocab_size) * LOGITS

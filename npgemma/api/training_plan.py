@@ -8,7 +8,7 @@ from typing import Any
 
 from npgemma.api.finite import quiet
 from npgemma.api.guard import Budget
-from npgemma.api.training_footprint import REMEDIES, TrainingFootprint, footprint, lengths_of
+from npgemma.api.training_footprint import REMEDIES, TrainingFootprint, footprint
 from npgemma.api.transfer import Transfer
 from npgemma.errors import TooLittleMemory
 from npgemma.io.system_memory import available_memory
@@ -81,8 +81,7 @@ def timed(plan: Plan) -> Plan:
     if transfer.decoder_alone and example.images:
         pixels = transfer.encoder.pixel_values([example.images[0]])
         pictures = seconds_of(partial(transfer.features, pixels))
-    lengths = [each.tokens for each in lengths_of(transfer)]
-    mean = sum(lengths) / len(lengths)
+    mean = sum(each.tokens for each in transfer.lengths) / len(transfer.lengths)
     if transfer.layer_numbers * mean * o.batch < TIMED_WHOLE:
         batch = batch_of(transfer.lines.learned[: o.batch], encoder)
         rows = sum(len(each.input_ids) for each in batch.prompts)

@@ -7,7 +7,7 @@ from copy import copy
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from npgemma.api.finite import first_too_large, quiet
 from npgemma.api.language import LanguageModel
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.checkpoints.adapter import read_adapter
+from npgemma.checkpoints.trained_model import Home, as_written, trained, with_adapter
 from npgemma.errors import BadData
 from npgemma.io.digests import digests
 from npgemma.io.jobs import Job
@@ -34,10 +35,9 @@ from npgemma.training.evaluate import evaluated
 from npgemma.training.examples import Example, digest_of
 from npgemma.training.features import FeatureEncoder, scratch
 from npgemma.training.gradients import BatchGradient, Computing
-from npgemma.training.loop import Gradient, Recipe
+from npgemma.training.loop import Recipe, StepGradient
 from npgemma.training.optimizers import OPTIMIZERS, is_decayed
 from npgemma.training.options import TrainingOptions
-from npgemma.training.outputs import Home, as_written
 from npgemma.training.schedules import Schedule
 
 # What a log says about the places where programs that train disagree.
@@ -65,27 +65,28 @@ class Lines:
     evaluated: Mapping[str, Sequence[Example]]
 
 
+class Length(NamedTuple):
+    """The number of tokens of an example, and of those that are learned."""
+
+    tokens: int
+    learned: int
+
+
 class Transfer:
     """A model whose chosen arrays are private copies that can be written, and all others mapped and frozen.
 
-    `model` is a VisionLanguageModel or a LanguageModel. BadData if the options choose nothing, or the adapter that goes
-    on learning is of another kind.
+    `model` is a VisionLanguageModel or a LanguageModel. If it has an adapter that goes on learning, or options ask for
+    a new one, the low-rank updates of that are trained. BadData if the options choose nothing, or the adapter is of
+    another kind.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        lines: Lines,
-        options: TrainingOptions,
-        adapter: str | None = None,
-    ) -> None:
+    def __init__(self, model: Any, lines: Lines, options: TrainingOptions, adapter: str | None = None) -> None:
         self.model, self.lines, self.options = model, lines, options
         self.home = Home(model.path, model.checkpoint, model.config)
         self.adapter = None if adapter is None else find_adapter(adapter)
+        self.has_updates = self.adapter is not None or options.lora is not None
         self.adapted = self.with_updates()
-        self.paths = frozenset(filter(lora.is_update, self.paths_of(self.adapted))) or parts.chosen(
-            leaves(self.adapted), options.patterns
-        )
+        self.paths = self.trained_paths()
         self.how = Computing(model.dtype, options.smoothing)
         self.decoder_alone = isinstance(model, VisionLanguageModel) and not any(
             parts.name_of(path).startswith(("vision.", "projector.")) for path in self.paths
@@ -96,15 +97,19 @@ class Transfer:
         weights, options = self.model.weights, self.options
         if self.adapter is not None:
             known = read_adapter(self.adapter, self.model.checkpoint.NAMES)
-            return lora.with_adapter(weights, known, self.home.places)
+            return with_adapter(weights, known, self.home.places)
         if options.lora is not None:
             paths = parts.adaptable(leaves(weights), options.patterns)
-            return lora.with_adapters(weights, paths, self.home.places, options.lora, options.scale, options.seed)
+            shapes = {path: self.home.places[path].shape for path in paths}
+            return lora.with_adapters(weights, shapes, options.lora, options.scale, options.seed)
         return weights
 
-    @staticmethod
-    def paths_of(tree: Any) -> list[str]:
-        return [leaf.path for leaf in leaves(tree)]
+    def trained_paths(self) -> frozenset[str]:
+        """The paths of the arrays that are trained: the halves of updates, or what the options choose."""
+        found = leaves(self.adapted)
+        if self.has_updates:
+            return frozenset(leaf.path for leaf in found if lora.is_update(leaf.path))
+        return parts.chosen(found, self.options.patterns)
 
     @property
     def sizes(self) -> list[int]:
@@ -124,16 +129,22 @@ class Transfer:
     @cached_property
     def trained(self) -> dict[str, Array]:
         """The trained arrays, by path; a run changes them in place."""
-        return lora.trained(self.tree)
+        return trained(self.tree)
 
-    @property
-    def has_updates(self) -> bool:
-        """Whether low-rank updates are trained, rather than arrays of the model."""
-        return self.options.lora is not None or self.adapter is not None
+    @cached_property
+    def lengths(self) -> list[Length]:
+        """The lengths of the examples that are learned."""
+        read = [self.encoder.encode(each.prefix, each.suffix, len(each.images)) for each in self.lines.learned]
+        return [Length(len(each.input_ids), len(each.input_ids) - each.learned_from) for each in read]
 
     @cached_property
     def encoder(self) -> Encoder:
         return encoder_of(self.model)
+
+    @property
+    def rate(self) -> float:
+        """The highest rate."""
+        return self.options.peak_rate(self.model.config.text.hidden_size, self.has_updates)
 
     @property
     def steps(self) -> int:
@@ -144,8 +155,7 @@ class Transfer:
     def facts(self) -> dict[str, Any]:
         """What a run is: two runs with the same facts have the same bits."""
         o = self.options
-        rate = o.peak_rate(self.model.config.text.hidden_size)
-        found = asdict(o) | {"rate": rate, "dtype": self.model.dtype.name, "conventions": CONVENTIONS}
+        found = asdict(o) | {"rate": self.rate, "dtype": self.model.dtype.name, "conventions": CONVENTIONS}
         found["examples"] = len(self.lines.learned)
         found["model sha256"] = files_digest([*weight_files(self.model.path), self.model.folder / CONFIG])
         found["tokenizer sha256"] = files_digest([self.model.tokenizer_file])
@@ -159,10 +169,9 @@ class Transfer:
         o, steps = self.options, self.steps
         encoder = self.feature_encoder(folder) if self.decoder_alone else self.encoder
         decayed = frozenset(leaf.path for leaf in leaves(self.tree) if leaf.path in self.paths and is_decayed(leaf))
-        rate = o.peak_rate(self.model.config.text.hidden_size)
         return Recipe(
             OPTIMIZERS[o.optimizer],
-            Schedule(o.schedule, rate, steps, int(o.warmup * steps)),
+            Schedule(o.schedule, self.rate, steps, int(o.warmup * steps)),
             o.decay,
             decayed,
             o.clip or None,
@@ -184,7 +193,7 @@ class Transfer:
         o, example = self.options, self.lines.learned[place.example]
         return augmented(example, o.augment, o.seed, place.number, self.encoder.max_pixels)
 
-    def gradient(self, encoder: Encoder, step: int, tap: Tap = silent) -> Gradient:
+    def gradient(self, encoder: Encoder, step: int, tap: Tap = silent) -> StepGradient:
         """The loss and the gradients of a step, counted from 0, one part of the batch after the other."""
         batch = batch_of(self.examples(step), encoder, self.options.loss_mean)
         loss, total = 0.0, dict[str, Array]()
@@ -193,7 +202,7 @@ class Transfer:
                 more, found = self.batch_gradient(self.tree, part, self.how, tap)
                 loss += float(more)
                 total = gradients.add(total, found) if total else found
-        return Gradient(loss, sum(int((each.weights != 0).sum()) for each in batch.prompts), total)
+        return StepGradient(loss, sum(int((each.weights != 0).sum()) for each in batch.prompts), total)
 
     @property
     def batch_gradient(self) -> BatchGradient:

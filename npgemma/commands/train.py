@@ -11,6 +11,7 @@ from npgemma.api.language import LanguageModel
 from npgemma.api.training_plan import Plan, plan_text, planned, summary, timed
 from npgemma.api.transfer import Lines, Transfer, encoder_of
 from npgemma.api.vision_language import VisionLanguageModel
+from npgemma.checkpoints.trained_model import save_adapter, save_model
 from npgemma.commands.flags import AddParser, WrongUsage, model_flags, positive, require_writer
 from npgemma.commands.output import INTERRUPTED, say
 from npgemma.commands.outputs import check_writable
@@ -23,7 +24,6 @@ from npgemma.training.examples import Example, read_examples, required, split_fi
 from npgemma.training.loop import Training
 from npgemma.training.optimizers import OPTIMIZERS
 from npgemma.training.options import TrainingOptions
-from npgemma.training.outputs import save_adapter, save_model
 from npgemma.training.parts import PRESETS
 from npgemma.training.schedules import CURVES
 from npgemma.training.state import Log, claimed, finish, is_finished
@@ -180,7 +180,7 @@ def run_train(a: argparse.Namespace) -> int:
         say(plan_text(timed(plan) if fits else plan))
         return 0
     plan.require()
-    facts = transfer.facts()
+    facts = transfer.facts() | {"merge": a.merge}
     if a.curve is not None and a.curve.absolute().parent != a.output.absolute():
         check_writable(a.curve, in_place=False)
     with claimed(a.output, facts) as log:
@@ -237,7 +237,7 @@ def trained(a: argparse.Namespace, plan: Plan, log: Log, facts: Mapping[str, Any
         training.run()
     except KeyboardInterrupt:
         progress.wipe()
-        say(f"npgemma: interrupted; the same command continues after step {training.saved}", file=sys.stderr)
+        say(f"npgemma: interrupted; the same command continues after step {max(0, training.saved)}", file=sys.stderr)
         return INTERRUPTED
     except BaseException:
         progress.wipe()
@@ -246,7 +246,7 @@ def trained(a: argparse.Namespace, plan: Plan, log: Log, facts: Mapping[str, Any
     written = write_outputs(a, transfer)
     lines = log.lines()
     if a.curve is not None:
-        draw_to(a.curve, lines, f"{a.data.name}, {', '.join(transfer.options.patterns)}")
+        draw_to(a.curve, lines, f"npgemma train {a.data.name}")
     scores = {name: line[name] for line in lines for name in EVALUATED if name in line}
     finish(a.output, facts, {"steps": transfer.steps, "scores": scores})
     say(results(lines), end="")

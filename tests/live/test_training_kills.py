@@ -48,7 +48,11 @@ def begun(folder: Path, output: Path) -> subprocess.Popen:
     log = output / "log.jsonl"
     was = log.stat().st_mtime_ns if log.exists() else 0
     process = subprocess.Popen(command(folder, output), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    while process.poll() is None and not (log.exists() and log.stat().st_mtime_ns > was):
+
+    def has_written() -> bool:
+        return log.exists() and log.stat().st_size > 0 and log.stat().st_mtime_ns > was
+
+    while process.poll() is None and not has_written():
         time.sleep(0.01)
     return process
 

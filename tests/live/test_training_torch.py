@@ -15,12 +15,12 @@ from training_data import losses, write_data
 
 import npgemma
 from npgemma.api.transfer import Lines, Transfer, encoder_of
+from npgemma.checkpoints.trained_model import save_adapter
 from npgemma.commands.cli import main
 from npgemma.io.model_folder import EMBEDDED
 from npgemma.training.batches import places
 from npgemma.training.examples import Example, read_examples
 from npgemma.training.options import TrainingOptions
-from npgemma.training.outputs import save_adapter
 
 torch = pytest.importorskip("torch", reason="the live tests compare with torch")
 transformers = pytest.importorskip("transformers", reason="the live tests compare with transformers")

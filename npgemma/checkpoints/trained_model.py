@@ -1,24 +1,27 @@
-"""What a run leaves: an adapter that peft loads, or a model that transformers loads."""
+"""A tree of weights that was trained -> an adapter that peft loads, or a model that transformers loads, and back."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import safetensors
 
 from npgemma.checkpoints import adapter_writing
+from npgemma.checkpoints.adapter import Adapter, LowRank
 from npgemma.checkpoints.convert import whole_folder
 from npgemma.checkpoints.layout import Stored
 from npgemma.checkpoints.merging import updated
 from npgemma.checkpoints.model_writing import as_stored, write_model
 from npgemma.errors import BadData, why
 from npgemma.layers.bits import widened
+from npgemma.layers.linear import AdaptedWeight
 from npgemma.layers.shapes import Array
-from npgemma.layers.tree import map_tree
-from npgemma.training.lora import adapted_weights, trained, updates
+from npgemma.layers.tree import Leaf, leaves, map_tree
+
+Tree = TypeVar("Tree")
 
 
 class Home:
@@ -82,6 +85,46 @@ def written(folder: Path) -> Iterator[Path]:
         raise BadData(f"{folder} cannot be written: {why(error)}; the same command tries again") from None
 
 
-def has_updates(tree: Any) -> bool:
-    """Whether a tree has adapters, rather than arrays of its own that are trained."""
-    return bool(adapted_weights(tree))
+def with_adapter(tree: Tree, known: Adapter, places: Mapping[str, Stored]) -> Tree:
+    """The tree with the updates of an adapter, which goes on learning. BadData if it is more than updates."""
+    updates = known.added
+    if known.changed - updates.keys() or known.tables or any(each.magnitude is not None for each in updates.values()):
+        what = "rows, biases, magnitudes or whole tensors beside its low-rank updates"
+        raise BadData(f"{known.path} has {what}, which npgemma does not train; merge it into its model first")
+    named = {place.name: path for path, place in places.items()}
+    unfit = [name for name, each in updates.items() if name not in named or places[named[name]].shape != each.shape]
+    if unfit:
+        raise BadData(f"{known.path} changes {unfit[0]}, which this model does not have in that shape")
+    by_path = {named[name]: each for name, each in updates.items()}
+
+    def adapted(leaf: Leaf) -> Any:
+        each = by_path.get(leaf.path)
+        return leaf.value if each is None else AdaptedWeight(leaf.value, each.a, each.b, each.scale)
+
+    return map_tree(adapted, tree)
+
+
+def updates(tree: Any, places: Mapping[str, Stored]) -> dict[str, LowRank]:
+    """The updates of a tree by the names of their matrices on the hub, as files hold them."""
+    return {
+        places[path].name: LowRank(each.a, each.b, each.scale, places[path].shape)
+        for path, each in adapted_weights(tree).items()
+    }
+
+
+def adapted_weights(tree: Any) -> dict[str, AdaptedWeight]:
+    """The matrices of a tree that have an update, by path."""
+    bases = [leaf.path for leaf in leaves(tree) if leaf.owner is AdaptedWeight and leaf.path.endswith(".base")]
+    return {path.removesuffix(".base"): at(tree, path.removesuffix(".base")) for path in bases}
+
+
+def at(tree: Any, path: str) -> Any:
+    """What stands at a path of a tree."""
+    for step in path.replace("[", ".").replace("]", "").split("."):
+        tree = tree[int(step)] if step.isdecimal() else getattr(tree, step)
+    return tree
+
+
+def trained(tree: Any) -> dict[str, Array]:
+    """The arrays that are trained, by path: those that can be written."""
+    return {leaf.path: leaf.value for leaf in leaves(tree) if leaf.value.flags.writeable}
