@@ -102,8 +102,15 @@ class Transfer:
         if options.lora is not None:
             paths = parts.adaptable(leaves(weights), options.patterns)
             shapes = {path: self.home.places[path].shape for path in paths}
-            return lora.with_adapters(weights, shapes, options.lora, options.scale, options.seed)
+            tree = lora.with_adapters(weights, shapes, options.lora, options.scale, options.seed)
+            tables = {"text.embedding", "text.head", "embedding", "head"} & self.home.places.keys()
+            return lora.with_rows(tree, tables, self.word_ids(), self.model.dtype) if options.words else tree
         return weights
+
+    def word_ids(self) -> set[int]:
+        """The tokens of the words that are to be learned, at the beginning of a text and after a space."""
+        encode = self.model.processor.tokenizer.encode
+        return {token for word in self.options.words for text in (word, f" {word}") for token in encode(text)}
 
     def trained_paths(self) -> frozenset[str]:
         """The paths of the arrays that are trained: the halves of updates, or what the options choose."""
