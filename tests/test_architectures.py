@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from agreement import assert_agrees
 from architectures import ARCHITECTURES, Architecture
+from gradient_cases import CASES, moved, protect
 
 from npgemma import testing
 from npgemma.checkpoints.layout import Layout
@@ -130,3 +131,28 @@ def test_the_model_goes_on_with_what_a_tap_returns(a: Architecture) -> None:
             return x * (2 - np.arange(x.size).reshape(x.shape) % 2) if name == changed else x
 
         assert np.abs(a.forward(weights(a), F64, change) - expected).max() > 1e-9, changed
+
+
+@every_architecture
+def test_nothing_is_written_to_a_tensor_that_has_passed_a_tap(a: Architecture) -> None:
+    expected = a.forward(weights(a), F32, silent)
+    np.testing.assert_array_equal(a.forward(weights(a), F32, protect), expected)
+
+
+# ----------------------------------------------------------------------------------------------------------- gradients
+
+# A step of h along the gradient: the slope is off by h^2 and by 1e-16 / h, and by h where a relu has its corner.
+STEP, DIFFERENCED = 1e-6, 1e-6
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_gradients_equal_finite_differences(name: str) -> None:
+    """Along the gradient itself, the loss changes by the gradient's length; tests/models/test_gradients.py looks at
+    every weight.
+    """
+    case = CASES[name](1)
+    _, gradient = case.gradient(case.weights)
+    found = {leaf.path: leaf.value for leaf in leaves(gradient)}
+    length = np.sqrt(sum(np.square(x).sum() for x in found.values()))
+    above, below = (moved(case, lambda leaf, h=h: h / length * found.get(leaf.path, 0)) for h in (STEP, -STEP))
+    assert (above - below) / (2 * STEP) == pytest.approx(length, rel=DIFFERENCED)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from npgemma.training.loop import Gradient, Recipe, Training
+from npgemma.training.loop import Recipe, StepGradient, Training
 from npgemma.training.optimizers import AdamW
 from npgemma.training.schedules import Schedule
 from npgemma.training.state import claimed
@@ -30,12 +30,12 @@ def learn(
     """A run in a folder, begun or continued; `before` is called with each step. Returns the weights."""
     arrays = {"matrix": np.full((6, 5), 2, np.float32), "vector": np.arange(4, dtype=np.float32)}
 
-    def gradient(step: int) -> Gradient:
+    def gradient(step: int) -> StepGradient:
         before(step)
         time.sleep(pause)
         slopes = {"matrix": arrays["matrix"] + NOISE[step], "vector": 2 * arrays["vector"]}
         loss = float(np.square(arrays["vector"]).sum() + np.square(arrays["matrix"]).sum() / 2)
-        return Gradient(loss_at.get(step, loss), 30, slopes)
+        return StepGradient(loss_at.get(step, loss), 30, slopes)
 
     def evaluate(last: bool) -> list[dict]:
         return [{"eval": {"loss": float(np.square(arrays["matrix"]).sum())}}]

@@ -132,7 +132,8 @@ def in_range(x: Array) -> bool:
 def explained(model: Running, rerun: Rerun) -> BadModel | None:
     """Why a run is not finite: weights that are not, or activations that overflow. None if neither is found."""
     names = model.checkpoint.names_of(model.weights, model.config)
-    bad = not_finite({names[leaf.path]: leaf.value for leaf in leaves(model.weights)})
+    # what is trained beside the model's own arrays has a path alone
+    bad = not_finite({names.get(leaf.path, leaf.path): leaf.value for leaf in leaves(model.weights)})
     if bad:
         found = f"{listed(bad, MOST_NAMES)} contain{'s' * (len(bad) == 1)} NaN or infinity"
         hint = f"run 'npgemma verify {model.folder}', and download or save the model again"

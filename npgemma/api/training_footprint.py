@@ -34,19 +34,14 @@ class TrainingFootprint(Footprint):
         return f"{size(self.total)} ({', '.join(f'{size(number)} of {name}' for number, name in parts)})"
 
 
-def lengths_of(transfer: Transfer) -> list[int]:
-    """The number of tokens of each example."""
-    encode = transfer.encoder.encode
-    return [len(encode(each.prefix, each.suffix, len(each.images)).input_ids) for each in transfer.lines.learned]
-
-
 def footprint(transfer: Transfer, recompute: bool) -> TrainingFootprint:
     """The memory of a run. Activations are those of the longest examples in one batch."""
     o, model = transfer.options, transfer.model
-    longest = sorted(lengths_of(transfer))[-o.batch :]
+    rows = sum(sorted(each.tokens for each in transfer.lengths)[-o.batch :])
+    learned = sum(sorted(each.learned for each in transfer.lengths)[-o.batch :])
     itemsize = model.dtype.itemsize
-    numbers = sum(longest) * decoder_numbers(model.decoder, recompute)
-    numbers += min(MOST_LOGITS, sum(longest) * model.config.text.vocab_size) * LOGITS
+    numbers = rows * decoder_numbers(model.decoder, recompute)
+    numbers += min(MOST_LOGITS, learned * model.config.text.vocab_size) * LOGITS
     if isinstance(model, VisionLanguageModel):
         v, most = model.config.vision, max(len(each.images) for each in transfer.lines.learned)
         pictures = 1 if transfer.decoder_alone else most * o.batch

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from npgemma.api.finite import quiet
 from npgemma.api.guard import Budget
-from npgemma.api.training_footprint import REMEDIES, TrainingFootprint, footprint, lengths_of
+from npgemma.api.training_footprint import REMEDIES, TrainingFootprint, footprint
 from npgemma.api.transfer import Transfer
 from npgemma.errors import TooLittleMemory
 from npgemma.io.system_memory import available_memory
@@ -77,11 +78,9 @@ def timed(plan: Plan) -> Plan:
     o, transfer = plan.transfer.options, plan.transfer
     pictures, encoder = 0.0, transfer.plain_encoder()
     example = transfer.lines.learned[0]
-    if transfer.decoder_alone and example.images:
-        pixels = transfer.encoder.pixel_values([example.images[0]])
-        pictures = seconds_of(partial(transfer.features, pixels))
-    lengths = lengths_of(transfer)
-    mean = sum(lengths) / len(lengths)
+    if example.images:
+        pictures = seconds_of(partial(encoder.pixel_values, [example.images[0]]))
+    mean = sum(each.tokens for each in transfer.lengths) / len(transfer.lengths)
     if transfer.layer_numbers * mean * o.batch < TIMED_WHOLE:
         batch = batch_of(transfer.lines.learned[: o.batch], encoder)
         rows = sum(len(each.input_ids) for each in batch.prompts)
@@ -92,8 +91,8 @@ def timed(plan: Plan) -> Plan:
         step = layered(transfer, batch) * mean * o.examples / len(batch.prompts[0].input_ids)
     step += UPDATE * plan.numbers
     files = len({image for each in transfer.lines.learned for image in each.images})
-    again = pictures * o.examples if not transfer.keeps_features else 0.0
-    return replace(plan, seconds=step + again, before=pictures * files if transfer.keeps_features else 0.0)
+    again = 0.0 if transfer.is_fixed else pictures * o.examples
+    return replace(plan, seconds=step + again, before=pictures * files if transfer.is_fixed else 0.0)
 
 
 def layered(transfer: Transfer, batch: Batch) -> float:
@@ -110,7 +109,8 @@ def layered(transfer: Transfer, batch: Batch) -> float:
 
 
 def run(transfer: Transfer, tree: Any, batch: Batch) -> None:
-    transfer.batch_gradient(tree, batch, transfer.how, silent)
+    with quiet():
+        transfer.batch_gradient(tree, batch, transfer.how, silent)
 
 
 def shortened(tree: Any, text: int, vision: int) -> Any:

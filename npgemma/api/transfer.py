@@ -7,7 +7,7 @@ from copy import copy
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from npgemma.api.finite import first_too_large, quiet
 from npgemma.api.language import LanguageModel
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.checkpoints.adapter import read_adapter
+from npgemma.checkpoints.trained_model import Home, as_written, trained, with_adapter
 from npgemma.errors import BadData
 from npgemma.io.digests import digests
 from npgemma.io.jobs import Job
@@ -32,12 +33,11 @@ from npgemma.training.batches import Place, batch_of, parts_of, places, steps_of
 from npgemma.training.encoding import Encoder, PictureEncoder, TextEncoder
 from npgemma.training.evaluate import evaluated
 from npgemma.training.examples import Example, digest_of
-from npgemma.training.features import FeatureEncoder, scratch
+from npgemma.training.features import KeepingEncoder, scratch
 from npgemma.training.gradients import BatchGradient, Computing
-from npgemma.training.loop import Gradient, Recipe
+from npgemma.training.loop import Recipe, StepGradient
 from npgemma.training.optimizers import OPTIMIZERS, is_decayed
 from npgemma.training.options import TrainingOptions
-from npgemma.training.outputs import Home, as_written
 from npgemma.training.schedules import Schedule
 
 # What a log says about the places where programs that train disagree.
@@ -46,6 +46,7 @@ CONVENTIONS = {
     "clip": "gradients times most / (length + 1e-6), as torch",
     "smoothing": "e / (V - 1) beside the target, as big_vision",
 }
+MOST_PIXELS = 1 << 28  # numbers that are kept of pictures: 1 GiB
 SPARE_TOKENS = 8  # an answer is cut off so many tokens after the longest suffix that is wanted
 
 
@@ -65,27 +66,28 @@ class Lines:
     evaluated: Mapping[str, Sequence[Example]]
 
 
+class Length(NamedTuple):
+    """The number of tokens of an example, and of those that are learned."""
+
+    tokens: int
+    learned: int
+
+
 class Transfer:
     """A model whose chosen arrays are private copies that can be written, and all others mapped and frozen.
 
-    `model` is a VisionLanguageModel or a LanguageModel. BadData if the options choose nothing, or the adapter that goes
-    on learning is of another kind.
+    `model` is a VisionLanguageModel or a LanguageModel. If it has an adapter that goes on learning, or options ask for
+    a new one, the low-rank updates of that are trained. BadData if the options choose nothing, or the adapter is of
+    another kind.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        lines: Lines,
-        options: TrainingOptions,
-        adapter: str | None = None,
-    ) -> None:
+    def __init__(self, model: Any, lines: Lines, options: TrainingOptions, adapter: str | None = None) -> None:
         self.model, self.lines, self.options = model, lines, options
         self.home = Home(model.path, model.checkpoint, model.config)
         self.adapter = None if adapter is None else find_adapter(adapter)
+        self.has_updates = self.adapter is not None or options.lora is not None
         self.adapted = self.with_updates()
-        self.paths = frozenset(filter(lora.is_update, self.paths_of(self.adapted))) or parts.chosen(
-            leaves(self.adapted), options.patterns
-        )
+        self.paths = self.trained_paths()
         self.how = Computing(model.dtype, options.smoothing)
         self.decoder_alone = isinstance(model, VisionLanguageModel) and not any(
             parts.name_of(path).startswith(("vision.", "projector.")) for path in self.paths
@@ -96,15 +98,26 @@ class Transfer:
         weights, options = self.model.weights, self.options
         if self.adapter is not None:
             known = read_adapter(self.adapter, self.model.checkpoint.NAMES)
-            return lora.with_adapter(weights, known, self.home.places)
+            return with_adapter(weights, known, self.home.places)
         if options.lora is not None:
             paths = parts.adaptable(leaves(weights), options.patterns)
-            return lora.with_adapters(weights, paths, self.home.places, options.lora, options.scale, options.seed)
+            shapes = {path: self.home.places[path].shape for path in paths}
+            tree = lora.with_adapters(weights, shapes, options.lora, options.scale, options.seed)
+            tables = {"text.embedding", "text.head", "embedding", "head"} & self.home.places.keys()
+            return lora.with_rows(tree, tables, self.word_ids(), self.model.dtype) if options.words else tree
         return weights
 
-    @staticmethod
-    def paths_of(tree: Any) -> list[str]:
-        return [leaf.path for leaf in leaves(tree)]
+    def word_ids(self) -> set[int]:
+        """The tokens of the words that are to be learned, at the beginning of a text and after a space."""
+        encode = self.model.processor.tokenizer.encode
+        return {token for word in self.options.words for text in (word, f" {word}") for token in encode(text)}
+
+    def trained_paths(self) -> frozenset[str]:
+        """The paths of the arrays that are trained: the halves of updates, or what the options choose."""
+        found = leaves(self.adapted)
+        if self.has_updates:
+            return frozenset(leaf.path for leaf in found if lora.is_update(leaf.path))
+        return parts.chosen(found, self.options.patterns)
 
     @property
     def sizes(self) -> list[int]:
@@ -124,16 +137,22 @@ class Transfer:
     @cached_property
     def trained(self) -> dict[str, Array]:
         """The trained arrays, by path; a run changes them in place."""
-        return lora.trained(self.tree)
+        return trained(self.tree)
 
-    @property
-    def has_updates(self) -> bool:
-        """Whether low-rank updates are trained, rather than arrays of the model."""
-        return self.options.lora is not None or self.adapter is not None
+    @cached_property
+    def lengths(self) -> list[Length]:
+        """The lengths of the examples that are learned."""
+        read = [self.encoder.encode(each.prefix, each.suffix, len(each.images)) for each in self.lines.learned]
+        return [Length(len(each.input_ids), len(each.input_ids) - each.learned_from) for each in read]
 
     @cached_property
     def encoder(self) -> Encoder:
         return encoder_of(self.model)
+
+    @property
+    def rate(self) -> float:
+        """The highest rate."""
+        return self.options.peak_rate(self.model.config.text.hidden_size, self.has_updates)
 
     @property
     def steps(self) -> int:
@@ -144,8 +163,7 @@ class Transfer:
     def facts(self) -> dict[str, Any]:
         """What a run is: two runs with the same facts have the same bits."""
         o = self.options
-        rate = o.peak_rate(self.model.config.text.hidden_size)
-        found = asdict(o) | {"rate": rate, "dtype": self.model.dtype.name, "conventions": CONVENTIONS}
+        found = asdict(o) | {"rate": self.rate, "dtype": self.model.dtype.name, "conventions": CONVENTIONS}
         found["examples"] = len(self.lines.learned)
         found["model sha256"] = files_digest([*weight_files(self.model.path), self.model.folder / CONFIG])
         found["tokenizer sha256"] = files_digest([self.model.tokenizer_file])
@@ -157,12 +175,11 @@ class Transfer:
     def recipe(self, folder: Path) -> Recipe:
         """What a run does; the features of pictures wait in a nameless file in `folder`."""
         o, steps = self.options, self.steps
-        encoder = self.feature_encoder(folder) if self.decoder_alone else self.encoder
+        encoder = self.keeping_encoder(folder)
         decayed = frozenset(leaf.path for leaf in leaves(self.tree) if leaf.path in self.paths and is_decayed(leaf))
-        rate = o.peak_rate(self.model.config.text.hidden_size)
         return Recipe(
             OPTIMIZERS[o.optimizer],
-            Schedule(o.schedule, rate, steps, int(o.warmup * steps)),
+            Schedule(o.schedule, self.rate, steps, int(o.warmup * steps)),
             o.decay,
             decayed,
             o.clip or None,
@@ -184,7 +201,7 @@ class Transfer:
         o, example = self.options, self.lines.learned[place.example]
         return augmented(example, o.augment, o.seed, place.number, self.encoder.max_pixels)
 
-    def gradient(self, encoder: Encoder, step: int, tap: Tap = silent) -> Gradient:
+    def gradient(self, encoder: Encoder, step: int, tap: Tap = silent) -> StepGradient:
         """The loss and the gradients of a step, counted from 0, one part of the batch after the other."""
         batch = batch_of(self.examples(step), encoder, self.options.loss_mean)
         loss, total = 0.0, dict[str, Array]()
@@ -193,7 +210,7 @@ class Transfer:
                 more, found = self.batch_gradient(self.tree, part, self.how, tap)
                 loss += float(more)
                 total = gradients.add(total, found) if total else found
-        return Gradient(loss, sum(int((each.weights != 0).sum()) for each in batch.prompts), total)
+        return StepGradient(loss, sum(int((each.weights != 0).sum()) for each in batch.prompts), total)
 
     @property
     def batch_gradient(self) -> BatchGradient:
@@ -202,31 +219,45 @@ class Transfer:
         return gradients.decoder_alone if self.decoder_alone else gradients.whole
 
     @property
-    def keeps_features(self) -> bool:
-        """Whether a picture's features never change while the decoder learns."""
-        return self.decoder_alone and self.options.augment == Augmentation()
+    def is_fixed(self) -> bool:
+        """Whether a picture is the same each time."""
+        return self.options.augment == Augmentation()
 
-    def feature_encoder(self, folder: Path) -> FeatureEncoder:
-        """The encoder whose pictures have been through the frozen towers; those that never change, once."""
-        images = [image for each in self.lines.learned for image in each.images if self.keeps_features]
-        kept = {path: i for i, path in enumerate(dict.fromkeys(each for each in images if isinstance(each, Path)))}
-        return FeatureEncoder(
-            self.encoder, self.features, scratch(folder, self.shape(len(kept)), self.model.dtype), kept
-        )
+    def keeping_encoder(self, folder: Path) -> KeepingEncoder:
+        """The encoder that reads pictures once, and takes them through frozen towers.
 
-    def plain_encoder(self, tap: Tap = silent) -> Encoder:
-        """The encoder of a single step, which keeps nothing."""
+        Features are much work, and all are kept; pixels are less, and are kept as far as MOST_PIXELS goes.
+        """
+        images = dict.fromkeys(image for each in self.lines.learned for image in each.images)
+        files = [image for image in images if isinstance(image, Path) and self.is_fixed]
         if not self.decoder_alone:
-            return self.encoder
-        nothing = np.empty(self.shape(0), self.model.dtype)
-        return FeatureEncoder(self.encoder, partial(self.features, tap=tap), nothing, {})
+            files = files[: MOST_PIXELS // max(1, int(np.prod(self.shape)))]
+        store = scratch(folder, (len(files), *self.shape), self.store_dtype)
+        return KeepingEncoder(self.encoder, self.features, store, {path: i for i, path in enumerate(files)})
 
-    def shape(self, pictures: int) -> tuple[int, int, int]:
-        """The shape of the features of so many pictures."""
-        projector = self.model.weights.projector.weight
-        return pictures, self.model.config.vision.num_patches, len(projector)
+    def plain_encoder(self, tap: Tap = silent) -> KeepingEncoder:
+        """The same for a single step: nothing is kept."""
+        nothing = np.empty((0, *self.shape), self.store_dtype)
+        return KeepingEncoder(self.encoder, partial(self.features, tap=tap), nothing, {})
+
+    @property
+    def store_dtype(self) -> np.dtype:
+        return self.model.dtype if self.decoder_alone else np.dtype(np.float32)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of a picture: its features if the towers are frozen, its pixels if not, and none in a text."""
+        if isinstance(self.model, LanguageModel):
+            return 3, 0, 0
+        vision = self.model.config.vision
+        if self.decoder_alone:
+            return vision.num_patches, len(self.model.weights.projector.weight)
+        return 3, vision.image_size, vision.image_size
 
     def features(self, pixels: Array, tap: Tap = silent) -> Array:
+        """Pixels, or what frozen towers make of them."""
+        if not self.decoder_alone:
+            return pixels
         with quiet():
             return image_features(self.tree, pixels.astype(self.model.dtype, copy=False), tap)
 
@@ -259,9 +290,7 @@ class Transfer:
         ]
         longest = max(len(model.processor.suffix_ids(each.suffix)) for each in examples)
         room = model.config.text.max_position_embeddings
-        room -= max(
-            self.encoder.encode(each.prefix, each.suffix, len(each.images)).learned_from for each in examples
-        )
+        room -= max(self.encoder.encode(each.prefix, each.suffix, len(each.images)).learned_from for each in examples)
         answers, total, tokens = [""] * len(jobs), [], 0
         for result in answer_jobs(model, jobs, IN_FLIGHT, True, max_new_tokens=min(longest + SPARE_TOKENS, room)):
             if result.generation is None or result.score is None:

@@ -26,6 +26,7 @@ from npgemma.commands.objects import add_objects
 from npgemma.commands.output import INTERRUPTED, say
 from npgemma.commands.outputs import check_outputs
 from npgemma.commands.parser import CommandParser, Parser
+from npgemma.commands.prepare import add_prepare
 from npgemma.commands.search import add_search
 from npgemma.commands.streams import standard_streams
 from npgemma.commands.train import add_train
@@ -92,6 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_inspect(commands.add_parser, form)
     add_verify(commands.add_parser, form)
     add_convert(commands.add_parser)
+    add_prepare(commands.add_parser)
     add_golden(commands.add_parser)
     add_compare(commands.add_parser)
     return parser

@@ -11,6 +11,7 @@ from npgemma.api.language import LanguageModel
 from npgemma.api.training_plan import Plan, plan_text, planned, summary, timed
 from npgemma.api.transfer import Lines, Transfer, encoder_of
 from npgemma.api.vision_language import VisionLanguageModel
+from npgemma.checkpoints.trained_model import save_adapter, save_model
 from npgemma.commands.flags import AddParser, WrongUsage, model_flags, positive, require_writer
 from npgemma.commands.output import INTERRUPTED, say
 from npgemma.commands.outputs import check_writable
@@ -23,7 +24,6 @@ from npgemma.training.examples import Example, read_examples, required, split_fi
 from npgemma.training.loop import Training
 from npgemma.training.optimizers import OPTIMIZERS
 from npgemma.training.options import TrainingOptions
-from npgemma.training.outputs import save_adapter, save_model
 from npgemma.training.parts import PRESETS
 from npgemma.training.schedules import CURVES
 from npgemma.training.state import Log, claimed, finish, is_finished
@@ -77,6 +77,13 @@ def what_flags() -> argparse.ArgumentParser:
         "commas; with --lora, the matrices that the adapter changes (default: all in the decoder's layers)",
     )
     flags.add_argument("--alpha", type=float, metavar="A", help="the adapter is scaled by alpha / rank (default: 8)")
+    flags.add_argument(
+        "--words",
+        type=comma_separated,
+        default=(),
+        metavar="WORDS",
+        help="words that the model has not learned, separated by commas: an adapter changes their tokens' rows, too",
+    )
     flags.add_argument("--merge", action="store_true", help="write the model with the adapter merged into it")
     return flags
 
@@ -134,6 +141,12 @@ def run_flags() -> argparse.ArgumentParser:
         default="auto",
         help="compute activations twice to save memory: the same bits (default: if memory is short)",
     )
+    flags.add_argument(
+        "--pictures",
+        type=Path,
+        metavar="FOLDER",
+        help="where the pictures are (default: beside the file that names them)",
+    )
     flags.add_argument("--skip-bad", action="store_true", help="leave out lines that cannot be learned")
     flags.add_argument("--plan", action="store_true", help="print memory, time and three examples, and stop")
     return flags
@@ -174,8 +187,8 @@ def run_train(a: argparse.Namespace) -> int:
         say(plan_text(timed(plan) if fits else plan))
         return 0
     plan.require()
-    facts = transfer.facts()
-    if a.curve is not None:
+    facts = transfer.facts() | {"merge": a.merge}
+    if a.curve is not None and a.curve.absolute().parent != a.output.absolute():
         check_writable(a.curve, in_place=False)
     with claimed(a.output, facts) as log:
         if is_finished(a.output):
@@ -187,14 +200,28 @@ def run_train(a: argparse.Namespace) -> int:
 def options_of(a: argparse.Namespace) -> TrainingOptions:
     """The options that the flags set. WrongUsage if one is out of range, or has no effect."""
     adapts = not (a.full or (a.train and a.lora is None)) and a.adapter is None
-    if a.adapter is not None and (a.lora or a.full or a.train or a.alpha):
-        raise WrongUsage("--adapter goes on training that adapter as it is; leave out --lora, --full, --train, --alpha")
+    if a.adapter is not None and (a.lora or a.full or a.train or a.alpha or a.words):
+        wrong = "--lora, --full, --train, --alpha, --words"
+        raise WrongUsage(f"--adapter goes on training that adapter as it is; leave out {wrong}")
     if a.alpha is not None and not adapts:
         raise WrongUsage("--alpha is for --lora")
+    if a.words and not adapts:
+        raise WrongUsage("--words is for --lora; without an adapter, the whole table can be trained")
     if a.full and a.train:
         raise WrongUsage("--full trains everything; leave it out, or --train")
-    names = ("epochs", "batch", "accumulate", "rate", "optimizer", "schedule", "warmup", "decay", "smoothing")
-    values = {name: getattr(a, name) for name in (*names, "loss_mean", "clip", "seed", "alpha", "augment", "train")}
+    names: tuple[str, ...] = (
+        "epochs",
+        "batch",
+        "accumulate",
+        "rate",
+        "optimizer",
+        "schedule",
+        "warmup",
+        "decay",
+        "smoothing",
+    )
+    names += ("loss_mean", "clip", "seed", "alpha", "augment", "train", "words")
+    values = {name: getattr(a, name) for name in names}
     try:
         lora = (a.lora or DEFAULT_RANK) if adapts else None
         return TrainingOptions(lora=lora, evaluate_every=a.eval_every, **values)
@@ -207,7 +234,7 @@ def lines_of(a: argparse.Namespace, model: VisionLanguageModel | LanguageModel) 
     encoder = encoder_of(model)
 
     def examples(path: Path, split: str) -> tuple[Example, ...]:
-        data = read_examples(path, encoder, split)
+        data = read_examples(path, encoder, split, a.pictures)
         found = required(data, a.skip_bad)
         if data.problems:
             say(f"npgemma: skipped {len(data.problems)} lines, such as {data.problems[0]}", file=sys.stderr)
@@ -231,7 +258,7 @@ def trained(a: argparse.Namespace, plan: Plan, log: Log, facts: Mapping[str, Any
         training.run()
     except KeyboardInterrupt:
         progress.wipe()
-        say(f"npgemma: interrupted; the same command continues after step {training.saved}", file=sys.stderr)
+        say(f"npgemma: interrupted; the same command continues after step {max(0, training.saved)}", file=sys.stderr)
         return INTERRUPTED
     except BaseException:
         progress.wipe()
@@ -240,7 +267,7 @@ def trained(a: argparse.Namespace, plan: Plan, log: Log, facts: Mapping[str, Any
     written = write_outputs(a, transfer)
     lines = log.lines()
     if a.curve is not None:
-        draw_to(a.curve, lines, f"{a.data.name}, {', '.join(transfer.options.patterns)}")
+        draw_to(a.curve, lines, f"npgemma train {a.data.name}")
     scores = {name: line[name] for line in lines for name in EVALUATED if name in line}
     finish(a.output, facts, {"steps": transfer.steps, "scores": scores})
     say(results(lines), end="")

@@ -53,12 +53,12 @@ def reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def parse_json(text: bytes) -> Any:
+def parse_json(text: bytes, most_marks: Mapping[bytes, int] = MOST_MARKS) -> Any:
     """The value of a JSON text. ValueError for a repeated key or an infinite number; RecursionError if too deep.
 
     ValueError also if it holds so many values that they would take much more memory than the text.
     """
-    for mark, most in MOST_MARKS.items():
+    for mark, most in most_marks.items():
         if text.count(mark) > most:
             raise ValueError(f"it holds more than {most:,} values")
 

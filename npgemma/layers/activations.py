@@ -73,6 +73,16 @@ def quick_gelu_backward(x: Float[Array, "*R"], dy: Float[Array, "*R"]) -> Float[
     return dy * (s + 1.702 * x * s * (1 - s))
 
 
+def relu(x: Float[Array, "*R"]) -> Float[Array, "*R"]:
+    """y = max(x, 0)."""
+    return np.maximum(x, 0)
+
+
+def relu_backward(y: Float[Array, "*R"], dy: Float[Array, "*R"]) -> Float[Array, "*R"]:
+    """dx = dy where x > 0, else 0. x > 0 is where y > 0, so the result serves in place of x."""
+    return dy * (y > 0)
+
+
 def activation_backward(act: Activation, x: Float[Array, "*R"], dy: Float[Array, "*R"]) -> Float[Array, "*R"]:
     """dx of any of the activations above."""
     backward = {"gelu": gelu_backward, "gelu_erf": gelu_erf_backward, "quick_gelu": quick_gelu_backward}

@@ -6,7 +6,7 @@ compute in the dtype of the pictures.
 
 import numpy as np
 
-from npgemma.layers.activations import log_softmax, softmax
+from npgemma.layers.activations import log_softmax, sigmoid, softmax
 from npgemma.layers.shapes import Array, Float, Int
 
 # Texts whose scores are held at a time: with 32,768 pairs, all scores would take 4 GB.
@@ -64,6 +64,28 @@ def sigmoid_loss(
     return total / len(images)
 
 
+def sigmoid_loss_backward(
+    images: Float[Array, "B E"], texts: Float[Array, "B E"], scale: float, bias: float, columns: int = COLUMNS
+) -> tuple[Float[Array, "B E"], Float[Array, "B E"], float, float]:
+    """dimages, dtexts, dscale and dbias, the sums over `columns` texts at a time.
+
+    dl[i j] = -z[i j] sigmoid(-z[i j] l[i j]) / B
+    dimages = scale dl texts,  dtexts = scale dl^T images,  dscale = sum dl images texts^T,  dbias = sum dl
+    """
+    dimages, dtexts = np.zeros_like(images), np.empty_like(texts)
+    dscale = dbias = 0.0
+    for start in range(0, len(texts), columns):
+        some = texts[start : start + columns]
+        cosine = images @ some.T  # B columns
+        sign = np.where(np.eye(len(images), len(some), -start, dtype=bool), -1, 1).astype(images.dtype)  # -z
+        dscores = sign * sigmoid(sign * (cosine * scale + bias)) / len(images)
+        dimages += dscores @ some * scale
+        dtexts[start : start + columns] = dscores.T @ images * scale
+        dscale += float((dscores * cosine).sum())
+        dbias += float(dscores.sum())
+    return dimages, dtexts, dscale, dbias
+
+
 def contrastive_loss(images: Float[Array, "B E"], texts: Float[Array, "B E"], scale: float) -> float:
     """L = (the cross entropy of the right text for each picture + that of the right picture for each text) / 2.
 
@@ -72,3 +94,18 @@ def contrastive_loss(images: Float[Array, "B E"], texts: Float[Array, "B E"], sc
     scores = images @ texts.T * scale
     matching = log_softmax(scores).diagonal(), log_softmax(scores.T).diagonal()
     return -float(matching[0].mean() + matching[1].mean()) / 2
+
+
+def contrastive_loss_backward(
+    images: Float[Array, "B E"], texts: Float[Array, "B E"], scale: float
+) -> tuple[Float[Array, "B E"], Float[Array, "B E"], float]:
+    """dimages, dtexts and dscale, from those of two cross-entropies whose targets are the diagonal of the scores.
+
+    dl = (softmax of the rows of l + softmax of its columns - 2 I) / 2B;  the rest as in `sigmoid_loss_backward`.
+    """
+    cosine = images @ texts.T
+    matching, halves = np.arange(len(images)), np.full(len(images), 0.5 / len(images))
+    by_picture = cross_entropy_backward(cosine * scale, matching, halves)
+    by_text = cross_entropy_backward(cosine.T * scale, matching, halves)
+    dscores = by_picture + by_text.T
+    return dscores @ texts * scale, dscores.T @ images * scale, float((dscores * cosine).sum())

@@ -11,6 +11,7 @@ with what the tap returns. So a tap can record, round or replace a tensor. The d
     ((2, 3), 'T F')
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
@@ -37,10 +38,27 @@ def at(tap: Tap, scope: str, **letters: str) -> Tap:
     """`tap`, called with `scope.` before every name. `letters` rename axes: N="K" turns "T N H" into "T K H"."""
     if tap is silent:
         return silent
-    if isinstance(tap, Kept):
+    if isinstance(tap, Kept | Renamed):
         return tap.at(scope, letters)
     renamed = str.maketrans(letters)
     return lambda name, x, axes: tap(f"{scope}.{name}", x, axes.translate(renamed))
+
+
+class Renamed:
+    """`tap`, called with "new." in place of "old." in names, and with renamed letters in axes."""
+
+    def __init__(self, tap: Tap, old: str, new: str, letters: Mapping[str, str]) -> None:
+        self.tap, self.old, self.new, self.letters = tap, old, new, letters
+        self.renamed = str.maketrans(dict(letters))
+
+    def __call__(self, name: str, x: Array, axes: str) -> Array:
+        return self.tap(name.replace(f"{self.old}.", f"{self.new}."), x, axes.translate(self.renamed))
+
+    def at(self, scope: str, letters: Mapping[str, str]) -> Tap:
+        """The tap of a part of the model: silent if `tap` is, there."""
+        part = at(self.tap, f"{scope}.".replace(f"{self.old}.", f"{self.new}.").removesuffix("."))
+        both = {**self.letters, **{old: self.letters.get(new, new) for old, new in letters.items()}}
+        return part if part is silent else Renamed(part, self.old, self.new, both)
 
 
 class Kept:
@@ -52,6 +70,7 @@ class Kept:
 
     def __init__(self, needs: Iterable[str], tap: Tap = silent) -> None:
         self.needs = frozenset(needs)
+        self.parts = {name[: i + 1] for name in self.needs for i, letter in enumerate(name) if letter == "."}
         self.tap = tap
         self.scope = ""
         self.tensors: dict[str, np.ndarray] = {}
@@ -78,13 +97,20 @@ class Kept:
     def at(self, scope: str, letters: Mapping[str, str]) -> Tap:
         """The tap of a part of the model: only `tap` itself if nothing of the part is needed."""
         part = self.inside(scope, **letters)
-        return part if any(name.startswith(numbered(part.scope)) for name in self.needs) else part.tap
+        return part if numbered(part.scope) in self.parts else part.tap
+
+    def under(self, tap: Tap) -> "Kept":
+        """The same tensors, which passed `tap` in the forward pass."""
+        part = copy(self)
+        part.tap = tap
+        return part
 
     def again(self, needs: Iterable[str]) -> "Kept":
         """A tap that keeps more of the same part, for computing the part again; the names in `needs` are the part's."""
         return Kept(needs, self.tap)
 
 
+@functools.cache
 def numbered(name: str) -> str:
     """The name with `{i}` in place of each number between its dots."""
     return ".".join("{i}" if part.isdecimal() else part for part in name.split("."))

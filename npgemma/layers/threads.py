@@ -135,7 +135,8 @@ def in_parallel(f: Callable[[Item], object], items: Sequence[Item], blas: Blas =
             work()
         finally:
             waiting.clear()
-            wait(helpers)
+            if helpers:
+                wait(helpers)
     for helper in helpers:
         helper.result()
 

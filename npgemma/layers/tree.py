@@ -131,6 +131,16 @@ def is_frozen(w: Array) -> bool:
     return not w.flags.writeable
 
 
+def trains(tree: Any) -> bool:
+    """Whether a weight of the tree is not frozen."""
+    return not all(map(is_frozen, arrays(tree)))
+
+
+def no_gradient(tree: Tree) -> Tree:
+    """The gradient of weights that are all frozen."""
+    return map_tree(lambda leaf: None, tree)
+
+
 def added(tree: Tree, other: Tree) -> Tree:
     """The sum of two gradients of the same model, array by array."""
     values = iter(arrays(other))

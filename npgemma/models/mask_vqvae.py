@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from npgemma.layers.activations import relu
 from npgemma.layers.conv import Conv, ConvTranspose, conv, upsample
 from npgemma.layers.shapes import Array, Float, Int
+from npgemma.layers.taps import Tap, at, silent
 
 GRID = 4  # codes on a side
 SIDE = 64  # pixels on a side of a mask
@@ -24,15 +26,12 @@ class ResidualBlock:
     convs: tuple[Conv, ...]  # 3 x 3, 3 x 3, 1 x 1
 
 
-def residual_block(p: ResidualBlock, x: Float[Array, "B C Y X"]) -> Float[Array, "B C Y X"]:
+def residual_block(p: ResidualBlock, x: Float[Array, "B C Y X"], tap: Tap = silent) -> Float[Array, "B C Y X"]:
     """x + conv1x1(relu(conv3x3(relu(conv3x3(x)))))."""
     first, second, third = p.convs
-    y = relu(conv(second, relu(conv(first, x, padding=1)), padding=1))
-    return x + conv(third, y, padding=0)
-
-
-def relu(x: Float[Array, "*R"]) -> Float[Array, "*R"]:
-    return np.maximum(x, 0)
+    y = tap("first", relu(conv(first, x, padding=1)), "B C Y X")
+    y = tap("second", relu(conv(second, y, padding=1)), "B C Y X")
+    return tap("out", x + conv(third, y, padding=0), "B C Y X")
 
 
 @dataclass(frozen=True)
@@ -60,13 +59,18 @@ def decode_mask(p: MaskVQVAE, codes: Int[Array, "B 16"]) -> Float[Array, "B 64 6
     """The masks of rows of 16 codes. Raises IndexError for a code without a row in the codebook."""
     if codes.size and not 0 <= codes.min() <= codes.max() < len(p.codebook):
         raise IndexError(f"mask codes run from {codes.min()} to {codes.max()}, the codebook has {len(p.codebook)} rows")
-    x = p.codebook[codes].reshape(len(codes), GRID, GRID, p.codebook.shape[1]).transpose(0, 3, 1, 2)  # B E 4 4
-    first, last = p.decoder.ends
-    x = relu(conv(first, x, padding=0))
-    for block in p.decoder.blocks:
-        x = residual_block(block, x)
-    for up in p.decoder.up:
-        x = relu(upsample(up, x))
+    return decode_rows(p.decoder, p.codebook[codes])
+
+
+def decode_rows(p: MaskDecoder, rows: Float[Array, "B 16 E"], tap: Tap = silent) -> Float[Array, "B 64 64"]:
+    """The masks of rows of the codebook."""
+    x = rows.reshape(len(rows), GRID, GRID, rows.shape[2]).transpose(0, 3, 1, 2)  # B E 4 4
+    first, last = p.ends
+    x = tap("first", relu(conv(first, x, padding=0)), "B C Y X")
+    for i, block in enumerate(p.blocks):
+        x = residual_block(block, x, at(tap, f"blocks.{i}"))
+    for i, up in enumerate(p.up):
+        x = tap(f"up.{i}", relu(upsample(up, x)), "B C Y X")
     return conv(last, x, padding=0)[:, 0]
 
 
@@ -80,12 +84,20 @@ def encode_mask(p: MaskVQVAE, masks: Float[Array, "B 64 64"]) -> Int[Array, "B 1
         raise ValueError(
             f"masks must be floats [B {SIDE} {SIDE}] in -1 .. 1, not {found}; encode_object takes any [H W]"
         )
+    return nearest(p, encode_rows(p.encoder, masks))
+
+
+def encode_rows(p: MaskEncoder, masks: Float[Array, "B 64 64"], tap: Tap = silent) -> Float[Array, "B 16 E"]:
+    """A row for each patch of a mask, near one of the codebook."""
     x = masks[:, None]
-    for down in p.encoder.down:
-        x = relu(conv(down, x, padding=1, stride=2))
-    for block in p.encoder.blocks:
-        x = residual_block(block, x)
-    x = conv(p.encoder.last, x, padding=0)
-    rows = x.transpose(0, 2, 3, 1).reshape(len(masks), GRID * GRID, p.codebook.shape[1])  # B 16 E
-    distance = np.square(rows[:, :, None] - p.codebook).sum(-1)
-    return distance.argmin(-1)
+    for i, down in enumerate(p.down):
+        x = tap(f"down.{i}", relu(conv(down, x, padding=1, stride=2)), "B C Y X")
+    for i, block in enumerate(p.blocks):
+        x = residual_block(block, x, at(tap, f"blocks.{i}"))
+    x = conv(p.last, x, padding=0)
+    return x.transpose(0, 2, 3, 1).reshape(len(masks), GRID * GRID, x.shape[1])
+
+
+def nearest(p: MaskVQVAE, rows: Float[Array, "B 16 E"]) -> Int[Array, "B 16"]:
+    """The codebook row nearest to each of the rows, the first of equals."""
+    return np.square(rows[:, :, None] - p.codebook).sum(-1).argmin(-1)

@@ -8,7 +8,7 @@ import numpy as np
 from npgemma.layers.linear import linear_backward, total
 from npgemma.layers.shapes import Array, Float, Int
 from npgemma.layers.taps import Kept, Tap, at, silent
-from npgemma.layers.tree import arrays, is_frozen
+from npgemma.layers.tree import no_gradient, trains
 from npgemma.models import prefix_lm_grad
 from npgemma.models.gemma import Decoder
 from npgemma.models.paligemma import PaliGemma, Projector, image_features, make_prompt
@@ -41,8 +41,8 @@ def loss_and_gradient(
     A picture that several examples ask about stands once in `pixel_values`. `tap` gets the tensors of the forward pass,
     and gradients under `grad.`; for `recompute` see `prefix_lm_grad`.
     """
-    saw = Kept({"vision.norm", *(f"vision.{name}" for name in encoder_needs(recompute))}, tap)
-    features = image_features(p, pixel_values, saw if trains_pictures(p) else tap)
+    saw = Kept(feature_needs(p, recompute), tap)
+    features = image_features(p, pixel_values, saw)
     loss, dfeatures, text = loss_and_feature_gradient(p, features, examples, smoothing, recompute, tap)
     vision, projector = image_features_backward(p, pixel_values, saw, dfeatures, at(tap, "grad"))
     return loss, PaliGemma(vision, projector, text, p.image_token)
@@ -69,16 +69,22 @@ def loss_and_feature_gradient(
     return loss, dfeatures, text
 
 
-def trains_pictures(p: PaliGemma) -> bool:
-    """Whether a weight of the tower or the projector is not frozen."""
-    return not all(map(is_frozen, arrays((p.vision, p.projector))))
+def feature_needs(p: PaliGemma, recompute: bool = False) -> frozenset[str]:
+    """What the backward pass of the features reads: nothing of what is frozen, or stands before all that is not."""
+    if trains(p.vision):
+        return frozenset({"vision.norm", *(f"vision.{name}" for name in encoder_needs(recompute))})
+    return frozenset({"vision.norm"} if trains(p.projector) else ())
 
 
 def image_features_backward(
     p: PaliGemma, pixel_values: Float[Array, "B C Y X"], saw: Kept, dy: Float[Array, "B P D"], tap: Tap = silent
 ) -> tuple[VisionTower, Projector]:
-    """forward: y = projector(tower(pixels))."""
+    """forward: y = projector(tower(pixels)). The pass ends where everything before is frozen."""
+    vision, projector = no_gradient(p.vision), no_gradient(p.projector)
     dy = tap("projector", dy, "B P D")
+    if "vision.norm" not in saw:
+        return vision, projector
     dx, weight = linear_backward(saw["vision.norm"], p.projector.weight, dy)
-    vision = vision_tower_backward(p.vision, pixel_values, saw.inside("vision"), dx, at(tap, "vision"))
+    if "vision.embedding" in saw:
+        vision = vision_tower_backward(p.vision, pixel_values, saw.inside("vision"), dx, at(tap, "vision"))
     return vision, Projector(weight, total(p.projector.bias, dy))

@@ -21,7 +21,7 @@ from npgemma.layers.linear import embed, linear, project, unproject
 from npgemma.layers.norms import LayerNorm, layer_norm
 from npgemma.layers.resize import resize_positions
 from npgemma.layers.shapes import Array, Bool, Float, Int, Weight
-from npgemma.layers.taps import Tap, at, silent
+from npgemma.layers.taps import Renamed, Tap, at, silent
 from npgemma.layers.threads import by_sequences
 
 
@@ -140,10 +140,7 @@ def sequences(tap: Tap, each: str, **letters: str) -> Tap:
 
     What attention taps of each sequence stands under `each` ("texts.0"), not "pictures.0"; `letters` rename axes.
     """
-    if tap is silent:
-        return silent
-    renamed = str.maketrans(letters)
-    return lambda name, x, axes: tap(name.replace("pictures.", f"{each}."), x, axes.translate(renamed))
+    return silent if tap is silent else Renamed(tap, "pictures", each, letters)
 
 
 @dataclass(frozen=True)

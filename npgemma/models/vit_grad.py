@@ -7,11 +7,32 @@ import numpy as np
 
 from npgemma.layers.activations import Activation, activation_backward
 from npgemma.layers.attention import attend_backward
-from npgemma.layers.linear import linear_backward, project_backward, total, unproject_backward
+from npgemma.layers.linear import (
+    embed_backward,
+    linear_backward,
+    project_backward,
+    reshaped,
+    total,
+    unproject_backward,
+)
+from npgemma.layers.losses import cross_entropy, cross_entropy_backward
 from npgemma.layers.norms import layer_norm_backward
-from npgemma.layers.shapes import Array, Bool, Float
+from npgemma.layers.shapes import Array, Bool, Float, Int
 from npgemma.layers.taps import Kept, Tap, at, silent
-from npgemma.models.vit import MLP, Attention, Block, block
+from npgemma.models.vit import (
+    MLP,
+    Attention,
+    Block,
+    Head,
+    PatchEmbedding,
+    TokenEmbedding,
+    ViT,
+    block,
+    every_row,
+    forward,
+    patches,
+    sequences,
+)
 
 # What the backward pass of a block reads.
 BLOCK_NEEDS = (
@@ -104,6 +125,11 @@ def encoder_backward(
     return dy, tuple(gradients)
 
 
+def last_rows(blocks: tuple[Block, ...], saw: Kept) -> Float[Array, "B P D"]:
+    """What the last block wrote; the embedding in a model without blocks."""
+    return saw[f"layers.{len(blocks) - 1}.out" if blocks else "embedding"]
+
+
 def block_again(p: Block, x: Float[Array, "B P D"], mask: Bool[Array, "P P"], act: Activation, saw: Kept) -> Kept:
     """What a block saw: as it was kept, or computed again under the tap of the forward pass."""
     if "mid" in saw:
@@ -111,3 +137,61 @@ def block_again(p: Block, x: Float[Array, "B P D"], mask: Bool[Array, "P P"], ac
     again = saw.again(BLOCK_NEEDS)
     block(p, x, mask, act, again)
     return again
+
+
+def token_embedding_backward(
+    p: TokenEmbedding, input_ids: Int[Array, "U T"], dy: Float[Array, "U T D"]
+) -> TokenEmbedding:
+    """forward: y[u t] = tokens[id[u t]] + position[t]. A position gets the sum over the texts."""
+    tokens = embed_backward(input_ids.reshape(-1), p.tokens, dy.reshape(-1, dy.shape[-1]))
+    position = np.zeros(p.position.shape, dy.dtype)
+    position[: dy.shape[1]] = dy.sum(0)
+    return TokenEmbedding(tokens, total(p.position, position))
+
+
+def patch_embedding_backward(
+    p: PatchEmbedding, pixel_values: Float[Array, "B C Y X"], dy: Float[Array, "B T D"], tap: Tap = silent
+) -> PatchEmbedding:
+    """forward: y = row + position, where row 0 is the class token and row 1 + i is W patch[i] + bias."""
+    width, _, size, _ = p.weight.shape
+    dpatches = tap("patches", dy[:, 1:], "B P D")
+    _, weight = linear_backward(patches(pixel_values, size), reshaped(p.weight, (width, -1)), dpatches)
+    class_token, position = total(p.class_token, dy[:, 0]), total(p.position, dy)
+    return PatchEmbedding(reshaped(weight, p.weight.shape), total(p.bias, dpatches), class_token, position)
+
+
+def forward_backward(
+    p: ViT, pixel_values: Float[Array, "B C Y X"], saw: Kept, dy: Float[Array, "B A"], tap: Tap = silent
+) -> ViT:
+    """The gradient of the model from that of its logits. Behind the norm, only the class row of a picture is read."""
+    dy = tap("logits", dy, "B A")
+    dclass, weight = linear_backward(saw["class"], p.head.weight, dy)
+    last = last_rows(p.blocks, saw)
+    dx = np.zeros_like(last)
+    dx[:, 0] = tap("class", dclass, "B D")
+    dx, norm = layer_norm_backward(p.norm, last, tap("norm", dx, "B T D"))
+    mask, inside = every_row(last.shape[1]), saw.under(sequences(saw.tap, "pictures", P="T"))
+    dx, blocks = encoder_backward(p.blocks, mask, p.act, inside, dx, sequences(tap, "pictures", P="T"))
+    embedding = patch_embedding_backward(p.embedding, pixel_values, tap("embedding", dx, "B T D"), at(tap, "embedding"))
+    return ViT(embedding, blocks, p.act, norm, Head(weight, total(p.head.bias, dy)))
+
+
+def loss_and_gradient(
+    p: ViT,
+    pixel_values: Float[Array, "B C Y X"],
+    labels: Int[Array, "B"],
+    weights: Float[Array, "B"],
+    smoothing: float = 0.0,
+    recompute: bool = False,
+    tap: Tap = silent,
+) -> tuple[float, ViT]:
+    """- sum over pictures of weight log p(label), and its gradient. Weights of 1/B are the mean over a batch.
+
+    `tap` gets the tensors of the forward pass, and gradients under `grad.`. With `recompute`, only the results of
+    blocks are kept, and each block is computed again on the way back: the same bits from less memory.
+    """
+    saw = Kept({"class", *encoder_needs(recompute)}, tap)
+    logits = forward(p, pixel_values, saw)
+    loss = cross_entropy(logits, labels, weights, smoothing)
+    dlogits = cross_entropy_backward(logits, labels, weights, smoothing)
+    return loss, forward_backward(p, pixel_values, saw, dlogits, at(tap, "grad"))

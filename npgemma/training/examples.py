@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from npgemma.errors import BadData, BadPicture, BadPrompt, listed, shortened
+from npgemma.errors import BadData, BadPicture, BadPrompt, listed, one_line, shortened
 from npgemma.io.jobs import BOM, MAX_LINE, MOST_BYTES, OTHER_KEYS, lines, other_file
 from npgemma.io.picture import Picture, read_picture
 from npgemma.io.picture_kinds import url_problem
@@ -86,31 +86,31 @@ def split_file(folder: Path, split: str) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def read_examples(path: Path, encoder: Encoder, split: str = "train") -> Data:
+def read_examples(path: Path, encoder: Encoder, split: str = "train", pictures: Path | None = None) -> Data:
     """Read and check all lines of a file, or of a split of a folder.
 
-    Paths of pictures are relative to the folder of the file. Keys that are not read are ignored, and so are empty
-    lines. BadData if the file cannot be read, or is of another kind.
+    Paths of pictures are relative to the folder `pictures`, by default that of the file. Keys that are not read are
+    ignored, and so are empty lines. BadData if the file cannot be read, or is of another kind.
     """
     path = data_file(path, split)
+    folder = path.parent if pictures is None else pictures
     picture_of = cache(lambda picture: checked_picture(picture, encoder.max_pixels))
     examples, problems = [], []
     for number, line in numbered_lines(path):
         where = f"{path}: line {number}"
         try:
-            examples.append(read_example(line, where, path.parent, encoder, picture_of))
+            examples.append(read_example(line, where, folder, encoder, picture_of))
         except (ValueError, RecursionError, BadPicture, BadPrompt) as error:
-            problems.append(Problem(where, str(error)))
+            problems.append(Problem(where, one_line(str(error))))
     return Data(tuple(examples), tuple(problems))
 
 
 def required(data: Data, skip_bad: bool = False) -> tuple[Example, ...]:
-    """The examples. BadData if there are none, and for lines with problems unless they may be skipped."""
+    """The examples. BadData if there are none, and for problems unless what has them may be skipped."""
     if data.problems and not (skip_bad and data.examples):
         first, *others = data.problems
-        count = "1 other line has a problem" if len(others) == 1 else f"{len(others):,} other lines have problems"
-        more = f" ({count}, too)" if others else ""
-        advice = "; correct the line, or train on the other lines with --skip-bad" if data.examples else ""
+        more = f" (and {len(others):,} more problem{'s' if others[1:] else ''})" if others else ""
+        advice = "; correct it, or leave it out with --skip-bad" if data.examples else ""
         raise BadData(f"{first}{more}{advice}")
     if not data.examples:
         raise BadData(f"the data hold no example; one is a line such as {LINE}")

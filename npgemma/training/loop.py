@@ -24,7 +24,7 @@ SAVE_AFTER = 60.0  # seconds between two states, unless a number of steps is giv
 SAVE_SHARE = 20  # and so many times as long as it took to save the last one
 
 
-class Gradient(NamedTuple):
+class StepGradient(NamedTuple):
     """The loss of a batch, its number of learned tokens, and the gradient of each trained array, by path."""
 
     loss: float
@@ -45,7 +45,7 @@ class Recipe:
     decay: float
     decayed: frozenset[str]
     clip: float | None
-    gradient: Callable[[int], Gradient]
+    gradient: Callable[[int], StepGradient]
     evaluate: Callable[[bool], list[dict[str, Any]]]
     evaluate_every: int | None
     origin: Callable[[int], str]

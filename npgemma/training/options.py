@@ -1,7 +1,6 @@
 """What a person may choose about a run; every default stands here and nowhere else."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from npgemma.training.augment import Augmentation
 from npgemma.training.batches import Mean
@@ -21,14 +20,15 @@ class TrainingOptions:
     """How a model is trained. Two runs with the same options, model and data give the same bits.
 
     `lora` is the rank of adapters, None to train the chosen arrays themselves; `train` are presets or patterns, see
-    `parts`. A step learns from `batch` examples at a time, `accumulate` times. `warmup` is a share of the steps,
-    `clip` the length that gradients are cut to, 0 for any. `evaluate_every` counts steps, None is before and after
-    alone.
+    `parts`. `words` are those whose tokens have rows in the table that are trained beside adapters. A step learns from
+    `batch` examples at a time, `accumulate` times. `warmup` is a share of the steps, `clip` the length that gradients
+    are cut to, 0 for any. `evaluate_every` counts steps, None is before and after alone.
     """
 
     lora: int | None = None
     alpha: float | None = None
     train: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
     epochs: float = 3.0
     batch: int = 8
     accumulate: int = 1
@@ -57,7 +57,7 @@ class TrainingOptions:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name):g}")
         for name in ("decay", "clip"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must not be negative, not {getattr(self, name):g}")
+                raise ValueError(f"{name} must be at least 0 and finite, not {getattr(self, name):g}")
         for name in ("warmup", "smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, not {getattr(self, name):g}")
@@ -77,12 +77,9 @@ class TrainingOptions:
         """Alpha of adapters; PEFT's default is its default rank, 8."""
         return 8.0 if self.alpha is None else self.alpha
 
-    def peak_rate(self, width: int) -> float:
-        """The rate, or the one that a decoder of this width usually learns with."""
+    def peak_rate(self, width: int, adapts: bool) -> float:
+        """The rate, or the one that a decoder of this width usually learns with, or an adapter of it."""
         if self.rate is not None:
             return self.rate
-        rates = SGD if self.optimizer == "sgd" else tuple(rate * WIDTH / width for rate in ADAM)
-        return rates[0] if self.lora else rates[1]
-
-
-Checkpointing = Literal["auto", "on", "off"]
+        for_adapters, for_matrices = SGD if self.optimizer == "sgd" else (rate * WIDTH / width for rate in ADAM)
+        return for_adapters if adapts else for_matrices

@@ -17,16 +17,18 @@ from typing import IO, Any, NamedTuple
 import safetensors
 
 from npgemma.errors import BadData, BadModel, shortened, why
-from npgemma.io.atomic_write import PREFIX, replace_file
-from npgemma.io.regular_files import open_to_continue
+from npgemma.io.atomic_write import PREFIX, replace_file, temporary_folder
+from npgemma.io.regular_files import open_regular, open_to_continue
 from npgemma.io.results import lock
 from npgemma.io.safetensors import open_with_metadata
+from npgemma.io.strict_json import read_json
 from npgemma.io.weight_writing import write_file
 from npgemma.layers.shapes import Array
 
 NAME = re.compile(r"state-(\d+)\.safetensors")
 KEPT = 2  # states
 LOG, RUN = "log.jsonl", "run.json"
+BEGIN = b'{"run": '  # of a log
 METADATA = "npgemma"  # the one key, whose value is JSON: the library writes several keys in random order
 Facts = Mapping[str, Any]
 
@@ -48,8 +50,11 @@ def save(folder: Path, state: State, facts: Facts) -> None:
     path = folder / f"state-{state.step:08d}.safetensors"
     metadata = {METADATA: json.dumps({"step": state.step, "log": state.log, "run": facts})}
     try:
-        with replace_file(path) as temporary:
-            write_file(state.arrays, temporary, metadata)
+        # under a name of its own, so that what a killed writer has left is found at the next state
+        with temporary_folder(folder, "state") as temporary:
+            write_file(state.arrays, temporary / path.name, metadata)
+            sync(temporary / path.name)
+            (temporary / path.name).replace(path)
         sync(folder)
     except (OSError, safetensors.SafetensorError) as error:
         raise unwritable(path, error) from None
@@ -119,16 +124,27 @@ def claimed(folder: Path, facts: Facts) -> Iterator["Log"]:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             log = folder / LOG
-            others = [path.name for path in folder.iterdir() if not path.name.startswith(PREFIX)]
-            if others and not log.exists():
+            if not is_run(folder):
                 raise BadData(f"{folder} is not empty and holds no run of npgemma; name a new folder")
             file = held.enter_context(open_to_continue(log))
         except OSError as error:
             raise BadData(f"{folder} cannot be written: {why(error)}") from None
         lock(file, log, BadData)
-        if (folder / RUN).exists():
-            require_same(json.loads((folder / RUN).read_text())["run"], facts, folder)
+        if is_finished(folder):
+            require_same(read_json(folder / RUN).get("run", {}), facts, folder)
         yield Log(file, log)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is empty, or holds a run, or what one that was killed before its first state has left."""
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(PREFIX)}
+    if not names or (LOG in names and (RUN in names or any(map(NAME.fullmatch, names)))):
+        return True
+    if names != {LOG}:
+        return False
+    with open_regular(folder / LOG) as file:
+        begin = file.read(len(BEGIN))
+    return begin == BEGIN[: len(begin)]
 
 
 class Log:

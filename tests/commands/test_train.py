@@ -18,6 +18,7 @@ import npgemma
 from npgemma.checkpoints import paligemma
 from npgemma.commands.cli import main
 from npgemma.io.safetensors import open_file
+from npgemma.io.weight_writing import write_file
 
 SHORT = ("--epochs", "1", "--batch", "2", "--rate", "0.01", "--schedule", "constant")
 STEPS = 2
@@ -26,6 +27,15 @@ STEPS = 2
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def held_out(data: Path) -> Path:
+    """Two of the examples, whose answers end soon."""
+    lines = data.read_text().splitlines()
+    path = data.parent / "held-out.jsonl"
+    path.write_text("\n".join([lines[2], lines[1]]))
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -45,18 +55,18 @@ def run(folder: Path, data: Path) -> Callable[..., tuple[int, str, str]]:
 
 
 @pytest.fixture(scope="module")
-def adapter(run, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[int, str, str]]:
+def adapter(run, held_out: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[int, str, str]]:
     """The folder of a run, and what it said."""
     folder = tmp_path_factory.mktemp("adapter") / "run"
-    scored = ("--eval", data, "--keep", data, "--eval-every", 1, "--curve", folder.parent / "loss.png")
+    scored = ("--eval", held_out, "--keep", held_out, "--eval-every", 1, "--curve", folder.parent / "loss.png")
     return folder, run("-o", folder, "--lora", 3, *scored)
 
 
 @pytest.fixture(scope="module")
-def whole(run, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(run, held_out: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that trained a whole model."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    assert run("-o", folder, "--full", "--eval", data)[0] == 0
+    assert run("-o", folder, "--full", "--eval", held_out)[0] == 0
     return folder
 
 
@@ -126,12 +136,12 @@ def test_held_out_examples_are_scored_before_between_and_after(adapter) -> None:
         assert image.size == (960, 540)
 
 
-def test_the_scores_after_training_are_those_of_the_written_model(whole: Path, data: Path) -> None:
+def test_the_scores_after_training_are_those_of_the_written_model(whole: Path, held_out: Path) -> None:
     """Weights are rounded to the dtype of the files, and the loss is that of the rounded ones."""
     said = json.loads((whole / "run.json").read_text())["scores"]["eval"]["loss"]
     model = npgemma.load(whole)
-    lines = [json.loads(line) for line in data.read_text().splitlines()]
-    scores = [model.score(data.parent / each["image"], each["prefix"], each["suffix"]) for each in lines]
+    lines = [json.loads(line) for line in held_out.read_text().splitlines()]
+    scores = [model.score(held_out.parent / each["image"], each["prefix"], each["suffix"]) for each in lines]
     found = -sum(score.total for score in scores) / sum(len(score.token_ids) for score in scores)
     assert found == pytest.approx(said, rel=1e-5)
 
@@ -145,21 +155,21 @@ def test_a_run_with_the_same_seed_has_the_same_bytes(run, tmp_path: Path) -> Non
     assert losses(tmp_path / "a") != losses(tmp_path / "c")
 
 
-def test_computing_activations_twice_changes_no_bit(run, whole: Path, data: Path, tmp_path: Path) -> None:
-    run("-o", tmp_path / "run", "--full", "--eval", data, "--checkpointing", "on")
+def test_computing_activations_twice_changes_no_bit(run, whole: Path, held_out: Path, tmp_path: Path) -> None:
+    run("-o", tmp_path / "run", "--full", "--eval", held_out, "--checkpointing", "on")
     assert content(tmp_path / "run") == content(whole)
 
 
 def test_accumulation_learns_from_the_same_batch(run, tmp_path: Path) -> None:
-    run("-o", tmp_path / "a", "--lora", 3, "--dtype", "float64")
-    run("-o", tmp_path / "b", "--lora", 3, "--dtype", "float64", "--batch", 1, "--accumulate", 2)
+    run("-o", tmp_path / "a", "--epochs", 0.5, "--lora", 3, "--dtype", "float64")
+    run("-o", tmp_path / "b", "--epochs", 0.5, "--lora", 3, "--dtype", "float64", "--batch", 1, "--accumulate", 2)
     np.testing.assert_allclose(losses(tmp_path / "a"), losses(tmp_path / "b"), rtol=1e-9)
 
 
-def test_a_finished_run_is_left_as_it_is(run, adapter, data: Path) -> None:
+def test_a_finished_run_is_left_as_it_is(run, adapter, held_out: Path) -> None:
     folder, _ = adapter
     before = content(folder)
-    how = ("--eval", data, "--keep", data, "--eval-every", 1)
+    how = ("--eval", held_out, "--keep", held_out, "--eval-every", 1)
     assert run("-o", folder, "--lora", 3, *how)[0] == 0
     status, _, err = run("-o", folder, "--lora", 4, *how)
     assert status == 1
@@ -252,3 +262,18 @@ def test_a_folder_that_is_not_empty_is_left_as_it_is(run, folder: Path, tmp_path
     assert status == 1
     assert "not empty" in err
     assert content(tmp_path / "model") == before
+
+
+def test_a_loss_that_is_not_finite_names_the_tap_where_it_began(run, folder: Path, tmp_path: Path) -> None:
+    whole = dict(open_file(folder / "model.safetensors"))
+    name = next(each for each in whole if each.endswith("layers.1.mlp.gate_proj.weight"))
+    whole[name] = np.full_like(whole[name], 0x7E00)  # bfloat16 for 4e37
+    shutil.copytree(folder, tmp_path / "model")
+    write_file(whole, tmp_path / "model" / "model.safetensors")
+    with np.errstate(all="warn"):
+        status, out, err = run("-o", tmp_path / "run", "--lora", 3, model=tmp_path / "model")
+    assert (status, out) == (1, "")
+    last = err.splitlines()[-1]
+    assert "in step 1, which begins at the tap text.layers.1.mlp." in last
+    assert f"the state before it is kept in {tmp_path / 'run'}" in last
+    assert (tmp_path / "run" / "state-00000000.safetensors").exists()

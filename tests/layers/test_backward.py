@@ -12,7 +12,9 @@ import pytest
 
 from npgemma.layers import activations, losses, norms
 from npgemma.layers.attention import attend, attend_backward
+from npgemma.layers.conv import Conv, ConvTranspose, conv, conv_backward, upsample, upsample_backward
 from npgemma.layers.linear import (
+    AdaptedRows,
     AdaptedWeight,
     embed,
     embed_backward,
@@ -60,6 +62,15 @@ def adapted_gradients(dy, x, w, a, b):
     return {"x": dx, "w": dw.base, "a": dw.a, "b": dw.b}
 
 
+def rows_gradients(dtable):
+    return {"table": dtable.base, "rows": dtable.rows}
+
+
+def scores_gradients(dx, dtable):
+    return {"x": dx, **rows_gradients(dtable)}
+
+
+REPLACED = np.array([1, 4])
 MASK = np.tri(5, 7, 2, dtype=bool)  # the first row sees three
 POSITIONS = np.array([3, 4, 5, 900, 901])
 IDS = np.array([4, 1, 4, 4, 0])
@@ -93,6 +104,40 @@ def cross_entropy_case(smoothing: float) -> Case:
     )
 
 
+def conv_case(kernel: int, padding: int, stride: int) -> Case:
+    """Windows that overlap, lie apart, and leave pixels over."""
+
+    def backward(dy, x, weight, bias):
+        dx, p = conv_backward(Conv(weight, bias), x, padding, stride, dy)
+        return {"x": dx, "weight": p.weight, "bias": p.bias}
+
+    shapes = {"x": (2, 3, 7, 9), "weight": (5, 3, kernel, kernel), "bias": (5,)}
+    return Case(lambda x, weight, bias: conv(Conv(weight, bias), x, padding, stride), backward, shapes)
+
+
+def upsample_gradients(dy, x, weight, bias):
+    dx, p = upsample_backward(ConvTranspose(weight, bias), x, dy)
+    return {"x": dx, "weight": p.weight, "bias": p.bias}
+
+
+def sum_of_pairs(images, texts, scale, bias):
+    """The sigmoid loss, spelled for complex numbers."""
+    z = 2 * np.eye(len(images)) - 1
+    return np.log1p(np.exp(-z * (images @ texts.T * scale + bias))).sum() / len(images)
+
+
+def both_directions(images, texts, scale):
+    """The contrastive loss, spelled for complex numbers."""
+    scores = images @ texts.T * scale
+    return -sum(losses.log_softmax(each).diagonal().sum() for each in (scores, scores.T)) / (2 * len(images))
+
+
+def scaled(dy: np.ndarray, *gradients: np.ndarray | float) -> tuple:
+    return tuple(np.asarray(each * dy) for each in gradients)
+
+
+PAIR = {"images": (5, 3), "texts": (5, 3), "scale": ()}
+
 CASES = {
     "linear": Case(
         linear,
@@ -113,6 +158,16 @@ CASES = {
         lambda x, w, a, b: linear(x, AdaptedWeight(w, a, b, 0.7)),
         adapted_gradients,
         {"x": (5, 3), "w": (4, 3), "a": (2, 3), "b": (4, 2)},
+    ),
+    "a table with replaced rows": Case(
+        lambda table, rows: embed(IDS, AdaptedRows(table, REPLACED, rows), table.dtype),
+        lambda dy, table, rows: rows_gradients(embed_backward(IDS, AdaptedRows(table, REPLACED, rows), dy)),
+        {"table": (6, 3), "rows": (2, 3)},
+    ),
+    "scores of a table with replaced rows": Case(
+        lambda x, table, rows: linear(x, AdaptedRows(table, REPLACED, rows)),
+        lambda dy, x, table, rows: scores_gradients(*linear_backward(x, AdaptedRows(table, REPLACED, rows), dy)),
+        {"x": (5, 3), "table": (6, 3), "rows": (2, 3)},
     ),
     "embed": Case(
         lambda table: embed(IDS, table, table.dtype),
@@ -155,6 +210,33 @@ CASES = {
     ),
     "attention": attention_case(),
     "attention with a cap and a scale": attention_case(cap=1.5, scale=0.8),
+    "relu": Case(
+        activations.relu, lambda dy, x: {"x": activations.relu_backward(activations.relu(x), dy)}, {"x": (5, 3)}
+    ),
+    "convolution": conv_case(3, 1, 1),
+    "convolution by strides": conv_case(4, 1, 2),
+    "convolution of windows that lie apart": conv_case(2, 0, 3),
+    "convolution of single pixels": conv_case(1, 0, 1),
+    "upsampling": Case(
+        lambda x, weight, bias: upsample(ConvTranspose(weight, bias), x),
+        upsample_gradients,
+        {"x": (2, 3, 4, 6), "weight": (3, 5, 4, 4), "bias": (5,)},
+    ),
+    "sigmoid loss": Case(
+        sum_of_pairs,
+        lambda dy, **p: named(*PAIR, "bias")(scaled(dy, *losses.sigmoid_loss_backward(**p))),
+        PAIR | {"bias": ()},
+    ),
+    "sigmoid loss, two texts at a time": Case(
+        sum_of_pairs,
+        lambda dy, **p: named(*PAIR, "bias")(scaled(dy, *losses.sigmoid_loss_backward(**p, columns=2))),
+        PAIR | {"bias": ()},
+    ),
+    "contrastive loss": Case(
+        both_directions,
+        lambda dy, **p: named(*PAIR)(scaled(dy, *losses.contrastive_loss_backward(**p))),
+        PAIR,
+    ),
     "cross-entropy": cross_entropy_case(0.0),
     "cross-entropy, smoothed": cross_entropy_case(0.3),
 }
@@ -162,7 +244,7 @@ CASES = {
 
 def drawn(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(len(shapes))
-    return {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    return {name: np.asarray(rng.standard_normal(shape)) for name, shape in shapes.items()}
 
 
 def slope(case: Case, arrays: Arrays, name: str, v: np.ndarray) -> np.ndarray:
@@ -205,6 +287,24 @@ def test_cross_entropy_is_what_its_backward_pass_was_held_against(smoothing: flo
     logits = drawn({"logits": (3, 6)})["logits"]
     found = losses.cross_entropy(logits, TARGETS, WEIGHTS, smoothing)
     np.testing.assert_allclose(found, cross_entropy_case(smoothing).forward(logits), rtol=EXACT)
+
+
+def test_losses_of_pairs_are_what_their_backward_passes_were_held_against() -> None:
+    images, texts, scale, bias = drawn(PAIR | {"bias": ()}).values()
+    found = losses.sigmoid_loss(images, texts, scale, bias), losses.contrastive_loss(images, texts, scale)
+    wanted = sum_of_pairs(images, texts, scale, bias), both_directions(images, texts, scale)
+    np.testing.assert_allclose(found, wanted, rtol=EXACT)
+
+
+@pytest.mark.parametrize("scale", [1e4, -1e4])
+def test_gradients_of_losses_of_huge_scores_do_not_overflow(scale: float) -> None:
+    """Right pairs with a score of 10,000 have no gradient; wrong ones have the slope of one half each way."""
+    rows = np.eye(2)
+    dimages, _, _, dbias = losses.sigmoid_loss_backward(rows, rows, scale, 0.0)
+    assert dbias == (0.5 if scale > 0 else -0.5)
+    assert dimages[0].tolist() == ([0.0, 0.25 * scale] if scale > 0 else [-0.5 * scale, 0.25 * scale])
+    _, _, dscale = losses.contrastive_loss_backward(rows, rows, scale)
+    assert dscale == (0.0 if scale > 0 else -1.0)
 
 
 def test_the_gradient_at_a_sure_target_keeps_its_digits() -> None:
@@ -265,6 +365,19 @@ def test_the_gradient_of_x_through_a_stored_weight_is_that_of_its_numbers(stored
     dy = rng.standard_normal((5, 1000))
     dx, _ = linear_backward(np.zeros((5, 700)), w, dy)
     np.testing.assert_allclose(dx, dy @ numbers.astype(np.float64), atol=1e-11)
+
+
+def test_a_frozen_weight_stays_frozen_where_its_heads_cannot_be_flattened_in_place() -> None:
+    """A checkpoint that stores it in another order of axes gives a view."""
+    w = np.ones((2, 3, 4)).transpose(0, 2, 1)
+    w.flags.writeable = False
+    assert project_backward(np.ones((5, 3)), w, np.ones((5, 2, 4)))[1] is None
+    assert unproject_backward(np.ones((5, 4, 3)), w, np.ones((5, 2)))[1] is None
+    kernels = np.ones((3, 5, 4, 4))
+    kernels.flags.writeable = False
+    _, p = upsample_backward(ConvTranspose(kernels, np.ones(5)), np.ones((2, 3, 4, 6)), np.ones((2, 5, 8, 12)))
+    assert p.weight is None
+    assert p.bias.shape == (5,)
 
 
 def test_a_frozen_weight_has_no_gradient() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from npgemma.layers.taps import Recorder, at, checked, silent
+from npgemma.layers.taps import Kept, Recorder, Renamed, at, checked, silent
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
 
@@ -27,6 +27,35 @@ def test_scopes_come_before_the_name_the_outermost_first() -> None:
 def test_a_scope_of_the_silent_tap_is_the_silent_tap() -> None:
     """So a model that is not observed builds no names."""
     assert at(silent, "text") is silent
+
+
+def test_renaming_changes_names_and_letters_the_innermost_first() -> None:
+    calls = []
+
+    def tap(name: str, x: np.ndarray, axes: str) -> np.ndarray:
+        calls.append((name, axes))
+        return x
+
+    texts = Renamed(tap, "pictures", "texts", {"B": "U", "P": "T"})
+    attn = at(at(texts, "layers.3"), "attn", Q="P")
+    attn("q", X, "B Q")
+    at(attn, "pictures.0")("scores", X, "Q P")
+    assert calls == [("layers.3.attn.q", "U T"), ("layers.3.attn.texts.0.scores", "T T")]
+
+
+# what a backward pass keeps
+
+
+@pytest.mark.parametrize("renamed", [False, True], ids=["plain", "renamed"])
+def test_a_part_of_which_nothing_is_needed_has_the_silent_tap(renamed: bool) -> None:
+    """So attention leaves the scores of a block in the cache."""
+    saw = Kept({"layers.{i}.attn.q"})
+    attn = at(Renamed(saw, "pictures", "texts", {}) if renamed else saw, "layers.3.attn")
+    assert at(attn, "pictures.0") is silent
+    assert attn("q", X, "T D") is X
+    assert attn("k", X, "T D") is X
+    assert saw["layers.3.attn.q"] is X
+    assert list(saw.tensors) == ["layers.3.attn.q"]
 
 
 # users' taps

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from mask_codecs import WIDTH, random_tensors
 
-from npgemma.checkpoints.mask_vqvae import CODEBOOK, mask_codec
-from npgemma.layers.tree import map_tree
+from npgemma.checkpoints.mask_vqvae import CODEBOOK, layout_of, mask_codec
+from npgemma.layers.tree import leaves, map_tree, thawed
 from npgemma.models.mask_vqvae import decode_mask, encode_mask
+from npgemma.models.mask_vqvae_grad import loss_and_gradient
 
 torch = pytest.importorskip("torch", reason="the live tests compare with torch")
 nn = torch.nn
@@ -58,3 +59,30 @@ def test_decoding_and_encoding_equal_torch(seed: int) -> None:
         nearest = (latent - codebook).square().sum(-1).argmin(-1).numpy()
     np.testing.assert_allclose(decode_mask(p, codes), decoded, rtol=0, atol=1e-12)
     np.testing.assert_array_equal(encode_mask(p, masks), nearest)
+
+
+def test_gradients_of_the_loss_it_was_trained_with_equal_torchs() -> None:
+    """The loss of tools/train_masks.py, in which what the decoder gives to the codes passes straight to the encoder."""
+    tensors = {name: x.astype(np.float64) for name, x in random_tensors(0).items()}
+    p = thawed(mask_codec(tensors, Path("random")), lambda path: path != "codebook", np.dtype(np.float64))
+    networks = {"decoder": decoder(), "encoder": encoder()}
+    for part, network in networks.items():
+        state = {name.removeprefix(f"{part}."): torch.from_numpy(x) for name, x in tensors.items() if part in name}
+        network.load_state_dict(state)
+    codebook, masks = torch.from_numpy(tensors[CODEBOOK]), np.random.default_rng(0).uniform(-1, 1, (3, 64, 64))
+    truth = torch.from_numpy(masks)[:, None]
+    x = networks["encoder"](truth).permute(0, 2, 3, 1)
+    rows = x.reshape(-1, WIDTH)
+    near = codebook[(rows[:, None] - codebook).square().sum(-1).argmin(1)]
+    passed = (rows + (near - rows).detach()).reshape(x.shape).permute(0, 3, 1, 2)
+    loss = nn.functional.mse_loss(networks["decoder"](passed), truth) + 0.25 * nn.functional.mse_loss(rows, near)
+    loss.backward()
+    found, gradient = loss_and_gradient(p, masks)
+    assert found == pytest.approx(float(loss.detach()), rel=1e-14)
+    parameters = [(f"{part}.{name}", x) for part in networks for name, x in networks[part].named_parameters()]
+    exact = {name: x.grad.numpy() for name, x in parameters} | {CODEBOOK: tensors[CODEBOOK]}
+    wanted = {leaf.path: leaf.value for leaf in leaves(layout_of(exact).fill(exact, np.dtype(np.float64)))}
+    assert {leaf.path for leaf in leaves(gradient)} == wanted.keys() - {"codebook"}
+    for leaf in leaves(gradient):
+        x = wanted[leaf.path]
+        assert np.linalg.norm(leaf.value - x) <= 1e-12 * np.linalg.norm(x), leaf.path

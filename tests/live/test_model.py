@@ -1,7 +1,6 @@
 """npgemma against transformers on models that transformers itself saved: logits, greedy ids, names, dtypes, shards."""
 
 from pathlib import Path
-from random import Random
 
 import numpy as np
 import pytest
@@ -12,57 +11,15 @@ import npgemma
 torch = pytest.importorskip("torch", reason="the live tests compare with torch")
 transformers = pytest.importorskip("transformers", reason="the live tests compare with transformers")
 
-from make_fixtures import IMAGE, Case, build, greedy, make_inputs  # noqa: E402
+from make_fixtures import build, greedy, make_inputs  # noqa: E402
+from random_paligemmas import random_case  # noqa: E402
 from torch_logits import FLOAT32_RATIO, compare_logits, prompt_of, read  # noqa: E402
 
 pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore")]
 
 SEEDS = range(12)
-STORED = ("float32", "bfloat16", "float16")
 MAX_NEW_TOKENS = 8
 PROMPTS = 8
-
-
-def random_case(seed: int) -> Case:
-    """A PaliGemma of random small sizes; its prompt has one to three pictures, sometimes between parts of the text."""
-    rng = Random(seed)
-    key_heads = rng.randint(1, 3)
-    vision_heads = rng.randint(1, 3)
-    patch = rng.randint(2, 7)
-    vocab = rng.randint(30, 80)
-    vision = dict(
-        hidden_size=vision_heads * rng.randint(2, 7),
-        intermediate_size=rng.randint(3, 30),
-        num_hidden_layers=rng.randint(1, 3),
-        num_attention_heads=vision_heads,
-        image_size=patch * rng.randint(1, 5) + rng.randrange(patch),
-        patch_size=patch,
-        layer_norm_eps=rng.choice((1e-6, 1e-5)),
-    )
-    text = dict(
-        hidden_size=rng.randint(6, 20),
-        intermediate_size=rng.randint(5, 40),
-        num_hidden_layers=rng.randint(1, 4),
-        num_attention_heads=key_heads * rng.randint(1, 4),
-        num_key_value_heads=key_heads,
-        head_dim=2 * rng.randint(2, 8),
-        vocab_size=vocab,
-        rms_norm_eps=rng.choice((1e-6, 1e-5)),
-        rope_parameters=dict(rope_type="default", rope_theta=rng.choice((10000.0, 500.0))),
-    )
-    prompt = [IMAGE] * rng.randint(1, 3) + [rng.randint(1, 5)]
-    if rng.random() < 0.3:
-        rng.shuffle(prompt)
-    return Case(
-        vision,
-        text,
-        tuple(prompt),
-        seed=rng.randrange(1 << 30),
-        suffix=rng.randrange(5),
-        image_token=rng.choice((vocab - 2, vocab, vocab + 9)),
-        tied=rng.random() < 0.7,
-        stored=getattr(torch, STORED[seed % len(STORED)]),
-    )
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -5,22 +5,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import NOISE
 from PIL import Image
 
+import npgemma
 from npgemma.io.pixels import pixel_values
-from npgemma.training.batches import batch_of, parts_of, places, steps_of
+from npgemma.layers.tree import thawed
+from npgemma.models.paligemma import PaliGemma, image_features
+from npgemma.models.paligemma_grad import loss_and_feature_gradient
+from npgemma.training.batches import Batch, batch_of, parts_of, places, steps_of
 from npgemma.training.encoding import PictureEncoder, TextEncoder
 from npgemma.training.examples import Example
 
 # A weight is one division, or two.
 ROUNDING = 4 * np.finfo(np.float64).eps
+# Logits of about 20 are off by some 10 units of float32 in the last place, and so are the losses of about 10.
+FLOAT32 = 20 * np.finfo(np.float32).eps
 
 # ---------------------------------------------------------------------------------------------------------------- order
 
 
+@settings(max_examples=30)
 @given(seed=st.integers(0), size=st.integers(1, 20), batch=st.integers(1, 7), epochs=st.integers(1, 4))
 def test_every_epoch_has_each_example_once(seed: int, size: int, batch: int, epochs: int) -> None:
     steps = steps_of(epochs, size, batch)
@@ -118,6 +125,27 @@ def test_the_parts_of_a_batch_have_its_sequences_pictures_and_weights(
         used = Counter(row for prompt in part.prompts for row in prompt.pictures)
         assert set(used) == set(range(len(part.pixel_values)))
     np.testing.assert_allclose(sum(prompt.weights.sum() for _, prompt in prompts), 1, rtol=ROUNDING)
+
+
+def test_the_loss_of_a_batch_is_the_mean_of_what_score_gives(encoder: PictureEncoder, folder: Path) -> None:
+    """Over all tokens, or over the means of the examples; the losses of parts add up to it."""
+    model = npgemma.load()
+    a, b = folder / "a.png", folder / "b.png"
+    asked = [((a,), "caption en", "a"), ((b, a), "detect star", "<loc0001>" * 4), ((), "say", "two rings")]
+    examples = [Example(*each) for each in asked]
+    scores = [model.score([list(images)], [prefix], [suffix])[0] for images, prefix, suffix in asked]
+    by_token = -sum(each.total for each in scores) / sum(len(each.logprobs) for each in scores)
+    by_example = sum(each.loss for each in scores) / len(scores)
+    for mean, most, wanted in (("token", 3, by_token), ("token", 2, by_token), ("example", 3, by_example)):
+        parts = parts_of(batch_of(examples, encoder, mean), most)
+        loss = sum(loss_of(model.weights, part) for part in parts)
+        np.testing.assert_allclose(loss, wanted, rtol=FLOAT32)
+
+
+def loss_of(weights: PaliGemma, batch: Batch) -> float:
+    """The loss of a batch, for which every weight is frozen."""
+    frozen = thawed(weights, lambda path: False, np.float32)
+    return loss_and_feature_gradient(frozen, image_features(frozen, batch.pixel_values), batch.prompts)[0]
 
 
 def test_a_language_model_learns_the_suffix_and_the_end_token_causally(text_encoder: TextEncoder) -> None:

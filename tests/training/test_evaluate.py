@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mask_codecs import random_codec
 
@@ -76,6 +76,8 @@ def test_two_boxes_without_an_area_have_no_iou() -> None:
         # found, and found twice
         ([("cat", 0, 0, 10, 20)], [("cat", 0, 0, 10, 20)], 1, 1, 1),
         ([("cat", 0, 0, 10, 20)], [("cat", 0, 0, 10, 20), ("cat", 0, 0, 10, 20)], 1, 1 / 2, 1),
+        # one box found stands for one that is wanted
+        ([("cat", 0, 0, 10, 20), ("cat", 0, 0, 10, 25)], [("cat", 0, 0, 10, 20)], 1 / 2, 1, 1 / 2),
         # another label, nothing, and no box at all
         ([("cat", 0, 0, 10, 20)], [("dog", 0, 0, 10, 20)], 0, 0, 0),
         ([("cat", 0, 0, 10, 20)], [], 0, 0, 0),
@@ -138,6 +140,7 @@ boxes = st.tuples(*[st.integers(0, 1023)] * 4)
 detections = st.lists(st.builds(DetectedObject, st.sampled_from(["cat", "dog"]), boxes), max_size=5)
 
 
+@settings(max_examples=40)
 @given(wanted=detections, found=detections)
 def test_scores_are_shares_and_do_not_depend_on_the_order(wanted: list, found: list) -> None:
     scores = scored([(write_objects(wanted), write_objects(found))])

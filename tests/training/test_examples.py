@@ -104,6 +104,7 @@ def test_a_malformed_line_gives_one_sentence(name: str, folder: Path, encoder: P
         without("image", images=["a.png", "b.png"]),
         without("image", images="a.png"),
         found(f"{BOX} cat ; {BOX}{'<seg127>' * 16} dog"),
+        good(prefix="detect 5 of clubs ; 6 of hearts", suffix="<loc0401><loc0722><loc0702><loc1013> 5 of clubs"),
         found("no cat"),
         good(prefix="point at the cat", suffix="<loc0009><loc0001>"),
         good(prefix=f"what is at {BOX}?"),
@@ -123,12 +124,13 @@ def test_a_good_line_is_read(line: str, folder: Path, encoder: PictureEncoder) -
 def test_empty_lines_and_a_byte_order_mark_are_passed_over(folder: Path, encoder: PictureEncoder) -> None:
     data = read(folder, "\ufeff" + good(), "", "  ", good(), encoder=encoder)
     assert [each.where[-6:] for each in required(data)] == ["line 1", "line 4"]
+    assert len(required(read(folder, "\ufeff", good(), encoder=encoder))) == 1
 
 
 def test_bad_lines_are_refused_or_skipped(folder: Path, encoder: PictureEncoder) -> None:
     data = read(folder, good(), "[]", good(suffix=""), encoder=encoder)
     with pytest.raises(
-        BadData, match=r"data.jsonl: line 2: it is a JSON list.*1 other line has a problem, too.*--skip-bad$"
+        BadData, match=r"data.jsonl: line 2: it is a JSON list.* \(and 1 more problem\); correct it.*--skip-bad$"
     ):
         required(data)
     assert required(data, skip_bad=True) == data.examples
@@ -202,6 +204,15 @@ def test_a_folder_without_a_clear_choice_is_refused(names: list[str], says: str,
         (tmp_path / name).touch()
     with pytest.raises(BadData, match=says):
         data_file(tmp_path, "valid")
+
+
+def test_pictures_may_be_in_another_folder_than_the_lines(folder: Path, encoder: PictureEncoder) -> None:
+    """As big_vision's fopen_keys have it."""
+    (folder / "lines").mkdir()
+    (folder / "lines" / "data.jsonl").write_text(good())
+    assert "lines/a.png was not found" in read_examples(folder / "lines", encoder).problems[0].what
+    (example,) = required(read_examples(folder / "lines", encoder, pictures=folder))
+    assert example.images == (folder / "a.png",)
 
 
 # -------------------------------------------------------------------------------------------------------------- digest

@@ -97,11 +97,28 @@ def test_another_run_is_refused(tmp_path: Path, change: dict, message: str) -> N
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"config.json": "{}"},
+        {"log.jsonl": "another program's log\n"},
+        {"log.jsonl": '{"run": ', "mine.txt": "text"},
+        {"run.json": "{}"},
+    ],
+)
+def test_a_folder_of_something_else_is_refused(tmp_path: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
     with pytest.raises(BadData, match="not empty"):
         learn(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
+
+
+@pytest.mark.parametrize("text", ["", '{"ru', '{"run": {"rate"'])
+def test_a_run_that_was_killed_before_its_first_state_begins_again(tmp_path, undisturbed: tuple, text: str) -> None:
+    (tmp_path / "log.jsonl").write_text(text)
+    learn(tmp_path)
+    assert result(tmp_path) == undisturbed
 
 
 def test_two_processes_do_not_write_one_run(tmp_path: Path) -> None:
