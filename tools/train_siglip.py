@@ -13,8 +13,8 @@ without them, telling a star from a cross takes many times as long. They are thr
 from __future__ import annotations
 
 import argparse
-import shutil
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -42,11 +42,12 @@ from npgemma.layers.taps import Kept
 from npgemma.layers.tree import Leaf, leaves, map_tree
 from npgemma.models import siglip, siglip_grad
 from npgemma.models.siglip import Siglip
-from npgemma.training.loop import Gradient, Recipe, Training
+from npgemma.training.loop import Recipe, StepGradient, Training
 from npgemma.training.optimizers import AdamW, Moments
 from npgemma.training.state import claimed, newest
 
 ASSETS = Path(__file__).resolve().parent.parent / "npgemma" / "assets" / "tiny-siglip"
+LOGGED = 50  # steps to a line of the exported log
 EXAM_EVERY, EXAM_PICTURES, EXAM_CAPTIONS = 250, 200, 100
 SCALE, BIAS = 10, -3  # at the beginning: about one text in twenty is true
 PATCHES = 4  # the weight of the loss of the patches
@@ -265,13 +266,13 @@ class Lessons:
     texts: int
     seed: int
 
-    def gradient(self, step: int) -> Gradient:
+    def gradient(self, step: int) -> StepGradient:
         rng = Random(self.seed * 1_000_003 + step)
         batch = self.pool.batch(rng, self.pictures)
         said = [text for each in batch.things for text in say(rng, each, self.texts)]
         ids = id_rows([text.words for text in said])
         loss, gradient = loss_and_gradient(self.weights, batch, ids, signs(batch.things, said))
-        return Gradient(loss, len(said), views(gradient))
+        return StepGradient(loss, len(said), views(gradient))
 
     def exam(self, last: bool) -> list[Mapping[str, Any]]:
         """The shares of right answers, with the weights rounded to bfloat16, as they are saved."""
@@ -315,24 +316,36 @@ def train(folder: Path, facts: dict[str, Any]) -> None:
 
 
 def export(folder: Path, out: Path, facts: dict[str, Any]) -> None:
-    """The newest state as a Hugging Face folder, weights in bfloat16, with the configs and the tokenizer of the old one.
+    """The newest state as a Hugging Face folder, weights in bfloat16, with the configs and tokenizer of the old one.
 
     The log has the means of LOGGED steps, and the exams.
     """
     state = newest(folder, facts)
     assert state is not None, f"{folder} holds no state of this run"
-    config = checkpoint.read_config(ASSETS)
-    layout, old = checkpoint.hf_layout(config), checkpoint.read_tensors(ASSETS / "model.safetensors", config)
-    tensors = {
-        stored.name: as_stored(
-            stored.from_field(state.arrays[f"weights.model.{stored.leaf.path}"].reshape(stored.leaf.value.shape)),
-            np.empty(old[stored.name].shape, np.uint16),
-        )
-        for stored in layout.stored
-    }
+    layout = checkpoint.hf_layout(checkpoint.read_config(ASSETS))
+    tensors = {name: np.empty(shape, np.uint16) for name, shape in layout.shapes.items()}
+    for stored in layout.stored:
+        x = state.arrays[f"weights.model.{stored.leaf.path}"].reshape(stored.leaf.value.shape)
+        part = stored.part(tensors[stored.name])
+        part[...] = as_stored(stored.from_field(x), part)
     out.mkdir(exist_ok=True)
     write_model(out, tensors, ASSETS)
-    shutil.copyfile(folder / "log.jsonl", out / "training_log.jsonl")
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_bytes().splitlines()]
+    (out / "training_log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in thinned(lines)))
+
+
+def thinned(lines: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The lines of a log, those of steps as their means over LOGGED steps."""
+    waiting: list[dict[str, Any]] = []
+    for line in lines:
+        if "loss" not in line:
+            yield line
+            continue
+        waiting.append(line)
+        if len(waiting) == LOGGED:
+            means = {name: round(float(np.mean([each[name] for each in waiting])), 6) for name in ("loss", "gradient")}
+            yield {"step": line["step"]} | means | {"rate": round(line["rate"], 6)}
+            waiting.clear()
 
 
 def main() -> None:
