@@ -43,7 +43,7 @@ from npgemma.golden.compare import Report
 from npgemma.golden.contents import check_replayable
 from npgemma.golden.dump import Dump
 from npgemma.golden.file import Golden, Spool, envelope_of
-from npgemma.golden.judge import Verdict, judge, judge_relative, levelled, relative_error
+from npgemma.golden.judge import Verdict, errors_by_size, judge, judge_by_size, levelled
 from npgemma.golden.layout import Fitted
 from npgemma.golden.port import Port
 from npgemma.golden.provenance import is_recorded_from
@@ -126,10 +126,10 @@ def can_continue_with(model: AnyModel, golden: Golden, tap: str, x: Array) -> bo
 
 @dataclass
 class Honest:
-    """The largest errors of honest runs on the port's tensors, by tap: of each row, and relative ones."""
+    """The largest errors of honest runs on the port's tensors, by tap: of each row, and of numbers of like size."""
 
     rows: dict[str, Float[Array, "2 R"]] = field(default_factory=dict)
-    relative: dict[str, float] = field(default_factory=dict)
+    sizes: dict[str, Float[Array, "P"]] = field(default_factory=dict)
 
 
 def honest_runs(model: AnyModel, golden: Golden, given: Given, dtype: str, exact: Spool) -> Honest:
@@ -140,7 +140,8 @@ def honest_runs(model: AnyModel, golden: Golden, given: Given, dtype: str, exact
         if replaced and x.dtype.kind == "f":
             rows = row_errors(axes, x, exact[tap])
             found.rows[tap] = np.maximum(found.rows.get(tap, rows), rows)
-            found.relative[tap] = max(found.relative.get(tap, 0.0), relative_error(x, exact[tap]))
+            sizes = errors_by_size(x, exact[tap])
+            found.sizes[tap] = np.maximum(found.sizes.get(tap, sizes), sizes)
 
     for arithmetic in ARITHMETICS[dtype].values():
         follow(model, golden, given, dtype, arithmetic, measure)
@@ -154,7 +155,7 @@ def replayed(tap: str, axes: str, port: Port, exact: Array, honest: Honest, dtyp
     verdict = judge(tap, axes, theirs, x, exact, envelope, dtype)
     if envelope is None or dtype not in SIXTEEN_BITS:
         return verdict
-    return judge_relative(verdict, levelled(x, exact) if verdict.note else x, exact, honest.relative[tap], dtype)
+    return judge_by_size(verdict, levelled(x, exact) if verdict.note else x, exact, honest.sizes[tap], dtype)
 
 
 def follow(

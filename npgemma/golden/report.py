@@ -14,7 +14,7 @@ from npgemma.golden.judge import (
     FEW_FACTOR,
     FEW_VALUES,
     LIMITS,
-    RELATIVE_LIMIT,
+    SIZE_LIMIT,
     TINY_FACTOR,
     TINY_VALUES,
     Verdict,
@@ -33,7 +33,7 @@ def as_json(report: Report, golden: Golden) -> dict[str, Any]:
         "dtype": report.dtype,
         "case": golden.metadata["case"],
         "limits": LIMITS
-        | {"relative": RELATIVE_LIMIT, "few_values": FEW_VALUES, "few_factor": FEW_FACTOR}
+        | {"size": SIZE_LIMIT, "few_values": FEW_VALUES, "few_factor": FEW_FACTOR}
         | {"tiny_values": TINY_VALUES, "tiny_factor": TINY_FACTOR, "borderline": BORDERLINE},
         "first_divergence": asdict(first) if first else None,
         "culprits": [verdict.name for verdict in report.culprits],
