@@ -49,7 +49,7 @@ from npgemma.golden.port import Port
 from npgemma.golden.provenance import is_recorded_from
 from npgemma.golden.record import computing, row_errors
 from npgemma.golden.rounding import SIXTEEN_BITS, rounding
-from npgemma.golden.trail import Trail
+from npgemma.golden.trail import Trail, without_right_masks
 from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import silent
 
@@ -95,7 +95,7 @@ def replay(model: AnyModel, golden: Golden, dump: Dump, report: Report) -> Repor
         return found if found is None or can_continue_with(model, golden, tap, found.x) else None
 
     with Spool(Path(tempfile.gettempdir())) as exact, np.errstate(all="ignore"):  # a port's tensors may overflow
-        trail = Trail(golden)
+        trail = Trail(golden, model)
         tested: dict[str, tuple[str, tuple[str, ...]]] = {}
 
         def keep(tap: str, axes: str, x: Array, replaced: bool) -> None:
@@ -110,7 +110,7 @@ def replay(model: AnyModel, golden: Golden, dump: Dump, report: Report) -> Repor
             after, blocks = tested[tap]
             verdict = replayed(tap, axes, port, exact[tap], honest, dtype)
             verdicts.append(replace(verdict, after=after, blocks=blocks))
-    return replace(report, replayed=verdicts)
+    return replace(report, replayed=without_right_masks(verdicts, honest.rows))
 
 
 def can_continue_with(model: AnyModel, golden: Golden, tap: str, x: Array) -> bool:

@@ -1,6 +1,7 @@
 """Verdicts do not depend on order, format or batch axes; missing taps are incomplete; a replay finds the culprit."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import npgemma
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.errors import BadGolden
 from npgemma.golden import Dump, Golden, NameMap, Report, Rule, compare, read_dump, replay
+from npgemma.golden.report import as_text
 from npgemma.golden.suggest import suggest_map
 from npgemma.layers.bits import pack
 from npgemma.layers.taps import Tap
@@ -184,6 +186,45 @@ def test_mistake_between_two_dumped_tensors_is_attributed_to_the_later_one(
     dump = Dump({name: x for name, x in tensors.items() if name.endswith(".out") and name.count(".") == 3})
     report = replay(model, golden, dump, compare(golden, dump, allow_missing=["*"]))
     assert [verdict.name for verdict in report.culprits] == ["vision.layers.2.out"]
+
+
+LAYERS = ("text.embedding", *(f"text.layers.{i}.out" for i in range(4)))
+
+
+def partly_dumped(model: VisionLanguageModel, golden: Golden, change: Tap, names: Sequence[str] = LAYERS) -> Report:
+    """The replay of a port that dumps tensors of these names alone."""
+    tensors = port(model, golden, change=change)
+    dump = Dump({name: tensors[name] for name in names})
+    return replay(model, golden, dump, compare(golden, dump, allow_missing=["*"]))
+
+
+def blamed(report: Report) -> dict[str, tuple[str, ...]]:
+    """The blocks that a mistake of each culprit is in."""
+    return {verdict.name: verdict.blocks for verdict in report.culprits}
+
+
+def causal(name: str, x: np.ndarray, axes: str) -> np.ndarray:
+    return np.tri(len(x), dtype=bool) if name.endswith("mask") else x
+
+
+def test_a_mask_that_was_not_dumped_may_be_what_is_wrong(model: VisionLanguageModel, golden: Golden) -> None:
+    report = partly_dumped(model, golden, causal)
+    layers = {f"text.layers.{i}.out": ("prompts.0.mask", f"text.layers.{i}") for i in range(1, 4)}
+    assert blamed(report) == layers | {"text.layers.0.out": ("prompts.0.mask", "positions", "text.layers.0")}
+    assert "prompts.0.mask to text.layers.1; prompts.0.mask was not dumped; dump it next" in as_text(report, golden)
+    everything_else = [name for name in golden.taps if not name.endswith("mask")]
+    every_tap = blamed(partly_dumped(model, golden, causal, everything_else))
+    assert set(every_tap) > {f"text.layers.{i}.attn.segments.0.probs" for i in range(4)}
+    assert {blocks[0] for blocks in every_tap.values()} == {"prompts.0.mask"}
+
+
+def test_a_mask_is_not_blamed_for_what_does_not_read_it(model: VisionLanguageModel, golden: Golden) -> None:
+    """The embedding is before it, and another layer is right with it."""
+    embedding = blamed(partly_dumped(model, golden, louder("text.embedding")))
+    assert list(embedding) == ["text.embedding"]
+    assert "prompts.0.mask" not in embedding["text.embedding"]
+    report = partly_dumped(model, golden, louder("text.layers.1.attn.v"))
+    assert blamed(report) == {"text.layers.1.out": ("text.layers.1",)}
 
 
 @pytest.mark.parametrize(
