@@ -213,8 +213,10 @@ def product(a: Array, b: Array, running_sums: int) -> Array:
 
 
 def looped(a: Float[Array, "T I"], b: Float[Array, "I O"], running_sums: int) -> Float[Array, "T O"]:
-    """a b by loops, in tiles that stay in the cache while they are added to."""
-    y = np.zeros((a.shape[0], b.shape[1]), a.dtype)
+    """a b by loops, in tiles that stay in the cache while they are added to, and that are wide rather than high."""
+    if len(a) > b.shape[1]:
+        return looped(b.T, a.T, running_sums).T
+    y = np.zeros((len(a), b.shape[1]), a.dtype)
     rows, columns = TILE
     for left in range(0, y.shape[1], columns):
         right = np.ascontiguousarray(b[:, left : left + columns])

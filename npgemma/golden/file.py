@@ -15,6 +15,7 @@ Two recordings have the same bytes: the file holds no time, host name or path. A
 
 import hashlib
 import json
+import math
 import os
 import re
 import tempfile
@@ -104,6 +105,7 @@ class Spool:
     def __init__(self, folder: Path, wide: str = "float64") -> None:
         self.wide = np.dtype(wide)  # of the truth
         self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed by __exit__)
+        self.mapped = np.empty(0, np.uint8)  # the file as it was when a tensor of it was last needed
         self.entries: dict[str, tuple[int, np.dtype[Any], tuple[int, ...]]] = {}
         self.axes: dict[str, str] = {}
 
@@ -118,9 +120,10 @@ class Spool:
 
     def __getitem__(self, name: str) -> Array:
         offset, dtype, shape = self.entries[name]
-        if 0 in shape:
-            return np.empty(shape, dtype)
-        return np.memmap(self.file, dtype, "r", offset, shape or (1,)).reshape(shape)
+        end = offset + math.prod(shape) * dtype.itemsize
+        if end > self.mapped.size:
+            self.mapped = np.memmap(self.file, np.uint8, "r").view(np.ndarray)
+        return self.mapped[offset:end].view(dtype).reshape(shape)
 
     def put(self, name: str, x: Array, axes: str | None = None) -> None:
         """Append `x`. ValueError if the name is there already: nothing recorded is ever overwritten."""

@@ -103,7 +103,7 @@ def replay(model: AnyModel, golden: Golden, dump: Dump, report: Report) -> Repor
             if replaced:
                 exact.put(tap, x, axes)
 
-        follow(model, golden, given, "float64", None, keep)
+        follow(computing(model, "float64"), golden, given, "float64", None, keep)
         honest = honest_runs(model, golden, given, dtype, exact)
         verdicts = []
         for tap, axes in exact.axes.items():
@@ -140,11 +140,13 @@ def honest_runs(model: AnyModel, golden: Golden, given: Given, dtype: str, exact
         if replaced and x.dtype.kind == "f":
             rows = row_errors(axes, x, exact[tap])
             found.rows[tap] = np.maximum(found.rows.get(tap, rows), rows)
-            sizes = errors_by_size(x, exact[tap])
-            found.sizes[tap] = np.maximum(found.sizes.get(tap, sizes), sizes)
+            if dtype in SIXTEEN_BITS:
+                sizes = errors_by_size(x, exact[tap])
+                found.sizes[tap] = np.maximum(found.sizes.get(tap, sizes), sizes)
 
+    other = computing(model, dtype)
     for arithmetic in ARITHMETICS[dtype].values():
-        follow(model, golden, given, dtype, arithmetic, measure)
+        follow(other, golden, given, dtype, arithmetic, measure)
     return found
 
 
@@ -161,7 +163,7 @@ def replayed(tap: str, axes: str, port: Port, exact: Array, honest: Honest, dtyp
 def follow(
     model: AnyModel, golden: Golden, given: Given, dtype: str, arithmetic: type[Arithmetic] | None, note: Note
 ) -> None:
-    """Run `model` on the port's tensors."""
+    """Run `model`, which computes in `dtype`, on the port's tensors."""
 
     def swap(name: str, x: Array, axes: str) -> Array:
         found = given(name)
@@ -174,4 +176,4 @@ def follow(
     def tap(name: str, x: Array, axes: str) -> Array:
         return again(name, rounding(swap, schedule)(name, x, axes), axes)
 
-    case_of(model, golden).run(computing(model, dtype), computing_as(tap, arithmetic))
+    case_of(model, golden).run(model, computing_as(tap, arithmetic))
