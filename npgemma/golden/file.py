@@ -21,7 +21,7 @@ import re
 import tempfile
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,12 @@ class Golden:
 
     def envelope(self, dtype: str, tap: str) -> Float[Array, "2 R"] | None:
         """The honest errors of a tap's rows; None for integers."""
-        return envelope_of(self.envelopes[dtype], tap)
+        return self.pooled[dtype].get(tap)
+
+    @cached_property
+    def pooled(self) -> dict[str, dict[str, Float[Array, "2 R"]]]:
+        """The envelopes, in which the errors of single rows are pooled over steps."""
+        return {dtype: pooled(envelopes) for dtype, envelopes in self.envelopes.items()}
 
     @property
     def floats(self) -> Set[str]:
@@ -76,18 +81,19 @@ class Golden:
         return "pixel_values" in self.taps
 
 
-def envelope_of(envelopes: Mapping[str, Float[Array, "2 R"]], tap: str) -> Float[Array, "2 R"] | None:
-    """The honest errors of a tap's rows; None if it has none.
-
-    The error of one row alone is a single draw, so it counts as no less than the rms over all taps of one row that
-    differ by the step alone.
+def pooled(envelopes: Mapping[str, Float[Array, "2 R"]]) -> dict[str, Float[Array, "2 R"]]:
+    """Envelopes in which the error of one row alone counts as no less than the rms over all taps of one row that differ
+    by the step alone: it is a single draw.
     """
-    found = envelopes.get(tap)
-    if found is None or found.shape[1] > 1:
-        return found
-    same = without_step(tap)
-    rows = [rows for name, rows in envelopes.items() if without_step(name) == same and rows.shape[1] == 1]
-    return np.maximum(found, np.sqrt(np.square(np.hstack(rows)).mean(-1, keepdims=True)))
+    alone: dict[str, list[Float[Array, "2 1"]]] = {}
+    for tap, rows in envelopes.items():
+        if rows.shape[1] == 1:
+            alone.setdefault(without_step(tap), []).append(rows)
+    least = {same: np.sqrt(np.square(np.hstack(rows)).mean(-1, keepdims=True)) for same, rows in alone.items()}
+    return {
+        tap: np.maximum(rows, least[without_step(tap)]) if rows.shape[1] == 1 else rows
+        for tap, rows in envelopes.items()
+    }
 
 
 @cache

@@ -42,7 +42,7 @@ from npgemma.golden.cases import case_of
 from npgemma.golden.compare import Report
 from npgemma.golden.contents import check_replayable
 from npgemma.golden.dump import Dump
-from npgemma.golden.file import Golden, Spool, envelope_of
+from npgemma.golden.file import Golden, Spool, pooled
 from npgemma.golden.judge import Verdict, errors_by_size, judge, judge_by_size, levelled
 from npgemma.golden.layout import Fitted
 from npgemma.golden.port import Port
@@ -147,15 +147,14 @@ def honest_runs(model: AnyModel, golden: Golden, given: Given, dtype: str, exact
     other = computing(model, dtype)
     for arithmetic in ARITHMETICS[dtype].values():
         follow(other, golden, given, dtype, arithmetic, measure)
-    return found
+    return replace(found, rows=pooled(found.rows))
 
 
 def replayed(tap: str, axes: str, port: Port, exact: Array, honest: Honest, dtype: str) -> Verdict:
     """The verdict on a tap of the port, against what follows from its tensors before that."""
     x, theirs = port[tap].over(exact), port.pairing.pairs[tap][0]
-    envelope = envelope_of(honest.rows, tap)
-    verdict = judge(tap, axes, theirs, x, exact, envelope, dtype)
-    if envelope is None or dtype not in SIXTEEN_BITS:
+    verdict = judge(tap, axes, theirs, x, exact, honest.rows.get(tap), dtype)
+    if tap not in honest.sizes:
         return verdict
     return judge_by_size(verdict, levelled(x, exact) if verdict.note else x, exact, honest.sizes[tap], dtype)
 
