@@ -41,6 +41,8 @@ DTYPES = ("float32", "bfloat16")
 ATTENTIONS = ("eager", "sdpa")
 # Mistakes smaller than the errors of rounding to bfloat16: no dump in bfloat16 shows them.
 UNSEEN_IN_BFLOAT16 = {"eps"}
+# Mistakes that are faint in bfloat16: they may show first in a later block, and the replay finds their own.
+FAINT_IN_BFLOAT16 = {*BUGS, "local_theta"}
 
 
 @dataclass(frozen=True)
@@ -195,14 +197,13 @@ def test_bfloat16_is_not_explained_as_float32(embedded: Recorded, tmp_path: Path
 def test_bug_in_transformers_is_found_in_its_block(
     request: pytest.FixtureRequest, tmp_path: Path, dtype: str, name: str, bug: str
 ) -> None:
-    """In bfloat16 some bugs of the embedded model show only in the replay."""
     planted = (BUGS | BUGS_2 | BUGS_3)[bug]
     report = request.getfixturevalue(name).report(tmp_path, dtype, bug=planted)
     if dtype == "bfloat16" and bug in UNSEEN_IN_BFLOAT16:
         assert report.status == 0
         return
     assert report.status == 1
-    if dtype == "float32" or bug in BUGS_2 | BUGS_3:
+    if dtype == "float32" or bug not in FAINT_IN_BFLOAT16:
         assert report.first_divergence.block == planted.block
     assert report.culprits[0].block == planted.block
 
