@@ -212,7 +212,8 @@ def row_errors(axes: str, x: Float[Array, "*R"], truth: Float[Array, "*R"]) -> F
 def by_row(axes: str, x: Array) -> Array:
     """[R rest]: a tap's rows in order, each flattened."""
     rows = row_axes(axes)
-    moved = np.moveaxis(x, rows, range(len(rows)))
+    first = tuple(range(len(rows)))
+    moved = x if rows == first else np.moveaxis(x, rows, first)
     return moved.reshape(int(np.prod(moved.shape[: len(rows)])), -1)
 
 
