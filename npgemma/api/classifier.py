@@ -75,7 +75,7 @@ class Classifier(LoadedModel[ViTConfig, ViT]):
 
     @cached_property
     def processor(self) -> PixelProcessor:
-        return PixelProcessor(self.config.vision.image_size, self.config.pixels)
+        return PixelProcessor(self.config.vision.image_size, self.config.pixels, self.guard.budget.left)
 
     @classmethod
     def check_tokenizer(cls, tokenizer: str | Path) -> None:

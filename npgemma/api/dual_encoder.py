@@ -100,7 +100,7 @@ class DualEncoder(LoadedModel[DualEncoderConfig, Siglip | Clip]):
 
     @cached_property
     def processor(self) -> PixelProcessor:
-        return PixelProcessor(self.config.vision.image_size, self.config.pixels)
+        return PixelProcessor(self.config.vision.image_size, self.config.pixels, self.guard.budget.left)
 
     def encode_images(self, images: Pictures, batch_size: int = BATCH, tap: Tap = silent) -> Float[Array, "B E"]:
         """Pictures as rows of length 1, to compare with those of texts: their product is a cosine.

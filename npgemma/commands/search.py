@@ -2,11 +2,13 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from npgemma.api.dual_encoder import DualEncoder
 from npgemma.commands.embed import facts_of
@@ -17,7 +19,7 @@ from npgemma.commands.outputs import Input, check_apart, model_files
 from npgemma.commands.streams import PICTURE, given, shown
 from npgemma.errors import BadEmbeddings, BadModel, BadPicture, BadPrompt
 from npgemma.io.embeddings import Embeddings, read_embeddings
-from npgemma.io.picture import read_picture, write_picture, written_format
+from npgemma.io.picture import write_picture, written_format
 from npgemma.io.picture_kinds import SUFFIXES
 from npgemma.layers.shapes import Array, Float
 from npgemma.tasks.contact_sheet import contact_sheet, tile
@@ -77,7 +79,7 @@ def run_search(a: argparse.Namespace) -> None:
         for hit in hits:
             say(f"{hit.score:.4f}", " ".join(hit.image.split()), sep="\t")
     if a.contact_sheet is not None:
-        write_sheet(a, hits, model.processor.max_pixels)
+        write_sheet(a, hits, model.processor.read)
     note_embedded(model, [hit.image for hit in hits])
 
 
@@ -116,13 +118,13 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def write_sheet(a: argparse.Namespace, hits: list[Hit], max_pixels: int) -> None:
+def write_sheet(a: argparse.Namespace, hits: list[Hit], read: Callable[[Path], Image.Image]) -> None:
     """Draw the hits side by side; one line on stderr if some of the pictures are no longer there."""
     tiles, missing = [], []
     for hit in hits:
         picture = None
         try:
-            picture = read_picture(found(hit.image, a.embeddings), max_pixels)
+            picture = read(found(hit.image, a.embeddings))
         except BadPicture as error:
             missing.append(str(error))
         tiles.append(tile(picture, hit.image, f"{hit.score:.4f}"))
