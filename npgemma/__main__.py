@@ -1,8 +1,10 @@
 """The command `npgemma`, also `python -m npgemma`.
 
-Ctrl-C while its modules are imported, half a second, waits until `main` can answer it.
+Ctrl-C while its modules are imported, half a second, waits until `main` can answer it. What libraries in C print about
+a damaged file, such as libtiff, does not reach the user: stderr is for npgemma's own sentence.
 """
 
+import os
 import signal
 import sys
 
@@ -14,6 +16,7 @@ def main() -> int:
     from npgemma.commands import cli
     from npgemma.commands.output import INTERRUPTED, say
 
+    keep_stderr()
     try:
         if can_wait:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)  # a Ctrl-C that has waited arrives here
@@ -21,6 +24,22 @@ def main() -> int:
     except KeyboardInterrupt:
         say("npgemma: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def keep_stderr() -> None:
+    """Move Python's stderr to a descriptor of its own: what else is written to the usual one, 2, is lost.
+
+    The process does this once, before it has threads: to do it around a decoder would lose lines of other threads.
+    """
+    if sys.stderr is None or sys.stderr is not sys.__stderr__:  # it is closed, or somebody's own
+        return
+    own = os.dup(2)
+    sys.stderr = open(own, "w", 1, sys.stderr.encoding, sys.stderr.errors)  # noqa: SIM115 - to the end of the process
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    if "faulthandler" in sys.modules and sys.modules["faulthandler"].is_enabled():
+        sys.modules["faulthandler"].enable(sys.stderr)
 
 
 if __name__ == "__main__":
