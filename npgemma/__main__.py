@@ -14,7 +14,7 @@ def main() -> int:
     can_wait = hasattr(signal, "pthread_sigmask")  # not on Windows
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if can_wait else set()
     from npgemma.commands import cli
-    from npgemma.commands.output import INTERRUPTED, say
+    from npgemma.commands.output import INTERRUPTED, tell
 
     keep_stderr()
     try:
@@ -22,7 +22,7 @@ def main() -> int:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)  # a Ctrl-C that has waited arrives here
         return cli.main()
     except KeyboardInterrupt:
-        say("npgemma: interrupted", file=sys.stderr)
+        tell("interrupted")
         return INTERRUPTED
 
 
@@ -31,10 +31,11 @@ def keep_stderr() -> None:
 
     The process does this once, before it has threads: to do it around a decoder would lose lines of other threads.
     """
-    if sys.stderr is None or sys.stderr is not sys.__stderr__:  # it is closed, or somebody's own
+    usual = sys.__stderr__
+    if usual is None or sys.stderr is not usual:  # it is closed, or somebody's own
         return
     own = os.dup(2)
-    sys.stderr = open(own, "w", 1, sys.stderr.encoding, sys.stderr.errors)  # noqa: SIM115 - to the end of the process
+    sys.stderr = open(own, "w", 1, usual.encoding, usual.errors)  # noqa: SIM115 - to the end of the process
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     os.close(nowhere)

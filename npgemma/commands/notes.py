@@ -2,7 +2,6 @@
 
 import argparse
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,18 +10,18 @@ from typing import Any
 from npgemma.api.generation import Model
 from npgemma.api.load import sample_picture
 from npgemma.api.model import LoadedModel
-from npgemma.commands.output import say
+from npgemma.commands.output import tell
 from npgemma.decoding.text import Generation
 from npgemma.io.model_folder import EMBEDDED, EMBEDDED_PAIR
 from npgemma.io.regular_files import read_regular
 from npgemma.io.text_rows import TextRows
 
 DRAWN_ONLY = (
-    "npgemma: the embedded model knows drawn shapes and words only; for photographs name another model, such as "
+    "the embedded model knows drawn shapes and words only; for photographs name another model, such as "
     "-m google/paligemma-3b-mix-224"
 )
 SHAPES_ONLY = (
-    "npgemma: the embedded model knows drawn shapes only; for photographs name another model, such as "
+    "the embedded model knows drawn shapes only; for photographs name another model, such as "
     "-m google/siglip2-base-patch16-224"
 )
 NOTES = {EMBEDDED: DRAWN_ONLY, EMBEDDED_PAIR: SHAPES_ONLY}
@@ -40,13 +39,13 @@ def note_answers(a: argparse.Namespace, model: Model, answers: Sequence[Generati
         is_base = re.search(r"-pt\b", f"{Path(a.model or '').name} {model.folder.name}")
         said.append("the answer is empty" + hint * bool(is_base))
     if said:
-        say(f"npgemma: {': '.join(said)}", file=sys.stderr)
+        tell(": ".join(said))
 
 
 def note_embedded(model: LoadedModel[Any, Any], pictures: Iterable[str | Path]) -> None:
     """One line if an embedded model was asked about a picture that is not the package's own, whatever its name."""
     if model.folder in NOTES and any(map(is_foreign, pictures)):
-        say(NOTES[model.folder], file=sys.stderr)
+        tell(NOTES[model.folder])
 
 
 def note_truncated(what: str, texts: Sequence[str], rows: TextRows) -> None:
@@ -56,7 +55,7 @@ def note_truncated(what: str, texts: Sequence[str], rows: TextRows) -> None:
         more = len(rows.truncated) - 1
         others = f", and so {'is 1 other' if more == 1 else f'are {more} others'}" if more else ""
         long = f"the {what} {texts[first][:40]!r} is cut off: it has {rows.lengths[first]} tokens"
-        say(f"npgemma: {long}, and the model reads {rows.ids.shape[1]}{others}", file=sys.stderr)
+        tell(f"{long}, and the model reads {rows.ids.shape[1]}{others}")
 
 
 def is_foreign(picture: str | Path) -> bool:

@@ -1,7 +1,6 @@
 """search: which pictures of a file of embeddings fit a text, or look like a picture."""
 
 import argparse
-import sys
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -14,7 +13,7 @@ from npgemma.api.dual_encoder import DualEncoder
 from npgemma.commands.embed import facts_of
 from npgemma.commands.flags import AddParser, WrongUsage, encoder_flags, load_dual_encoder, positive, strict_flag
 from npgemma.commands.notes import note_embedded, note_truncated
-from npgemma.commands.output import as_json, say, working
+from npgemma.commands.output import as_json, say, tell, working
 from npgemma.commands.outputs import Input, check_apart, model_files
 from npgemma.commands.streams import PICTURE, given, shown
 from npgemma.errors import BadEmbeddings, BadModel, BadPicture, BadPrompt
@@ -133,7 +132,7 @@ def write_sheet(a: argparse.Namespace, hits: list[Hit], read: Callable[[Path], I
         lacks = f"{shown(a.contact_sheet)} lacks {len(missing)} of {len(hits)} pictures: {missing[0]}"
         more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
         hint = "run search in the folder where embed ran, or embed them again where they are"
-        say(f"npgemma: {lacks}{more}; {hint}", file=sys.stderr)
+        tell(f"{lacks}{more}; {hint}")
 
 
 def found(name: str, embeddings: Path) -> Path:
