@@ -1,7 +1,7 @@
 """`VisionLanguageModel`: weights, tokenizer and processor together, to answer questions about pictures."""
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property, partial
+from functools import partial
 from types import ModuleType
 from typing import Any, ClassVar, Literal, Unpack, overload
 
@@ -9,6 +9,7 @@ from npgemma.api import generation
 from npgemma.api.finite import computed
 from npgemma.api.generative import GenerativeModel
 from npgemma.api.guard import PictureGuard
+from npgemma.api.lazy import lazy
 from npgemma.api.processor import PictureProcessor, PictureReader, Pictures, as_pictures
 from npgemma.checkpoints import paligemma
 from npgemma.checkpoints.mask_vqvae import CODEC, read_mask_codec
@@ -58,11 +59,11 @@ class VisionLanguageModel(GenerativeModel[PaliGemmaConfig, PaliGemma]):
     def decoder(self) -> Decoder:
         return self.weights.text
 
-    @cached_property
+    @lazy
     def mask_codec(self) -> MaskVQVAE:
         return read_mask_codec(member(self.folder, CODEC))
 
-    @cached_property
+    @lazy
     def processor(self) -> PictureProcessor:
         c = self.config
         return PictureProcessor(
