@@ -2,6 +2,7 @@
 
 import io
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from fuzz_readers import SHARD
 from PIL import Image
 from safetensors.numpy import save
 
+import npgemma
+from npgemma.golden import record
 from npgemma.golden.file import EMBEDDED_GOLDEN
 from npgemma.io.model_folder import EMBEDDED
 from npgemma.io.safetensors import open_file
@@ -76,8 +79,12 @@ def dumps() -> list[Files]:
 
 
 def goldens() -> list[Files]:
-    """The embedded golden file; its suffix says what may be changed in it."""
-    return [{"g.golden": EMBEDDED_GOLDEN.read_bytes()}]
+    """The embedded golden file, and three times as often a small one; the suffix says what may be changed."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "g.safetensors"
+        record(npgemma.load(), [npgemma.sample_picture()], "ocr", path, level="io", steps=1)
+        small = {"g.golden": path.read_bytes()}
+    return [{"g.golden": EMBEDDED_GOLDEN.read_bytes()}, small, small, small]
 
 
 def mappings() -> list[Files]:
