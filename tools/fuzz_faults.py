@@ -333,11 +333,11 @@ def forks(folder: Path) -> None:
 
 
 FAULTS = {
-    "killed": Fault(60, make_killed, killed),
-    "interrupted": Fault(60, make_interrupted, interrupted),
-    "full disks": Fault(80, make_full, full),
-    "limits": Fault(60, make_limited, limited),
-    "rewritten": Fault(200, make_changed, changed),
-    "threads": Fault(40, make_count, threads),
-    "forks": Fault(40, make_count, forks),
+    "killed": Fault(50, make_killed, killed),
+    "interrupted": Fault(50, make_interrupted, interrupted),
+    "full disks": Fault(60, make_full, full),
+    "limits": Fault(40, make_limited, limited),
+    "rewritten": Fault(100, make_changed, changed),
+    "threads": Fault(30, make_count, threads),
+    "forks": Fault(30, make_count, forks),
 }
