@@ -49,8 +49,11 @@ class Budget:
 
     @property
     def left(self) -> int | None:
-        """How many of the bytes that a run may take its weights leave; None if no limit is set."""
-        return None if self.allowed is None else self.allowed - BASE - self.weights
+        """How many of the bytes that a run may take are left to read a picture before it; None if no limit is set.
+
+        Half of BASE is Python with its libraries; the blocks and scores of the run, the other half, are not there yet.
+        """
+        return None if self.allowed is None else self.allowed - BASE // 2 - self.weights
 
     def require(
         self,
