@@ -13,7 +13,12 @@ def main() -> int:
     """Import the command line and run it; returns the exit status."""
     can_wait = hasattr(signal, "pthread_sigmask")  # not on Windows
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if can_wait else set()
-    from npgemma.commands import cli
+    try:
+        from npgemma.commands import cli
+    except (ImportError, MemoryError) as error:  # such as in an address space that is too small for NumPy
+        reason = str(error).strip().splitlines() or ["out of memory"]
+        print(f"npgemma: its libraries cannot be loaded: {reason[-1]}", file=sys.stderr)
+        return 1
     from npgemma.commands.output import INTERRUPTED, tell
 
     keep_stderr()

@@ -1,6 +1,7 @@
 """The process of a command: its stderr has npgemma's own sentence alone, and survives being closed."""
 
 import io
+import re
 import signal
 import subprocess
 import sys
@@ -46,3 +47,12 @@ def test_a_crash_is_still_told_where_the_user_asks_for_it():
 def test_a_closed_stderr_is_not_missed():
     command = f'exec "{sys.executable}" -m npgemma caption missing.png 2>&-'
     assert subprocess.run(["sh", "-c", command], cwd=ROOT, timeout=60).returncode == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit address space")
+def test_too_little_memory_for_the_libraries_is_one_sentence():
+    """At 60 MB, NumPy cannot be loaded; Python alone needs 15."""
+    command = f'ulimit -v 60000; exec "{sys.executable}" -m npgemma --version'
+    found = subprocess.run(["sh", "-c", command], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert found.returncode == 1
+    assert re.fullmatch(r"npgemma: its libraries cannot be loaded: [^\n]+\n", found.stderr)
