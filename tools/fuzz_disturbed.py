@@ -95,7 +95,7 @@ def check(folder: Path, words: str, before: dict[str, bytes], status: int, text:
         output,
         f"{output}.partial",
         *hidden(after),
-    }  # embed keeps what it has for the next run
+    }  # embed goes on there
     changed = [name for name in names if before.get(name) != after.get(name)]
     assert not changed, f"{words} ends with {status} and changes {changed}"
     if status and output in before and output != "new.jsonl":
