@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -10,18 +11,18 @@ from typing import Any
 from npgemma.api.generation import Model
 from npgemma.api.load import sample_picture
 from npgemma.api.model import LoadedModel
-from npgemma.commands.output import tell
+from npgemma.commands.output import say, tell
 from npgemma.decoding.text import Generation
 from npgemma.io.model_folder import EMBEDDED, EMBEDDED_PAIR
 from npgemma.io.regular_files import read_regular
 from npgemma.io.text_rows import TextRows
 
 DRAWN_ONLY = (
-    "the embedded model knows drawn shapes and words only; for photographs name another model, such as "
+    "npgemma: the embedded model knows drawn shapes and words only; for photographs name another model, such as "
     "-m google/paligemma-3b-mix-224"
 )
 SHAPES_ONLY = (
-    "the embedded model knows drawn shapes only; for photographs name another model, such as "
+    "npgemma: the embedded model knows drawn shapes only; for photographs name another model, such as "
     "-m google/siglip2-base-patch16-224"
 )
 NOTES = {EMBEDDED: DRAWN_ONLY, EMBEDDED_PAIR: SHAPES_ONLY}
@@ -45,7 +46,7 @@ def note_answers(a: argparse.Namespace, model: Model, answers: Sequence[Generati
 def note_embedded(model: LoadedModel[Any, Any], pictures: Iterable[str | Path]) -> None:
     """One line if an embedded model was asked about a picture that is not the package's own, whatever its name."""
     if model.folder in NOTES and any(map(is_foreign, pictures)):
-        tell(NOTES[model.folder])
+        say(NOTES[model.folder], file=sys.stderr)
 
 
 def note_truncated(what: str, texts: Sequence[str], rows: TextRows) -> None:
