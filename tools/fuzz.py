@@ -6,8 +6,8 @@
 
 A case depends on seed, kind and number alone (faults also on when the machine comes to it). It breaks the bar if it
 raises anything but an error of npgemma, takes more than 5 s of the processor or 50 s altogether (faults more), makes
-the process grow by more than MEGABYTES, or gives what the file does not say. Broken cases are listed, and kept if --keep
-names a folder. Every kind runs in a process of its own (Linux alone), so that a crash is a broken case, too.
+the process grow by more than MEGABYTES, or gives what the file does not say. Broken cases are listed, and kept if
+--keep names a folder. Every kind runs in a process of its own (Linux alone): a crash is a broken case, too.
 """
 
 import argparse
