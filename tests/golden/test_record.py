@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +32,18 @@ def test_truth_is_the_float64_run(model: VisionLanguageModel, golden: Golden) ->
     np.testing.assert_allclose(golden.truth["logits"], logits[-1:], rtol=0, atol=FLOAT64_ERROR, strict=True)
     assert golden.truth["generated_ids"].tolist() == model.generate(SAMPLE, "caption en", max_new_tokens=3).token_ids
     assert golden.truth["steps.1.input_ids"] == golden.truth["generated_ids"][0]
+
+
+@pytest.mark.parametrize("name", ["x.png", "m/config.json", "m/model.safetensors"])
+def test_nothing_that_the_run_reads_is_overwritten(name: str, tmp_path: Path) -> None:
+    shutil.copytree(npgemma.load().folder, tmp_path / "m")
+    shutil.copy(SAMPLE, tmp_path / "x.png")
+    before, link = (tmp_path / name).read_bytes(), tmp_path / "g.safetensors"
+    link.symlink_to(tmp_path / name)
+    for path in (tmp_path / name, link):
+        with pytest.raises(npgemma.BadGolden, match="which the run reads; choose another file"):
+            record(npgemma.load(tmp_path / "m"), [tmp_path / "x.png"], "ocr", path)
+    assert (tmp_path / name).read_bytes() == before
 
 
 def test_dtypes_are_those_of_the_format(golden: Golden) -> None:
