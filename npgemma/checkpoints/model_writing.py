@@ -1,14 +1,14 @@
 """A model that was changed, written as a folder in Hugging Face layout: tensors, and the other files of its folder."""
 
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from npgemma.io.model_folder import member
-from npgemma.io.tokenizer_json import TOKENIZER_JSON
+from npgemma.io.regular_files import read_regular
+from npgemma.io.tokenizer_json import MAX_BYTES, TOKENIZER_JSON
 from npgemma.io.tokenizers import TOKENIZER, is_json
 from npgemma.io.weight_writing import write_shards
 from npgemma.layers.bits import pack
@@ -29,9 +29,9 @@ def write_model(folder: Path, tensors: Mapping[str, Array], source: Path, tokeni
     """
     for path in sorted(source.iterdir()):
         if KEPT.fullmatch(path.name) and path.is_file():
-            shutil.copyfile(member(source, path.name), folder / path.name)
+            (folder / path.name).write_bytes(read_regular(member(source, path.name), MAX_BYTES))
     if tokenizer is not None:
-        content = tokenizer.read_bytes()
+        content = read_regular(tokenizer, MAX_BYTES)
         (folder / (TOKENIZER_JSON if is_json(content) else TOKENIZER)).write_bytes(content)
     write_shards(tensors, folder)
 

@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,11 @@ def run_flags() -> argparse.ArgumentParser:
     flags.add_argument("--eval", type=Path, metavar="DATA", help="held-out examples: answers are scored on them")
     flags.add_argument("--keep", type=Path, metavar="DATA", help="examples of what the model must not forget, likewise")
     flags.add_argument(
-        "--eval-every", type=positive, metavar="N", help="score after every N steps, too (default: before and after)"
+        "--eval-every",
+        dest="evaluate_every",
+        type=positive,
+        metavar="N",
+        help="score after every N steps, too (default: before and after)",
     )
     flags.add_argument("--save-every", type=positive, metavar="N", help="save every N steps (default: every minute)")
     flags.add_argument("--curve", type=Path, metavar="FILE", help="draw the loss, as a PNG file")
@@ -209,22 +214,9 @@ def options_of(a: argparse.Namespace) -> TrainingOptions:
         raise WrongUsage("--words is for --lora; without an adapter, the whole table can be trained")
     if a.full and a.train:
         raise WrongUsage("--full trains everything; leave it out, or --train")
-    names: tuple[str, ...] = (
-        "epochs",
-        "batch",
-        "accumulate",
-        "rate",
-        "optimizer",
-        "schedule",
-        "warmup",
-        "decay",
-        "smoothing",
-    )
-    names += ("loss_mean", "clip", "seed", "alpha", "augment", "train", "words")
-    values = {name: getattr(a, name) for name in names}
+    values = {field.name: getattr(a, field.name) for field in fields(TrainingOptions) if field.name in a}
     try:
-        lora = (a.lora or DEFAULT_RANK) if adapts else None
-        return TrainingOptions(lora=lora, evaluate_every=a.eval_every, **values)
+        return TrainingOptions(**values | {"lora": (a.lora or DEFAULT_RANK) if adapts else None})
     except ValueError as error:
         raise WrongUsage(f"--{str(error).replace('_', '-', 1)}") from None
 

@@ -73,6 +73,17 @@ def temporary_folder(parent: Path, target: str) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def sync(path: Path) -> None:
+    """Return when a file, or which files are in a folder, is on the disk. OSError."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows opens no folders
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def remove_leftovers(parent: Path, target: str) -> None:
     """Remove the temporary folders for `target` in `parent` whose writers have been killed."""
     for path in parent.iterdir():

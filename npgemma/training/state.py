@@ -17,7 +17,7 @@ from typing import IO, Any, NamedTuple
 import safetensors
 
 from npgemma.errors import BadData, BadModel, shortened, why
-from npgemma.io.atomic_write import PREFIX, replace_file, temporary_folder
+from npgemma.io.atomic_write import PREFIX, replace_file, sync, temporary_folder
 from npgemma.io.regular_files import open_regular, open_to_continue
 from npgemma.io.results import lock
 from npgemma.io.safetensors import open_with_metadata
@@ -60,17 +60,6 @@ def save(folder: Path, state: State, facts: Facts) -> None:
         raise unwritable(path, error) from None
     for old in states(folder)[KEPT:]:
         old.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Return when a file, or which files are in a folder, is on the disk. OSError."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows opens no folders
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def states(folder: Path) -> list[Path]:
@@ -181,7 +170,8 @@ class Log:
 
     def lines(self) -> list[dict[str, Any]]:
         """All lines so far."""
-        return [json.loads(line) for line in self.path.read_bytes()[: self.position].splitlines()]
+        self.file.seek(0)
+        return [json.loads(line) for line in self.file.read(self.position).splitlines()]
 
 
 def finish(folder: Path, facts: Facts, summary: Facts) -> None:

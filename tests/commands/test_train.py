@@ -187,6 +187,16 @@ def test_an_adapter_goes_on_learning(run, adapter, tmp_path: Path) -> None:
     assert all(not np.array_equal(first[name], second[name]) for name in first)
 
 
+def test_the_rows_of_words_are_learned_beside_an_adapter(run, folder: Path, tmp_path: Path) -> None:
+    run("-o", tmp_path / "run", "--lora", 3, "--words", "heart", "--merge")
+    table = "language_model.model.embed_tokens.weight"
+    was, found = tensors(folder)[table], tensors(tmp_path / "run")[table]
+    encode = npgemma.load(folder).tokenizer.encode
+    moved = np.flatnonzero((was != found).any(1)).tolist()
+    assert set(moved) <= {*encode("heart"), *encode(" heart")}
+    assert moved
+
+
 def test_a_plan_is_printed_and_nothing_is_written(run, tmp_path: Path) -> None:
     status, out, _ = run("-o", tmp_path / "run", "--lora", 3, "--plan")
     assert status == 0

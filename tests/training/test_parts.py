@@ -5,10 +5,11 @@ import pytest
 import tiny
 
 from npgemma.checkpoints.paligemma import blank
-from npgemma.checkpoints.trained_model import adapted_weights
+from npgemma.checkpoints.trained_model import adapted
 from npgemma.errors import BadData
+from npgemma.layers.linear import AdaptedRows, AdaptedWeight
 from npgemma.layers.tree import leaves, map_tree
-from npgemma.training.lora import with_adapters
+from npgemma.training.lora import with_adapters, with_rows
 from npgemma.training.parts import adaptable, chosen, name_of
 
 TREE = map_tree(lambda leaf: np.zeros(leaf.value.shape, np.float32), blank(tiny.CONFIG))
@@ -58,7 +59,7 @@ def test_the_arrays_of_a_language_model_are_called_text_too() -> None:
 
 def test_a_new_adapter_begins_as_that_of_peft() -> None:
     """A uniform in +-1/sqrt(inputs), B zero, scale alpha / rank."""
-    found = adapted_weights(with_adapters(TREE, {"text.blocks[0].mlp.up": (23, 11)}, 400, 8.0, 0))
+    found = adapted(with_adapters(TREE, {"text.blocks[0].mlp.up": (23, 11)}, 400, 8.0, 0), AdaptedWeight)
     update = found["text.blocks[0].mlp.up"]
     bound = 11**-0.5
     assert update.a.shape == (400, 11)
@@ -72,10 +73,19 @@ def test_a_new_adapter_begins_as_that_of_peft() -> None:
 
 def test_the_start_of_an_adapter_depends_on_its_seed_and_matrix_alone() -> None:
     shapes = {"text.blocks[0].attn.q": (60, 11), "text.blocks[1].attn.q": (60, 11)}
-    both = adapted_weights(with_adapters(TREE, shapes, 2, 8.0, 0))
-    alone = adapted_weights(with_adapters(TREE, {"text.blocks[1].attn.q": (60, 11)}, 2, 8.0, 0))
-    other = adapted_weights(with_adapters(TREE, shapes, 2, 8.0, 1))
+    both = adapted(with_adapters(TREE, shapes, 2, 8.0, 0), AdaptedWeight)
+    alone = adapted(with_adapters(TREE, {"text.blocks[1].attn.q": (60, 11)}, 2, 8.0, 0), AdaptedWeight)
+    other = adapted(with_adapters(TREE, shapes, 2, 8.0, 1), AdaptedWeight)
     first, second = both.values()
     np.testing.assert_array_equal(alone["text.blocks[1].attn.q"].a, second.a)
     assert not np.array_equal(first.a, second.a)
     assert not np.array_equal(other["text.blocks[1].attn.q"].a, second.a)
+
+
+def test_rows_of_tokens_begin_as_those_of_the_table() -> None:
+    table = np.random.default_rng(0).standard_normal(TREE.text.embedding.shape).astype(np.float32)
+    tree = map_tree(lambda leaf: table if leaf.path == "text.embedding" else leaf.value, TREE)
+    found = adapted(with_rows(tree, {"text.embedding"}, {9, 3}, np.dtype(np.float64)), AdaptedRows)
+    assert found.keys() == {"text.embedding"}
+    assert found["text.embedding"].ids.tolist() == [3, 9]
+    np.testing.assert_array_equal(found["text.embedding"].rows, table[[3, 9]].astype(np.float64), strict=True)
