@@ -52,8 +52,17 @@ GOOD = (
     "compare embedded dump.safetensors --chart new.png --allow-missing '*'",
     "caption P.png --adapter adapter --max-memory 1GB --max-pixels 1000000",
     "demo --draw new.png",
+    "prepare coco.json -o new.jsonl --pictures folder",
+    "train lines.jsonl -o newfolder --plan --lora 2 --words heart --eval lines.jsonl --batch 1",
+    "train lines.jsonl -o newfolder --plan --full --augment crop,flip --curve new.png --keep lines.jsonl",
     "--version",
 )
+LINE = b'{"image": "P.png", "prefix": "caption en", "suffix": "a heart"}\n'
+COCO = {
+    "images": [{"id": 1, "file_name": "a.png", "width": 30, "height": 20}],
+    "categories": [{"id": 3, "name": "cat"}],
+    "annotations": [{"id": 7, "image_id": 1, "category_id": 3, "bbox": [2, 3, 20, 10], "iscrowd": 0}],
+}
 PLACES = ("missing.png", "folder", "pipe", "loop", "/dev/zero", "/dev/full", "/dev/null", "-", "", ".", "text.txt", "/")
 NUMBERS = ("0", "-1", "2", "1e400", "nan", "0x10", "10000000000000000000000", "1e-300", "0.5", "³")
 TEXTS = (
@@ -104,6 +113,7 @@ def inputs() -> Files:
     found |= {"jobs.jsonl": jobs["lines.jsonl"].replace(b"x.png", b"P.png"), "results.jsonl": results["lines.jsonl"]}
     found |= {"map.json": mappings()[0]["map.json"], "g.safetensors": EMBEDDED_GOLDEN.read_bytes()}
     found |= {"vae.npz": (EMBEDDED / "vae-oid.npz").read_bytes(), "text.txt": b"a cat\n", "x.safetensors": save(rows)}
+    found |= {"lines.jsonl": 2 * LINE, "coco.json": json.dumps(COCO).encode()}
     return found | {f"adapter/{name}": content for name, content in adapters()[0].items()}
 
 
