@@ -14,7 +14,6 @@ from npgemma.errors import TooLittleMemory
 from npgemma.io.system_memory import available_memory
 from npgemma.layers.taps import silent
 from npgemma.models.gemma import Decoder
-from npgemma.models.paligemma import PaliGemma
 from npgemma.training.batches import Batch, batch_of
 from npgemma.training.examples import Example
 
@@ -73,57 +72,51 @@ def planned(transfer: Transfer, checkpointing: str) -> Plan:
     return Plan(transfer, sum(sizes), len(sizes), again if recompute else kept, recompute)
 
 
-def timed(plan: Plan) -> Plan:
-    """The plan with time: that of a part of a step on this machine, now."""
+def timed(plan: Plan, whole: int = TIMED_WHOLE) -> Plan:
+    """The plan with time: that of a part of a step on this machine, now.
+
+    A step is timed as it is if it has less than `whole` numbers of layers times rows, and else some layers of it.
+    """
     o, transfer = plan.transfer.options, plan.transfer
     pictures, encoder = 0.0, transfer.plain_encoder()
     example = transfer.lines.learned[0]
     if example.images:
         pictures = seconds_of(partial(encoder.pixel_values, [example.images[0]]))
     mean = sum(each.tokens for each in transfer.lengths) / len(transfer.lengths)
-    if transfer.layer_numbers * mean * o.batch < TIMED_WHOLE:
-        batch = batch_of(transfer.lines.learned[: o.batch], encoder)
-        rows = sum(len(each.input_ids) for each in batch.prompts)
-        seconds_of(partial(run, transfer, shortened(transfer.tree, 1, 1), batch))  # the first run of all is slower
-        step = seconds_of(partial(run, transfer, transfer.tree, batch)) * mean * o.examples / rows
-    else:
-        batch = batch_of([example], encoder)
-        step = layered(transfer, batch) * mean * o.examples / len(batch.prompts[0].input_ids)
+    is_small = transfer.layer_numbers * mean * o.batch < whole
+    batch = batch_of(transfer.lines.learned[: o.batch if is_small else 1], encoder)
+    seconds(plan, batch, 1, 1)  # the first run of all is slower
+    rows = sum(len(each.input_ids) for each in batch.prompts)
+    step = (seconds(plan, batch) if is_small else layered(plan, batch)) * mean * o.examples / rows
     step += UPDATE * plan.numbers
     files = len({image for each in transfer.lines.learned for image in each.images})
     again = 0.0 if transfer.is_fixed else pictures * o.examples
     return replace(plan, seconds=step + again, before=pictures * files if transfer.is_fixed else 0.0)
 
 
-def layered(transfer: Transfer, batch: Batch) -> float:
+def layered(plan: Plan, batch: Batch) -> float:
     """The seconds of all layers, from runs with one layer and with two."""
-    tree, towers = transfer.tree, not transfer.decoder_alone and isinstance(transfer.tree, PaliGemma)
-    seconds_of(partial(run, transfer, shortened(tree, 1, 1), batch))
-    one = seconds_of(partial(run, transfer, shortened(tree, 1, 1), batch))
-    text = seconds_of(partial(run, transfer, shortened(tree, 2, 1), batch)) - one
-    total = one + (len(decoder_of(tree).blocks) - 1) * max(0.0, text)
-    if towers:
-        vision = seconds_of(partial(run, transfer, shortened(tree, 1, 2), batch)) - one
-        total += (len(tree.vision.blocks) - 1) * max(0.0, vision)
-    return total
+    transfer, one = plan.transfer, seconds(plan, batch, 1, 1)
+    total = one + (len(transfer.model.decoder.blocks) - 1) * max(0.0, seconds(plan, batch, 2, 1) - one)
+    if transfer.decoder_alone or isinstance(transfer.tree, Decoder):
+        return total
+    return total + (len(transfer.tree.vision.blocks) - 1) * max(0.0, seconds(plan, batch, 1, 2) - one)
 
 
-def run(transfer: Transfer, tree: Any, batch: Batch) -> None:
+def seconds(plan: Plan, batch: Batch, text: int | None = None, vision: int | None = None) -> float:
+    """Those of the gradients of a batch, in the first so many layers of each tower, or in all."""
+    transfer = plan.transfer
+    how, tree = transfer.how._replace(recompute=plan.recompute), shortened(transfer.tree, text, vision)
     with quiet():
-        transfer.batch_gradient(tree, batch, transfer.how, silent)
+        return seconds_of(partial(transfer.batch_gradient, tree, batch, how, silent))
 
 
-def shortened(tree: Any, text: int, vision: int) -> Any:
-    """The weights with so many layers of each tower."""
+def shortened(tree: Any, text: int | None, vision: int | None) -> Any:
+    """The weights with the first so many layers of each tower, or with all."""
     if isinstance(tree, Decoder):
         return replace(tree, blocks=tree.blocks[:text])
     tower = replace(tree.vision, blocks=tree.vision.blocks[:vision])
     return replace(tree, text=replace(tree.text, blocks=tree.text.blocks[:text]), vision=tower)
-
-
-def decoder_of(tree: Any) -> Decoder:
-    found: Decoder = tree if isinstance(tree, Decoder) else tree.text
-    return found
 
 
 def seconds_of(f: Callable[[], object]) -> float:
