@@ -1,4 +1,7 @@
-"""For every test: annotations are checked, floating-point errors raise, and hypothesis draws the same examples."""
+"""For every test: annotations are checked, floating-point errors raise, and hypothesis draws the same examples.
+
+Some ask for a number of threads.
+"""
 
 import signal
 
@@ -24,3 +27,16 @@ def _floating_point_errors_raise():
     """Overflow, division by zero and NaN are errors; numbers too small for their dtype become zero."""
     with np.errstate(all="raise", under="ignore"):
         yield
+
+
+@pytest.fixture
+def use_threads():
+    """use_threads(n): from here on BLAS has n threads, so blocks run on n, however many cores this machine has."""
+    from npgemma.layers.threads import BLAS  # not before its annotations are checked
+
+    if BLAS.switch is None:
+        pytest.skip("the thread count of this BLAS cannot be set")
+    get, put = BLAS.switch
+    had = get()
+    yield put
+    put(had)

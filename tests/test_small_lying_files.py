@@ -49,6 +49,14 @@ def safetensors(header: bytes) -> bytes:
     return struct.pack("<Q", len(header)) + header
 
 
+def without_palette() -> bytes:
+    """A PNG whose header says that its pixels are numbers of colours, and that has no colours."""
+    content = encoded("PNG", Image.new("P", (9, 9), 3))
+    at = content.index(b"PLTE") - 4
+    del content[at : at + 12 + int.from_bytes(content[at : at + 4])]
+    return bytes(content)
+
+
 def empties(count: int) -> bytes:
     entry = b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
     return safetensors(b"{" + b",".join(entry % i for i in range(count)) + b"}")
@@ -73,6 +81,7 @@ LYING = {
     "a JPEG": ("x.jpg", jpeg, read_picture, BadPicture, "65500 x 1358 pixels in a file of [0-9]+ bytes"),
     "a PPM": ("x.ppm", lambda: b"P6 9400 9400 255\n" + b"x" * 33, read_picture, BadPicture, "in a file of 50 bytes"),
     "a plain PGM": ("x.pgm", lambda: b"P2 9400 9400 255\n1 1", read_picture, BadPicture, "in a file of 20 bytes"),
+    "no palette": ("x.png", without_palette, read_picture, BadPicture, "cannot be read"),
     "many tensors": ("x.safetensors", lambda: empties(MOST_TENSORS + 1), open_file, BadModel, "more than 100,000"),
     "a header of 40 MB": ("x.safetensors", lambda: axes(20_000_000), open_file, BadModel, "reads up to 16 MB"),
     "many axes": ("x.safetensors", lambda: axes(65), open_file, BadModel, "at most 64 axes"),

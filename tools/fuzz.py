@@ -1,15 +1,17 @@
-"""Damaged and lying files of every kind that npgemma reads: each is answered or refused, soon and in little memory.
+"""Damaged and lying files of every kind, command lines, faults: each is answered or refused, soon, in little memory.
 
-    python tools/fuzz.py --seed 7 --cases 2000 --keep broken/      all kinds
-    python tools/fuzz.py --seed 7 --cases 500 golden pictures      some kinds
+    python tools/fuzz.py --seed 7 --keep broken/           the full budget, about 15 minutes
+    python tools/fuzz.py --seed 7 --share 0.1              a tenth of it
+    python tools/fuzz.py --seed 7 golden pictures          some kinds
 
-A case is a good file with a few changes that depend on seed, kind and number alone. It breaks the bar if it raises
-anything but an error of npgemma, takes longer than SECONDS, makes the process grow by more than MEGABYTES, or gives
-what the file does not say. Broken cases are listed, and kept if --keep names a folder. Every kind runs in a process of
-its own (Linux alone), so that a crash is a broken case, too.
+A case depends on seed, kind and number alone (faults also on when the machine comes to it). It breaks the bar if it
+raises anything but an error of npgemma, takes more than 5 s of the processor or 50 s altogether (faults more), makes
+the process grow by more than MEGABYTES, or gives what the file does not say. Broken cases are listed, and kept if
+--keep names a folder. Every kind runs in a process of its own (Linux alone): a crash is a broken case, too.
 """
 
 import argparse
+import faulthandler
 import json
 import os
 import random
@@ -18,37 +20,35 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
+import fuzz_commands
+import fuzz_faults
+import fuzz_files as good
+import fuzz_readers as read
 from fuzz_changes import Files, changed
-from fuzz_files import TENSORS, adapters, dumps, goldens, lines, mappings, model, pictures
 from safetensors.numpy import save
 
 import npgemma
-from npgemma.checkpoints.adapter import read_adapter
-from npgemma.golden import compare, read_dump, read_golden, read_mapping
-from npgemma.golden.file import EMBEDDED_GOLDEN
-from npgemma.golden.mapping import SAME_NAMES, pair
-from npgemma.golden.report import as_json, as_text
-from npgemma.golden.suggest import suggest_map
-from npgemma.io.jobs import read_jobs
-from npgemma.io.model_folder import EMBEDDED
-from npgemma.io.picture import read_picture
-from npgemma.io.results import open_results
-from npgemma.io.safetensors import open_any
+from npgemma.io.model_folder import EMBEDDED_LANGUAGE, EMBEDDED_PAIR
 
-SECONDS, MEGABYTES = 2.0, 300.0
+MEGABYTES = 300.0
+WAITING = 10  # how many times as long a case may take altogether, on a machine that others use
 
 
 class Kind(NamedTuple):
-    """Good files, and what reads them from a folder; it may check what it has read, by assertions."""
+    """How many cases the full budget has; how one is made; what reads it from a folder, and may assert what it found;
+    and how many seconds of the processor that may take.
+    """
 
-    good: Callable[[], Sequence[Files]]
+    full: int
+    make: Callable[[random.Random], Files]
     read: Callable[[Path], object]
+    seconds: float = 5.0
 
 
 class Broken(NamedTuple):
@@ -61,155 +61,118 @@ class Broken(NamedTuple):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How many cases of a kind were answered and refused, and those that broke the bar."""
+    """How many cases of a kind were answered and refused, the most megabytes that one took, and what broke the bar."""
 
     kind: str
     answered: int
     refused: int
+    megabytes: float
     broken: list[Broken]
 
 
 class TooLong(BaseException):
-    """A case takes longer than SECONDS; no `except Exception` hides it."""
+    """A case takes longer than it may; no `except Exception` hides it."""
 
 
-# ----------------------------------------------------------------------------------------------------------- readers
+def of_files(full: int, files: list[Files], read: Callable[[Path], object]) -> Kind:
+    """A kind whose cases are good files with changes."""
+    return Kind(full, lambda rng: changed(rng, rng.choice(files)), read)
 
 
-def read_tensors(folder: Path) -> None:
-    """A .safetensors file, held against its header: what is read has the shape and the bytes that it says."""
-    path = folder / "x.safetensors"
-    tensors, metadata = open_any(path)
-    content = path.read_bytes()
-    start = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:start])
-    assert isinstance(metadata, dict)
-    assert tensors.keys() == header.keys() - {"__metadata__"}, "other names"
-    for name, x in tensors.items():
-        assert list(x.shape) == header[name]["shape"], "another shape"
-        if isinstance(x, np.ndarray):
-            begin, end = header[name]["data_offsets"]
-            assert x.tobytes() == content[start + begin : start + end], "other bytes"
+def kinds() -> dict[str, Kind]:
+    """Every kind, by its name."""
+    encoder, language = partial(read.model, base=EMBEDDED_PAIR), partial(read.model, base=EMBEDDED_LANGUAGE)
+    of_encoder = good.model("config.json", "preprocessor_config.json", "tokenizer_config.json", base=EMBEDDED_PAIR)
+    of_language = good.model("config.json", "generation_config.json", "tokenizer_config.json", base=EMBEDDED_LANGUAGE)
+    return {
+        "safetensors": of_files(20_000, [{"x.safetensors": save(good.TENSORS, {"a": "b"})}], read.tensors),
+        "configs": of_files(2600, good.configs(), read.model),
+        "encoders": of_files(700, of_encoder, encoder),
+        "languages": of_files(700, of_language, language),
+        "indexes": of_files(1000, good.indexes(), read.model),
+        "pictures": of_files(3000, good.pictures(), read.picture),
+        "tokenizers": of_files(500, good.model("tokenizer.model"), read.tokenizer),
+        "dumps": of_files(3000, good.dumps(), read.dump),
+        "golden": of_files(3000, good.goldens(), read.golden_file),
+        "mappings": of_files(1000, good.mappings(), read.mapping),
+        "lines": of_files(2000, good.lines(), read.lines),
+        "adapters": of_files(1000, good.adapters(), read.adapter),
+        "codecs": of_files(500, good.model("vae-oid.npz"), read.codec),
+        "commands": Kind(1000, fuzz_commands.make, fuzz_commands.run),
+        **{name: Kind(fault.full, fault.make, fault.run, 30.0) for name, fault in fuzz_faults.FAULTS.items()},
+    }
 
 
-def compare_dump(folder: Path) -> None:
-    """A dump, compared with the embedded golden file, and suggestions for it."""
-    golden, dump = read_golden(EMBEDDED_GOLDEN), read_dump(next(folder.glob("dump*")))
-    report(golden, dump)
-    suggest_map(golden, dump)
+def fuzz(name: str, kind: Kind, seed: object, cases: int, keep: Path | None = None) -> Outcome:
+    """Run so many cases of a kind; where a process ends, the next one goes on behind the case that ended it."""
+    found: list[dict[str, Any]] = []
+    while len(found) < cases:
+        reader, writer = os.pipe()
+        child = os.fork()
+        if not child:
+            os.close(reader)
+            work(name, kind, seed, range(len(found), cases), writer)
+        os.close(writer)
+        with os.fdopen(reader) as results:
+            found += map(json.loads, results)
+        _, status = os.waitpid(child, 0)
+        if status:
+            found.append({"said": f"the process ended with status {status}", "grown": 0.0})
+    broken = [Broken(name, i, case["said"]) for i, case in enumerate(found) if case["said"] not in ("", "refused")]
+    for each in broken if keep else ():
+        for file, content in case_of(name, kind, seed, each.number).items():
+            path = keep / f"{name}-{each.number}" / file  # type: ignore[operator]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    said = [case["said"] for case in found]
+    most = max((case["grown"] for case in found), default=0.0)
+    return Outcome(name, said.count(""), said.count("refused"), most, broken)
 
 
-def report(golden: npgemma.golden.Golden, dump: npgemma.golden.Dump) -> None:
-    """Both reports of a comparison."""
-    found = compare(golden, dump, SAME_NAMES, "float32", ["*"])
-    json.dumps(as_json(found, golden), allow_nan=False)
-    as_text(found, golden, True)
+def work(name: str, kind: Kind, seed: object, numbers: range, writer: int) -> None:
+    """Run cases, and write a line about each; the process ends here."""
+    try:
+        signal.signal(signal.SIGALRM, too_long)
+        signal.signal(signal.SIGPROF, too_long)
+        with os.fdopen(writer, "w") as results, tempfile.TemporaryDirectory() as folder:
+            for number in numbers:
+                case = run_case(kind, case_of(name, kind, seed, number), Path(folder) / str(number))
+                print(json.dumps(case), file=results, flush=True)
+        os._exit(0)
+    finally:
+        os._exit(1)  # whatever is wrong with the fuzzer, this process is not its parent
 
 
-def compare_golden(folder: Path) -> None:
-    """A golden file, compared with a dump of its own numbers."""
-    golden = read_golden(folder / "g.golden")
-    report(golden, npgemma.golden.Dump({tap: np.array(x) for tap, x in golden.truth.items()}))
+def case_of(name: str, kind: Kind, seed: object, number: int) -> Files:
+    """The files of a case."""
+    return kind.make(random.Random(f"{seed}-{name}-{number}"))
 
 
-def read_map(folder: Path) -> None:
-    """A mapping, used on names."""
-    golden = read_golden(EMBEDDED_GOLDEN)
-    pair(read_mapping(folder / "map.json"), ["blk.0.k", "qv1", "a" * 60, "keys"], golden.taps)
-
-
-def read_lines(folder: Path) -> None:
-    """A file of lines, as jobs and as results."""
-    read_jobs(folder / "lines.jsonl")
-    with open_results(folder / "lines.jsonl"):
-        pass
-
-
-def load(folder: Path) -> None:
-    """A model folder, with what the case lacks of the embedded model's."""
-    for path in EMBEDDED.iterdir():
-        if not (folder / path.name).exists():
-            shutil.copy(path, folder)
-    npgemma.load(folder).processor.tokenizer.encode("caption en")
-
-
-KINDS = {
-    "pictures": Kind(pictures, lambda folder: read_picture(next(folder.iterdir()))),
-    "safetensors": Kind(lambda: [{"x.safetensors": save(TENSORS, {"a": "b"})}], read_tensors),
-    "dumps": Kind(dumps, compare_dump),
-    "golden": Kind(goldens, compare_golden),
-    "mappings": Kind(mappings, read_map),
-    "adapters": Kind(adapters, read_adapter),
-    "lines": Kind(lines, read_lines),
-    "codecs": Kind(lambda: model("vae-oid.npz"), lambda folder: npgemma.read_mask_codec(folder / "vae-oid.npz")),
-    "configs": Kind(lambda: model("config.json", "preprocessor_config.json", "tokenizer_config.json"), load),
-    "tokenizers": Kind(lambda: model("tokenizer.model"), load),
-}
-
-
-# ------------------------------------------------------------------------------------------------------------ running
-
-
-def fuzz(kind: str, seed: object, cases: int, keep: Path | None = None) -> Outcome:
-    """Run so many cases of a kind in a process of their own."""
-    read, write = os.pipe()
-    child = os.fork()
-    if not child:
-        try:
-            os.close(read)
-            signal.signal(signal.SIGALRM, too_long)
-            with os.fdopen(write, "w") as results, tempfile.TemporaryDirectory() as folder:
-                for number, files in enumerate(cases_of(kind, seed, cases)):
-                    print(
-                        json.dumps(run_case(KINDS[kind], files, Path(folder) / str(number))), file=results, flush=True
-                    )
-            os._exit(0)
-        finally:
-            os._exit(1)  # whatever is wrong with the fuzzer, this process is not its parent
-    os.close(write)
-    with os.fdopen(read) as results:
-        found = [json.loads(line) for line in results]
-    _, status = os.waitpid(child, 0)
-    if status:
-        found.append(f"the process ended with status {status}")
-    broken = [Broken(kind, number, what) for number, what in enumerate(found) if what not in ("", "refused")]
-    for number, files in enumerate(cases_of(kind, seed, cases)) if keep else ():
-        for name, content in files.items() if number in {each.number for each in broken} else ():
-            (keep / f"{kind}-{number}" / name).parent.mkdir(parents=True, exist_ok=True)  # type: ignore[operator]
-            (keep / f"{kind}-{number}" / name).write_bytes(content)  # type: ignore[operator]
-    return Outcome(kind, found.count(""), found.count("refused"), broken)
-
-
-def cases_of(kind: str, seed: object, cases: int) -> Iterator[Files]:
-    """The files of each case."""
-    good = KINDS[kind].good()
-    for number in range(cases):
-        rng = random.Random(f"{seed}-{kind}-{number}")
-        yield changed(rng, rng.choice(good))
-
-
-def run_case(kind: Kind, files: Files, folder: Path) -> str:
-    """'' if the files of a case were answered, 'refused', or how it breaks the bar."""
+def run_case(kind: Kind, files: Files, folder: Path) -> dict[str, Any]:
+    """What is said of a case, '' if it was answered, 'refused', or how it breaks the bar; and how much memory grew."""
+    folder.mkdir()
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     Path("/proc/self/clear_refs").write_text("5")  # the largest memory so far is that of now
-    before, start, found = memory(), time.monotonic(), ""
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    before, said = memory(), ""
+    signal.setitimer(signal.ITIMER_PROF, kind.seconds)
+    signal.setitimer(signal.ITIMER_REAL, WAITING * kind.seconds)
+    faulthandler.dump_traceback_later(2 * WAITING * kind.seconds, exit=True)  # where no handler runs any more
     try:
-        kind.read(folder)
+        said = "refused" if kind.read(folder) == "refused" else ""
     except npgemma.NpgemmaError:
-        found = "refused"
+        said = "refused"
     except TooLong:
-        found = f"it takes longer than {SECONDS} s"
+        said = f"it takes longer than {kind.seconds} s"
     except BaseException as error:
-        found = f"{type(error).__name__}: {error}"[:200]
+        said = f"{type(error).__name__}: {error}"[:300]
+    signal.setitimer(signal.ITIMER_PROF, 0)
     signal.setitimer(signal.ITIMER_REAL, 0)
-    grown, seconds = memory() - before, time.monotonic() - start
-    shutil.rmtree(folder)
-    if grown > MEGABYTES:
-        return f"it takes {grown:.0f} MB"
-    return f"it takes {seconds:.1f} s" if seconds > SECONDS else found
+    faulthandler.cancel_dump_traceback_later()
+    grown = memory() - before
+    shutil.rmtree(folder, ignore_errors=True)
+    return {"said": f"it takes {grown:.0f} MB" if grown > MEGABYTES else said, "grown": grown}
 
 
 def too_long(*_: object) -> None:
@@ -223,23 +186,27 @@ def memory() -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="damaged files of every kind; see the head of this file")
-    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)} (default: all)")
+    every = kinds()
+    parser = argparse.ArgumentParser(description="damaged files, command lines and faults; see the head of this file")
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(every)} (default: all)")
     parser.add_argument("--seed", default="0")
-    parser.add_argument("--cases", type=int, default=200, help="of each kind (default: 200)")
+    parser.add_argument("--share", type=float, default=1.0, help="of the full budget (default: 1)")
+    parser.add_argument("--cases", type=int, help="of each kind (default: those of the budget)")
     parser.add_argument("--keep", type=Path, help="a folder for the files of broken cases")
     a = parser.parse_args()
-    print(f"{'kind':<12} {'cases':>6} {'answered':>9} {'refused':>8} {'broken':>7} {'seconds':>8}")
-    count = 0
-    for kind in a.kinds or KINDS:
-        start = time.monotonic()
-        found = fuzz(kind, a.seed, a.cases, a.keep)
+    print(f"{'kind':<12} {'cases':>6} {'answered':>9} {'refused':>8} {'broken':>7} {'most MB':>8} {'seconds':>8}")
+    total, begin = 0, time.monotonic()
+    for name in a.kinds or every:
+        start, cases = time.monotonic(), a.cases or max(1, round(a.share * every[name].full))
+        found = fuzz(name, every[name], a.seed, cases, a.keep)
         took, broken = time.monotonic() - start, len(found.broken)
-        print(f"{kind:<12} {a.cases:>6} {found.answered:>9} {found.refused:>8} {broken:>7} {took:>8.1f}", flush=True)
+        counts = f"{cases:>6} {found.answered:>9} {found.refused:>8} {broken:>7}"
+        print(f"{name:<12} {counts} {found.megabytes:>8.0f} {took:>8.1f}", flush=True)
         for each in found.broken:
-            print(f"    case {each.number}: {each.what}")
-        count += broken
-    return min(count, 1)
+            print(f"    case {each.number}: {each.what}", flush=True)
+        total += broken
+    print(f"seed {a.seed}: {total} broken, {time.monotonic() - begin:.0f} s")
+    return min(total, 1)
 
 
 if __name__ == "__main__":

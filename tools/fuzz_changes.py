@@ -1,5 +1,6 @@
 """How a good file becomes a case of tools/fuzz.py: bytes, values of JSON, headers and facts are changed."""
 
+import io
 import json
 import random
 import struct
@@ -93,20 +94,39 @@ def changed_golden(rng: random.Random, content: bytes) -> bytes:
         facts = altered(rng, facts)
     else:
         name = rng.choice(list(tensors))
-        x = tensors.pop(name)
-        shapes = x.reshape(-1), x[:0], x[..., :-1], x[None]
-        with np.errstate(all="ignore"):
-            other = rng.choice((*shapes, x.astype("f4"), x.astype("i4"), x * np.nan, None))
+        other = other_array(rng, tensors.pop(name))
         tensors |= {} if other is None else {rng.choice((name, name, name, "logits", "x")): np.ascontiguousarray(other)}
     tensors = {name: x for name, x in tensors.items() if x.dtype in DTYPES.values()}
     signed = facts | {"sha256": digest(tensors, facts)} if isinstance(facts, dict) else facts
     return save(tensors, {KEY: json.dumps(signed)})
 
 
+def other_array(rng: random.Random, x: np.ndarray) -> np.ndarray | None:
+    """Another shape, dtype or values; None if the array is left out."""
+    shapes = x.reshape(-1), x[:0], x[..., :-1], x[None], np.asfortranarray(x), x[..., ::-1]
+    with np.errstate(all="ignore"):
+        return rng.choice((*shapes, x.astype("f4"), x.astype("f8"), x.astype("i4"), x * np.nan, x * 2, None))
+
+
+def changed_npz(rng: random.Random, content: bytes) -> bytes:
+    """An .npz file with another array, compressed or not, or bytes changed."""
+    if rng.random() < 0.4:
+        return damaged(rng, content)
+    with np.load(io.BytesIO(content)) as file:
+        arrays = dict(file)
+    name = rng.choice(list(arrays))
+    other = other_array(rng, arrays.pop(name))
+    arrays |= {} if other is None else {rng.choice((name, name, name, "x", "../x")): other}
+    packed = io.BytesIO()
+    rng.choice((np.savez, np.savez_compressed))(packed, **arrays)
+    return packed.getvalue()
+
+
 CHANGES: dict[str, Callable[[random.Random, bytes], bytes]] = {
     ".json": changed_json,
     ".safetensors": changed_safetensors,
     ".golden": changed_golden,
+    ".npz": changed_npz,
 }
 
 

@@ -2,15 +2,22 @@
 
 import io
 import json
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from fuzz_changes import Files
+from fuzz_readers import SHARD
 from PIL import Image
 from safetensors.numpy import save
 
+import npgemma
+from npgemma.golden import record
 from npgemma.golden.file import EMBEDDED_GOLDEN
 from npgemma.io.model_folder import EMBEDDED
+from npgemma.io.safetensors import open_file
+from npgemma.io.unusable import INDEX
 
 FORMATS = {"PNG": "png", "JPEG": "jpg", "GIF": "gif", "WEBP": "webp", "BMP": "bmp", "TIFF": "tif", "PPM": "ppm"}
 
@@ -72,8 +79,12 @@ def dumps() -> list[Files]:
 
 
 def goldens() -> list[Files]:
-    """The embedded golden file; its suffix says what may be changed in it."""
-    return [{"g.golden": EMBEDDED_GOLDEN.read_bytes()}]
+    """The embedded golden file, and three times as often a small one; the suffix says what may be changed."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "g.safetensors"
+        record(npgemma.load(), [npgemma.sample_picture()], "ocr", path, level="io", steps=1)
+        small = {"g.golden": path.read_bytes()}
+    return [{"g.golden": EMBEDDED_GOLDEN.read_bytes()}, small, small, small]
 
 
 def mappings() -> list[Files]:
@@ -87,12 +98,19 @@ def mappings() -> list[Files]:
 
 
 def adapters() -> list[Files]:
-    """An adapter of PEFT."""
-    module = "base_model.model.model.language_model.layers.0.self_attn.q_proj"
-    tensors = {f"{module}.lora_{half}.weight": np.ones(shape, "f4") for half, shape in (("A", (2, 8)), ("B", (8, 2)))}
-    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "alpha_pattern": {r"layers\.\d+\..*q_proj": 3}}
-    config |= {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"], "use_dora": False}
-    return [{"adapter_config.json": json.dumps(config).encode(), "adapter_model.safetensors": save(tensors)}]
+    """Adapters of PEFT: two matrices, with another alpha for one; and a table that was trained whole."""
+    modules = [f"base_model.model.model.language_model.layers.{i}.self_attn.q_proj" for i in range(2)]
+    halves = (("A", (2, 8)), ("B", (8, 2)))
+    rng = np.random.default_rng(0)
+    tensors = {f"{name}.lora_{half}.weight": rng.random(shape, "f4") for name in modules for half, shape in halves}
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "alpha_pattern": {r"layers\.1\..*q_proj": 3}}
+    config |= {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"], "use_dora": False, "use_rslora": True}
+    head = {"base_model.model.lm_head.weight": np.ones((3, 8), "f4")}
+    return [
+        {"adapter_config.json": json.dumps(config | more).encode(), "adapter_model.safetensors": save(tensors | whole)}
+        for more in ({}, {"use_rslora": False, "alpha_pattern": {}})
+        for whole in ({}, head)
+    ]
 
 
 def lines() -> list[Files]:
@@ -102,6 +120,20 @@ def lines() -> list[Files]:
     return [{"lines.jsonl": b"".join(json.dumps(line).encode() + b"\n" for line in each)} for each in (jobs, results)]
 
 
-def model(*names: str) -> list[Files]:
-    """The embedded model; the files `names` are changed."""
-    return [{name: (EMBEDDED / name).read_bytes() for name in names}]
+def model(*names: str, base: Path = EMBEDDED) -> list[Files]:
+    """An embedded model; the files `names` are changed."""
+    return [{name: (base / name).read_bytes() for name in names}]
+
+
+def configs() -> list[Files]:
+    """What says how the embedded PaliGemma computes; one of them is changed in each case."""
+    settings = {"eos_token_id": [1, 108], "do_sample": False, "max_new_tokens": 20}
+    found = model("config.json", "preprocessor_config.json", "tokenizer_config.json")
+    return [*found, {"generation_config.json": json.dumps(settings).encode()}]
+
+
+def indexes() -> list[Files]:
+    """An index of the embedded PaliGemma, as if its weights were in shards."""
+    names = list(open_file(EMBEDDED / "model.safetensors"))
+    index = {"metadata": {"total_size": 4_000_000}, "weight_map": dict.fromkeys(names, SHARD)}
+    return [{INDEX: json.dumps(index).encode()}]

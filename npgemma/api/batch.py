@@ -20,7 +20,6 @@ from npgemma.decoding.scoring import Score, score_answers
 from npgemma.decoding.text import Generation
 from npgemma.errors import BadPicture, BadPrompt, TooLittleMemory
 from npgemma.io.jobs import Job
-from npgemma.io.picture import read_picture
 from npgemma.layers.taps import Tap
 from npgemma.models.prefix_lm import Prompt
 
@@ -175,8 +174,7 @@ class Batch:
         """Pictures and prompt of one job. BadPicture, BadPrompt."""
         if self.score and job.suffix is None:
             raise BadPrompt("the job has no suffix to score")
-        max_pixels = self.model.processor.max_pixels
-        pictures = [read_picture(job.folder / image, max_pixels) for image in job.images]
+        pictures = [self.model.processor.read(job.folder / image) for image in job.images]
         inputs = self.model.processor([pictures], [job.prompt])
         self.model.guard.check_length(inputs.input_ids, self.options.max_new_tokens)
         suffix = self.model.processor.suffix_ids(job.suffix) if self.score and job.suffix is not None else []

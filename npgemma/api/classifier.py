@@ -1,7 +1,7 @@
 """`Classifier`: a ViT, to name what a picture shows."""
 
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ import numpy as np
 from npgemma.api.encoding import BATCH, encoded
 from npgemma.api.finite import computed
 from npgemma.api.guard import ClassifierGuard, checked_pixels
+from npgemma.api.lazy import lazy
 from npgemma.api.model import LoadedModel
 from npgemma.api.processor import Pictures, PixelProcessor, as_pictures
 from npgemma.checkpoints import vit
@@ -73,9 +74,9 @@ class Classifier(LoadedModel[ViTConfig, ViT]):
     embedded = None
     guard_type = ClassifierGuard
 
-    @cached_property
+    @lazy
     def processor(self) -> PixelProcessor:
-        return PixelProcessor(self.config.vision.image_size, self.config.pixels)
+        return PixelProcessor(self.config.vision.image_size, self.config.pixels, self.guard.budget.left)
 
     @classmethod
     def check_tokenizer(cls, tokenizer: str | Path) -> None:

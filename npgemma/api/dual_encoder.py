@@ -1,7 +1,7 @@
 """`DualEncoder`: SigLIP or CLIP, to find out how well pictures and texts match."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple, TypeAlias
@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeAlias
 from npgemma.api.encoding import BATCH, encoded
 from npgemma.api.finite import computed
 from npgemma.api.guard import DualEncoderGuard
+from npgemma.api.lazy import lazy
 from npgemma.api.model import LoadedModel
 from npgemma.api.processor import Pictures, PixelProcessor, as_pictures
 from npgemma.checkpoints import clip, siglip
@@ -86,7 +87,7 @@ class DualEncoder(LoadedModel[DualEncoderConfig, Siglip | Clip]):
         """The module with the functions of this model."""
         return KINDS[self.config.model_type].functions
 
-    @cached_property
+    @lazy
     def tokenizer(self) -> TextTokenizer:
         c = self.config
         tokenizer = KINDS[c.model_type].read_tokenizer(self.folder, c.text.vocab_size, self.named_tokenizer)
@@ -98,9 +99,9 @@ class DualEncoder(LoadedModel[DualEncoderConfig, Siglip | Clip]):
             raise BadModel(f"{self.folder}: {sizes} (config.json: vocab_size); the files belong to different models")
         return tokenizer
 
-    @cached_property
+    @lazy
     def processor(self) -> PixelProcessor:
-        return PixelProcessor(self.config.vision.image_size, self.config.pixels)
+        return PixelProcessor(self.config.vision.image_size, self.config.pixels, self.guard.budget.left)
 
     def encode_images(self, images: Pictures, batch_size: int = BATCH, tap: Tap = silent) -> Float[Array, "B E"]:
         """Pictures as rows of length 1, to compare with those of texts: their product is a cosine.

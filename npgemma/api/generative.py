@@ -1,12 +1,12 @@
 """What the models that write have in common: a decoder, its tokenizer and what it never writes, and adapters."""
 
 from abc import ABC, abstractmethod
-from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Generic, TypeVar
 
 from npgemma.api.guard import GenerativeGuard
+from npgemma.api.lazy import lazy
 from npgemma.api.model import LoadedModel
 from npgemma.api.processor import Processor
 from npgemma.checkpoints.adapter import Adapter, read_adapter
@@ -35,7 +35,7 @@ class GenerativeModel(LoadedModel[Config, Weights], ABC, Generic[Config, Weights
         """The file that the tokenizer's pieces come from, which may be missing."""
         return self.named_tokenizer or tokenizer_of(self.folder)
 
-    @cached_property
+    @lazy
     def tokenizer(self) -> Tokenizer:
         return read_tokenizer(self.folder, self.family, self.config.text.vocab_size, self.tokenizer_file)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from npgemma.api.processor import Inputs
 from npgemma.checkpoints import language_model, paligemma, towers, vit
-from npgemma.checkpoints.footprint import Footprint, Run
+from npgemma.checkpoints.footprint import BASE, Footprint, Run
 from npgemma.checkpoints.gemma_config import DecoderConfig
 from npgemma.checkpoints.language_model import LanguageModelConfig
 from npgemma.checkpoints.paligemma import PaliGemmaConfig
@@ -46,6 +46,14 @@ class Budget:
     held: int = 0
     allowed: int | None = None
     mapped: int = 0
+
+    @property
+    def left(self) -> int | None:
+        """How many of the bytes that a run may take are left to read a picture before it; None if no limit is set.
+
+        Half of BASE is Python with its libraries; the blocks and scores of the run, the other half, are not there yet.
+        """
+        return None if self.allowed is None else self.allowed - BASE // 2 - self.weights
 
     def require(
         self,

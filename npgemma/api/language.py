@@ -1,7 +1,7 @@
 """`LanguageModel`: weights and tokenizer of a Gemma together, to continue texts and to chat."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from functools import partial
 from types import ModuleType
 from typing import Any, ClassVar, Literal, Unpack, overload
 
@@ -9,6 +9,7 @@ from npgemma.api import generation
 from npgemma.api.finite import computed
 from npgemma.api.generative import GenerativeModel
 from npgemma.api.guard import TextGuard
+from npgemma.api.lazy import lazy
 from npgemma.api.processor import TextProcessor, text_inputs
 from npgemma.checkpoints import language_model
 from npgemma.checkpoints.chat_template import read_chat_template
@@ -57,7 +58,7 @@ class LanguageModel(GenerativeModel[LanguageModelConfig, Decoder]):
     def decoder(self) -> Decoder:
         return self.weights
 
-    @cached_property
+    @lazy
     def processor(self) -> TextProcessor:
         return TextProcessor(self.tokenizer, self.bos_id, self.config.text.vocab_size)
 

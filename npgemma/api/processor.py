@@ -8,13 +8,15 @@ import numpy as np
 from PIL import Image
 
 from npgemma.errors import BadPrompt
-from npgemma.io.picture import MAX_PIXELS, Picture, read_picture
-from npgemma.io.pixels import PALIGEMMA, PixelSettings, picture_values, pixel_values
+from npgemma.io.picture import MAX_PIXELS, Limits, Picture, read_picture
+from npgemma.io.pixels import PALIGEMMA, PixelSettings, pixel_values
 from npgemma.io.tokenizers import IMAGE, Tokenizer
 from npgemma.layers.shapes import Array, Float
-from npgemma.layers.taps import Tap, at, silent
+from npgemma.layers.taps import Tap, silent
 
 Pictures: TypeAlias = Picture | Sequence[Picture]
+
+NO_PICTURES = "a language model reads no pictures; leave them out, or load a PaliGemma"
 
 
 class Inputs(NamedTuple):
@@ -36,6 +38,8 @@ class Processor(Protocol):
     """Prompts, each with its pictures, as a model reads them. A file of more than `max_pixels` is refused."""
 
     max_pixels: int
+
+    def read(self, picture: Picture) -> Image.Image: ...
 
     def __call__(self, images: Sequence[Pictures], text: Sequence[str], tap: Tap = silent) -> Inputs: ...
 
@@ -59,9 +63,13 @@ class TextProcessor:
         """
         check_pairs(images, text)
         if any(not isinstance(each, Sequence) or isinstance(each, str) or len(each) for each in images):
-            raise BadPrompt("a language model reads no pictures; leave them out, or load a PaliGemma")
+            raise BadPrompt(NO_PICTURES)
         ids = [self.encode(prompt) for prompt in text]
         return text_inputs(ids)
+
+    def read(self, picture: Picture) -> Image.Image:
+        """BadPrompt: there is nothing to read it for."""
+        raise BadPrompt(NO_PICTURES)
 
     def encode(self, prompt: str) -> Array:
         """The ids of one prompt."""
@@ -84,7 +92,32 @@ class TextProcessor:
         return self.checked(ids)
 
 
-class PictureProcessor:
+class PictureReader:
+    """Knows how pictures become the pixels of squares with this side, and how large their files may be: `max_pixels`,
+    and `memory` bytes to read one, None for what is available.
+    """
+
+    def __init__(self, side: int, settings: PixelSettings, memory: int | None) -> None:
+        self.side = side
+        self.settings = settings
+        self.memory = memory
+        self.max_pixels = MAX_PIXELS
+
+    @property
+    def limits(self) -> Limits:
+        """What a file of a picture may have at most."""
+        return Limits(self.max_pixels, self.memory)
+
+    def read(self, picture: Picture) -> Image.Image:
+        """A picture in RGB. BadPicture if it cannot be read, or is too large."""
+        return read_picture(picture, self.limits)
+
+    def pixel_values(self, pictures: Sequence[Picture], tap: Tap = silent) -> Float[Array, "B 3 Y X"]:
+        """Pictures as a model reads them. BadPicture as for `read`, or if the settings make another size of one."""
+        return pixel_values(pictures, self.side, self.settings, self.limits, tap)
+
+
+class PictureProcessor(PictureReader):
     """For a PaliGemma: knows a tokenizer, how pictures become pixels, how many tokens each stands for, and <bos>."""
 
     def __init__(
@@ -95,14 +128,13 @@ class PictureProcessor:
         bos_id: int,
         eos_id: int,
         settings: PixelSettings = PALIGEMMA,
+        memory: int | None = None,
     ) -> None:
+        super().__init__(side, settings, memory)
         self.tokenizer = tokenizer
-        self.side = side
         self.tokens_per_image = tokens_per_image
         self.bos_id = bos_id
         self.eos_id = eos_id
-        self.settings = settings
-        self.max_pixels = MAX_PIXELS
 
     def __call__(self, images: Sequence[Pictures], text: Sequence[str], tap: Tap = silent) -> Inputs:
         """`images` holds for each prompt of `text` a picture or a sequence of pictures (an empty one for text alone).
@@ -114,11 +146,10 @@ class PictureProcessor:
             list(each) if isinstance(each, Sequence) and not isinstance(each, str) else [each] for each in images
         ]
         ids = [self.encode(prompt, len(pictures)) for prompt, pictures in zip(text, per_prompt, strict=True)]
-        read = [read_picture(picture, self.max_pixels) for pictures in per_prompt for picture in pictures]
         return Inputs(
             ids,
             [np.zeros(len(row), np.int64) for row in ids],
-            pixel_values(read, self.side, self.settings, tap),
+            self.pixel_values([picture for pictures in per_prompt for picture in pictures], tap),
             [len(p) for p in per_prompt],
         )
 
@@ -145,25 +176,12 @@ class PictureProcessor:
         return [*self.tokenizer.encode(suffix), self.eos_id]
 
 
-class PixelProcessor:
-    """For an encoder: knows how pictures become the pixels of squares with this side."""
-
-    def __init__(self, side: int, settings: PixelSettings) -> None:
-        self.side = side
-        self.settings = settings
-        self.max_pixels = MAX_PIXELS
+class PixelProcessor(PictureReader):
+    """For an encoder."""
 
     def __call__(self, images: Pictures, tap: Tap = silent) -> Float[Array, "B 3 Y X"]:
-        """One picture, or a sequence of them; BadPicture for one that cannot be read.
-
-        They are read one at a time: a photograph takes more memory than its pixel values.
-        """
-        pictures = as_pictures(images)
-        values = np.empty((len(pictures), 3, self.side, self.side), np.float32)
-        for i, picture in enumerate(pictures):
-            read = read_picture(picture, self.max_pixels)
-            values[i] = picture_values(read, self.side, self.settings, at(tap, f"pictures.{i}"))
-        return values
+        """One picture, or a sequence of them; BadPicture for one that cannot be read."""
+        return self.pixel_values(as_pictures(images), tap)
 
 
 def as_pictures(images: Pictures) -> Sequence[Picture]:

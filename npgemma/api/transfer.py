@@ -199,7 +199,7 @@ class Transfer:
 
     def augmented(self, place: Place) -> Example:
         o, example = self.options, self.lines.learned[place.example]
-        return augmented(example, o.augment, o.seed, place.number, self.encoder.max_pixels)
+        return augmented(example, o.augment, o.seed, place.number, self.encoder.read)
 
     def gradient(self, encoder: Encoder, step: int, tap: Tap = silent) -> StepGradient:
         """The loss and the gradients of a step, counted from 0, one part of the batch after the other."""

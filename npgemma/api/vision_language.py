@@ -1,7 +1,7 @@
 """`VisionLanguageModel`: weights, tokenizer and processor together, to answer questions about pictures."""
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property, partial
+from functools import partial
 from types import ModuleType
 from typing import Any, ClassVar, Literal, Unpack, overload
 
@@ -9,7 +9,8 @@ from npgemma.api import generation
 from npgemma.api.finite import computed
 from npgemma.api.generative import GenerativeModel
 from npgemma.api.guard import PictureGuard
-from npgemma.api.processor import PictureProcessor, Pictures, as_pictures
+from npgemma.api.lazy import lazy
+from npgemma.api.processor import PictureProcessor, PictureReader, Pictures, as_pictures
 from npgemma.checkpoints import paligemma
 from npgemma.checkpoints.mask_vqvae import CODEC, read_mask_codec
 from npgemma.checkpoints.paligemma import PaliGemmaConfig
@@ -17,8 +18,7 @@ from npgemma.decoding.options import GenerationKeywords, GenerationOptions, Samp
 from npgemma.decoding.scoring import Score
 from npgemma.decoding.text import Generation
 from npgemma.io.model_folder import EMBEDDED, member
-from npgemma.io.picture import Picture, read_picture
-from npgemma.io.pixels import pixel_values
+from npgemma.io.picture import Picture
 from npgemma.layers.shapes import Array, Float, Int
 from npgemma.layers.taps import Tap, checked, silent
 from npgemma.models.gemma import Decoder
@@ -59,15 +59,21 @@ class VisionLanguageModel(GenerativeModel[PaliGemmaConfig, PaliGemma]):
     def decoder(self) -> Decoder:
         return self.weights.text
 
-    @cached_property
+    @lazy
     def mask_codec(self) -> MaskVQVAE:
         return read_mask_codec(member(self.folder, CODEC))
 
-    @cached_property
+    @lazy
     def processor(self) -> PictureProcessor:
         c = self.config
         return PictureProcessor(
-            self.tokenizer, c.vision.image_size, c.vision.num_patches, self.bos_id, c.eos_token_ids[0], c.pixels
+            self.tokenizer,
+            c.vision.image_size,
+            c.vision.num_patches,
+            self.bos_id,
+            c.eos_token_ids[0],
+            c.pixels,
+            self.guard.budget.left,
         )
 
     def forward(
@@ -305,7 +311,8 @@ class VisionLanguageModel(GenerativeModel[PaliGemmaConfig, PaliGemma]):
         (1, 36, 128)
         """
         self.guard.check_files()
-        read = [read_picture(image) for image in as_pictures(images)]
-        self.guard.check_memory([], len(read), 0)
-        pixels = pixel_values(read, self.config.vision.image_size, self.config.pixels).astype(self.dtype, copy=False)
+        pictures = as_pictures(images)
+        self.guard.check_memory([], len(pictures), 0)
+        reader = PictureReader(self.config.vision.image_size, self.config.pixels, self.guard.budget.left)
+        pixels = reader.pixel_values(pictures).astype(self.dtype, copy=False)
         return computed(self, partial(image_features, self.weights, pixels))

@@ -32,10 +32,11 @@ from npgemma.io.unusable import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from npgemma.layers.bits import widened
 from npgemma.layers.shapes import Array, Float, Int
 
-# The name of a part of an adapter: its module, what it is, and in a state_dict the name of the adapter.
+# The name of a part of an adapter: its module, what it is, and in a state_dict the name of the adapter. After lora_A
+# and lora_B, which are layers, an end must follow.
 PART = re.compile(
-    r"(?P<module>.+)\.(?P<kind>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector"
-    r"|trainable_tokens_delta)(\.(?!weight$|bias$)(?P<adapter>[^.]+))?(\.(?P<end>weight|bias))?"
+    r"(?P<module>.+)\.(?P<kind>(?P<layer>lora_A|lora_B)|lora_embedding_A|lora_embedding_B|lora_magnitude_vector"
+    r"|trainable_tokens_delta)(\.(?!weight$|bias$)(?P<adapter>[^.]+))?(?(layer)(?=.))(\.(?P<end>weight|bias))?"
 )
 # A module that was trained whole.
 SAVED = re.compile(r"(?P<module>.+)\.modules_to_save\.(?:(?P<adapter>[^.]+)\.)?(?P<end>.+)")

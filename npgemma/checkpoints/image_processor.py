@@ -1,6 +1,5 @@
 """How pictures become pixel values: processor_config.json, or else preprocessor_config.json."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -203,6 +202,6 @@ def read_channels(s: Section, key: str, default: tuple[float, ...]) -> tuple[flo
     """A number for each of the three channels, or one for all."""
     value = s.get(key, list(default))
     each = value if isinstance(value, list) else [value] * 3
-    if len(each) != 3 or any(type(x) not in (int, float) or not math.isfinite(x) or abs(x) > 1e30 for x in each):
+    if len(each) != 3 or any(type(x) not in (int, float) or not abs(x) <= 1e30 for x in each):
         raise s.fault(key, value, "not a number, or a list of three")
     return tuple(map(float, each))

@@ -30,6 +30,7 @@ from npgemma.commands.output import (
     print_json,
     say,
     score_fields,
+    tell,
     working,
 )
 from npgemma.commands.streams import ANSWERS, PICTURE, PROMPT, Kind
@@ -143,7 +144,7 @@ def stream(
     if status == 0 or written:
         say()
     if status:
-        say("npgemma: interrupted", file=sys.stderr)
+        tell("interrupted")
     return transcript.generations(), status
 
 

@@ -11,7 +11,7 @@ from npgemma.api.language import LanguageModel
 from npgemma.commands.ask import stream
 from npgemma.commands.flags import AddParser, answer_flags, chat_flags, generate, load_model, options
 from npgemma.commands.notes import note_answers
-from npgemma.commands.output import model_name, print_json, say
+from npgemma.commands.output import model_name, print_json, say, tell
 from npgemma.decoding.options import GenerationOptions
 from npgemma.decoding.text import Generation
 from npgemma.errors import BadModel, BadPrompt, TooLittleMemory
@@ -52,7 +52,7 @@ def run_chat(a: argparse.Namespace) -> int:
             asked = [*messages, user_message(text)]
             answer, status = reply(a, model, asked, chosen)
         except (BadPrompt, TooLittleMemory) as error:  # such as a conversation that has become too long
-            say(f"npgemma: {error}", file=sys.stderr)
+            tell(str(error))
             failed = True
             continue
         if status and not sys.stdin.isatty():

@@ -7,7 +7,6 @@ Exit status: 0, 1 for an error, 2 for wrong usage, 130 after Ctrl-C, 141 when th
 import argparse
 import io
 import os
-import re
 import sys
 from collections.abc import Callable
 
@@ -23,7 +22,7 @@ from npgemma.commands.flags import Version, WrongUsage
 from npgemma.commands.golden import add_compare, add_golden
 from npgemma.commands.inspect import add_inspect
 from npgemma.commands.objects import add_objects
-from npgemma.commands.output import INTERRUPTED, say
+from npgemma.commands.output import INTERRUPTED, tell
 from npgemma.commands.outputs import check_outputs
 from npgemma.commands.parser import CommandParser, Parser
 from npgemma.commands.prepare import add_prepare
@@ -53,20 +52,19 @@ def main(arguments: list[str] | None = None, load: Callable[..., AnyModel] = loa
         finally:
             sys.stdout.flush()  # of --version too, which exits
     except WrongUsage as error:
-        say(f"npgemma: {error}", file=sys.stderr)
+        tell(str(error))
         return 2
     except NpgemmaError as error:
-        # only a list of files, which is indented, has lines of its own; a name may hold a newline, too
-        say("npgemma:", re.sub(r"\n(?!  )", r"\\n", str(error)), file=sys.stderr)
+        tell(str(error))
         return failed
     except BrokenPipeError:  # the reader of stdout, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (OSError, MemoryError) as error:  # a full disk, a closed stdout, a machine too small
-        say(f"npgemma: {str(error) or 'out of memory'}", file=sys.stderr)
+        tell(str(error) or "out of memory")
         return 1
     except KeyboardInterrupt:
-        say("npgemma: interrupted", file=sys.stderr)
+        tell("interrupted")
         return INTERRUPTED
     return int(status)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from npgemma.checkpoints.convert import convert
 from npgemma.commands.flags import AddParser
-from npgemma.commands.output import say
+from npgemma.commands.output import say, tell
 from npgemma.errors import BadModel
 from npgemma.io.siglip_tokenizer import SPIECE
 from npgemma.io.tokenizers import TOKENIZER
@@ -42,4 +42,4 @@ def run_convert(a: argparse.Namespace) -> None:
     needed = convert(a.npz, a.folder, a.tokenizer)
     say(f"wrote {a.folder}", file=sys.stderr)
     if needed:
-        say(f"npgemma: {needed}", file=sys.stderr)
+        tell(needed)

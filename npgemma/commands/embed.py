@@ -1,7 +1,6 @@
 """embed: pictures and texts as rows in a file, each batch on the disk as soon as it is there."""
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from npgemma.api.embedding import digest, image_rows
 from npgemma.api.encoding import BATCH
 from npgemma.commands.flags import AddParser, WrongUsage, encoder_flags, load_dual_encoder, positive, strict_flag
 from npgemma.commands.notes import note_embedded, note_truncated
-from npgemma.commands.output import INTERRUPTED, say
+from npgemma.commands.output import INTERRUPTED, tell
 from npgemma.commands.progress import Progress
 from npgemma.errors import BadPrompt
 from npgemma.io.embedding_rows import Rows, open_rows
@@ -69,7 +68,7 @@ def run_embed(a: argparse.Namespace) -> int:
             for results, errors in embed_all(model, left, rows, a.batch_size):
                 for error in errors:
                     progress.wipe()
-                    say(f"npgemma: {error}", file=sys.stderr)
+                    tell(str(error))
                 progress.count(results, len(errors))
         except KeyboardInterrupt:
             progress.end("interrupted; the same command continues from here")

@@ -1,7 +1,6 @@
 """The flags that commands share, and the model and the answers that they ask for."""
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -14,7 +13,7 @@ from npgemma.api.generation import Model
 from npgemma.api.language import LanguageModel
 from npgemma.api.load import AnyModel
 from npgemma.api.vision_language import VisionLanguageModel
-from npgemma.commands.output import INTERRUPTED, say, working
+from npgemma.commands.output import INTERRUPTED, say, tell, working
 from npgemma.decoding.options import GenerationOptions
 from npgemma.decoding.text import Generation, Transcript
 from npgemma.errors import BadModel
@@ -261,7 +260,7 @@ def generate(
         except KeyboardInterrupt:
             if chosen.num_beams > 1:
                 raise
-            say("npgemma: interrupted", file=sys.stderr)
+            tell("interrupted")
             so_far = transcript.generations()
             return [replace(each, finish_reason=each.finish_reason or "interrupted") for each in so_far], INTERRUPTED
     return transcript.generations(), 0

@@ -11,7 +11,7 @@ from typing import Any
 from npgemma.api.generation import Model
 from npgemma.api.load import sample_picture
 from npgemma.api.model import LoadedModel
-from npgemma.commands.output import say
+from npgemma.commands.output import say, tell
 from npgemma.decoding.text import Generation
 from npgemma.io.model_folder import EMBEDDED, EMBEDDED_PAIR
 from npgemma.io.regular_files import read_regular
@@ -40,7 +40,7 @@ def note_answers(a: argparse.Namespace, model: Model, answers: Sequence[Generati
         is_base = re.search(r"-pt\b", f"{Path(a.model or '').name} {model.folder.name}")
         said.append("the answer is empty" + hint * bool(is_base))
     if said:
-        say(f"npgemma: {': '.join(said)}", file=sys.stderr)
+        tell(": ".join(said))
 
 
 def note_embedded(model: LoadedModel[Any, Any], pictures: Iterable[str | Path]) -> None:
@@ -56,7 +56,7 @@ def note_truncated(what: str, texts: Sequence[str], rows: TextRows) -> None:
         more = len(rows.truncated) - 1
         others = f", and so {'is 1 other' if more == 1 else f'are {more} others'}" if more else ""
         long = f"the {what} {texts[first][:40]!r} is cut off: it has {rows.lengths[first]} tokens"
-        say(f"npgemma: {long}, and the model reads {rows.ids.shape[1]}{others}", file=sys.stderr)
+        tell(f"{long}, and the model reads {rows.ids.shape[1]}{others}")
 
 
 def is_foreign(picture: str | Path) -> bool:

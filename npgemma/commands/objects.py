@@ -11,7 +11,7 @@ from npgemma.commands.notes import note_answers, note_embedded
 from npgemma.commands.output import box_fields, model_name, print_json, say
 from npgemma.commands.streams import PICTURE
 from npgemma.io.atomic_write import replace_file
-from npgemma.io.picture import read_picture, write_picture, written_format
+from npgemma.io.picture import write_picture, written_format
 from npgemma.tasks.drawing import draw_boxes, draw_masks
 from npgemma.tasks.masks import object_masks, soft_object_masks
 from npgemma.tasks.objects import parse_objects
@@ -70,7 +70,7 @@ def run_detect(a: argparse.Namespace) -> int:
     if a.draw:
         written_format(a.draw)
     model, prompt = load_vision_language_model(a), detect_prompt(a.objects)
-    image = read_picture(a.image, model.processor.max_pixels)
+    image = model.processor.read(a.image)
     (answer,), status = generate(model, image, prompt, chosen)
     objects = parse_objects(answer.text)
     boxes = [each.box(*image.size, bins=a.bins) for each in objects]
@@ -93,7 +93,7 @@ def run_segment(a: argparse.Namespace) -> int:
     if a.draw:
         written_format(a.draw)
     model, prompt = load_vision_language_model(a), segment_prompt(a.objects)
-    image = read_picture(a.image, model.processor.max_pixels)
+    image = model.processor.read(a.image)
     codec = read_mask_codec(a.codec) if a.codec else model.mask_codec
     (answer,), status = generate(model, image, prompt, chosen)
     objects = [each for each in parse_objects(answer.text) if each.codes]

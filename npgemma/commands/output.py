@@ -56,6 +56,14 @@ def say(*parts: object, sep: str = " ", end: str = "\n", file: IO[str] | None = 
     print(printable(sep.join(map(str, parts))), end=end, file=file, flush=flush)
 
 
+def tell(sentence: str) -> None:
+    """Say something about the run on stderr, on one line: a name in it may hold a newline.
+
+    Only a list of files, which is indented, has lines of its own.
+    """
+    say("npgemma:", re.sub(r"\n(?!  )", r"\\n", sentence), file=sys.stderr)
+
+
 def printable(text: str) -> str:
     """`text` with control characters escaped: text from files must not control the terminal."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)

@@ -3,7 +3,7 @@
 import sys
 import time
 
-from npgemma.commands.output import WIPE, say
+from npgemma.commands.output import WIPE, tell
 
 
 class Progress:
@@ -34,7 +34,7 @@ class Progress:
         self.wipe()
         rate = f"{answered / max(1e-9, took):.2f} a second"
         facts = f"{self.done} of {self.total} done, {answered} now in {duration(took)} ({rate})"
-        say(f"npgemma: {facts}{'; ' if note else ''}{note}", file=sys.stderr)
+        tell(f"{facts}{'; ' if note else ''}{note}")
 
 
 def duration(seconds: float) -> str:

@@ -1,23 +1,24 @@
 """search: which pictures of a file of embeddings fit a text, or look like a picture."""
 
 import argparse
-import sys
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from npgemma.api.dual_encoder import DualEncoder
 from npgemma.commands.embed import facts_of
 from npgemma.commands.flags import AddParser, WrongUsage, encoder_flags, load_dual_encoder, positive, strict_flag
 from npgemma.commands.notes import note_embedded, note_truncated
-from npgemma.commands.output import as_json, say, working
+from npgemma.commands.output import as_json, say, tell, working
 from npgemma.commands.outputs import Input, check_apart, model_files
 from npgemma.commands.streams import PICTURE, given, shown
 from npgemma.errors import BadEmbeddings, BadModel, BadPicture, BadPrompt
 from npgemma.io.embeddings import Embeddings, read_embeddings
-from npgemma.io.picture import read_picture, write_picture, written_format
+from npgemma.io.picture import write_picture, written_format
 from npgemma.io.picture_kinds import SUFFIXES
 from npgemma.layers.shapes import Array, Float
 from npgemma.tasks.contact_sheet import contact_sheet, tile
@@ -77,7 +78,7 @@ def run_search(a: argparse.Namespace) -> None:
         for hit in hits:
             say(f"{hit.score:.4f}", " ".join(hit.image.split()), sep="\t")
     if a.contact_sheet is not None:
-        write_sheet(a, hits, model.processor.max_pixels)
+        write_sheet(a, hits, model.processor.read)
     note_embedded(model, [hit.image for hit in hits])
 
 
@@ -116,13 +117,13 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def write_sheet(a: argparse.Namespace, hits: list[Hit], max_pixels: int) -> None:
+def write_sheet(a: argparse.Namespace, hits: list[Hit], read: Callable[[Path], Image.Image]) -> None:
     """Draw the hits side by side; one line on stderr if some of the pictures are no longer there."""
     tiles, missing = [], []
     for hit in hits:
         picture = None
         try:
-            picture = read_picture(found(hit.image, a.embeddings), max_pixels)
+            picture = read(found(hit.image, a.embeddings))
         except BadPicture as error:
             missing.append(str(error))
         tiles.append(tile(picture, hit.image, f"{hit.score:.4f}"))
@@ -131,7 +132,7 @@ def write_sheet(a: argparse.Namespace, hits: list[Hit], max_pixels: int) -> None
         lacks = f"{shown(a.contact_sheet)} lacks {len(missing)} of {len(hits)} pictures: {missing[0]}"
         more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
         hint = "run search in the folder where embed ran, or embed them again where they are"
-        say(f"npgemma: {lacks}{more}; {hint}", file=sys.stderr)
+        tell(f"{lacks}{more}; {hint}")
 
 
 def found(name: str, embeddings: Path) -> Path:

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import BinaryIO, NamedTuple
 
 from npgemma.commands.flags import WrongUsage
-from npgemma.commands.output import say
+from npgemma.commands.output import tell
 from npgemma.errors import BadGolden, BadPicture, BadPrompt, NpgemmaError
 
 FOLDER = "npgemma-streams-"  # how the names of the temporary folders begin
@@ -116,7 +116,7 @@ def read_text(kind: Kind) -> list[str]:
     """A prompt, without the newline that ends it, or the lines of a list of answers that are not empty."""
     stdin = opened(kind)
     if sys.stdin.isatty():
-        say(f"npgemma: type the {kind.name}; Ctrl-D on a line of its own ends it", file=sys.stderr)
+        tell(f"type the {kind.name}; Ctrl-D on a line of its own ends it")
     content = stdin.read(kind.most + 1)
     if len(content) > kind.most:
         raise kind.error(f"the {kind.name} on stdin has more than {kind.most:,} bytes; pass a shorter text")

@@ -2,7 +2,6 @@
 
 import argparse
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +9,7 @@ from typing import NamedTuple
 from npgemma.checkpoints.layout import not_finite
 from npgemma.checkpoints.model_types import module_of
 from npgemma.commands.flags import AddParser
-from npgemma.commands.output import as_json, say
+from npgemma.commands.output import as_json, say, tell
 from npgemma.errors import BadModel
 from npgemma.io.digests import Verified, verify_files
 from npgemma.io.file_kinds import foreign_kind
@@ -56,7 +55,7 @@ def run_verify(a: argparse.Namespace) -> int:
     if foreign:
         report.append(f"not what their names say: {', '.join(f'{name} ({kind})' for name, kind in foreign.items())}")
     for line in report:
-        say(f"npgemma: {line}", file=sys.stderr)
+        tell(line)
     return 1 if report or weights.not_finite else 0
 
 

@@ -53,6 +53,11 @@ class Arithmetic(np.ndarray):
         return y
 
     @classmethod
+    def scaled(cls, x: Array, w: Array) -> Array:
+        """Each column of x times a number of its own, as in a norm."""
+        return np.multiply(x, w)
+
+    @classmethod
     def tanh(cls, x: Array) -> Array:
         """The hyperbolic tangent."""
         return np.tanh(x)
@@ -63,6 +68,8 @@ class Arithmetic(np.ndarray):
         single = all(np.asarray(x).dtype == np.float32 for x in arrays)
         if single and ufunc is np.matmul and method == "__call__":
             y = stored(self.product(arrays[0], arrays[1]), out)
+        elif single and ufunc is np.multiply and method == "__call__" and np.ndim(arrays[0]) > np.ndim(arrays[1]) == 1:
+            y = stored(self.scaled(arrays[0], arrays[1]), out)
         elif single and ufunc is np.tanh and method == "__call__":
             y = stored(self.tanh(arrays[0]), out)
         elif single and ufunc is np.add and method == "reduce":
@@ -117,8 +124,12 @@ class InEightSums(Looped):
     rounds: ClassVar[Schedule] = {"frequencies": "powers of e"}
 
 
-class RoundedProducts(Arithmetic):
-    """A product is rounded before a bias is added, as in Keras, where a linear layer is two operations."""
+class RoundedOperations(Arithmetic):
+    """A linear layer and a norm are operations of their own, each of which rounds.
+
+    A product is rounded before a bias is added, as in Keras; the rows of a norm before they are scaled and afterwards,
+    as in MLX on a CPU, whose layer norm this is to the bit.
+    """
 
     rounded_to: ClassVar[str]
 
@@ -126,25 +137,31 @@ class RoundedProducts(Arithmetic):
     def product(cls, a: Array, b: Array) -> Array:
         return GRIDS[cls.rounded_to](a @ b)
 
+    @classmethod
+    def scaled(cls, x: Array, w: Array) -> Array:
+        grid = GRIDS[cls.rounded_to]
+        return grid(grid(x) * w)
 
-class Bfloat16Products(RoundedProducts):
-    """Products are rounded to bfloat16."""
+
+class Bfloat16Operations(RoundedOperations):
+    """Each operation is rounded to bfloat16."""
 
     rounded_to = "bfloat16"
 
 
-class Float16Products(RoundedProducts):
-    """Products are rounded to float16."""
+class Float16Operations(RoundedOperations):
+    """Each operation is rounded to float16."""
 
     rounded_to = "float16"
 
 
 # The runs whose largest errors are the envelope of a dtype; golden files hold these names. None is NumPy's arithmetic.
 USUAL: dict[str, type[Arithmetic] | None] = {"NumPy's sums in pairs, BLAS's products": None}
+OPERATIONS = "linear layers and norms are several operations, which round"
 ARITHMETICS = {
     "float32": USUAL | {"one running sum, powers of 2 in RoPE": InOneSum, "eight, powers of e": InEightSums},
-    "bfloat16": USUAL | {"products rounded before a bias is added": Bfloat16Products},
-    "float16": USUAL | {"products rounded before a bias is added": Float16Products},
+    "bfloat16": USUAL | {OPERATIONS: Bfloat16Operations},
+    "float16": USUAL | {OPERATIONS: Float16Operations},
 }
 
 
@@ -196,8 +213,10 @@ def product(a: Array, b: Array, running_sums: int) -> Array:
 
 
 def looped(a: Float[Array, "T I"], b: Float[Array, "I O"], running_sums: int) -> Float[Array, "T O"]:
-    """a b by loops, in tiles that stay in the cache while they are added to."""
-    y = np.zeros((a.shape[0], b.shape[1]), a.dtype)
+    """a b by loops, in tiles that stay in the cache while they are added to, and that are wide rather than high."""
+    if len(a) > b.shape[1]:
+        return looped(b.T, a.T, running_sums).T
+    y = np.zeros((len(a), b.shape[1]), a.dtype)
     rows, columns = TILE
     for left in range(0, y.shape[1], columns):
         right = np.ascontiguousarray(b[:, left : left + columns])

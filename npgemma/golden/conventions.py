@@ -118,7 +118,9 @@ def recognised(golden: Golden, taps: Iterable[str], find: Find) -> Conventions:
         return [(tap, x) for tap, x in named if not tap.startswith("steps.")] or named
 
     def turned(pattern: re.Pattern[str], kinds: Sequence[Rotary]) -> list[Rotary | None]:
-        return [nearest(kinds, x, golden.truth[tap], frequencies(golden, tap)) for tap, x in asked(pattern)]
+        voting = [(tap, x, frequencies(golden, tap)) for tap, x in asked(pattern)]
+        fitting = [each for each in voting if each[1].shape[-1] == 2 * len(each[2])]  # a file may hold other widths
+        return [nearest(kinds, x, golden.truth[tap], angles) for tap, x, angles in fitting]
 
     rotated = turned(ROTATED, ROTATED_KINDS)
     counts = [offset(x, golden.truth[tap]) for tap, x in asked(POSITIONS)]

@@ -15,12 +15,13 @@ Two recordings have the same bytes: the file holds no time, host name or path. A
 
 import hashlib
 import json
+import math
 import os
 import re
 import tempfile
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,12 @@ class Golden:
 
     def envelope(self, dtype: str, tap: str) -> Float[Array, "2 R"] | None:
         """The honest errors of a tap's rows; None for integers."""
-        return envelope_of(self.envelopes[dtype], tap)
+        return self.pooled[dtype].get(tap)
+
+    @cached_property
+    def pooled(self) -> dict[str, dict[str, Float[Array, "2 R"]]]:
+        """The envelopes, in which the errors of single rows are pooled over steps."""
+        return {dtype: pooled(envelopes) for dtype, envelopes in self.envelopes.items()}
 
     @property
     def floats(self) -> Set[str]:
@@ -75,18 +81,19 @@ class Golden:
         return "pixel_values" in self.taps
 
 
-def envelope_of(envelopes: Mapping[str, Float[Array, "2 R"]], tap: str) -> Float[Array, "2 R"] | None:
-    """The honest errors of a tap's rows; None if it has none.
-
-    The error of one row alone is a single draw, so it counts as no less than the rms over all taps of one row that
-    differ by the step alone.
+def pooled(envelopes: Mapping[str, Float[Array, "2 R"]]) -> dict[str, Float[Array, "2 R"]]:
+    """Envelopes in which the error of one row alone counts as no less than the rms over all taps of one row that differ
+    by the step alone: it is a single draw.
     """
-    found = envelopes.get(tap)
-    if found is None or found.shape[1] > 1:
-        return found
-    same = without_step(tap)
-    rows = [rows for name, rows in envelopes.items() if without_step(name) == same and rows.shape[1] == 1]
-    return np.maximum(found, np.sqrt(np.square(np.hstack(rows)).mean(-1, keepdims=True)))
+    alone: dict[str, list[Float[Array, "2 1"]]] = {}
+    for tap, rows in envelopes.items():
+        if rows.shape[1] == 1:
+            alone.setdefault(without_step(tap), []).append(rows)
+    least = {same: np.sqrt(np.square(np.hstack(rows)).mean(-1, keepdims=True)) for same, rows in alone.items()}
+    return {
+        tap: np.maximum(rows, least[without_step(tap)]) if rows.shape[1] == 1 else rows
+        for tap, rows in envelopes.items()
+    }
 
 
 @cache
@@ -104,6 +111,7 @@ class Spool:
     def __init__(self, folder: Path, wide: str = "float64") -> None:
         self.wide = np.dtype(wide)  # of the truth
         self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed by __exit__)
+        self.mapped = np.empty(0, np.uint8)  # the file as it was when a tensor of it was last needed
         self.entries: dict[str, tuple[int, np.dtype[Any], tuple[int, ...]]] = {}
         self.axes: dict[str, str] = {}
 
@@ -118,9 +126,10 @@ class Spool:
 
     def __getitem__(self, name: str) -> Array:
         offset, dtype, shape = self.entries[name]
-        if 0 in shape:
-            return np.empty(shape, dtype)
-        return np.memmap(self.file, dtype, "r", offset, shape or (1,)).reshape(shape)
+        end = offset + math.prod(shape) * dtype.itemsize
+        if end > self.mapped.size:
+            self.mapped = np.memmap(self.file, np.uint8, "r").view(np.ndarray)
+        return self.mapped[offset:end].view(dtype).reshape(shape)
 
     def put(self, name: str, x: Array, axes: str | None = None) -> None:
         """Append `x`. ValueError if the name is there already: nothing recorded is ever overwritten."""

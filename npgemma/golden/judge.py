@@ -27,11 +27,11 @@ import numpy as np
 from npgemma.golden.names import block_of
 from npgemma.golden.record import by_row, row_errors
 from npgemma.layers.activations import log_softmax
-from npgemma.layers.shapes import Array, Float
+from npgemma.layers.shapes import Array, Float, Int
 
 LIMITS = {"rms": 2.0, "row": 5.0, "max": 4.0}
-# The limit of the relative error, which is judged in a replay in bfloat16.
-RELATIVE_LIMIT = 2.0
+# The limit of the error of numbers of like size, at least LIKE of them, which is judged in a replay in 16 bits.
+SIZE_LIMIT, LIKE = 2.0, 64
 # An error of up to so many times its limit is borderline.
 BORDERLINE = 10.0
 # The limit of the worst row holds for this many rows, and grows with their number as the largest of so many draws does.
@@ -85,11 +85,11 @@ class Verdict:
     def borderline(self) -> bool:
         """Whether the error is larger than rounding explains, and smaller than mistakes usually make it.
 
-        A relative error beyond its limit is never borderline: it is taken of single roundings to 16 bits, which do not
-        depend on the order of sums.
+        An error of numbers of like size beyond its limit is never borderline: it is taken of single roundings to 16
+        bits, which do not depend on the order of sums.
         """
-        relative = self.ratios.get("relative", 0.0) <= self.limits.get("relative", math.inf)
-        return not self.explained and self.excess <= BORDERLINE and relative
+        alike = self.ratios.get("size", 0.0) <= self.limits.get("size", math.inf)
+        return not self.explained and self.excess <= BORDERLINE and alike
 
     @property
     def wrong(self) -> bool:
@@ -155,30 +155,54 @@ def judge_exact(name: str, axes: str, theirs: str, x: Array, truth: Array) -> Ve
     return Verdict(name, theirs, block_of(name), not reason, reason, {}, {}, different.size / x.size, 0.0, rows)
 
 
-def judge_relative(verdict: Verdict, x: Array, truth: Array, honest: float, dtype: str) -> Verdict:
-    """`verdict` with a relative ratio, which shows errors of the small numbers of a tensor that its rms hides.
+def judge_by_size(verdict: Verdict, x: Array, truth: Array, honest: Float[Array, "P"], dtype: str) -> Verdict:
+    """`verdict` with a fourth ratio, which shows errors of the small numbers of a tensor that its rms hides.
 
-    relative ratio = relative error / that of the honest runs. It needs a replay, where `x` and `truth` come from the
-    same tensors: the erf form of gelu differs from the tanh form by a tenth at -3, where gelu is nearly 0.
+    size ratio = rms error of numbers of like size / that of the honest runs, for the worst such part of the tensor. It
+    needs a replay, where `x` and `truth` come from the same tensors: the erf form of gelu differs from the tanh form by
+    a tenth at -3, where gelu is nearly 0.
     """
     if not verdict.ratios:
         return verdict
-    found = relative_error(x, truth) / max(honest, ROUNDOFF[dtype] / 2)
-    limit = RELATIVE_LIMIT * (verdict.limits["rms"] / LIMITS["rms"])
-    reason = "; ".join(filter(None, [verdict.reason, f"relative error {found:.3g} x the envelope" * (found > limit)]))
+    part, sizes = parts_by_size(truth), errors_by_size(np.zeros_like(x), truth)
+    found = ratio(errors_by_size(x, truth), np.maximum(honest, ROUNDOFF[dtype] / 2 * sizes))
+    worst = int(found.argmax())
+    limit = SIZE_LIMIT * (verdict.limits["rms"] / LIMITS["rms"])
+    where = f"error of its {np.sum(part == worst)} numbers of about {sizes[worst]:.2g}"
+    over = f"{where} {found[worst]:.3g} x the envelope" * bool(found[worst] > limit)
+    reason = "; ".join(filter(None, [verdict.reason, over]))
     return replace(
         verdict,
         explained=not reason,
         reason=reason,
-        ratios={**verdict.ratios, "relative": found},
-        limits={**verdict.limits, "relative": limit},
+        ratios={**verdict.ratios, "size": float(found[worst])},
+        limits={**verdict.limits, "size": limit},
     )
 
 
-def relative_error(x: Array, truth: Array) -> float:
-    """rms of |x - truth| / |truth|, where numbers below 1/256 of the truth's rms count as that."""
-    size = rms(truth)
-    return rms((x - truth) / np.maximum(np.abs(truth), size / 256)) if size else 0.0
+def errors_by_size(x: Array, truth: Array) -> Float[Array, "P"]:
+    """The rms error of the numbers of like size, for each part that `truth` has of them."""
+    part = parts_by_size(truth)
+    squares = np.square(np.subtract(x, truth, dtype=np.float64)).reshape(-1)
+    return np.sqrt(np.bincount(part, squares) / np.bincount(part))
+
+
+def parts_by_size(truth: Array) -> Int[Array, "N"]:
+    """Which part each number belongs to: from one power of 2 of the rms to the next, the smallest numbers first.
+
+    A part has at least LIKE numbers, and more powers of 2 for it: the error of a few sums near 0 is large in relation
+    to them in one run and small in another, whatever computes them. Numbers below 1/256 of the rms are in one part.
+    """
+    relative = np.abs(truth).reshape(-1) / (rms(truth) or 1.0)
+    finite = np.where(np.isfinite(relative), relative, 0.0)  # a port's tensors may overflow the run on them
+    octave = np.log2(np.maximum(finite, 1 / 256)).astype(int) + 8
+    counts, found, part = np.bincount(octave), 0, 0
+    parts = np.zeros_like(counts)
+    for i, count in enumerate(counts):
+        parts[i], found = part, found + int(count)
+        if found >= LIKE:
+            part, found = part + 1, 0
+    return np.minimum(parts, max(part - 1, 0))[octave]
 
 
 def failed(name: str, theirs: str, reason: str) -> Verdict:

@@ -12,6 +12,7 @@ STEP = r"(steps\.\d+\.)?"
 TABLES: dict[str, tuple[Entry, ...]] = {"PaliGemma and Gemma": TABLE, "SigLIP": SIGLIP, "CLIP": CLIP, "ViT": VIT}
 
 
+@cache
 def row_axes(axes: str) -> tuple[int, ...]:
     """Which axes count rows, the units that are judged one by one: pictures, texts, patches and tokens.
 

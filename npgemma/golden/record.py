@@ -39,6 +39,7 @@ from npgemma.golden.names import is_in_level, row_axes
 from npgemma.golden.provenance import describe, dtype_of_truth, schedules
 from npgemma.golden.rounding import GRIDS, SIXTEEN_BITS, rounding, rounding_activations, schedule_in
 from npgemma.io.picture import Picture
+from npgemma.io.safetensors import weight_files
 from npgemma.layers.bits import pack, widened
 from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import Tap
@@ -84,9 +85,10 @@ def record(
     BadPicture, BadPrompt, BadModel
         If the pictures or the text cannot be used, or a tensor is not finite or overflows in float32.
     BadGolden
-        If the folder of `path` does not exist, a glob matches no tap, or `schedule` does not fit the model.
+        If the folder of `path` does not exist or the run reads that file, a glob matches no tap, or `schedule` does not
+        fit the model.
     """
-    path = checked_path(path)
+    path = checked_path(path, model, images)
     check_schedule(model, schedule)
     with Spool(path.parent, truth or dtype_of_truth(model)) as spool:
         keep = recording(model, spool, level, patterns)
@@ -131,11 +133,15 @@ class Overflow(Exception):
         self.tap = tap
 
 
-def checked_path(path: str | Path) -> Path:
-    """The path of a file to write. BadGolden if its folder does not exist."""
+def checked_path(path: str | Path, model: AnyModel, images: Sequence[Picture]) -> Path:
+    """The path of a file to write. BadGolden if its folder does not exist, or if the run reads what is there."""
     path = Path(path)
     if not path.parent.is_dir():
         raise BadGolden(f"{path} cannot be written: the folder {path.parent} does not exist")
+    read = [Path(each) for each in images if isinstance(each, (str, Path))]
+    read += [*model.folder.iterdir(), *weight_files(model.path)]
+    if path.exists() and any(each.exists() and path.samefile(each) for each in read):
+        raise BadGolden(f"{path} is a picture or a file of the model, which the run reads; choose another file")
     return path
 
 
@@ -212,7 +218,8 @@ def row_errors(axes: str, x: Float[Array, "*R"], truth: Float[Array, "*R"]) -> F
 def by_row(axes: str, x: Array) -> Array:
     """[R rest]: a tap's rows in order, each flattened."""
     rows = row_axes(axes)
-    moved = np.moveaxis(x, rows, range(len(rows)))
+    first = tuple(range(len(rows)))
+    moved = x if rows == first else np.moveaxis(x, rows, first)
     return moved.reshape(int(np.prod(moved.shape[: len(rows)])), -1)
 
 

@@ -42,14 +42,14 @@ from npgemma.golden.cases import case_of
 from npgemma.golden.compare import Report
 from npgemma.golden.contents import check_replayable
 from npgemma.golden.dump import Dump
-from npgemma.golden.file import Golden, Spool, envelope_of
-from npgemma.golden.judge import Verdict, judge, judge_relative, levelled, relative_error
+from npgemma.golden.file import Golden, Spool, pooled
+from npgemma.golden.judge import Verdict, errors_by_size, judge, judge_by_size, levelled
 from npgemma.golden.layout import Fitted
 from npgemma.golden.port import Port
 from npgemma.golden.provenance import is_recorded_from
 from npgemma.golden.record import computing, row_errors
 from npgemma.golden.rounding import SIXTEEN_BITS, rounding
-from npgemma.golden.trail import Trail
+from npgemma.golden.trail import Trail, without_right_masks
 from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import silent
 
@@ -95,7 +95,7 @@ def replay(model: AnyModel, golden: Golden, dump: Dump, report: Report) -> Repor
         return found if found is None or can_continue_with(model, golden, tap, found.x) else None
 
     with Spool(Path(tempfile.gettempdir())) as exact, np.errstate(all="ignore"):  # a port's tensors may overflow
-        trail = Trail(golden)
+        trail = Trail(golden, model)
         tested: dict[str, tuple[str, tuple[str, ...]]] = {}
 
         def keep(tap: str, axes: str, x: Array, replaced: bool) -> None:
@@ -103,14 +103,14 @@ def replay(model: AnyModel, golden: Golden, dump: Dump, report: Report) -> Repor
             if replaced:
                 exact.put(tap, x, axes)
 
-        follow(model, golden, given, "float64", None, keep)
+        follow(computing(model, "float64"), golden, given, "float64", None, keep)
         honest = honest_runs(model, golden, given, dtype, exact)
         verdicts = []
         for tap, axes in exact.axes.items():
             after, blocks = tested[tap]
             verdict = replayed(tap, axes, port, exact[tap], honest, dtype)
             verdicts.append(replace(verdict, after=after, blocks=blocks))
-    return replace(report, replayed=verdicts)
+    return replace(report, replayed=without_right_masks(verdicts, honest.rows))
 
 
 def can_continue_with(model: AnyModel, golden: Golden, tap: str, x: Array) -> bool:
@@ -126,10 +126,10 @@ def can_continue_with(model: AnyModel, golden: Golden, tap: str, x: Array) -> bo
 
 @dataclass
 class Honest:
-    """The largest errors of honest runs on the port's tensors, by tap: of each row, and relative ones."""
+    """The largest errors of honest runs on the port's tensors, by tap: of each row, and of numbers of like size."""
 
     rows: dict[str, Float[Array, "2 R"]] = field(default_factory=dict)
-    relative: dict[str, float] = field(default_factory=dict)
+    sizes: dict[str, Float[Array, "P"]] = field(default_factory=dict)
 
 
 def honest_runs(model: AnyModel, golden: Golden, given: Given, dtype: str, exact: Spool) -> Honest:
@@ -140,27 +140,29 @@ def honest_runs(model: AnyModel, golden: Golden, given: Given, dtype: str, exact
         if replaced and x.dtype.kind == "f":
             rows = row_errors(axes, x, exact[tap])
             found.rows[tap] = np.maximum(found.rows.get(tap, rows), rows)
-            found.relative[tap] = max(found.relative.get(tap, 0.0), relative_error(x, exact[tap]))
+            if dtype in SIXTEEN_BITS:
+                sizes = errors_by_size(x, exact[tap])
+                found.sizes[tap] = np.maximum(found.sizes.get(tap, sizes), sizes)
 
+    other = computing(model, dtype)
     for arithmetic in ARITHMETICS[dtype].values():
-        follow(model, golden, given, dtype, arithmetic, measure)
-    return found
+        follow(other, golden, given, dtype, arithmetic, measure)
+    return replace(found, rows=pooled(found.rows))
 
 
 def replayed(tap: str, axes: str, port: Port, exact: Array, honest: Honest, dtype: str) -> Verdict:
     """The verdict on a tap of the port, against what follows from its tensors before that."""
     x, theirs = port[tap].over(exact), port.pairing.pairs[tap][0]
-    envelope = envelope_of(honest.rows, tap)
-    verdict = judge(tap, axes, theirs, x, exact, envelope, dtype)
-    if envelope is None or dtype not in SIXTEEN_BITS:
+    verdict = judge(tap, axes, theirs, x, exact, honest.rows.get(tap), dtype)
+    if tap not in honest.sizes:
         return verdict
-    return judge_relative(verdict, levelled(x, exact) if verdict.note else x, exact, honest.relative[tap], dtype)
+    return judge_by_size(verdict, levelled(x, exact) if verdict.note else x, exact, honest.sizes[tap], dtype)
 
 
 def follow(
     model: AnyModel, golden: Golden, given: Given, dtype: str, arithmetic: type[Arithmetic] | None, note: Note
 ) -> None:
-    """Run `model` on the port's tensors."""
+    """Run `model`, which computes in `dtype`, on the port's tensors."""
 
     def swap(name: str, x: Array, axes: str) -> Array:
         found = given(name)
@@ -173,4 +175,4 @@ def follow(
     def tap(name: str, x: Array, axes: str) -> Array:
         return again(name, rounding(swap, schedule)(name, x, axes), axes)
 
-    case_of(model, golden).run(computing(model, dtype), computing_as(tap, arithmetic))
+    case_of(model, golden).run(model, computing_as(tap, arithmetic))

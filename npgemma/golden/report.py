@@ -14,11 +14,12 @@ from npgemma.golden.judge import (
     FEW_FACTOR,
     FEW_VALUES,
     LIMITS,
-    RELATIVE_LIMIT,
+    SIZE_LIMIT,
     TINY_FACTOR,
     TINY_VALUES,
     Verdict,
 )
+from npgemma.golden.trail import MASK
 
 # How many wrong taps are listed one by one; the first ones say the most.
 MOST = 4
@@ -33,7 +34,7 @@ def as_json(report: Report, golden: Golden) -> dict[str, Any]:
         "dtype": report.dtype,
         "case": golden.metadata["case"],
         "limits": LIMITS
-        | {"relative": RELATIVE_LIMIT, "few_values": FEW_VALUES, "few_factor": FEW_FACTOR}
+        | {"size": SIZE_LIMIT, "few_values": FEW_VALUES, "few_factor": FEW_FACTOR}
         | {"tiny_values": TINY_VALUES, "tiny_factor": TINY_FACTOR, "borderline": BORDERLINE},
         "first_divergence": asdict(first) if first else None,
         "culprits": [verdict.name for verdict in report.culprits],
@@ -124,7 +125,7 @@ def culprits(report: Report) -> Iterator[str]:
         else:
             yield (
                 f"CULPRIT between {after or 'the inputs'} and {verdicts[0].name}: one of {len(blocks)} blocks, "
-                f"{blocks[0]} to {blocks[-1]}; dump {middle(blocks)} next"
+                f"{blocks[0]} to {blocks[-1]}; {next_dump(blocks)}"
             )
         yield from wrong_taps(verdicts)
     doubtful = [verdict for verdict in report.replayed if verdict.borderline]
@@ -135,10 +136,12 @@ def culprits(report: Report) -> Iterator[str]:
         yield "replay: every tap follows from the port's own tensors before it"
 
 
-def middle(blocks: Sequence[str]) -> str:
-    """The result of the block in the middle of several, which halves the part that a mistake may be in."""
-    block = blocks[(len(blocks) - 1) // 2]
-    return f"{block}.out" if ".layers." in block else block
+def next_dump(blocks: Sequence[str]) -> str:
+    """What to dump next: a mask that each layer reads, or the result of the block in the middle, which halves them."""
+    if MASK.fullmatch(blocks[0]):
+        return f"{blocks[0]} was not dumped; dump it next"
+    middle = blocks[(len(blocks) - 1) // 2]
+    return f"dump {middle}{'.out' if '.layers.' in middle else ''} next"
 
 
 def wrong_taps(verdicts: Sequence[Verdict]) -> Iterator[str]:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import IO, NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -28,11 +28,15 @@ from npgemma.layers.shapes import Array
 # Pillow's other decoders can start programs, or have had many security holes.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 89_000_000  # Pillow's limit, where it only warns; a larger file is probably a decompression bomb
+ALLOW = "allow more (max_memory, --max-memory)"
 HINT = "raise the limit with --max-pixels (in Python: model.processor.max_pixels), or make the picture smaller"
-# A picture of more pixels than PLAIN has at most DENSEST for each byte of its file, as many as a white sheet has in a
-# PNG of one bit; photos have 2 to 50.
-PLAIN, DENSEST = 20_000_000, 8256
-BYTES_PER_PIXEL = 8  # in memory: as the file has it, and as RGB
+# Bytes a pixel that reading takes at most: as the file has it, as RGB, and turned; RGB takes four in Pillow. A JPEG may
+# hold all its coefficients, and the decoder of WebP holds three pictures of its own.
+FEWEST_BYTES = 8
+BYTES_OF_FORMAT = {"JPEG": 12, "WEBP": 16}
+BYTES_OF_MODE = {"I": 13, "F": 13, "I;16": 10, "I;16B": 10, "I;16L": 10}
+# What a small file may take, and how much more for each byte of it: photos take 30 to 800.
+PLAIN, DENSEST = 200_000_000, 1000
 MAX_BYTES = 100_000_000  # of a damaged file that is read into memory; a larger one counts as cut short there
 # TIFF tags of RAW photos, whose first picture is a thumbnail: DNG says so by its version, others by the picture's kind.
 DNG_VERSION, SUBFILE_TYPE, SUB_DIRECTORIES = 50706, 254, 330
@@ -50,10 +54,21 @@ UPRIGHT = {
 Picture: TypeAlias = str | Path | Image.Image | Array
 
 
-def read_picture(picture: Picture, max_pixels: int = MAX_PIXELS) -> Image.Image:
+class Limits(NamedTuple):
+    """How many pixels a file may have, and how many bytes reading it may take; None means what is available."""
+
+    pixels: int = MAX_PIXELS
+    memory: int | None = None
+
+
+DEFAULT = Limits()
+
+
+def read_picture(picture: Picture, limits: Limits = DEFAULT) -> Image.Image:
     """An RGB image of a path, a PIL image, or a uint8 array [H W], [H W 1], [H W 3] or [H W 4].
 
-    BadPicture for anything else, for a damaged file, and for a file of more than `max_pixels`.
+    BadPicture for anything else, for a damaged file, and for a file beyond the limits. Such a file is refused, and not
+    read at a lower resolution, as a JPEG could be: the pixels would be others than those of transformers.
     """
     if isinstance(picture, np.ndarray):
         return to_rgb(from_array(picture))
@@ -62,7 +77,7 @@ def read_picture(picture: Picture, max_pixels: int = MAX_PIXELS) -> Image.Image:
     name = shortened(picture)
     try:
         with parsing():
-            return to_rgb(picture) if isinstance(picture, Image.Image) else read_file(Path(picture), max_pixels)
+            return to_rgb(picture) if isinstance(picture, Image.Image) else read_file(Path(picture), limits)
     except (Damaged, FileNotFoundError) as error:
         if isinstance(error.__cause__, UnidentifiedImageError):
             raise BadPicture(f"{name} is not a picture in a format that npgemma reads ({', '.join(FORMATS)})") from None
@@ -73,7 +88,7 @@ def read_picture(picture: Picture, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise BadPicture(f"{name} cannot be read: {error}") from None
 
 
-def read_file(path: Path, max_pixels: int) -> Image.Image:
+def read_file(path: Path, limits: Limits) -> Image.Image:
     """The upright RGB image in a file. BadPicture if it is of another kind or too large; anything if damaged.
 
     If the file cannot be read as it is, it is read without metadata, which does not affect pixels.
@@ -83,24 +98,30 @@ def read_file(path: Path, max_pixels: int) -> Image.Image:
         check_kind(shortened(path), head, path.suffix)
         try:
             with parsing():
-                return decode(file, path, max_pixels)
+                return decode(file, path, limits)
         except Damaged as error:
             file.seek(0)
             for content in without_metadata(file.read(MAX_BYTES)):
                 with suppress(Damaged), parsing():
-                    return decode(io.BytesIO(content), path, max_pixels)
+                    return decode(io.BytesIO(content), path, limits)
             if isinstance(error.__cause__, UnidentifiedImageError) and is_picture(head):
                 raise ValueError("its header is damaged") from None
             raise
 
 
-def decode(file: IO[bytes], path: Path, max_pixels: int) -> Image.Image:
+def decode(file: IO[bytes], path: Path, limits: Limits) -> Image.Image:
     """The upright RGB image in an open file. BadPicture if it is too large; anything if it is damaged."""
+    rgb, turn = decode_stored(file, path, limits)
+    return rgb if turn is None else rgb.transpose(turn)  # the image as it is stored is no longer in memory
+
+
+def decode_stored(file: IO[bytes], path: Path, limits: Limits) -> tuple[Image.Image, Image.Transpose | None]:
+    """The RGB image as it is stored, and what turns it upright. Errors as for `decode`."""
     file.seek(0)
-    with warnings.catch_warnings(), bomb_limit(max_pixels):
+    with warnings.catch_warnings(), bomb_limit(limits.pixels):
         warnings.simplefilter("ignore")  # about metadata, and about sizes, which are checked here
         with open_image(file, path) as image:
-            check_size(image, path, max_pixels)
+            check_size(image, path, limits)
             tags = getattr(image, "tag_v2", {})
             if DNG_VERSION in tags or (tags.get(SUBFILE_TYPE) == 1 and SUB_DIRECTORIES in tags):
                 raise BadPicture(f"{shortened(path)} {RAW.problem()}")
@@ -110,14 +131,15 @@ def decode(file: IO[bytes], path: Path, max_pixels: int) -> Image.Image:
             elif image.format == "TIFF":
                 check_tiff(file, tags)
             file.seek(position)
-            rgb = to_rgb(image) if image.format != "JPEG" or image.mode != "RGB" else loaded(image)
+            image.load()
+            is_rgb = image.mode == "RGB" and not image.has_transparency_data
+            rgb = image if is_rgb else to_rgb(image)  # a copy would take as much memory again
             # after reading the pixels: for some formats Pillow turns the picture itself then, and removes the tag
             exif, raw = image.getexif(), image.info.get("exif", b"")
             orientation = exif.get(ExifTags.Base.Orientation) or exif_orientation(raw)
             if raw and not exif and orientation == 1:
                 raise ValueError("its EXIF data cannot be read")
-            turn = UPRIGHT.get(orientation)
-            return rgb if turn is None else rgb.transpose(turn)
+            return rgb, UPRIGHT.get(orientation)
 
 
 def open_image(file: IO[bytes], path: Path) -> Image.Image:
@@ -128,26 +150,28 @@ def open_image(file: IO[bytes], path: Path) -> Image.Image:
         raise BadPicture(f"{shortened(path)} has too many pixels: {HINT}") from None
 
 
-def loaded(image: Image.Image) -> Image.Image:
-    """An image whose pixels have been read. It is the image itself: a copy would take as much memory again."""
-    image.load()
-    return image
+def check_size(image: Image.Image, path: Path, limits: Limits) -> None:
+    """BadPicture if an image, whose pixels have not been read, is too large for the limits, its file or the memory."""
+    pixels, name = image.width * image.height, f"{shortened(path)} has {image.width} x {image.height} pixels"
+    if pixels > limits.pixels:
+        raise BadPicture(f"{name}; the limit is {limits.pixels:,}: {HINT}")
+    stored = path.stat().st_size
+    needed = planned_bytes(image, path)
+    if needed > PLAIN + DENSEST * stored:
+        raise BadPicture(f"{name} in a file of {stored:,} bytes: it is damaged, or made to fill memory")
+    takes = f"{name}; reading them takes up to {memory(needed)}"
+    if limits.memory is not None:
+        if needed > limits.memory:
+            left = f"{memory(max(limits.memory, 0))} that the model leaves of the memory allowed"
+            raise BadPicture(f"{takes}, more than the {left}: make the picture smaller, or {ALLOW}")
+    elif needed > PLAIN and (available := available_memory()) is not None and needed > available:
+        raise BadPicture(f"{takes}, and {memory(available)} are available: make the picture smaller")
 
 
-def check_size(image: Image.Image, path: Path, max_pixels: int) -> None:
-    """BadPicture if an image, whose pixels have not been read, is too large for the limit, its file or the memory."""
-    pixels, size = image.width * image.height, f"{image.width} x {image.height} pixels"
-    if pixels > max_pixels:
-        raise BadPicture(f"{shortened(path)} has {size}; the limit is {max_pixels:,}: {HINT}")
-    if pixels <= PLAIN:
-        return
-    if pixels > DENSEST * path.stat().st_size:
-        file = f"a file of {path.stat().st_size:,} bytes"
-        raise BadPicture(f"{shortened(path)} has {size} in {file}: it is damaged, or made to fill memory")
-    available = available_memory()
-    if available is not None and pixels * BYTES_PER_PIXEL > available:
-        needed = f"reading them needs {memory(pixels * BYTES_PER_PIXEL)}, and {memory(available)} are available"
-        raise BadPicture(f"{shortened(path)} has {size}; {needed}: make the picture smaller")
+def planned_bytes(image: Image.Image, path: Path) -> int:
+    """How many bytes reading the image in a file takes at most; some formats are read into memory as a whole."""
+    each = max(FEWEST_BYTES, BYTES_OF_FORMAT.get(image.format or "", 0), BYTES_OF_MODE.get(image.mode, 0))
+    return image.width * image.height * each + path.stat().st_size
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""RGB pictures -> pixel values, bit for bit those of transformers' PIL backend."""
+"""Pictures -> pixel values, bit for bit those of transformers' PIL backend."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from npgemma.errors import BadPicture
-from npgemma.io.picture import MAX_PIXELS
+from npgemma.io.picture import DEFAULT, MAX_PIXELS, Limits, Picture, read_picture
 from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import Tap, at, silent
 
@@ -34,12 +34,19 @@ PALIGEMMA = PixelSettings()
 
 
 def pixel_values(
-    images: Sequence[Image.Image], side: int, settings: PixelSettings = PALIGEMMA, tap: Tap = silent
+    pictures: Sequence[Picture],
+    side: int,
+    settings: PixelSettings = PALIGEMMA,
+    limits: Limits = DEFAULT,
+    tap: Tap = silent,
 ) -> Float[Array, "B 3 Y X"]:
-    """RGB images as float32 [picture, channel, row, column]. BadPicture as for `resized`."""
-    values = np.empty((len(images), 3, side, side), np.float32)
-    for i, image in enumerate(images):
-        values[i] = picture_values(image, side, settings, at(tap, f"pictures.{i}"))
+    """Pictures as float32 [picture, channel, row, column]. BadPicture as for `read_picture` and `resized`.
+
+    They are read one at a time: a photograph takes more memory than its pixel values.
+    """
+    values = np.empty((len(pictures), 3, side, side), np.float32)
+    for i, picture in enumerate(pictures):
+        values[i] = picture_values(read_picture(picture, limits), side, settings, at(tap, f"pictures.{i}"))
     return values
 
 

@@ -5,13 +5,14 @@ the text would become wrong: see `is_movable`.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import NamedTuple
 
 from PIL import Image
 
-from npgemma.io.picture import MAX_PIXELS, read_picture
+from npgemma.io.picture import Picture, read_picture
 from npgemma.tasks.objects import LAST_BIN, OBJECT, Box, DetectedObject, encode_box, parse_objects, write_objects
 from npgemma.training.draws import uniform
 from npgemma.training.examples import Example
@@ -48,15 +49,20 @@ class Window(NamedTuple):
 
 
 def augmented(
-    example: Example, augmentation: Augmentation, seed: int, number: int, max_pixels: int = MAX_PIXELS
+    example: Example,
+    augmentation: Augmentation,
+    seed: int,
+    number: int,
+    read: Callable[[Picture], Image.Image] = read_picture,
 ) -> Example:
     """The example with its picture cropped and flipped at random, and its boxes moved; `number` is that of `places`.
 
-    A crop is drawn again if it leaves no box, or cuts a mask. BadPicture for a picture that cannot be read.
+    `read` reads the picture. A crop is drawn again if it leaves no box, or cuts a mask. BadPicture for a picture that
+    cannot be read.
     """
     if augmentation == Augmentation() or not is_movable(example):
         return example
-    image = read_picture(example.images[0], max_pixels)
+    image = read(example.images[0])
     flip = augmentation.flip and "<seg" not in example.suffix
     for attempt in range(TRIES):
         window = drawn(image.size, augmentation.least, flip, uniform(5, "augment", seed, number, attempt).tolist())

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from PIL import Image
 
-from npgemma.io.picture import Picture, read_picture
+from npgemma.io.picture import Picture
 from npgemma.io.pixels import PixelSettings, picture_values
 from npgemma.io.tokenizers import Tokenizer
 from npgemma.layers.shapes import Array, Float, Int
@@ -33,7 +34,8 @@ class PictureText(Protocol):
     tokenizer: Tokenizer
     side: int
     settings: PixelSettings
-    max_pixels: int
+
+    def read(self, picture: Picture) -> Image.Image: ...
 
     def encode(self, prompt: str, images: int) -> Array: ...
 
@@ -43,7 +45,7 @@ class PictureText(Protocol):
 class PlainText(Protocol):
     """A language model's processor, as npgemma.api.processor has it."""
 
-    max_pixels: int
+    def read(self, picture: Picture) -> Image.Image: ...
 
     def encode(self, prompt: str) -> Array: ...
 
@@ -60,10 +62,9 @@ class Encoder(Protocol):
     def reads_pictures(self) -> bool: ...
 
     @property
-    def max_pixels(self) -> int: ...
-
-    @property
     def forbidden(self) -> Collection[str]: ...
+
+    def read(self, picture: Picture) -> Image.Image: ...
 
     def encode(self, prefix: str, suffix: str, pictures: int) -> Encoded: ...
 
@@ -78,9 +79,9 @@ class PictureEncoder:
     most_tokens: int
     reads_pictures = True
 
-    @property
-    def max_pixels(self) -> int:
-        return self.processor.max_pixels
+    def read(self, picture: Picture) -> Image.Image:
+        """A picture in RGB. BadPicture for one that cannot be read, or is too large."""
+        return self.processor.read(picture)
 
     @property
     def forbidden(self) -> Collection[str]:
@@ -96,7 +97,7 @@ class PictureEncoder:
         side = self.processor.side
         values = np.empty((len(pictures), 3, side, side), np.float32)
         for i, picture in enumerate(pictures):
-            values[i] = picture_values(read_picture(picture, self.max_pixels), side, self.processor.settings)
+            values[i] = picture_values(self.read(picture), side, self.processor.settings)
         return values
 
 
@@ -110,9 +111,9 @@ class TextEncoder:
     reads_pictures = False
     forbidden = ()
 
-    @property
-    def max_pixels(self) -> int:
-        return self.processor.max_pixels
+    def read(self, picture: Picture) -> Image.Image:
+        """A picture in RGB. BadPicture for one that cannot be read, or is too large."""
+        return self.processor.read(picture)
 
     def encode(self, prefix: str, suffix: str, pictures: int) -> Encoded:
         """[bos, prefix, suffix, eos], all of it causal. BadPrompt for a token that the model has no row for."""

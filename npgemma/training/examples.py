@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from npgemma.errors import BadData, BadPicture, BadPrompt, listed, one_line, shortened
 from npgemma.io.jobs import BOM, MAX_LINE, MOST_BYTES, OTHER_KEYS, lines, other_file
-from npgemma.io.picture import Picture, read_picture
+from npgemma.io.picture import Picture
 from npgemma.io.picture_kinds import url_problem
 from npgemma.io.regular_files import open_argument, open_regular
 from npgemma.io.strict_json import parse_json, reason
@@ -94,7 +94,7 @@ def read_examples(path: Path, encoder: Encoder, split: str = "train", pictures: 
     """
     path = data_file(path, split)
     folder = path.parent if pictures is None else pictures
-    picture_of = cache(lambda picture: checked_picture(picture, encoder.max_pixels))
+    picture_of = cache(lambda picture: checked_picture(picture, encoder))
     examples, problems = [], []
     for number, line in numbered_lines(path):
         where = f"{path}: line {number}"
@@ -204,8 +204,8 @@ def images_of(values: Mapping[str, Any], reads_pictures: bool) -> tuple[str, ...
     return tuple(given)
 
 
-def checked_picture(path: Path, max_pixels: int) -> str:
+def checked_picture(path: Path, encoder: Encoder) -> str:
     """The sha256 of a picture's file. BadPicture if it cannot be read."""
-    read_picture(path, max_pixels)
+    encoder.read(path)
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from npgemma.errors import BadData, why
 from npgemma.io.picture import Picture
@@ -37,12 +38,11 @@ class KeepingEncoder:
         return self.encoder.reads_pictures
 
     @property
-    def max_pixels(self) -> int:
-        return self.encoder.max_pixels
-
-    @property
     def forbidden(self) -> Collection[str]:
         return self.encoder.forbidden
+
+    def read(self, picture: Picture) -> Image.Image:
+        return self.encoder.read(picture)
 
     def encode(self, prefix: str, suffix: str, pictures: int) -> Encoded:
         return self.encoder.encode(prefix, suffix, pictures)

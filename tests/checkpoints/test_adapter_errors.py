@@ -115,6 +115,7 @@ A, B = halves(QUERY, 3)
 DAMAGED = {
     "no A": names(B=B),
     "no B": names(A=A),
+    "B's end misspelled": {**names(A=A), f"base_model.model.{tiny.spell(QUERY, 'saved 5.x')}.lora_B.weigth": B},
     "half of a table's": names(embedding_A=B.T),
     "other ranks": names(A=A[:2], B=B),
     "A transposed": names(A=A.T, B=B),

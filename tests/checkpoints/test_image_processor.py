@@ -95,7 +95,7 @@ def test_sizes_do_not_matter_without_resizing(tmp_path):
         ("size", [{"shortest_edge": SIDE, "longest_edge": 2 * SIDE}, [SIDE, SIDE, SIDE]]),
         ("resample", [6, -1, True, 3.0, "bicubic", [3]]),
         ("rescale_factor", [0, -1, "1/255", True, [1]]),
-        ("image_mean", [[0.5], [0.5, 0.5], [0.5] * 4, "0.5", [0.5, None, 0.5], [True] * 3, 1e40, {}]),
+        ("image_mean", [[0.5], [0.5, 0.5], [0.5] * 4, "0.5", [0.5, None, 0.5], [True] * 3, 1e40, 10**400, {}]),
         ("image_std", [0, [0.5, 0, 0.5], [0.5, -0.5, 0.5], [0.5] * 4, "0.5"]),
         ("do_center_crop", ["yes", 1.5]),
         ("do_pad", [True]),

@@ -105,3 +105,13 @@ def waits_with_interrupts(pid: int) -> bool:
     """Whether a process has blocked SIGINT."""
     status = Path(f"/proc/{pid}/status").read_text()
     return bool(int(status.partition("SigBlk:")[2].split()[0], 16) & 1 << signal.SIGINT - 1)
+
+
+@pytest.mark.parametrize(
+    "command", ["caption IMAGE", "embed IMAGE -o e.npz", "search e.npz IMAGE", "golden IMAGE x -o g.x"]
+)
+def test_a_newline_in_a_name_does_not_make_two_lines_of_a_sentence(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main([word.replace("IMAGE", "a\nb.png") for word in command.split()])
+    said = [line for line in capsys.readouterr().err.splitlines() if "not found" in line]
+    assert all(line.startswith("npgemma: ") for line in said)

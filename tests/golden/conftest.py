@@ -12,6 +12,7 @@ import npgemma
 from npgemma.api.language import LanguageModel
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.golden import Golden, read_golden, record
+from npgemma.golden.names import is_in_level
 
 
 @pytest.fixture(scope="session")
@@ -58,6 +59,19 @@ def golden_3(model_3: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
+def blocks(golden: Golden) -> Golden:
+    """The golden file with the taps of the level 'blocks', for tests that need no others."""
+    return replace(golden, taps={tap: axes for tap, axes in golden.taps.items() if is_in_level(tap, "blocks")})
+
+
+@pytest.fixture(scope="session")
+def prefill(golden: Golden) -> Golden:
+    """The golden file without its steps, for tests of replays that need none."""
+    taps = {tap: axes for tap, axes in golden.taps.items() if not tap.startswith("steps.")}
+    return replace(golden, taps=taps, truth={**golden.truth, "generated_ids": golden.truth["generated_ids"][:1]})
+
+
+@pytest.fixture(scope="session")
 def one_layer(golden: Golden) -> Golden:
     """The golden file with the taps of layer 1 alone, for tests that compare often."""
     return replace(golden, taps={tap: axes for tap, axes in golden.taps.items() if ".layers.1." in tap})
@@ -71,3 +85,8 @@ def float32_port(model: VisionLanguageModel, golden: Golden) -> dict[str, np.nda
 @pytest.fixture(scope="session")
 def bfloat16_port(model: VisionLanguageModel, golden: Golden) -> dict[str, np.ndarray]:
     return port(model, golden, "bfloat16")
+
+
+@pytest.fixture(scope="session")
+def prefill_port(model: VisionLanguageModel, prefill: Golden) -> dict[str, np.ndarray]:
+    return port(model, prefill)

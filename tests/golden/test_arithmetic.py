@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 import npgemma
-from npgemma.golden.arithmetic import Bfloat16Products, InEightSums, InOneSum, Looped, computing_as, looped, modelled
+from npgemma.golden.arithmetic import Bfloat16Operations, InEightSums, InOneSum, Looped, computing_as, looped, modelled
 from npgemma.layers.attention import attend
 from npgemma.layers.bits import round_to_bfloat16
 from npgemma.layers.linear import linear
-from npgemma.layers.norms import RMSNorm, rms_norm
+from npgemma.layers.norms import LayerNorm, RMSNorm, layer_norm, rms_norm
 from npgemma.layers.taps import Recorder
 
 RNG = np.random.default_rng(0)
@@ -94,8 +94,15 @@ def test_a_model_of_loops_has_errors_as_large_as_theirs(sums: int, tolerance: fl
 
 def test_products_are_rounded_before_a_bias_is_added() -> None:
     x, w, bias = numbers(3, 21), numbers(5, 21), numbers(5)
-    np.testing.assert_array_equal(linear(x.view(Bfloat16Products), w, bias), round_to_bfloat16(x @ w.T) + bias)
-    np.testing.assert_array_equal(x.view(Bfloat16Products).sum(-1), x.sum(-1))
+    np.testing.assert_array_equal(linear(x.view(Bfloat16Operations), w, bias), round_to_bfloat16(x @ w.T) + bias)
+    np.testing.assert_array_equal(x.view(Bfloat16Operations).sum(-1), x.sum(-1))
+
+
+def test_the_operations_of_a_norm_are_rounded() -> None:
+    x, weight, bias = numbers(3, 21), numbers(21), numbers(21)
+    standard = round_to_bfloat16(layer_norm(LayerNorm(np.ones(21, np.float32), np.zeros(21, np.float32), 1e-6), x))
+    found = layer_norm(LayerNorm(weight, bias, 1e-6), x.view(Bfloat16Operations))
+    np.testing.assert_array_equal(found, round_to_bfloat16(standard * weight) + bias)
 
 
 def test_other_dtypes_sum_as_usual() -> None:

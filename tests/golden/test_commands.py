@@ -7,26 +7,37 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from ports import port
 
 from npgemma import sample_picture
+from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.commands.cli import main
 from npgemma.golden import read_golden
 from npgemma.golden.chart import SIZE
+from npgemma.golden.file import EMBEDDED_GOLDEN
 from npgemma.golden.judge import LIMITS
 from npgemma.golden.names import TABLES
 
 SAMPLE = str(sample_picture())
 
 
+@pytest.fixture(scope="module")
+def tensors(model: VisionLanguageModel) -> dict[str, np.ndarray]:
+    """What a port dumps for the golden file in the package."""
+    golden = read_golden(EMBEDDED_GOLDEN)
+    found = port(model, golden)
+    return {name: found[name] for name in golden.taps}
+
+
 @pytest.fixture
-def dumped(float32_port: dict, tmp_path: Path) -> Path:
-    np.savez(tmp_path / "dump.npz", **float32_port)
+def dumped(tensors: dict, tmp_path: Path) -> Path:
+    np.savez(tmp_path / "dump.npz", **tensors)
     return tmp_path / "dump.npz"
 
 
 @pytest.fixture
-def broken(float32_port: dict, tmp_path: Path) -> Path:
-    np.savez(tmp_path / "broken.npz", **float32_port | {"text.norm": 2 * float32_port["text.norm"]})
+def broken(tensors: dict, tmp_path: Path) -> Path:
+    np.savez(tmp_path / "broken.npz", **tensors | {"text.norm": 2 * tensors["text.norm"]})
     return tmp_path / "broken.npz"
 
 
@@ -71,18 +82,16 @@ def test_golden_of_a_missing_file_is_an_error(missing: str, tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-def test_explained_dump_returns_0(golden_path: Path, dumped: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compare", str(golden_path), str(dumped)]) == 0
+def test_explained_dump_returns_0(dumped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "embedded", str(dumped)]) == 0
     out = capsys.readouterr().out
     assert out.splitlines()[-1].startswith("EXPLAINED: rounding in float32 explains ")
     for block in ("pixel_values", "vision.layers.3", "text.layers.0", "steps.2.logits"):
         assert f"\n{block} " in out
 
 
-def test_wrong_dump_returns_1_and_names_block_rows_and_reason(
-    golden_path: Path, broken: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["compare", str(golden_path), str(broken), "--replay"]) == 1
+def test_wrong_dump_returns_1_and_names_block_rows_and_reason(broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "embedded", str(broken), "--replay"]) == 1
     out = capsys.readouterr().out
     assert "FIRST DIVERGENCE in block text.norm" in out
     assert "CULPRIT block text.norm" in out
@@ -91,8 +100,8 @@ def test_wrong_dump_returns_1_and_names_block_rows_and_reason(
     assert "NOT EXPLAINED" in out
 
 
-def test_json_report_names_the_wrong_tap(golden_path: Path, broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compare", str(golden_path), str(broken), "--format", "json"]) == 1
+def test_json_report_names_the_wrong_tap(broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "embedded", str(broken), "--format", "json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["status"] == "not explained"
     assert found["first_divergence"]["name"] == "text.norm"
@@ -102,30 +111,25 @@ def test_json_report_names_the_wrong_tap(golden_path: Path, broken: Path, capsys
     assert found["taps"][0].keys() >= {"name", "theirs", "block", "ratios", "limits", "error", "floor", "diagnosis"}
 
 
-def test_json_report_has_null_for_an_infinite_error(
-    golden_path: Path, float32_port: dict, tmp_path: Path, capsys
-) -> None:
+def test_json_report_has_null_for_an_infinite_error(tensors: dict, tmp_path: Path, capsys) -> None:
     """A tensor of the wrong shape has one."""
-    np.savez(tmp_path / "dump.npz", **float32_port | {"logits": np.ones((3, 3))})
-    assert main(["compare", str(golden_path), str(tmp_path / "dump.npz"), "--format", "json"]) == 1
+    np.savez(tmp_path / "dump.npz", **tensors | {"logits": np.ones((3, 3))})
+    assert main(["compare", "embedded", str(tmp_path / "dump.npz"), "--format", "json"]) == 1
     found = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(name))
     assert next(tap for tap in found["taps"] if tap["name"] == "logits")["error"] is None
 
 
-def test_missing_tap_returns_3(golden_path: Path, float32_port: dict, tmp_path: Path, capsys) -> None:
-    float32_port = {name: x for name, x in float32_port.items() if name != "projector"}
-    np.savez(tmp_path / "dump.npz", **float32_port)
-    arguments = ["compare", str(golden_path), str(tmp_path / "dump.npz")]
+def test_missing_tap_returns_3(tensors: dict, tmp_path: Path, capsys) -> None:
+    np.savez(tmp_path / "dump.npz", **{name: x for name, x in tensors.items() if name != "projector"})
+    arguments = ["compare", "embedded", str(tmp_path / "dump.npz")]
     assert main(arguments) == 3
     assert "would allow (1): projector" in capsys.readouterr().out
     assert main([*arguments, "--allow-missing", "proj*"]) == 0
 
 
 @pytest.mark.parametrize("what", ["golden", "dump", "map", "chart", "exchanged"])
-def test_unreadable_file_returns_2_with_a_message(
-    what: str, golden_path: Path, dumped: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    golden = "none.safetensors" if what == "golden" else str(golden_path)
+def test_unreadable_file_returns_2_with_a_message(what: str, dumped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    golden = "none.safetensors" if what == "golden" else str(EMBEDDED_GOLDEN)
     dump = "none.npz" if what == "dump" else str(dumped)
     more = {"map": ["--map", "none.json"], "chart": ["--chart", "none/x.png"]}.get(what, [])
     if what == "exchanged":
@@ -143,12 +147,10 @@ def test_embedded_golden_file_can_be_compared_with(tmp_path: Path, capsys: pytes
     assert "FIRST DIVERGENCE in block logits" in capsys.readouterr().out
 
 
-def test_chart_is_red_where_a_tap_is_wrong(
-    golden_path: Path, dumped: Path, broken: Path, tmp_path: Path, capsys
-) -> None:
+def test_chart_is_red_where_a_tap_is_wrong(dumped: Path, broken: Path, tmp_path: Path, capsys) -> None:
     red = (0xD6, 0x27, 0x28)
     for dump, is_red in ((dumped, False), (broken, True)):
-        assert main(["compare", str(golden_path), str(dump), "--chart", str(tmp_path / "chart.png")]) == is_red
+        assert main(["compare", "embedded", str(dump), "--chart", str(tmp_path / "chart.png")]) == is_red
         with Image.open(tmp_path / "chart.png") as chart:
             assert chart.size == SIZE
             assert (red in {color for _, color in chart.getcolors(1 << 20)}) == is_red

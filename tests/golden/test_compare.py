@@ -1,6 +1,7 @@
 """Verdicts do not depend on order, format or batch axes; missing taps are incomplete; a replay finds the culprit."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import npgemma
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.errors import BadGolden
 from npgemma.golden import Dump, Golden, NameMap, Report, Rule, compare, read_dump, replay
+from npgemma.golden.report import as_text
 from npgemma.golden.suggest import suggest_map
 from npgemma.layers.bits import pack
 from npgemma.layers.taps import Tap
@@ -28,11 +30,11 @@ def test_truth_has_no_error(golden: Golden) -> None:
     assert {v.error for v in report.verdicts} == {0.0}
 
 
-def test_honest_port_is_explained_in_its_own_precision(golden: Golden, float32_port, bfloat16_port) -> None:
+def test_honest_port_is_explained_in_its_own_precision(golden: Golden, blocks, float32_port, bfloat16_port) -> None:
     assert compare(golden, Dump(float32_port), dtype="float32").status == 0
-    assert compare(golden, Dump(float32_port), dtype="bfloat16").status == 0
+    assert compare(blocks, Dump(float32_port), dtype="bfloat16").status == 0
     assert compare(golden, Dump(bfloat16_port), dtype="bfloat16").status == 0
-    report = compare(golden, Dump(bfloat16_port), dtype="float32")
+    report = compare(blocks, Dump(bfloat16_port), dtype="float32")
     assert report.status == 1
     assert report.first_divergence.name == "pixel_values"
 
@@ -91,57 +93,57 @@ def test_a_dtype_that_the_golden_file_lacks_is_refused(one_layer: Golden, float3
         compare(replace(older, metadata=overflow), Dump(float32_port), dtype="float16")
 
 
-def test_missing_tap_is_incomplete_unless_allowed(golden: Golden, float32_port: dict) -> None:
+def test_missing_tap_is_incomplete_unless_allowed(blocks: Golden, float32_port: dict) -> None:
     short = {name: x for name, x in float32_port.items() if name != "text.layers.2.out"}
-    report = compare(golden, Dump(short))
+    report = compare(blocks, Dump(short))
     assert (report.status, report.pairing.missing) == (3, ["text.layers.2.out"])
-    allowed = compare(golden, Dump(short), allow_missing=["text.layers.?.out"])
+    allowed = compare(blocks, Dump(short), allow_missing=["text.layers.?.out"])
     assert (allowed.status, allowed.pairing.absent) == (0, ["text.layers.2.out"])
 
 
-def test_renamed_tap_is_listed_as_missing_and_as_unmapped(golden: Golden, float32_port: dict) -> None:
+def test_renamed_tap_is_listed_as_missing_and_as_unmapped(blocks: Golden, float32_port: dict) -> None:
     renamed = {name.replace("text.norm", "final_norm"): x for name, x in float32_port.items()}
-    report = compare(golden, Dump(renamed))
+    report = compare(blocks, Dump(renamed))
     assert report.status == 3
     assert "text.norm" in report.pairing.missing
     assert "final_norm" in report.pairing.unmapped
     rule = Rule("(.*)final_norm", r"\1text.norm")
-    assert compare(golden, Dump(renamed), NameMap((rule, Rule("(.*)", r"\1")))).status == 0
+    assert compare(blocks, Dump(renamed), NameMap((rule, Rule("(.*)", r"\1")))).status == 0
 
 
-def test_wrong_tap_takes_precedence_over_a_missing_one(golden: Golden, float32_port: dict) -> None:
+def test_wrong_tap_takes_precedence_over_a_missing_one(blocks: Golden, float32_port: dict) -> None:
     changed = float32_port | {"text.norm": float32_port["text.norm"] * 2}
     changed.pop("logits")
-    report = compare(golden, Dump(changed))
+    report = compare(blocks, Dump(changed))
     assert report.status == 1
     assert report.first_divergence.name == "text.norm"
     assert report.first_divergence.diagnosis == ("it is the truth times 2, which is 2",)
 
 
-def test_shape_or_rule_that_does_not_fit_is_the_reason(golden: Golden, float32_port: dict) -> None:
+def test_shape_or_rule_that_does_not_fit_is_the_reason(blocks: Golden, float32_port: dict) -> None:
     changed = float32_port | {"projector": float32_port["projector"][:, :35]}
-    report = compare(golden, Dump(changed))
+    report = compare(blocks, Dump(changed))
     assert report.first_divergence.reason == "shape [1, 35, 128], expected [1, 36, 128] (B P D)"
     rules = NameMap((Rule("logits", "logits", transpose=(2, 1, 0)), Rule("(.*)", r"\1")))
-    report = compare(golden, Dump(float32_port), rules)
+    report = compare(blocks, Dump(float32_port), rules)
     assert "its mapping rule does not fit the shape [1, 1792]" in report.first_divergence.reason
 
 
-def test_nan_is_not_explained(golden: Golden, float32_port: dict) -> None:
-    broken = float32_port["text.layers.1.mid"].copy()
+def test_nan_is_not_explained(blocks: Golden, float32_port: dict) -> None:
+    broken = float32_port["text.layers.1.out"].copy()
     broken[3] = np.nan
-    report = compare(golden, Dump(float32_port | {"text.layers.1.mid": broken}))
+    report = compare(blocks, Dump(float32_port | {"text.layers.1.out": broken}))
     assert report.status == 1
     assert "128 of 5120 numbers are NaN" in report.first_divergence.reason
 
 
-def test_dump_without_a_known_name_is_refused(golden: Golden) -> None:
+def test_dump_without_a_known_name_is_refused(blocks: Golden) -> None:
     with pytest.raises(npgemma.BadGolden, match="use --preset or --map"):
-        compare(golden, Dump({"blk.0": np.ones(3)}))
+        compare(blocks, Dump({"blk.0": np.ones(3)}))
 
 
-def test_report_has_facts_about_the_next_tokens(golden: Golden, float32_port: dict) -> None:
-    report = compare(golden, Dump(float32_port))
+def test_report_has_facts_about_the_next_tokens(blocks: Golden, float32_port: dict) -> None:
+    report = compare(blocks, Dump(float32_port))
     assert set(report.logits) == {"logits", "steps.1.logits", "steps.2.logits"}
     assert all(facts["top1_agreement"] == 1 and facts["kl"] < 1e-9 for facts in report.logits.values())
 
@@ -169,30 +171,69 @@ def test_replay_of_an_honest_port_has_no_culprit(
     assert {"vision.layers.0.out", "steps.2.text.layers.3.attn.segments.0.keys", "logits"} <= replayed_names
 
 
-def test_change_in_the_middle_is_wrong_downstream_with_one_culprit(model: VisionLanguageModel, golden: Golden) -> None:
-    report = replayed(model, golden, port(model, golden, change=louder("text.layers.1.mlp.up")))
+def test_change_in_the_middle_is_wrong_downstream_with_one_culprit(model: VisionLanguageModel, prefill: Golden) -> None:
+    report = replayed(model, prefill, port(model, prefill, change=louder("text.layers.1.mlp.up")))
     assert report.first_divergence.name == "text.layers.1.mlp.up"
     assert sum(not verdict.explained for verdict in report.verdicts) > 50
     assert [verdict.name for verdict in report.culprits] == ["text.layers.1.mlp.up"]
 
 
 def test_mistake_between_two_dumped_tensors_is_attributed_to_the_later_one(
-    model: VisionLanguageModel, golden: Golden
+    model: VisionLanguageModel, prefill: Golden
 ) -> None:
     """Here the port dumps the results of layers alone."""
-    tensors = port(model, golden, change=louder("vision.layers.2.attn.v"))
+    tensors = port(model, prefill, change=louder("vision.layers.2.attn.v"))
     dump = Dump({name: x for name, x in tensors.items() if name.endswith(".out") and name.count(".") == 3})
-    report = replay(model, golden, dump, compare(golden, dump, allow_missing=["*"]))
+    report = replay(model, prefill, dump, compare(prefill, dump, allow_missing=["*"]))
     assert [verdict.name for verdict in report.culprits] == ["vision.layers.2.out"]
+
+
+LAYERS = ("text.embedding", *(f"text.layers.{i}.out" for i in range(4)))
+
+
+def partly_dumped(model: VisionLanguageModel, golden: Golden, change: Tap, names: Sequence[str] = LAYERS) -> Report:
+    """The replay of a port that dumps tensors of these names alone."""
+    tensors = port(model, golden, change=change)
+    dump = Dump({name: tensors[name] for name in names})
+    return replay(model, golden, dump, compare(golden, dump, allow_missing=["*"]))
+
+
+def blamed(report: Report) -> dict[str, tuple[str, ...]]:
+    """The blocks that a mistake of each culprit is in."""
+    return {verdict.name: verdict.blocks for verdict in report.culprits}
+
+
+def causal(name: str, x: np.ndarray, axes: str) -> np.ndarray:
+    return np.tri(len(x), dtype=bool) if name.endswith("mask") else x
+
+
+def test_a_mask_that_was_not_dumped_may_be_what_is_wrong(model: VisionLanguageModel, prefill: Golden) -> None:
+    report = partly_dumped(model, prefill, causal)
+    layers = {f"text.layers.{i}.out": ("prompts.0.mask", f"text.layers.{i}") for i in range(1, 4)}
+    assert blamed(report) == layers | {"text.layers.0.out": ("prompts.0.mask", "positions", "text.layers.0")}
+    assert "prompts.0.mask to text.layers.1; prompts.0.mask was not dumped; dump it next" in as_text(report, prefill)
+    everything_else = [name for name in prefill.taps if not name.endswith("mask")]
+    every_tap = blamed(partly_dumped(model, prefill, causal, everything_else))
+    assert set(every_tap) > {f"text.layers.{i}.attn.segments.0.probs" for i in range(4)}
+    assert {blocks[0] for blocks in every_tap.values()} == {"prompts.0.mask"}
+
+
+def test_a_mask_is_not_blamed_for_what_does_not_read_it(model: VisionLanguageModel, prefill: Golden) -> None:
+    """The embedding is before it, and another layer is right with it."""
+    embedding = blamed(partly_dumped(model, prefill, louder("text.embedding")))
+    assert list(embedding) == ["text.embedding"]
+    assert "prompts.0.mask" not in embedding["text.embedding"]
+    report = partly_dumped(model, prefill, louder("text.layers.1.attn.v"))
+    assert blamed(report) == {"text.layers.1.out": ("text.layers.1",)}
 
 
 @pytest.mark.parametrize(
     ("name", "value"), [("text.layers.0.out", np.nan), ("prompts.0.mask", 0), ("prompts.0.input_ids", 10**9)]
 )
 def test_replay_of_unusable_tensors_ends_in_a_report(
-    model: VisionLanguageModel, golden: Golden, float32_port: dict, name: str, value: float
+    model: VisionLanguageModel, prefill: Golden, prefill_port: dict, name: str, value: float
 ) -> None:
-    report = replayed(model, golden, float32_port | {name: np.full_like(float32_port[name], value)})
+    report = replayed(model, prefill, prefill_port | {name: np.full_like(prefill_port[name], value)})
     assert report.status == 1
     assert report.first_divergence.name == name
 

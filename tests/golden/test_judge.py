@@ -1,17 +1,21 @@
 """The verdict on one tap: each limit is exact, and each finds errors that the others do not."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
 from npgemma.golden.judge import (
+    LIKE,
     LIMITS,
-    RELATIVE_LIMIT,
+    SIZE_LIMIT,
     Verdict,
+    errors_by_size,
     judge,
-    judge_relative,
+    judge_by_size,
     limits_of,
     logit_facts,
-    relative_error,
+    parts_by_size,
 )
 from npgemma.golden.record import row_errors
 
@@ -146,16 +150,46 @@ def test_tensor_of_zeros_is_judged() -> None:
     assert not verdict(zeros + 1e-30, truth=zeros, envelope=np.zeros((2, 40), np.float32)).explained
 
 
-def test_relative_error_of_small_numbers_is_judged_in_a_replay() -> None:
+def in_replay(x: np.ndarray, truth: np.ndarray, honest: np.ndarray) -> Verdict:
+    plain = judge(NAME, AXES, "theirs", x, truth, row_errors(AXES, honest, truth), "bfloat16")
+    return judge_by_size(plain, x, truth, errors_by_size(honest, truth), "bfloat16")
+
+
+@pytest.mark.parametrize(("off", "explained"), [(1e-6, True), (1e-4, False)])
+def test_errors_of_small_numbers_are_judged_in_a_replay(off: float, explained: bool) -> None:
     """The erf form of gelu differs from the tanh form by a tenth where both are nearly 0."""
     truth = np.where(np.arange(5120).reshape(40, 128) % 2, 1.0, 0.005)
     honest = truth * (1 + 2.0**-10)
-    plain = judge(NAME, AXES, "theirs", honest, truth, row_errors(AXES, honest, truth), "bfloat16")
-    error = relative_error(honest, truth)
-    for off, explained in ((1e-6, True), (1e-4, False)):
-        x = truth + np.where(truth < 1, off, 0)
-        assert judge_relative(plain, x, truth, error, "bfloat16").explained == explained
-    assert judge_relative(plain, honest, truth, error, "bfloat16").limits["relative"] == RELATIVE_LIMIT
+    found = in_replay(truth + np.where(truth < 1, off, 0), truth, honest)
+    assert found.explained == explained
+    assert ("error of its 2560 numbers of about 0.005" in found.reason) != explained
+    assert not found.borderline
+    assert in_replay(honest, truth, honest).limits["size"] == SIZE_LIMIT
+
+
+def test_the_error_of_one_sum_near_zero_is_no_mistake() -> None:
+    """Errors of sums do not shrink with them: here one of 128 is nearly 0 in the truth, and an honest run is lucky."""
+    truth = np.where(np.arange(128) == 5, 0.001, 1.0)[None]
+    error = 2.0**-9 * np.where(np.arange(128) % 2, 1, -1)
+    lucky = truth + np.where(truth < 1, 1e-5, error)
+    assert in_replay(truth + error, truth, lucky).explained
+
+
+@pytest.mark.parametrize("values", [10, 64, 5120])
+def test_parts_are_of_like_size_and_hold_enough_numbers(values: int) -> None:
+    truth = np.exp2(-RNG.uniform(0, 12, values)) * np.where(RNG.random(values) < 0.5, -1, 1)
+    part = parts_by_size(truth)
+    counts = np.bincount(part)
+    assert counts.min() >= min(LIKE, values)
+    for smaller, larger in pairwise(range(len(counts))):
+        assert np.abs(truth[part == smaller]).max() <= np.abs(truth[part == larger]).min()
+    assert (len(counts) > 5) == (values == 5120)
+
+
+@pytest.mark.parametrize("x", [np.zeros(100), np.full(100, np.nan), np.full(100, 1e300)])
+def test_parts_of_unusual_numbers(x: np.ndarray) -> None:
+    with np.errstate(all="ignore"):
+        assert set(parts_by_size(x)) == {0}
 
 
 # -------------------------------------------------------------------------------------------------------------- logits

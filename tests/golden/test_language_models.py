@@ -14,7 +14,7 @@ import npgemma
 from npgemma.api.language import LanguageModel
 from npgemma.commands.cli import main
 from npgemma.golden import Dump, Golden, compare, read_golden, record, replay
-from npgemma.golden.names import entry_of
+from npgemma.golden.names import entry_of, is_in_level
 from npgemma.golden.provenance import model_hashes
 from npgemma.golden.tap_table import TABLE
 
@@ -108,15 +108,17 @@ def test_pictures_and_models_that_do_not_fit_are_refused(
 
 
 @pytest.fixture
-def io(model_3: LanguageModel, tmp_path: Path) -> tuple[LanguageModel, Golden]:
-    """A copy of the model, and a golden file of it, which lies elsewhere."""
-    model = LanguageModel.load(shutil.copytree(model_3.folder, tmp_path / "model"))
-    record(model, [], PROMPT, tmp_path / "g.safetensors", "io", steps=0)
-    return model, read_golden(tmp_path / "g.safetensors")
+def io(model_3: LanguageModel, golden_3: Golden, tmp_path: Path) -> tuple[LanguageModel, Golden]:
+    """A copy of the model, and a golden file of the prefill, which lies elsewhere."""
+    taps = {tap: axes for tap, axes in golden_3.taps.items() if is_in_level(tap, "io") and not tap.startswith("steps")}
+    truth = golden_3.truth | {"generated_ids": golden_3.truth["generated_ids"][:1]}
+    return LanguageModel.load(shutil.copytree(model_3.folder, tmp_path / "model")), replace(
+        golden_3, taps=taps, truth=truth
+    )
 
 
 def replayed(model: LanguageModel, golden: Golden) -> int:
-    dump = Dump(dict(golden.truth))
+    dump = Dump({tap: golden.truth[tap] for tap in golden.taps})
     return replay(model, golden, dump, compare(golden, dump, dtype="float32")).status
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +32,18 @@ def test_truth_is_the_float64_run(model: VisionLanguageModel, golden: Golden) ->
     np.testing.assert_allclose(golden.truth["logits"], logits[-1:], rtol=0, atol=FLOAT64_ERROR, strict=True)
     assert golden.truth["generated_ids"].tolist() == model.generate(SAMPLE, "caption en", max_new_tokens=3).token_ids
     assert golden.truth["steps.1.input_ids"] == golden.truth["generated_ids"][0]
+
+
+@pytest.mark.parametrize("name", ["x.png", "m/config.json", "m/model.safetensors"])
+def test_nothing_that_the_run_reads_is_overwritten(name: str, tmp_path: Path) -> None:
+    shutil.copytree(npgemma.load().folder, tmp_path / "m")
+    shutil.copy(SAMPLE, tmp_path / "x.png")
+    before, link = (tmp_path / name).read_bytes(), tmp_path / "g.safetensors"
+    link.symlink_to(tmp_path / name)
+    for path in (tmp_path / name, link):
+        with pytest.raises(npgemma.BadGolden, match="which the run reads; choose another file"):
+            record(npgemma.load(tmp_path / "m"), [tmp_path / "x.png"], "ocr", path)
+    assert (tmp_path / name).read_bytes() == before
 
 
 def test_dtypes_are_those_of_the_format(golden: Golden) -> None:
@@ -87,7 +100,7 @@ def test_two_recordings_have_the_same_bytes_without_path_host_or_date(
 @pytest.mark.parametrize(
     ("level", "patterns", "kept", "dropped"),
     [
-        ("io", ["*"], "steps.2.logits", "text.layers.0.out"),
+        ("io", ["*"], "steps.1.logits", "text.layers.0.out"),
         ("blocks", ["*"], "text.layers.0.out", "text.layers.0.mid"),
         ("ops", ["text.layers.1.*"], "text.layers.1.attn.q_rope.cos", "text.layers.0.mid"),
         ("ops", ["*.probs", "logits"], "vision.layers.0.attn.pictures.0.probs", "steps.1.logits"),
@@ -96,7 +109,7 @@ def test_two_recordings_have_the_same_bytes_without_path_host_or_date(
 def test_level_and_globs_select_taps_but_inputs_are_always_kept(
     model: VisionLanguageModel, tmp_path: Path, level: str, patterns: list[str], kept: str, dropped: str
 ) -> None:
-    record(model, [SAMPLE], "caption en", tmp_path / "g.safetensors", level, patterns, steps=2)
+    record(model, [SAMPLE], "caption en", tmp_path / "g.safetensors", level, patterns, steps=1)
     taps = read_golden(tmp_path / "g.safetensors").taps
     assert kept in taps
     assert dropped not in taps

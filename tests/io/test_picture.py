@@ -12,7 +12,7 @@ from pictures import NOISE, encoded, noise, rgb
 from PIL import Image
 
 from npgemma.errors import BadPicture
-from npgemma.io.picture import FORMATS, read_picture
+from npgemma.io.picture import FORMATS, Limits, read_picture
 
 ORIENTATION = 0x0112  # the EXIF tag
 
@@ -238,9 +238,9 @@ def test_a_picture_that_is_too_large_is_refused_before_it_is_decompressed(size, 
 def test_a_picture_may_have_exactly_max_pixels(tmp_path):
     path = tmp_path / "picture.png"
     NOISE.save(path)
-    assert read_picture(path, max_pixels=35).size == (7, 5)
+    assert read_picture(path, Limits(35)).size == (7, 5)
     with pytest.raises(BadPicture, match=r"picture\.png has 7 x 5 pixels; the limit is 34: raise .* --max-pixels"):
-        read_picture(path, max_pixels=34)
+        read_picture(path, Limits(34))
 
 
 def test_max_pixels_replaces_the_limit_of_pillow(tmp_path, monkeypatch):
@@ -249,8 +249,8 @@ def test_max_pixels_replaces_the_limit_of_pillow(tmp_path, monkeypatch):
     NOISE.save(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     with pytest.raises(BadPicture, match=r"picture\.png has too many pixels: raise the limit with --max-pixels"):
-        read_picture(path, max_pixels=9)
-    assert read_picture(path, max_pixels=35).size == (7, 5)
+        read_picture(path, Limits(9))
+    assert read_picture(path, Limits(35)).size == (7, 5)
     assert Image.MAX_IMAGE_PIXELS == 10
 
 

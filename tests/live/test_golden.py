@@ -1,7 +1,10 @@
 """Runs of transformers, dumped by forward hooks and by its debugger, are explained; planted bugs are found."""
 
+import re
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +41,8 @@ DTYPES = ("float32", "bfloat16")
 ATTENTIONS = ("eager", "sdpa")
 # Mistakes smaller than the errors of rounding to bfloat16: no dump in bfloat16 shows them.
 UNSEEN_IN_BFLOAT16 = {"eps"}
+# Mistakes that are faint in bfloat16: they may show first in a later block, and the replay finds their own.
+FAINT_IN_BFLOAT16 = {*BUGS, "local_theta"}
 
 
 @dataclass(frozen=True)
@@ -74,60 +79,73 @@ def recorded(model: Model, steps: int, folder: Path) -> Recorded:
     return Recorded(model, read_golden(folder / "ops.safetensors"))
 
 
-@pytest.fixture(scope="session")
-def embedded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    return recorded(npgemma.load(), 3, tmp_path_factory.mktemp("golden"))
+def shortened(case: Recorded, steps: int) -> Recorded:
+    """The same case with fewer steps."""
+    golden = case.golden
+    later = re.compile(r"steps\.(\d+)\.")
+    taps = {tap: axes for tap, axes in golden.taps.items() if not (step := later.match(tap)) or int(step[1]) <= steps}
+    truth = {**golden.truth, "generated_ids": golden.truth["generated_ids"][: steps + 1]}
+    return replace(case, golden=replace(golden, taps=taps, truth=truth))
 
 
 @pytest.fixture(scope="session")
-def embedded_step(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    """With one step."""
-    return recorded(npgemma.load(), 1, tmp_path_factory.mktemp("golden"))
+def embedded_long(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    return recorded(npgemma.load(), 4, tmp_path_factory.mktemp("golden"))
 
 
 @pytest.fixture(scope="session")
-def random_model(tmp_path_factory: pytest.TempPathFactory) -> VisionLanguageModel:
-    """A PaliGemma 2 with a window shorter than its prompts, and caps that bite."""
-    return load_with_suffix(write_model(tmp_path_factory.mktemp("paligemma_2"), PALIGEMMA_2), PALIGEMMA_2)
+def embedded(embedded_long: Recorded) -> Recorded:
+    return shortened(embedded_long, 3)
 
 
 @pytest.fixture(scope="session")
-def paligemma_2(random_model: VisionLanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    """With steps until the window lies after the prompt."""
-    return recorded(random_model, STEPS, tmp_path_factory.mktemp("golden"))
+def embedded_step(embedded_long: Recorded) -> Recorded:
+    """With one step, in which nearly every bug shows."""
+    return shortened(embedded_long, 1)
 
 
 @pytest.fixture(scope="session")
-def paligemma_2_step(random_model: VisionLanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    """With one step, in which every bug shows."""
-    return recorded(random_model, 1, tmp_path_factory.mktemp("golden"))
+def paligemma_2(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    """A window shorter than its prompts, caps that bite, and steps until the window lies after the prompt."""
+    model = load_with_suffix(write_model(tmp_path_factory.mktemp("paligemma_2"), PALIGEMMA_2), PALIGEMMA_2)
+    return recorded(model, STEPS, tmp_path_factory.mktemp("golden"))
 
 
 @pytest.fixture(scope="session")
-def gemmas(tmp_path_factory: pytest.TempPathFactory) -> dict[int, LanguageModel]:
+def paligemma_2_step(paligemma_2: Recorded) -> Recorded:
+    return shortened(paligemma_2, 1)
+
+
+@pytest.fixture(scope="session")
+def gemma(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Recorded]:
     """A random language model of each family, with a window shorter than its prompt, and caps that bite."""
-    folders = {number: tmp_path_factory.mktemp("gemma") for number in GEMMAS}
-    return {number: LanguageModel.load(write_model(folders[number], GEMMAS[number])) for number in GEMMAS}
+
+    @cache
+    def make(number: int) -> Recorded:
+        model = LanguageModel.load(write_model(tmp_path_factory.mktemp("gemma"), GEMMAS[number]))
+        return recorded(model, STEPS, tmp_path_factory.mktemp("golden"))
+
+    return make
 
 
 @pytest.fixture(scope="session")
-def gemma_1(gemmas: dict[int, LanguageModel], tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    return recorded(gemmas[1], STEPS, tmp_path_factory.mktemp("golden"))
+def gemma_1(gemma: Callable[[int], Recorded]) -> Recorded:
+    return gemma(1)
 
 
 @pytest.fixture(scope="session")
-def gemma_2(gemmas: dict[int, LanguageModel], tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    return recorded(gemmas[2], STEPS, tmp_path_factory.mktemp("golden"))
+def gemma_2(gemma: Callable[[int], Recorded]) -> Recorded:
+    return gemma(2)
 
 
 @pytest.fixture(scope="session")
-def gemma_3(gemmas: dict[int, LanguageModel], tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    return recorded(gemmas[3], STEPS, tmp_path_factory.mktemp("golden"))
+def gemma_3(gemma: Callable[[int], Recorded]) -> Recorded:
+    return gemma(3)
 
 
 @pytest.fixture(scope="session")
-def gemma_3_step(gemmas: dict[int, LanguageModel], tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    return recorded(gemmas[3], 1, tmp_path_factory.mktemp("golden"))
+def gemma_3_step(gemma_3: Recorded) -> Recorded:
+    return shortened(gemma_3, 1)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +188,7 @@ def test_bfloat16_is_not_explained_as_float32(embedded: Recorded, tmp_path: Path
 @pytest.mark.parametrize(
     ("name", "bug"),
     [
-        *(("embedded", bug) for bug in BUGS),
+        *(("embedded_step", bug) for bug in BUGS),
         *(("paligemma_2_step", bug) for bug in BUGS_2),
         *(("gemma_3_step", bug) for bug in BUGS_3),
     ],
@@ -179,14 +197,13 @@ def test_bfloat16_is_not_explained_as_float32(embedded: Recorded, tmp_path: Path
 def test_bug_in_transformers_is_found_in_its_block(
     request: pytest.FixtureRequest, tmp_path: Path, dtype: str, name: str, bug: str
 ) -> None:
-    """In bfloat16 some bugs of the embedded model show only in the replay."""
     planted = (BUGS | BUGS_2 | BUGS_3)[bug]
     report = request.getfixturevalue(name).report(tmp_path, dtype, bug=planted)
     if dtype == "bfloat16" and bug in UNSEEN_IN_BFLOAT16:
         assert report.status == 0
         return
     assert report.status == 1
-    if dtype == "float32" or bug in BUGS_2 | BUGS_3:
+    if dtype == "float32" or bug not in FAINT_IN_BFLOAT16:
         assert report.first_divergence.block == planted.block
     assert report.culprits[0].block == planted.block
 
@@ -203,9 +220,9 @@ def test_what_makes_no_difference_in_float32_is_explained(embedded_step: Recorde
     assert embedded_step.report(tmp_path, "float32", bug=HARMLESS[bug]).status == 0
 
 
-def test_mistake_that_shows_late_is_found_with_more_steps(tmp_path: Path) -> None:
-    case, bug = recorded(npgemma.load(), 4, tmp_path), LATE_BUGS["cache_one_off_after_step_3"]
-    report = case.report(tmp_path, "float32", bug=bug)
+def test_mistake_that_shows_late_is_found_with_more_steps(embedded_long: Recorded, tmp_path: Path) -> None:
+    bug = LATE_BUGS["cache_one_off_after_step_3"]
+    report = embedded_long.report(tmp_path, "float32", bug=bug)
     assert is_found(report, report, bug)
 
 

@@ -16,6 +16,7 @@ from npgemma.golden import Dump, Golden, Report, compare, preset, read_dump, rea
 from npgemma.golden.layout import Fitted
 from npgemma.golden.mapping import pair
 from npgemma.golden.port import Port
+from npgemma.golden.record import computing
 from npgemma.golden.replay import follow
 from npgemma.layers.bits import round_to_bfloat16
 
@@ -119,7 +120,7 @@ def test_emulation_equals_transformers_to_the_bit(encoder, tmp_path, kind, atten
             theirs = round_to_bfloat16(theirs.astype(np.float32))
         shares[tap] = float((ours == theirs).mean())
 
-    follow(case.written.model, case.golden, given, "bfloat16", None, note)
+    follow(computing(case.written.model, "bfloat16"), case.golden, given, "bfloat16", None, note)
     assert len(shares) >= 30
     for tap, share in shares.items():
         least = GELU_SHARE if tap.endswith("hidden") else SDPA_SHARE if tap.endswith("heads") else SHARE

@@ -16,7 +16,7 @@ from npgemma.golden.file import read_golden
 from npgemma.golden.layout import Fitted
 from npgemma.golden.port import Port
 from npgemma.golden.presets import preset
-from npgemma.golden.record import record
+from npgemma.golden.record import computing, record
 from npgemma.golden.replay import follow
 from npgemma.io.model_folder import EMBEDDED
 from npgemma.layers.bits import round_to_bfloat16
@@ -109,7 +109,7 @@ def shares(
             if explained_by_exponentials(q[0], keys, values, scale, theirs[0]):
                 made[tap] = 1.0, 0
 
-    follow(model, golden, given, "bfloat16", None, note)
+    follow(computing(model, "bfloat16"), golden, given, "bfloat16", None, note)
     return made
 
 
