@@ -29,12 +29,12 @@ from npgemma.layers.tree import leaves, thawed
 from npgemma.models.paligemma import image_features
 from npgemma.training import gradients, lora, parts
 from npgemma.training.augment import Augmentation, augmented
-from npgemma.training.batches import Place, batch_of, parts_of, places, steps_of
+from npgemma.training.batches import Batch, Place, batch_of, parts_of, places, steps_of
 from npgemma.training.encoding import Encoder, PictureEncoder, TextEncoder
 from npgemma.training.evaluate import evaluated
 from npgemma.training.examples import Example, digest_of
 from npgemma.training.features import KeepingEncoder, scratch
-from npgemma.training.gradients import BatchGradient, Computing
+from npgemma.training.gradients import BatchGradient, Computing, Found
 from npgemma.training.loop import Recipe, StepGradient
 from npgemma.training.optimizers import OPTIMIZERS, is_decayed
 from npgemma.training.options import TrainingOptions
@@ -47,6 +47,9 @@ CONVENTIONS = {
     "smoothing": "e / (V - 1) beside the target, as big_vision",
 }
 MOST_PIXELS = 1 << 28  # numbers that are kept of pictures: 1 GiB
+# The most numbers in the layers of a small model: its products are too small to share, so each core takes a part of the
+# batch, of SMALL_PARTS, from beginning to end.
+SMALL, SMALL_PARTS = 1 << 24, 2
 SPARE_TOKENS = 8  # an answer is cut off so many tokens after the longest suffix that is wanted
 
 
@@ -202,12 +205,19 @@ class Transfer:
         return augmented(example, o.augment, o.seed, place.number, self.encoder.read)
 
     def gradient(self, encoder: Encoder, step: int, tap: Tap = silent) -> StepGradient:
-        """The loss and the gradients of a step, counted from 0, one part of the batch after the other."""
+        """The loss and the gradients of a step, counted from 0: the sums of those of the parts of the batch, which are
+        the same however many cores there are.
+        """
         batch = batch_of(self.examples(step), encoder, self.options.loss_mean)
+        most = self.options.batch if self.layer_numbers > SMALL else math.ceil(self.options.batch / SMALL_PARTS)
+        parts, apart = parts_of(batch, most), self.layer_numbers <= SMALL and tap is silent
+
+        def compute(part: Batch) -> Found:
+            return self.batch_gradient(self.tree, part, self.how, tap)
+
         loss, total = 0.0, dict[str, Array]()
         with quiet():
-            for part in parts_of(batch, self.options.batch):
-                more, found = self.batch_gradient(self.tree, part, self.how, tap)
+            for more, found in gradients.in_parallel(compute, parts) if apart else map(compute, parts):
                 loss += float(more)
                 total = gradients.add(total, found) if total else found
         return StepGradient(loss, sum(int((each.weights != 0).sum()) for each in batch.prompts), total)

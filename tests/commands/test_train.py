@@ -146,9 +146,11 @@ def test_the_scores_after_training_are_those_of_the_written_model(whole: Path, h
     assert found == pytest.approx(said, rel=1e-5)
 
 
-def test_a_run_with_the_same_seed_has_the_same_bytes(run, tmp_path: Path) -> None:
+def test_a_run_with_the_same_seed_has_the_same_bytes_on_any_number_of_threads(run, use_threads, tmp_path: Path) -> None:
     how = ("--lora", 3, "--augment", "crop=0.7,flip")
+    use_threads(1)
     run("-o", tmp_path / "a", *how)
+    use_threads(2)
     run("-o", tmp_path / "b", *how)
     run("-o", tmp_path / "c", *how, "--seed", 1)
     assert content(tmp_path / "a") == content(tmp_path / "b")
