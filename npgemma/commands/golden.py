@@ -19,6 +19,7 @@ from npgemma.api.load import AnyModel, load
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.commands.ask import is_file, require_text
 from npgemma.commands.flags import AddParser, WrongUsage
+from npgemma.commands.gradients import add_gradients, check_gradients, compare_answers, embedded_of, record_answers
 from npgemma.commands.output import as_json as json_text
 from npgemma.commands.output import say
 from npgemma.commands.streams import DUMP, PICTURE, PROMPT, shown
@@ -27,7 +28,7 @@ from npgemma.golden.cases import STEPS
 from npgemma.golden.chart import draw_chart
 from npgemma.golden.compare import compare
 from npgemma.golden.dump import read_dump
-from npgemma.golden.file import EMBEDDED, Golden, read_golden
+from npgemma.golden.file import EMBEDDED, read_golden
 from npgemma.golden.mapping import SAME_NAMES
 from npgemma.golden.mapping_file import read_mapping
 from npgemma.golden.names import LEVELS, TABLES
@@ -39,7 +40,7 @@ from npgemma.golden.report import as_json, as_text
 from npgemma.golden.rounding import SCHEDULES
 from npgemma.golden.suggest import Suggestion, suggest_map
 from npgemma.io.atomic_write import replace_file
-from npgemma.io.model_folder import EMBEDDED_LANGUAGE, EMBEDDED_PAIR
+from npgemma.io.model_folder import EMBEDDED_LANGUAGE
 from npgemma.io.picture import write_picture, written_format
 from npgemma.io.picture_kinds import SUFFIXES
 
@@ -66,6 +67,7 @@ def add_golden(add_parser: AddParser) -> None:
     golden.add_argument(
         "--taps", action="append", metavar="GLOB", help="record only taps whose names match; may be repeated"
     )
+    add_gradients(golden)
     golden.add_argument("--steps", type=int, metavar="N", help=f"tokens to decode after the prefill (default: {STEPS})")
     golden.add_argument(
         "--rounding",
@@ -161,12 +163,16 @@ def run_golden(a: argparse.Namespace) -> None:
         a.usage_error("it needs a prompt, or pictures and texts, and -o FILE")
     if a.steps is not None and a.steps < 0:
         a.usage_error(f"argument --steps: {a.steps} is negative; use 0 or more")
+    check_gradients(a)
     if a.model is None and len(a.case) == 1:
         require_text(a.case[0])
         a.model = EMBEDDED_LANGUAGE.name
     model = load(a.model)
     images, text = case_of(a, model)
-    record(model, images, text, a.output, a.level, a.taps or ["*"], a.steps, a.rounding, a.truth)
+    if a.gradients:
+        record_answers(a, model, images, text)
+    else:
+        record(model, images, text, a.output, a.level, a.taps or ["*"], a.steps, a.rounding, a.truth)
     say(f"wrote {shown(a.output)}, {a.output.stat().st_size:,} bytes", file=sys.stderr)
 
 
@@ -225,23 +231,18 @@ def run_compare(a: argparse.Namespace) -> int:
         written_format(a.chart)
     golden = read_golden(EMBEDDED.get(a.golden, a.golden))
     dump = read_dump(a.dump)
+    if "gradients" in golden.metadata:
+        return compare_answers(a, golden, dump)
     if a.suggest_map:
         return write_suggestion(a.suggest_map, suggest_map(golden, dump))
     names = preset(a.preset, golden) if a.preset else read_mapping(a.map) if a.map else SAME_NAMES
     report = compare(golden, dump, names, a.dtype, a.allow_missing)
     if a.replay:
-        report = replay(load(a.model or embedded_model(golden)), golden, dump, report)
+        report = replay(load(a.model or embedded_of(golden)), golden, dump, report)
     say(json_text(as_json(report, golden)) if a.format == "json" else as_text(report, golden, a.verbose))
     if a.chart:
         write_picture(draw_chart(report), a.chart)
     return report.status
-
-
-def embedded_model(golden: Golden) -> str | None:
-    """The embedded model of the kind that was recorded: of a pair, of a language model, or else the default."""
-    if "input_ids" in golden.taps:
-        return EMBEDDED_PAIR.name
-    return None if golden.has_pictures else EMBEDDED_LANGUAGE.name
 
 
 def write_suggestion(path: Path, found: Suggestion) -> int:

@@ -3,11 +3,17 @@
 record    a run            -> golden file
 compare   golden, dump     -> Report: does rounding explain every difference, and where is the first it does not
 replay    the same, model  -> Report with the block that is wrong even on the port's own tensors
+
+record_gradients, compare_gradients and replay_gradients do the same with the loss of answers and its gradients.
 """
 
 from npgemma.golden.compare import Report, compare
 from npgemma.golden.dump import Dump, read_dump
 from npgemma.golden.file import Golden, read_golden
+from npgemma.golden.gradient_compare import compare_gradients
+from npgemma.golden.gradient_presets import gradient_preset
+from npgemma.golden.gradient_record import record_gradients
+from npgemma.golden.gradient_replay import replay_gradients
 from npgemma.golden.mapping import NameMap, Rule
 from npgemma.golden.mapping_file import read_mapping
 from npgemma.golden.presets import PRESETS, preset
@@ -22,10 +28,14 @@ __all__ = [
     "Report",
     "Rule",
     "compare",
+    "compare_gradients",
+    "gradient_preset",
     "preset",
     "read_dump",
     "read_golden",
     "read_mapping",
     "record",
+    "record_gradients",
     "replay",
+    "replay_gradients",
 ]

@@ -16,7 +16,7 @@ it. The model itself does not know:
 import math
 import zlib
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -31,6 +31,9 @@ LARGE, SAMPLES = 1 << 26, 16
 # The variance of the rounding error of s = 2^e m, by s^2: a unit in the last place is 2^(e - 23), the error is uniform
 # within half of one, so its variance is a twelfth, and the mean of 1 / m^2 is 3/8 / log 2 if log m is uniform.
 ROUNDED = 2.0**-46 / 12 * 3 / 8 / math.log(2)
+
+# Which axes a sum is over: one, several, or all of them.
+Axes: TypeAlias = int | tuple[int, ...] | None
 
 
 class Arithmetic(np.ndarray):
@@ -47,8 +50,8 @@ class Arithmetic(np.ndarray):
         return a @ b
 
     @classmethod
-    def total(cls, x: Array, axis: int | None, keepdims: bool) -> Array:
-        """The sum over one axis, or over all of them."""
+    def total(cls, x: Array, axis: Axes, keepdims: bool) -> Array:
+        """The sum over some axes, or over all of them."""
         y: Array = x.sum(axis, keepdims=keepdims)
         return y
 
@@ -100,7 +103,7 @@ class Looped(Arithmetic):
         return product(a, b, cls.running_sums)
 
     @classmethod
-    def total(cls, x: Array, axis: int | None, keepdims: bool) -> Array:
+    def total(cls, x: Array, axis: Axes, keepdims: bool) -> Array:
         return total(x, axis, keepdims, cls.running_sums)
 
 
@@ -191,9 +194,11 @@ def stored(y: Array, out: Sequence[Array]) -> Array:
     return out[0]
 
 
-def total(x: Float[Array, "*R"], axis: int | None, keepdims: bool, running_sums: int) -> Array:
-    """The sum over one axis, or over all of them: a running sum over each of so many equal parts, then over these."""
-    terms = x.reshape(-1) if axis is None else np.moveaxis(x, axis, -1)
+def total(x: Float[Array, "*R"], axis: Axes, keepdims: bool, running_sums: int) -> Array:
+    """The sum over some axes, or over all of them: a running sum over each of so many equal parts, then over these."""
+    axes = tuple(range(x.ndim)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    last = np.moveaxis(x, axes, range(-len(axes), 0))
+    terms = last.reshape(*last.shape[: x.ndim - len(axes)], -1)
     y = np.zeros(terms.shape[:-1], x.dtype)
     for part in np.array_split(terms, running_sums, -1):
         if part.size:

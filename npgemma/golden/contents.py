@@ -18,16 +18,20 @@ from npgemma.api.guard import checked_pixels
 from npgemma.api.load import AnyModel
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.errors import BadGolden, BadPrompt
+from npgemma.golden.gradient_taps import SIGNS
 from npgemma.golden.names import axes_of, row_axes
 from npgemma.io.safetensors import LONGEST_NAME
 from npgemma.layers.shapes import Array
 
 # What taps that are not floats are stored as.
-WHOLE = re.compile(r"(.*\.)?(input_ids|token_type_ids|generated_ids|positions)")
+WHOLE = re.compile(r"(.*\.)?(input_ids|token_type_ids|generated_ids|positions|pictures|labels)")
 BYTES = re.compile(r"(.*\.)?(mask|near|resized)")
 # The dtypes of envelopes; only float16 may overflow and have none.
 REQUIRED, ENVELOPES = ("float32", "bfloat16"), ("float32", "bfloat16", "float16")
 PRECISIONS = ("float64", *ENVELOPES)
+# What every file of gradients holds.
+GRADIENT_INPUTS = ("prompts.0.input_ids", "prompts.0.token_type_ids", "prompts.0.loss_weights", "loss", SIGNS)
+NO_GRADIENTS: dict[str, Any] = {"mean": "", "smoothing": 0.0, "whole": True, "blocks": {}, "zero": {}}
 PAIRS, ENCODERS = ("siglip", "clip"), ("siglip", "clip", "vit")
 DEEPEST = 20
 POSITIONS = ("from 0", "from 1")
@@ -61,6 +65,8 @@ def wrong_facts(facts: Mapping[str, Any], taps: Mapping[str, str]) -> Iterator[s
         yield "model does not hold a type, config and weights"
     if model.get("truth_stored_as") not in ("float32", "float64"):
         yield "truth_stored_as is not float32 or float64"
+    if not is_gradients(facts.get("gradients", NO_GRADIENTS)):
+        yield "gradients does not say which mean the loss is, and the block of each gradient"
     if kind is None and not is_decoder_policy(policy, taps):
         yield "policy does not say how a decoder computes"
     for dtype, schedule in schedules.items():
@@ -100,6 +106,15 @@ def is_decoder_policy(policy: Mapping[str, Any], taps: Mapping[str, str]) -> boo
     return isinstance(rotation, list) and len(rotation) > deepest and all(map(is_rotation, rotation))
 
 
+def is_gradients(value: Any) -> bool:
+    """Whether `value` is what a file of gradients says about the loss and about the blocks of gradients."""
+    if not isinstance(value, dict) or not (is_texts(value.get("blocks")) and is_texts(value.get("zero"))):
+        return False
+    smoothing = value.get("smoothing")
+    smooth = isinstance(smoothing, int | float) and 0 <= smoothing < 1
+    return isinstance(value.get("mean"), str) and isinstance(value.get("whole"), bool) and smooth
+
+
 def is_rotation(value: Any) -> bool:
     """Whether `value` says how a layer rotates."""
     numbers = [value.get("theta"), value.get("factor")] if isinstance(value, dict) else [None]
@@ -109,12 +124,13 @@ def is_rotation(value: Any) -> bool:
 def wrong_taps(facts: Mapping[str, Any], taps: Mapping[str, str], truth: Mapping[str, Array]) -> Iterator[str]:
     """What is wrong with the taps and their tensors."""
     model = facts["model"]
-    for tap in inputs_of(model.get("type"), taps):
+    for tap in GRADIENT_INPUTS if "gradients" in facts else inputs_of(model.get("type"), taps):
         if tap not in taps:
             yield f"it lacks {tap}, an input of the run"
     for tap, axes in taps.items():
         x, floats = truth[tap], model["truth_stored_as"]
         expected = "int32" if WHOLE.fullmatch(tap) else "uint8" if BYTES.fullmatch(tap) else floats
+        expected = "int8" if tap == SIGNS else expected
         if axes not in axes_of(tap) or x.dtype != expected:
             yield f"{tap} is {x.dtype} {axes!r}, not {expected} {' or '.join(map(repr, sorted(axes_of(tap))))}"
         if not x.size:

@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from npgemma.errors import BadGolden, BadModel
+from npgemma.golden.gradient_taps import matrix_of
 from npgemma.golden.mapping import EACH, NameMap, Rule
 from npgemma.golden.names import TABLES
 from npgemma.io.expressions import compiled
@@ -165,6 +166,8 @@ _EXAMPLES = [
 @cache
 def can_be_tap(ours: str) -> bool:
     """Whether some match could make the name of a tap of `ours`, whose groups may hold anything."""
+    if matrix_of(ours):  # any name of a checkpoint may follow
+        return True
     parts = re.split(r"\\\d+|\\g<[^>]*>", ours.replace(EACH, "0"))
     fixed = [escape(re.sub(r"(?<=\.)\d+(?=\.)", "0", part.replace("\\\\", "\\"))) for part in parts]
     return any(fnmatchcase(name, "*".join(fixed)) for name in _EXAMPLES)

@@ -4,12 +4,14 @@ import re
 from functools import cache
 
 from npgemma.golden.encoder_taps import CLIP, SIGLIP, VIT
+from npgemma.golden.gradient_taps import GRADIENTS
 from npgemma.golden.tap_table import TABLE, Entry
 
 LEVELS = ("io", "blocks", "ops")
 STEP = r"(steps\.\d+\.)?"
 # The taps of each kind of model. Several kinds have a name in common, whose level is the same in all of them.
 TABLES: dict[str, tuple[Entry, ...]] = {"PaliGemma and Gemma": TABLE, "SigLIP": SIGLIP, "CLIP": CLIP, "ViT": VIT}
+TABLES |= {"gradients of PaliGemma and Gemma": GRADIENTS}
 
 
 @cache
@@ -17,13 +19,13 @@ def row_axes(axes: str) -> tuple[int, ...]:
     """Which axes count rows, the units that are judged one by one: pictures, texts, patches and tokens.
 
     In "S K H", a cache, S counts tokens, and in "U E" U counts texts; in "N T S" and "B U", scores, the rows are those
-    of T and of B.
+    of T and of B. The rows of the gradient of a matrix, "O I", are those of its outputs.
     """
-    return tuple(i for i, letter in enumerate(axes.split()) if letter in "BPQT" or (letter in "SU" and i == 0))
+    return tuple(i for i, letter in enumerate(axes.split()) if letter in "BPQTO" or (letter in "SU" and i == 0))
 
 
 def _regex(entry: Entry) -> re.Pattern[str]:
-    pattern = re.sub(r"\\{[ibn]\\}", r"\\d+", re.escape(entry.pattern))
+    pattern = re.sub(r"\\{[ibn]\\}", r"\\d+", re.escape(entry.pattern)).replace(r"\{name\}", r"\S+")
     return re.compile(STEP + pattern if entry in TABLE and not entry.pattern.startswith("steps") else pattern)
 
 

@@ -1,0 +1,94 @@
+"""`golden --gradients`, and `compare` with the file that it records."""
+
+import argparse
+
+from npgemma.api.language import LanguageModel
+from npgemma.api.load import AnyModel, load
+from npgemma.api.vision_language import VisionLanguageModel
+from npgemma.commands.flags import WrongUsage
+from npgemma.commands.output import as_json as json_text
+from npgemma.commands.output import say
+from npgemma.golden.chart import draw_chart
+from npgemma.golden.dump import Dump
+from npgemma.golden.file import Golden
+from npgemma.golden.gradient_case import MEANS
+from npgemma.golden.gradient_compare import compare_gradients
+from npgemma.golden.gradient_presets import gradient_preset
+from npgemma.golden.gradient_record import record_gradients
+from npgemma.golden.gradient_replay import replay_gradients
+from npgemma.golden.gradient_report import gradients_as_json, gradients_as_text
+from npgemma.golden.mapping import SAME_NAMES
+from npgemma.golden.mapping_file import read_mapping
+from npgemma.io.model_folder import EMBEDDED_LANGUAGE, EMBEDDED_PAIR
+from npgemma.io.picture import write_picture
+
+
+def add_gradients(golden: argparse.ArgumentParser) -> None:
+    """The flags of `golden` that record gradients."""
+    golden.add_argument(
+        "--gradients", action="store_true", help="record the loss of answers and its gradients, for a port that trains"
+    )
+    golden.add_argument(
+        "--suffix",
+        action="append",
+        metavar="TEXT",
+        help="an answer to the prompt, for --gradients; may be repeated: one, or one for each picture",
+    )
+    golden.add_argument(
+        "--mean", choices=MEANS, help="what the loss of --gradients is the mean of (default: the learned tokens)"
+    )
+    golden.add_argument("--smoothing", type=share, metavar="X", help="label smoothing for --gradients (default: 0)")
+
+
+def share(text: str) -> float:
+    """A number of 0 or more, below 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a share of the probability; use 0 or more, and less than 1")
+    return value
+
+
+def check_gradients(a: argparse.Namespace) -> None:
+    """A usage error for flags that do not go together."""
+    if bool(a.suffix) != a.gradients:
+        a.usage_error("--gradients needs --suffix TEXT, and --suffix needs --gradients")
+    if not a.gradients and (a.mean or a.smoothing is not None):
+        a.usage_error("--mean and --smoothing are for --gradients; leave them out")
+    if a.gradients and (a.taps or a.steps is not None):
+        a.usage_error("--taps and --steps do not go with --gradients, which has no steps; leave them out")
+
+
+def record_answers(a: argparse.Namespace, model: AnyModel, images: list[str], text: str | list[str]) -> None:
+    """Record the gradients of answers. WrongUsage for a model that writes none."""
+    if not isinstance(model, VisionLanguageModel | LanguageModel) or not isinstance(text, str):
+        raise WrongUsage(f"argument --gradients: {a.model} answers no prompts; record it without")
+    mean, smoothing = a.mean or MEANS[0], a.smoothing or 0.0
+    record_gradients(model, images, text, a.suffix, a.output, a.level, mean, smoothing, a.rounding, a.truth)
+
+
+def compare_answers(a: argparse.Namespace, golden: Golden, dump: Dump) -> int:
+    """Compare gradients and print the report; returns the exit status."""
+    if a.suggest_map:
+        raise WrongUsage("argument --suggest-map: it does not draft names of gradients; write a mapping file")
+    names = gradient_preset(a.preset, golden) if a.preset else read_mapping(a.map) if a.map else SAME_NAMES
+    report = compare_gradients(golden, dump, names, a.dtype, a.allow_missing)
+    if a.replay:
+        model = load(a.model or embedded_of(golden))
+        if not isinstance(model, VisionLanguageModel | LanguageModel):
+            raise WrongUsage(f"argument --model: {a.model} answers no prompts, and has no such gradients")
+        report = replay_gradients(model, golden, dump, report)
+    as_report = gradients_as_text(report, golden, a.verbose)
+    say(json_text(gradients_as_json(report, golden)) if a.format == "json" else as_report)
+    if a.chart:
+        write_picture(draw_chart(report), a.chart)
+    return report.status
+
+
+def embedded_of(golden: Golden) -> str | None:
+    """The embedded model of the kind that was recorded: of a pair, of a language model, or else the default."""
+    if "input_ids" in golden.taps:
+        return EMBEDDED_PAIR.name
+    return None if golden.has_pictures else EMBEDDED_LANGUAGE.name

@@ -1,0 +1,230 @@
+"""Record a golden file of gradients: those of a run in float64, and the errors of runs in float32 and in bfloat16.
+
+    pictures, prompt, suffixes --> float64 loss, backward --> truth
+                               --> float32 runs           --> |error| --> envelope.float32
+                               --> float32 runs, tensors  --> |error| --> envelope.bfloat16
+                                   rounded as a schedule says, and each gradient rounded once
+
+The arithmetics of the honest runs are those of `record`. A large model has no array for the gradient of a matrix: its
+two sketches are computed without it.
+
+    >>> import npgemma
+    >>> from npgemma.golden import read_golden
+    >>> picture = npgemma.sample_picture()
+    >>> record_gradients(npgemma.load(), [picture], "caption en", ["a red star"], "g.safetensors", "io")
+    >>> golden = read_golden("g.safetensors")
+    >>> golden.truth["grad.rows.multi_modal_projector.linear.weight"].shape
+    (128,)
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from npgemma.api.finite import finite, require_in_range
+from npgemma.golden.arithmetic import ARITHMETICS, computing_as
+from npgemma.golden.file import Spool, write_golden
+from npgemma.golden.gradient_case import GradientCase, Trained, homes_of, read_case, recorded_case, run
+from npgemma.golden.gradient_taps import (
+    ACTIVATION,
+    LOSS,
+    SIGNS,
+    SKETCHES,
+    WEIGHT,
+    Trail,
+    block_of_weight,
+    in_backward_order,
+    is_input,
+    matrix_of,
+)
+from npgemma.golden.names import is_in_level, is_tap
+from npgemma.golden.provenance import SMALL, describe, dtype_of_truth, schedules
+from npgemma.golden.record import check_schedule, checked_path, computing, measuring
+from npgemma.golden.rounding import GRIDS, SIXTEEN_BITS, rounding, schedule_in
+from npgemma.golden.sketches import signs
+from npgemma.io.picture import Picture
+from npgemma.layers.shapes import Array, Float
+from npgemma.layers.taps import Tap
+from npgemma.layers.tree import arrays
+
+# The precisions that gradients are judged in: many are too small for float16, where training scales the loss.
+DTYPES = ("float32", "bfloat16")
+
+
+def record_gradients(
+    model: Trained,
+    images: Sequence[Picture],
+    text: str,
+    suffixes: Sequence[str],
+    path: str | Path,
+    level: str = "blocks",
+    mean: str = "token",
+    smoothing: float = 0.0,
+    schedule: str = "hf_eager",
+    truth: str | None = None,
+) -> None:
+    """Write a golden file of the loss of answers, and of its gradients.
+
+    Parameters
+    ----------
+    model : VisionLanguageModel or LanguageModel
+        The model to run, in float64 whatever its own dtype is. Every weight is trained.
+    images, text : sequence of pictures, str
+        The pictures, none for a language model, and the prompt.
+    suffixes : sequence of str
+        One answer, with all pictures in one example; or one for each picture. Several without pictures or with one are
+        as many examples.
+    path : str or Path
+        The .safetensors file to write, as a whole or not at all.
+    level : str
+        'io' holds the inputs, the loss, and of each weight the sketches of its gradient; 'blocks' also the gradient of
+        each layer's result and, of a small model, of each weight; 'ops' the gradient of every tensor.
+    mean : str
+        'token': each learned token counts the same; 'example': each example does.
+    smoothing : float
+        The share of the probability that is spread over all tokens but the right one.
+    schedule, truth : str
+        As for `record`.
+
+    Raises
+    ------
+    BadPicture, BadPrompt, BadModel, BadGolden
+        As `record` does.
+    """
+    path = checked_path(path)
+    check_schedule(model, schedule)
+    with Spool(path.parent, truth or dtype_of_truth(model)) as spool:
+        case = read_case(model, images, text, suffixes, mean, smoothing, keeping(spool, level))
+        model.guard.check_files()
+        facts = record_runs(spool, model, case, level, schedule) | {"mean": mean, "smoothing": smoothing}
+        described = describe(model, images, text, spool, schedules(model, schedule, dict.fromkeys(DTYPES, "")))
+        described["case"] |= {"suffixes": list(suffixes)}
+        order = {tap: i for i, tap in enumerate(in_backward_order(list(spool.axes), facts["blocks"]))}
+        described["taps"].sort(key=lambda tap: order[tap[0]])
+        write_golden(spool, described | {"gradients": facts}, path)
+
+
+def record_runs(spool: Spool, model: Trained, case: GradientCase, level: str, schedule: str) -> dict[str, Any]:
+    """Put the truth and the errors of honest runs into `spool`; returns what the file says about the gradients."""
+    whole = is_small(model)
+    with finite(model, exact := partial(exact_run, case, model, whole)):
+        facts = exact(keeping(spool, level))
+        for dtype in DTYPES:
+            record_errors(spool, model, recorded_case(spool, case.smoothing), whole, schedule, dtype)
+    return facts | {"whole": whole}
+
+
+def is_small(model: Trained) -> bool:
+    """Whether memory holds the gradients of all weights."""
+    return sum(x.size for x in arrays(model.weights)) < SMALL
+
+
+def signs_for(model: Trained) -> Array:
+    """As many signs as the longest side of a matrix needs."""
+    shapes = [home.shape for home in homes_of(model).values()]
+    return signs(max(max(shape[0], int(np.prod(shape[1:]))) for shape in shapes))
+
+
+def exact_run(case: GradientCase, model: Trained, whole: bool, tap: Tap) -> dict[str, Any]:
+    """The run in float64; returns the block of each gradient, in backward order, and those that are 0."""
+    trail, blocks = Trail(), {"log_probs": LOSS, "loss": LOSS}
+
+    def follow(name: str, x: Array, axes: str) -> Array:
+        if name.startswith(ACTIVATION) and not matrix_of(name):
+            blocks[name] = trail.block_of(name)
+        return tap(name, x, axes)
+
+    names = [*run(case, computing(model, "float64"), signs_for(model), whole, follow)]
+    weights = {name: block_of_weight(path) for path, name in names}
+    reached = [block for block in trail.blocks if block in {*blocks.values(), *weights.values()}]
+    for block in reached:
+        blocks |= {name: each for name, each in weights.items() if each == block}
+    order = {name: block for block in reached for name, each in blocks.items() if each == block}
+    return {"blocks": order | {"gradient_norm": ""}, "zero": zero_gradients(model)}
+
+
+def zero_gradients(model: Trained) -> dict[str, str]:
+    """The gradients that are 0 in exact arithmetic, each with the one by whose size its errors are judged.
+
+    A bias of keys adds the same to all scores of a row, which no softmax notices.
+    """
+    names = {path: WEIGHT + home.name for path, home in homes_of(model).items()}
+    return {name: names[path.replace("k_bias", "q_bias")] for path, name in names.items() if path.endswith("k_bias")}
+
+
+def keeping(spool: Spool, level: str) -> Tap:
+    """The tap that puts the gradients of a level, and the inputs, into `spool`."""
+    kinds = {"f": spool.wide, "i": np.dtype(np.int32), "u": np.dtype(np.uint8)}
+
+    def keep(name: str, x: Array, axes: str) -> Array:
+        if is_kept(name, axes, level):
+            require_in_range(x, f"{name} is not finite: a weight, or a number computed before it, is NaN or infinite")
+            spool.put(name, x if name == SIGNS else x.astype(kinds[x.dtype.kind]), axes)
+        return x
+
+    return keep
+
+
+def is_kept(name: str, axes: str, level: str) -> bool:
+    """Whether a file of `level` holds a tensor: the smallest have of a matrix only its sketches."""
+    if name.endswith((".mask", ".near")) or not is_tap(name):
+        return False
+    if is_input(name):
+        return True
+    if matrix_of(name):
+        return level != "io" or axes == "I"
+    return name in ("loss", "log_probs", "gradient_norm") or (name.startswith(ACTIVATION) and is_in_level(name, level))
+
+
+def record_errors(spool: Spool, model: Trained, case: GradientCase, whole: bool, schedule: str, dtype: str) -> None:
+    """Put the largest errors of the honest runs in a dtype into `spool`."""
+    errors: dict[str, Float[Array, "2 R"]] = {}
+    taps = [name for name in spool.axes if name != SIGNS]
+    honest_runs(model, case, whole, schedule_in(schedule, dtype), dtype, measuring(spool, taps, dtype, errors))
+    for name, found in errors.items():
+        spool.put(f"envelope.{dtype}/{name}", (found * pooled(name, errors, spool)).astype(np.float32))
+
+
+def pooled(name: str, errors: Mapping[str, Float[Array, "2 R"]], spool: Spool) -> float:
+    """What the error of a sketch is multiplied by: it is a single draw, and may be small by chance.
+
+    Let E be the error of a matrix [O I]. The squares of E s add up to O times a square of that length, on average over
+    signs to |E|^2, and so do those of s' E. The sketch counts as no more exact than the other one, or the matrix, says.
+    """
+    if not name.startswith(SKETCHES):
+        return 1.0
+    matrix = matrix_of(name)
+    squares = [square_sum(start + matrix, errors, spool) for start in (*SKETCHES, WEIGHT)]
+    own = square_sum(name, errors, spool)
+    return math.sqrt(max(squares) / own) if own else 1.0
+
+
+def square_sum(name: str, errors: Mapping[str, Float[Array, "2 R"]], spool: Spool) -> float:
+    """The sum of the squared errors of a tensor, of the largest of its honest runs; 0 if it is not recorded."""
+    if name not in errors:
+        return 0.0
+    return float(np.square(errors[name][0]).mean() * math.prod(spool.entries[name][2]))
+
+
+def honest_runs(
+    model: Trained, case: GradientCase, whole: bool, schedule: dict[str, str], dtype: str, measure: Tap
+) -> None:
+    """The run in a dtype with each of its arithmetics; `measure` gets what a port would have."""
+    honest, tap = computing(model, dtype), rounding(rounding_gradients(measure, dtype), schedule)
+    for arithmetic in ARITHMETICS[dtype].values():
+        for _ in run(case, honest, signs_for(model), whole, computing_as(tap, arithmetic)):
+            pass
+
+
+def rounding_gradients(tap: Tap, dtype: str) -> Tap:
+    """The tap that rounds each gradient once to 16 bits. Sketches in float64 are those of a matrix that was rounded."""
+
+    def rounded(name: str, x: Array, axes: str) -> Array:
+        is_gradient = name.startswith(ACTIVATION) and x.dtype == np.float32
+        return tap(name, GRIDS[dtype](x) if is_gradient else x, axes)
+
+    return rounded if dtype in SIXTEEN_BITS else tap

@@ -1,0 +1,44 @@
+"""Reports on gradients, as text and as JSON. Blocks are in the order of the backward pass, from the loss on."""
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from npgemma.golden.compare import Report
+from npgemma.golden.file import Golden
+from npgemma.golden.gradient_judge import LIMITS
+from npgemma.golden.judge import FEW_FACTOR, FEW_VALUES, TINY_FACTOR, TINY_VALUES, Verdict
+from npgemma.golden.report import as_json, block_line, findings, leftovers, notes, summary
+
+
+def gradients_as_text(report: Report, golden: Golden, verbose: bool = False) -> str:
+    """A line per block in backward order, then the first divergence, the culprits and what is missing."""
+    case, facts = golden.metadata["case"], golden.metadata["gradients"]
+    limits = ", ".join(f"{kind} {limit:g}" for kind, limit in LIMITS.items())
+    smoothed = f", smoothing {facts['smoothing']:g}" if facts["smoothing"] else ""
+    answers = " and ".join(map(repr, case["suffixes"]))
+    head = [
+        f"golden   {case['prompt']!r}, then {answers}: loss {float(golden.truth['loss']):.6g}, the mean over "
+        f"{facts['mean']}s{smoothed}",
+        f"judged   as {report.dtype}: errors in multiples of honest runs'; limits {limits}, {FEW_FACTOR:g} times that "
+        f"for fewer than {FEW_VALUES} values, {TINY_FACTOR:g} times for fewer than {TINY_VALUES}",
+        "",
+        f"{'block, from the loss backwards':<32} taps    rms    row    max   finds errors above",
+    ]
+    lines = [block_line(block, each) for block, each in in_blocks(report.verdicts)]
+    return "\n".join(
+        [*head, *lines, "", *findings(report), *notes(report), *leftovers(report, verbose), summary(report)]
+    )
+
+
+def in_blocks(verdicts: Sequence[Verdict]) -> list[tuple[str, list[Verdict]]]:
+    """The verdicts of each block, the inputs of the run as one."""
+    inputs = ("prompts.", "pixel_values", "signs")
+    named = (("inputs" if verdict.name.startswith(inputs) else verdict.block, verdict) for verdict in verdicts)
+    return [(block, [verdict for _, verdict in each]) for block, each in groupby(named, lambda pair: pair[0])]
+
+
+def gradients_as_json(report: Report, golden: Golden) -> dict[str, Any]:
+    """The whole report as JSON values, limits included."""
+    found = as_json(report, golden)
+    return found | {"limits": found["limits"] | LIMITS, "gradients": golden.metadata["gradients"]}

@@ -1,0 +1,60 @@
+"""Two sums of a matrix that tell its mistakes as surely as all its numbers: G s and s' G, where s are random signs.
+
+A mistake in one row, column or number of G moves both sums by as much as it moves G, and a mistake in all of them by
+its length. So the gradients of a model of 3 billion weights become 2 million numbers.
+
+A `probe` computes both sums without G. It is a low-rank addition to a weight W, so small that W keeps its bits:
+
+    W + t b a, where a = s', b = s, t = 2^-60       dL/da = t s' G,  dL/db = t G s
+
+    >>> import numpy as np
+    >>> from npgemma.layers.linear import linear_backward
+    >>> rng = np.random.default_rng(0)
+    >>> w, x, dy = rng.standard_normal((4, 3)), rng.standard_normal((5, 3)), rng.standard_normal((5, 4))
+    >>> s = signs(4)
+    >>> of_probe(linear_backward(x, probe(w, s), dy)[1])[0].round(6) == sketches(dy.T @ x, s)[0].round(6)
+    array([ True,  True,  True,  True])
+"""
+
+import math
+
+import numpy as np
+
+from npgemma.layers.bits import widened
+from npgemma.layers.linear import AdaptedWeight
+from npgemma.layers.shapes import Array, Weight
+
+SEED = 0
+# The part of a weight that a probe changes: less than half a unit in the last place of float64.
+TINY = 2.0**-60
+
+
+def signs(count: int) -> Array:
+    """The signs +1 and -1 in a random order, the same for every release of NumPy."""
+    bits = np.random.PCG64(SEED).random_raw(count) >> np.uint64(63)
+    return (2 * bits.astype(np.int8) - 1).astype(np.int8)
+
+
+def sketches(g: Array, s: Array) -> tuple[Array, Array]:
+    """G s and s' G, in float64 whatever the dtype of G is."""
+    wide = g.reshape(len(g), -1).astype(np.float64)
+    return wide @ s[: wide.shape[1]].astype(np.float64), s[: len(wide)].astype(np.float64) @ wide
+
+
+def probe(w: Weight[Array, "*R"], s: Array, rows: int | None = None) -> AdaptedWeight:
+    """A weight that computes as W does, and whose gradient has the sketches of that of W.
+
+    W is a matrix of so many `rows`, by default of as many as its first axis has.
+    """
+    rows = rows or len(w)
+    base = w.view()
+    base.flags.writeable = False
+    columns = math.prod(w.shape) // rows
+    kind = np.result_type(w.dtype, np.float32) if w.dtype.kind == "f" else np.float32
+    a, b = (widened(s[:count].astype(kind), np.dtype(kind)) for count in (columns, rows))
+    return AdaptedWeight(base, a[None, :].copy(), b[:, None].copy(), TINY)
+
+
+def of_probe(gradient: AdaptedWeight) -> tuple[Array, Array]:
+    """G s and s' G from the gradient of a probe."""
+    return gradient.b[:, 0] / TINY, gradient.a[0] / TINY

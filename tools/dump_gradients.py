@@ -1,0 +1,58 @@
+"""Dump the gradients of a torch port under its own names: of every parameter, and of what its modules take and return.
+
+    python tools/dump_gradients.py npgemma/assets/tiny case.safetensors -o gradients.safetensors
+    npgemma compare case.safetensors gradients.safetensors --preset transformers
+
+`dump_gradients` is the recipe of npgemma/golden/README.md; the rest loads transformers' PaliGemma or Gemma for it.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn.utils.rnn import pad_sequence
+
+
+def dump_gradients(model, case):
+    golden, kept, hooks = load_file(case), {}, []
+
+    def keep(name, x):
+        if isinstance(x, torch.Tensor) and x.requires_grad:
+            x.retain_grad()
+            kept[name] = x
+
+    for name, module in model.named_modules():
+        before = lambda _, args, name=name: args and keep(f"{name}.input", args[0])  # noqa: E731
+        after = lambda _, args, y, name=name: keep(name, y[0] if isinstance(y, tuple) else y)  # noqa: E731
+        hooks += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    count = sum(name.endswith(".labels") for name in golden)
+    batch = lambda name, pad: pad_sequence([golden[f"prompts.{i}.{name}"].long() for i in range(count)], True, pad)  # noqa: E731
+    inputs = {"input_ids": batch("input_ids", 0), "attention_mask": (batch("labels", -1) != -1).long()}
+    if "pixel_values" in golden:
+        shown = torch.cat([golden[f"prompts.{i}.pictures"] for i in range(count)]).long()
+        inputs["pixel_values"] = golden["pixel_values"][shown].to(model.dtype)
+        inputs["token_type_ids"] = batch("token_type_ids", 1)
+    loss = model(**inputs, labels=batch("labels", -100), use_cache=False).loss
+    loss.backward()
+    [hook.remove() for hook in hooks]
+    found = {f"grad.{name}": x.grad for name, x in kept.items() if x.grad is not None}
+    found |= {f"grad.weights.{name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {"loss": loss.detach()} | {name: x.clone(memory_format=torch.contiguous_format) for name, x in found.items()}
+
+
+def main() -> None:
+    from dump_transformers import load_model
+
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("case", help="a golden file that `npgemma golden --gradients` wrote")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="a .safetensors file")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--attention", choices=("eager", "sdpa"), default="eager")
+    a = parser.parse_args()
+    save_file(dump_gradients(load_model(a.model, getattr(torch, a.dtype), a.attention), a.case), a.output)
+
+
+if __name__ == "__main__":
+    main()

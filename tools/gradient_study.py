@@ -1,0 +1,143 @@
+"""Plant mistakes in npgemma's own backward pass, and see whether `npgemma compare` finds them and lets rounding pass.
+
+    python tools/gradient_study.py            # the tables of npgemma/golden/README.md, section Gradients
+
+Each mistake runs in float32, on two pictures with an answer each: its gradients are compared with a golden file as a
+port's would be. It counts as found if rounding does not explain it and the first block named is that it was planted in.
+The other columns have the same from the sketches of weight gradients alone, and in emulated bfloat16.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest import mock
+
+from gradient_mutations import BUGS, LATER_BUGS, SHARED_BUGS, Mutation
+from gradient_variants import BENIGN
+from mutation_study import first_block, print_table, worst
+from PIL import Image, ImageOps
+from random_models import PALIGEMMA_2, write_model
+
+import npgemma
+from npgemma.golden import Dump, Golden, Report, read_golden
+from npgemma.golden.gradient_case import Trained, recorded_case, run
+from npgemma.golden.gradient_compare import compare_gradients
+from npgemma.golden.gradient_record import record_gradients, rounding_gradients
+from npgemma.golden.gradient_taps import SIGNS, WEIGHT
+from npgemma.golden.judge import Verdict
+from npgemma.golden.record import computing
+from npgemma.golden.rounding import rounding, schedule_in
+from npgemma.layers.taps import Recorder
+
+GRADIENTS = ("grad.*", "loss", "log_probs")
+
+
+@dataclass
+class GradientStudy:
+    """A model and a golden file of its gradients; `judge` runs a variant and compares it."""
+
+    model: Trained
+    golden: Golden
+
+    def judge(self, variant: Mutation, dtype: str = "float32") -> Report:
+        """The report on a backward pass of `variant`."""
+        facts = self.golden.metadata["gradients"]
+        taps, whole = Recorder(*GRADIENTS), facts["whole"]
+        tap = rounding(variant.tap(rounding_gradients(taps, dtype)), schedule_in("hf_eager", dtype))
+        case = variant.case(recorded_case(self.golden.truth, facts["smoothing"]))
+        with ExitStack() as stack:
+            for module, name, function in variant.replacements:
+                stack.enter_context(mock.patch.object(module, name, function))
+            for _ in run(case, computing(self.model, dtype), self.golden.truth[SIGNS], whole, tap):
+                pass
+        kept = {name: x for name, x in taps.items() if name in self.golden.taps or name.startswith(WEIGHT)}
+        sketches = {name for name in kept if name.startswith(("grad.rows.", "grad.columns."))}
+        dump = Dump({name: x for name, x in kept.items() if name not in sketches})
+        return compare_gradients(self.golden, dump, dtype=dtype)
+
+
+def sketches_alone(report: Report) -> Report:
+    """What is left of a report without gradients of activations and matrices: sketches, vectors and no loss."""
+    kept = [v for v in report.verdicts if v.name.startswith(("grad.rows.", "grad.columns.")) or is_vector(v)]
+    return replace(report, verdicts=kept)
+
+
+def is_vector(verdict: Verdict) -> bool:
+    """Whether a verdict is on the gradient of a weight without sketches."""
+    return verdict.name.startswith(WEIGHT) and verdict.name.endswith(
+        ("bias", "norm.weight", "norm1.weight", "norm2.weight")
+    )
+
+
+def study(model: Trained, pictures: Sequence[object], suffixes: Sequence[str], folder: Path) -> GradientStudy:
+    """A golden file of the gradients of every tap, and the model."""
+    path = folder / "gradients.safetensors"
+    record_gradients(model, pictures, "caption en", suffixes, path, "ops")
+    return GradientStudy(model, read_golden(path))
+
+
+def two_pictures() -> list[Image.Image]:
+    sample = Image.open(npgemma.sample_picture()).convert("RGB")
+    return [sample, ImageOps.mirror(ImageOps.invert(sample))]
+
+
+def embedded(folder: Path) -> GradientStudy:
+    """The embedded model, two pictures, an answer to each."""
+    return study(npgemma.load(), two_pictures(), ["a red star", "two green circles and a star"], folder)
+
+
+def shared(folder: Path) -> GradientStudy:
+    """The embedded model, one picture, two answers."""
+    return study(npgemma.load(), two_pictures()[:1], ["a red star", "two green circles and a star"], folder)
+
+
+def random_paligemma_2(folder: Path) -> GradientStudy:
+    """A random PaliGemma 2, whose windows are shorter than its answers."""
+    model = npgemma.load(write_model(folder / "model", PALIGEMMA_2))
+    return study(model, two_pictures(), ["a red star above a blue square", "two green circles and a star"], folder)
+
+
+PLANTED = {
+    "the embedded model": (BUGS, embedded),
+    "the embedded model, one picture in two prompts": (SHARED_BUGS, shared),
+    "a random PaliGemma 2": (LATER_BUGS, random_paligemma_2),
+}
+
+
+def rows(study: GradientStudy, bugs: Mapping[str, Mutation]) -> Iterator[tuple[str, bool]]:
+    """For each mistake its line of the table, and whether it is found with its block named."""
+    for name, bug in bugs.items():
+        report, rounded = study.judge(bug), study.judge(bug, "bfloat16")
+        alone = sketches_alone(report)
+        first, seen = first_block(report), first_block(alone)
+        block = "the same" if first == bug.block else first
+        wanted = bug.sketched or bug.block
+        sketch = f"{worst(alone):.3g}" + ("" if seen in (wanted, "-") else f", {seen}")
+        bf16 = f"{worst(rounded):.3g}" + (
+            "" if first_block(rounded) in (bug.block, "-") else f", {first_block(rounded)}"
+        )
+        yield f"| {name} | {bug.block} | {worst(report):.3g} | {block} | {sketch} | {bf16} |", first == bug.block
+
+
+def benign_rows(study: GradientStudy) -> Iterator[tuple[str, bool]]:
+    """For each correct variant its line of the table, and whether it is explained."""
+    for name, variant in BENIGN.items():
+        report, rounded = study.judge(variant), study.judge(variant, "bfloat16")
+        yield f"| {name} | {worst(report):.2f} | {worst(rounded):.2f} |", report.status == rounded.status == 0
+
+
+def main() -> None:
+    for name, (bugs, start) in PLANTED.items():
+        with TemporaryDirectory() as folder:
+            head = f"| planted in {name} | in | float32 | first block named | sketches alone | bfloat16 |"
+            print_table(head, rows(start(Path(folder)), bugs), "found")
+    for name, start in (("the embedded model", embedded), ("a random PaliGemma 2", random_paligemma_2)):
+        with TemporaryDirectory() as folder:
+            head = f"| correct, but rounded differently: {name} | float32 | bfloat16 |"
+            print_table(head, benign_rows(start(Path(folder))), "explained")
+
+
+if __name__ == "__main__":
+    main()
