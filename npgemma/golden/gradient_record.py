@@ -95,7 +95,7 @@ def record_gradients(
     BadPicture, BadPrompt, BadModel, BadGolden
         As `record` does.
     """
-    path = checked_path(path)
+    path = checked_path(path, model, images)
     check_schedule(model, schedule)
     with Spool(path.parent, truth or dtype_of_truth(model)) as spool:
         case = read_case(model, images, text, suffixes, mean, smoothing, keeping(spool, level))
