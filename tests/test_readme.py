@@ -110,12 +110,12 @@ DOCUMENTS = ["README.md", *(str(path.relative_to(ROOT)) for path in ROOT.glob("[
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_file_it_names_exists(document):
-    """Linked from the document's folder, or named in full. `x.py` stands for a model to be added."""
+    """Linked from the document's folder, or named in full. `x.py` and `x_grad.py` stand for a model to be added."""
     text = (ROOT / document).read_text("utf-8")
     linked = [(ROOT / document).parent / path for path in re.findall(r"\]\(([\w./-]+)\)", text)]
     named = [ROOT / path for path in re.findall(r"[`\"]((?:npgemma|tests|tools)/[\w./-]*)", text)]
     for path in [*linked, *named]:
-        assert path.exists() or path.name == "x.py", path
+        assert path.exists() or path.name in ("x.py", "x_grad.py"), path
 
 
 def test_the_readme_has_at_most_200_lines():
