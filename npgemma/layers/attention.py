@@ -86,6 +86,35 @@ def attend_block(
     return (x.reshape(key_heads, queries * rows, -1) @ values).reshape(q.shape)
 
 
+def attend_block_backward(
+    q: Float[Array, "K G T H"],
+    keys: Float[Array, "K H S"],
+    values: Float[Array, "K S H"],
+    mask: Bool[Array, "T S"],
+    scale: float,
+    cap: float | None,
+    dy: Float[Array, "K G T H"],
+    tap: Tap = silent,
+) -> tuple[Float[Array, "K G T H"], Float[Array, "K S H"], Float[Array, "K S H"]]:
+    """forward: y = P values, where P = softmax(x), x = cap tanh(z / cap) and z = q keys scale.
+
+        dP = dy values^T,  dx = P (dP - sum over s of P dP),  dz = dx (1 - tanh^2)
+        dq = dz keys^T scale,  dkeys = dz^T q scale,  dvalues = P^T dy
+
+    Where the mask is False, P is 0, and so is dx. Query heads and rows are one axis of the products.
+    """
+    seen = passed(attend_block(q, keys, values, mask, scale, cap), tap)
+    shape, folded = q.shape, (len(q), -1, q.shape[-1])
+    q, dy, probs = q.reshape(folded), dy.reshape(folded), seen["probs"].reshape(len(q), -1, mask.shape[1])
+    dprobs = dy @ values.transpose(0, 2, 1)
+    dscores = probs * (dprobs - (probs * dprobs).sum(-1, keepdims=True))
+    if cap is not None:
+        dscores *= 1 - np.square(seen["tanh"].reshape(probs.shape))
+    dscores *= scale
+    dq = (dscores @ keys.transpose(0, 2, 1)).reshape(shape)
+    return dq, dscores.transpose(0, 2, 1) @ q, probs.transpose(0, 2, 1) @ dy
+
+
 def attend_backward(
     q: Float[Array, "T N H"],
     keys: Float[Array, "S K H"],
@@ -127,35 +156,6 @@ def attend_backward(
         dkeys.transpose(1, 0, 2),
         dvalues.transpose(1, 0, 2),
     )
-
-
-def attend_block_backward(
-    q: Float[Array, "K G T H"],
-    keys: Float[Array, "K H S"],
-    values: Float[Array, "K S H"],
-    mask: Bool[Array, "T S"],
-    scale: float,
-    cap: float | None,
-    dy: Float[Array, "K G T H"],
-    tap: Tap = silent,
-) -> tuple[Float[Array, "K G T H"], Float[Array, "K S H"], Float[Array, "K S H"]]:
-    """forward: y = P values, where P = softmax(x), x = cap tanh(z / cap) and z = q keys scale.
-
-        dP = dy values^T,  dx = P (dP - sum over s of P dP),  dz = dx (1 - tanh^2)
-        dq = dz keys^T scale,  dkeys = dz^T q scale,  dvalues = P^T dy
-
-    Where the mask is False, P is 0, and so is dx. Query heads and rows are one axis of the products.
-    """
-    seen = passed(attend_block(q, keys, values, mask, scale, cap), tap)
-    shape, folded = q.shape, (len(q), -1, q.shape[-1])
-    q, dy, probs = q.reshape(folded), dy.reshape(folded), seen["probs"].reshape(len(q), -1, mask.shape[1])
-    dprobs = dy @ values.transpose(0, 2, 1)
-    dscores = probs * (dprobs - (probs * dprobs).sum(-1, keepdims=True))
-    if cap is not None:
-        dscores *= 1 - np.square(seen["tanh"].reshape(probs.shape))
-    dscores *= scale
-    dq = (dscores @ keys.transpose(0, 2, 1)).reshape(shape)
-    return dq, dscores.transpose(0, 2, 1) @ q, probs.transpose(0, 2, 1) @ dy
 
 
 def passed(running: Attending, tap: Tap) -> dict[str, Float[Array, "K G T S"]]:
