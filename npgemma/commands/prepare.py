@@ -9,7 +9,7 @@ from pathlib import Path
 
 from npgemma.checkpoints.mask_vqvae import CODEC, read_mask_codec
 from npgemma.commands.flags import AddParser
-from npgemma.commands.output import say
+from npgemma.commands.output import say, tell
 from npgemma.commands.streams import shown
 from npgemma.io.atomic_write import replace_file
 from npgemma.io.model_folder import find_model, folder_of, member
@@ -65,7 +65,7 @@ def run_prepare(a: argparse.Namespace) -> None:
     objects = counted(len(done.objects), "object")
     say(f"wrote {shown(a.output)}: {counted(len(examples), 'example')} with {objects}", file=sys.stderr)
     for note in notes(done):
-        say(f"npgemma: {note}", file=sys.stderr)
+        tell(f"{note}")
 
 
 def line_of(example: Example, base: Path) -> dict[str, str]:

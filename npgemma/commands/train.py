@@ -1,7 +1,6 @@
 """train: a model learns from examples, and goes on where it was if it is stopped."""
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
@@ -14,7 +13,7 @@ from npgemma.api.transfer import Lines, Transfer, encoder_of
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.checkpoints.trained_model import save_adapter, save_model
 from npgemma.commands.flags import AddParser, WrongUsage, model_flags, positive, require_writer
-from npgemma.commands.output import INTERRUPTED, say
+from npgemma.commands.output import INTERRUPTED, say, tell
 from npgemma.commands.outputs import check_writable
 from npgemma.commands.training_progress import EVALUATED, StepProgress, curve_of, results
 from npgemma.errors import NpgemmaError, why
@@ -197,7 +196,7 @@ def run_train(a: argparse.Namespace) -> int:
         check_writable(a.curve, in_place=False)
     with claimed(a.output, facts) as log:
         if is_finished(a.output):
-            say(f"npgemma: {a.output} holds this run already, finished; name a new folder for another", file=sys.stderr)
+            tell(f"{a.output} holds this run already, finished; name a new folder for another")
             return 0
         return trained(a, plan, log, facts)
 
@@ -229,7 +228,7 @@ def lines_of(a: argparse.Namespace, model: VisionLanguageModel | LanguageModel) 
         data = read_examples(path, encoder, split, a.pictures)
         found = required(data, a.skip_bad)
         if data.problems:
-            say(f"npgemma: skipped {len(data.problems)} lines, such as {data.problems[0]}", file=sys.stderr)
+            tell(f"skipped {len(data.problems)} lines, such as {data.problems[0]}")
         return found
 
     held_out = {name: path for name, path in (("eval", a.eval), ("keep", a.keep)) if path is not None}
@@ -243,14 +242,14 @@ def trained(a: argparse.Namespace, plan: Plan, log: Log, facts: Mapping[str, Any
     transfer = plan.transfer
     plan = timed(plan)
     transfer.how = transfer.how._replace(recompute=plan.recompute)
-    say(f"npgemma: {summary(plan)}", file=sys.stderr)
+    tell(f"{summary(plan)}")
     progress = StepProgress(transfer.steps, plan.seconds)
     training = Training(transfer.recipe(a.output), transfer.trained, a.output, facts, log, a.save_every, progress.seen)
     try:
         training.run()
     except KeyboardInterrupt:
         progress.wipe()
-        say(f"npgemma: interrupted; the same command continues after step {max(0, training.saved)}", file=sys.stderr)
+        tell(f"interrupted; the same command continues after step {max(0, training.saved)}")
         return INTERRUPTED
     except BaseException:
         progress.wipe()

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from npgemma.commands.output import WIPE, say
+from npgemma.commands.output import WIPE, tell
 from npgemma.commands.progress import duration
 from npgemma.training.curve import Point, draw_curve
 from npgemma.training.evaluate import Scores, score_table
@@ -33,7 +33,7 @@ class StepProgress:
         for name, called in EVALUATED.items():
             if name in line:
                 self.wipe()
-                say(f"npgemma: after step {line['step']}, {called}: {summary(line[name])}", file=sys.stderr)
+                tell(f"after step {line['step']}, {called}: {summary(line[name])}")
         if "loss" not in line:
             return
         self.made += 1
@@ -45,7 +45,7 @@ class StepProgress:
         if self.shown:
             print(f"{WIPE}{text}, {left} left", end="", file=sys.stderr, flush=True)
         elif step % every == 0 or self.made == 1:
-            say(f"npgemma: {text}, {left} left", file=sys.stderr)
+            tell(f"{text}, {left} left")
 
     def wipe(self) -> None:
         if self.shown:
@@ -53,7 +53,7 @@ class StepProgress:
 
     def end(self, note: str) -> None:
         took = duration(time.monotonic() - self.began)
-        say(f"npgemma: {note}; {self.steps} steps, {self.made} of them now in {took}", file=sys.stderr)
+        tell(f"{note}; {self.steps} steps, {self.made} of them now in {took}")
 
 
 def summary(scores: Mapping[str, Any]) -> str:

@@ -79,7 +79,7 @@ def test_help_that_cannot_be_written_is_an_error(arguments):
 
 
 def test_commands_print_through_say():
-    """The progress line alone, which moves the cursor, is printed as it is."""
+    """The progress lines alone, which move the cursor, are printed as they are."""
     folder = Path(npgemma.commands.__file__).parent
     found = {
         path.name
@@ -87,7 +87,7 @@ def test_commands_print_through_say():
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
     }
-    assert found == {"output.py", "progress.py"}
+    assert found == {"output.py", "progress.py", "training_progress.py"}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="whether a process waits with SIGINT is read from /proc")
