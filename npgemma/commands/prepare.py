@@ -65,7 +65,7 @@ def run_prepare(a: argparse.Namespace) -> None:
     objects = counted(len(done.objects), "object")
     say(f"wrote {shown(a.output)}: {counted(len(examples), 'example')} with {objects}", file=sys.stderr)
     for note in notes(done):
-        tell(f"{note}")
+        tell(note)
 
 
 def line_of(example: Example, base: Path) -> dict[str, str]:

@@ -242,7 +242,7 @@ def trained(a: argparse.Namespace, plan: Plan, log: Log, facts: Mapping[str, Any
     transfer = plan.transfer
     plan = timed(plan)
     transfer.how = transfer.how._replace(recompute=plan.recompute)
-    tell(f"{summary(plan)}")
+    tell(summary(plan))
     progress = StepProgress(transfer.steps, plan.seconds)
     training = Training(transfer.recipe(a.output), transfer.trained, a.output, facts, log, a.save_every, progress.seen)
     try:
