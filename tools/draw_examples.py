@@ -1,0 +1,131 @@
+"""Draw what the embedded model does not know, as examples that `npgemma train` reads.
+
+    python tools/draw_examples.py examples
+
+writes files of lines into the folder `examples`, beside their pictures:
+
+    new.jsonl              200 pictures with a heart or a brown shape, 4 questions each
+    train.jsonl            the same, and 200 pictures of what the model knows, 2 questions each
+    held-out.jsonl         200 other new pictures: a caption of each, and the boxes of all that is in it
+    known.jsonl            100 other pictures of what the model knows, likewise
+    right.jsonl            200 pictures of what the model knows, with a caption from the right and one from the left
+    right-held-out.jsonl   100 others, with a caption from the right
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+from shape_world import (
+    COLORS,
+    NEW_COLORS,
+    NEW_SHAPES,
+    SHAPES,
+    Question,
+    Scene,
+    ask,
+    ask_caption,
+    ask_color,
+    ask_shape,
+    ask_side,
+    detection,
+    draw_scene,
+    listed,
+    named,
+)
+
+SIDE = 168
+# Half of the shapes are new, and a quarter of the colours.
+MORE_SHAPES = (*SHAPES, *(NEW_SHAPES * len(SHAPES)))
+MORE_COLORS = (*COLORS, *COLORS, *COLORS, *(tuple(NEW_COLORS) * len(COLORS)))
+
+
+def new_scene(rng: Random) -> Scene:
+    """A scene with at least one thing that is new."""
+    while True:
+        scene = draw_scene(rng, SIDE, colors=MORE_COLORS, shapes=MORE_SHAPES)
+        if any(thing.kind in NEW_SHAPES or thing.color in NEW_COLORS for thing in scene.things):
+            return scene
+
+
+def known_scene(rng: Random) -> Scene:
+    """A scene of the world that the model was trained on."""
+    return draw_scene(rng, SIDE)
+
+
+def ask_all(scene: Scene, rng: Random) -> list[Question]:
+    """For a caption and the boxes of everything."""
+    prompt = "detect " + " ; ".join(thing.label for thing in scene.things)
+    boxes = detection([(thing.box, thing.label) for thing in scene.things])
+    return [ask_caption(scene, rng), Question(prompt, boxes, "detect")]
+
+
+def ask_new(scene: Scene, rng: Random) -> list[Question]:
+    """The same, and twice for a colour, a shape or what is on one side."""
+    return [*ask_all(scene, rng), *ask(scene, rng, 2, {ask_color: 1, ask_shape: 1, ask_side: 1})]
+
+
+def ask_known(scene: Scene, rng: Random) -> list[Question]:
+    """Two questions as in the training of the model, but none with an empty answer: that is nothing to learn."""
+    return [question for question in ask(scene, rng, 4) if question.suffix][:2]
+
+
+def ask_right(scene: Scene, rng: Random) -> list[Question]:
+    """For a caption in the other order."""
+    return [Question("caption en from the right", listed([named(thing) for thing in scene.things[::-1]]), "caption")]
+
+
+def ask_both(scene: Scene, rng: Random) -> list[Question]:
+    """For a caption in either order."""
+    return [*ask_right(scene, rng), ask_caption(scene, rng)]
+
+
+def write_lines(
+    folder: Path,
+    name: str,
+    count: int,
+    draw: Callable[[Random], Scene],
+    questions: Callable[[Scene, Random], list[Question]],
+) -> list[str]:
+    """Draw so many pictures, of seeds that no other name and no other tool uses; returns their lines."""
+    lines = []
+    for i in range(count):
+        rng = Random(f"hearts {name} {i}")
+        scene = draw(rng)
+        image = f"{name}-{i:03}.png"
+        scene.image.save(folder / image)
+        lines += [json.dumps({"image": image, "prefix": q.prompt, "suffix": q.suffix}) for q in questions(scene, rng)]
+    return lines
+
+
+def write_examples(folder: Path, count: int = 200) -> None:
+    """Write the files, of so many pictures each; known.jsonl and right-held-out.jsonl have half as many."""
+    folder.mkdir(parents=True, exist_ok=True)
+    new = write_lines(folder, "new", count, new_scene, ask_new)
+    half = count // 2
+    files = {
+        "new": new,
+        "train": new + write_lines(folder, "old", count, known_scene, ask_known),
+        "held-out": write_lines(folder, "held-out", count, new_scene, ask_all),
+        "known": write_lines(folder, "known", half, known_scene, ask_all),
+        "right": write_lines(folder, "right", count, known_scene, ask_both),
+        "right-held-out": write_lines(folder, "right-held-out", half, known_scene, ask_right),
+    }
+    for name, lines in files.items():
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--pictures", type=int, default=200, help="pictures to learn from (default: 200)")
+    a = parser.parse_args()
+    write_examples(a.folder, a.pictures)
+
+
+if __name__ == "__main__":
+    main()
