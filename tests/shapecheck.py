@@ -33,7 +33,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from npgemma.layers.linear import AdaptedWeight
+from npgemma.layers.linear import AdaptedRows, AdaptedWeight
 from npgemma.layers.tree import Slot
 
 # The methods of this module take what a user gives and refuse it themselves if it is wrong: only their results are
@@ -85,7 +85,7 @@ def array_checker(kind: str, axes: str) -> Checker:
 
     def check(value: Any, letters: Letters) -> None:
         if type(value) is not np.ndarray:  # the usual case first: this runs for every array of every call
-            if kind == "weight" and isinstance(value, AdaptedWeight):
+            if kind == "weight" and isinstance(value, AdaptedWeight | AdaptedRows):
                 if value.base is None:
                     return
                 value = value.base

@@ -16,7 +16,6 @@ What makes it learn in 80 minutes on two cores:
 from __future__ import annotations
 
 import argparse
-import math
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -24,17 +23,15 @@ from random import Random
 import numpy as np
 import torch
 import torch.nn.functional as F
+from patch_targets import GRID, KINDS, PATCH, SIDE, patch_targets
 from shape_world import (
     ASKERS,
-    CHARACTERS,
     COLORS,
     MAX_TURN,
     SHAPES,
     TURN_STEP,
-    TURNED,
     Asker,
     Question,
-    Scene,
     Thing,
     ask,
     ask_segment,
@@ -50,9 +47,6 @@ from npgemma.checkpoints.mask_vqvae import CODEC, read_mask_codec
 from npgemma.tasks.masks import encode_object
 
 ASSETS = Path(__file__).resolve().parent.parent / "npgemma" / "assets" / "tiny"
-SIDE, PATCH = 84, 14
-GRID = SIDE // PATCH
-KINDS = (*SHAPES, *CHARACTERS)
 PROCESSOR = SiglipImageProcessorPil(size={"height": SIDE, "width": SIDE}, image_seq_length=GRID**2)
 
 
@@ -115,34 +109,6 @@ class PatchHeads(nn.Module):
             + 4 * F.smooth_l1_loss(self.box(features)[covered], targets["box"][covered], beta=0.02)
             + F.smooth_l1_loss(self.turn(features)[turned][:, 0], targets["turn"][turned], beta=0.1)
         )
-
-
-def patch_targets(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """A patch belongs to the thing or character whose box covers most of it, if that is a sixth or more.
-
-    Turns are shares of MAX_TURN, NaN for what has none.
-    """
-    kind, color = np.zeros(GRID**2, np.int64), np.full(GRID**2, -1)
-    box = np.zeros((GRID**2, 4), np.float32)
-    turn = np.full(GRID**2, np.nan, np.float32)
-    edge = np.arange(GRID) / GRID
-    most = np.full((GRID, GRID), 1 / 6)
-    names = list(COLORS)
-    things = [(t.box, KINDS.index(t.kind) + 1, names.index(t.color), turn_share(t)) for t in scene.things]
-    things += [(b, KINDS.index(c) + 1, -1, math.nan) for b, c in zip(scene.characters, scene.word, strict=True)]
-    for (y0, x0, y1, x1), k, c, t in things:
-        high = np.clip(np.minimum(edge + 1 / GRID, y1) - np.maximum(edge, y0), 0, None) * GRID
-        wide = np.clip(np.minimum(edge + 1 / GRID, x1) - np.maximum(edge, x0), 0, None) * GRID
-        share = np.outer(high, wide)
-        rows = np.flatnonzero(share > most)
-        most = np.maximum(most, share)
-        center = np.stack([rows // GRID, rows % GRID] * 2, 1) / GRID + 0.5 / GRID
-        kind[rows], color[rows], box[rows], turn[rows] = k, c, np.array([y0, x0, y1, x1]) - center, t
-    return kind, color, box, turn
-
-
-def turn_share(thing: Thing) -> float:
-    return thing.turn / MAX_TURN if thing.kind in TURNED else math.nan
 
 
 def mask_askers() -> dict[Asker, int]:

@@ -78,9 +78,8 @@ def timed(plan: Plan) -> Plan:
     o, transfer = plan.transfer.options, plan.transfer
     pictures, encoder = 0.0, transfer.plain_encoder()
     example = transfer.lines.learned[0]
-    if transfer.decoder_alone and example.images:
-        pixels = transfer.encoder.pixel_values([example.images[0]])
-        pictures = seconds_of(partial(transfer.features, pixels))
+    if example.images:
+        pictures = seconds_of(partial(encoder.pixel_values, [example.images[0]]))
     mean = sum(each.tokens for each in transfer.lengths) / len(transfer.lengths)
     if transfer.layer_numbers * mean * o.batch < TIMED_WHOLE:
         batch = batch_of(transfer.lines.learned[: o.batch], encoder)
@@ -92,8 +91,8 @@ def timed(plan: Plan) -> Plan:
         step = layered(transfer, batch) * mean * o.examples / len(batch.prompts[0].input_ids)
     step += UPDATE * plan.numbers
     files = len({image for each in transfer.lines.learned for image in each.images})
-    again = pictures * o.examples if not transfer.keeps_features else 0.0
-    return replace(plan, seconds=step + again, before=pictures * files if transfer.keeps_features else 0.0)
+    again = 0.0 if transfer.is_fixed else pictures * o.examples
+    return replace(plan, seconds=step + again, before=pictures * files if transfer.is_fixed else 0.0)
 
 
 def layered(transfer: Transfer, batch: Batch) -> float:

@@ -33,7 +33,7 @@ from npgemma.training.batches import Place, batch_of, parts_of, places, steps_of
 from npgemma.training.encoding import Encoder, PictureEncoder, TextEncoder
 from npgemma.training.evaluate import evaluated
 from npgemma.training.examples import Example, digest_of
-from npgemma.training.features import FeatureEncoder, scratch
+from npgemma.training.features import KeepingEncoder, scratch
 from npgemma.training.gradients import BatchGradient, Computing
 from npgemma.training.loop import Recipe, StepGradient
 from npgemma.training.optimizers import OPTIMIZERS, is_decayed
@@ -46,6 +46,7 @@ CONVENTIONS = {
     "clip": "gradients times most / (length + 1e-6), as torch",
     "smoothing": "e / (V - 1) beside the target, as big_vision",
 }
+MOST_PIXELS = 1 << 28  # numbers that are kept of pictures: 1 GiB
 SPARE_TOKENS = 8  # an answer is cut off so many tokens after the longest suffix that is wanted
 
 
@@ -101,8 +102,15 @@ class Transfer:
         if options.lora is not None:
             paths = parts.adaptable(leaves(weights), options.patterns)
             shapes = {path: self.home.places[path].shape for path in paths}
-            return lora.with_adapters(weights, shapes, options.lora, options.scale, options.seed)
+            tree = lora.with_adapters(weights, shapes, options.lora, options.scale, options.seed)
+            tables = {"text.embedding", "text.head", "embedding", "head"} & self.home.places.keys()
+            return lora.with_rows(tree, tables, self.word_ids(), self.model.dtype) if options.words else tree
         return weights
+
+    def word_ids(self) -> set[int]:
+        """The tokens of the words that are to be learned, at the beginning of a text and after a space."""
+        encode = self.model.processor.tokenizer.encode
+        return {token for word in self.options.words for text in (word, f" {word}") for token in encode(text)}
 
     def trained_paths(self) -> frozenset[str]:
         """The paths of the arrays that are trained: the halves of updates, or what the options choose."""
@@ -167,7 +175,7 @@ class Transfer:
     def recipe(self, folder: Path) -> Recipe:
         """What a run does; the features of pictures wait in a nameless file in `folder`."""
         o, steps = self.options, self.steps
-        encoder = self.feature_encoder(folder) if self.decoder_alone else self.encoder
+        encoder = self.keeping_encoder(folder)
         decayed = frozenset(leaf.path for leaf in leaves(self.tree) if leaf.path in self.paths and is_decayed(leaf))
         return Recipe(
             OPTIMIZERS[o.optimizer],
@@ -211,31 +219,45 @@ class Transfer:
         return gradients.decoder_alone if self.decoder_alone else gradients.whole
 
     @property
-    def keeps_features(self) -> bool:
-        """Whether a picture's features never change while the decoder learns."""
-        return self.decoder_alone and self.options.augment == Augmentation()
+    def is_fixed(self) -> bool:
+        """Whether a picture is the same each time."""
+        return self.options.augment == Augmentation()
 
-    def feature_encoder(self, folder: Path) -> FeatureEncoder:
-        """The encoder whose pictures have been through the frozen towers; those that never change, once."""
-        images = [image for each in self.lines.learned for image in each.images if self.keeps_features]
-        kept = {path: i for i, path in enumerate(dict.fromkeys(each for each in images if isinstance(each, Path)))}
-        return FeatureEncoder(
-            self.encoder, self.features, scratch(folder, self.shape(len(kept)), self.model.dtype), kept
-        )
+    def keeping_encoder(self, folder: Path) -> KeepingEncoder:
+        """The encoder that reads pictures once, and takes them through frozen towers.
 
-    def plain_encoder(self, tap: Tap = silent) -> Encoder:
-        """The encoder of a single step, which keeps nothing."""
+        Features are much work, and all are kept; pixels are less, and are kept as far as MOST_PIXELS goes.
+        """
+        images = dict.fromkeys(image for each in self.lines.learned for image in each.images)
+        files = [image for image in images if isinstance(image, Path) and self.is_fixed]
         if not self.decoder_alone:
-            return self.encoder
-        nothing = np.empty(self.shape(0), self.model.dtype)
-        return FeatureEncoder(self.encoder, partial(self.features, tap=tap), nothing, {})
+            files = files[: MOST_PIXELS // max(1, int(np.prod(self.shape)))]
+        store = scratch(folder, (len(files), *self.shape), self.store_dtype)
+        return KeepingEncoder(self.encoder, self.features, store, {path: i for i, path in enumerate(files)})
 
-    def shape(self, pictures: int) -> tuple[int, int, int]:
-        """The shape of the features of so many pictures."""
-        projector = self.model.weights.projector.weight
-        return pictures, self.model.config.vision.num_patches, len(projector)
+    def plain_encoder(self, tap: Tap = silent) -> KeepingEncoder:
+        """The same for a single step: nothing is kept."""
+        nothing = np.empty((0, *self.shape), self.store_dtype)
+        return KeepingEncoder(self.encoder, partial(self.features, tap=tap), nothing, {})
+
+    @property
+    def store_dtype(self) -> np.dtype:
+        return self.model.dtype if self.decoder_alone else np.dtype(np.float32)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of a picture: its features if the towers are frozen, its pixels if not, and none in a text."""
+        if isinstance(self.model, LanguageModel):
+            return 3, 0, 0
+        vision = self.model.config.vision
+        if self.decoder_alone:
+            return vision.num_patches, len(self.model.weights.projector.weight)
+        return 3, vision.image_size, vision.image_size
 
     def features(self, pixels: Array, tap: Tap = silent) -> Array:
+        """Pixels, or what frozen towers make of them."""
+        if not self.decoder_alone:
+            return pixels
         with quiet():
             return image_features(self.tree, pixels.astype(self.model.dtype, copy=False), tap)
 

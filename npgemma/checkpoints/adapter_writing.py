@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from npgemma.checkpoints.adapter import LowRank
+from npgemma.checkpoints.adapter import LowRank, Rows
 from npgemma.io.unusable import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from npgemma.io.weight_writing import write_file
 from npgemma.layers.shapes import Array
@@ -29,8 +29,11 @@ def module_name(tensor: str) -> str:
     return name
 
 
-def write_adapter(folder: Path, updates: Mapping[str, LowRank], tensors: Collection[str], base: str) -> None:
-    """Write adapter_config.json and adapter_model.safetensors for updates of matrices, by their names on the hub.
+def write_adapter(
+    folder: Path, updates: Mapping[str, LowRank], rows: Mapping[str, Rows], tensors: Collection[str], base: str
+) -> None:
+    """Write adapter_config.json and adapter_model.safetensors for updates of matrices, and rows of tables, by their
+    names on the hub.
 
     `tensors` are the names of all tensors of the model, `base` is the name of the model. Rank and alpha of the config
     are those that most updates have; the others stand in rank_pattern and alpha_pattern. OSError or SafetensorError if
@@ -41,8 +44,15 @@ def write_adapter(folder: Path, updates: Mapping[str, LowRank], tensors: Collect
     for module, update in updates.items():
         for kind, half in (("lora_A", update.a), ("lora_B", update.b)):
             halves[f"base_model.model.{module}.{kind}.weight"] = np.ascontiguousarray(half, np.float32)
+    for name, some in rows.items():
+        delta = f"base_model.model.{module_name(name)}.token_adapter.trainable_tokens_delta"
+        halves[delta] = np.ascontiguousarray(some.values, np.float32)
     write_file(halves, folder / ADAPTER_WEIGHTS)
     config = adapter_config(updates, {module_name(name) for name in tensors}, base)
+    if rows:
+        config["trainable_token_indices"] = {
+            module_name(name).rpartition(".")[2]: some.ids.tolist() for name, some in rows.items()
+        }
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 

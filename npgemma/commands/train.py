@@ -77,6 +77,13 @@ def what_flags() -> argparse.ArgumentParser:
         "commas; with --lora, the matrices that the adapter changes (default: all in the decoder's layers)",
     )
     flags.add_argument("--alpha", type=float, metavar="A", help="the adapter is scaled by alpha / rank (default: 8)")
+    flags.add_argument(
+        "--words",
+        type=comma_separated,
+        default=(),
+        metavar="WORDS",
+        help="words that the model has not learned, separated by commas: an adapter changes their tokens' rows, too",
+    )
     flags.add_argument("--merge", action="store_true", help="write the model with the adapter merged into it")
     return flags
 
@@ -193,14 +200,28 @@ def run_train(a: argparse.Namespace) -> int:
 def options_of(a: argparse.Namespace) -> TrainingOptions:
     """The options that the flags set. WrongUsage if one is out of range, or has no effect."""
     adapts = not (a.full or (a.train and a.lora is None)) and a.adapter is None
-    if a.adapter is not None and (a.lora or a.full or a.train or a.alpha):
-        raise WrongUsage("--adapter goes on training that adapter as it is; leave out --lora, --full, --train, --alpha")
+    if a.adapter is not None and (a.lora or a.full or a.train or a.alpha or a.words):
+        wrong = "--lora, --full, --train, --alpha, --words"
+        raise WrongUsage(f"--adapter goes on training that adapter as it is; leave out {wrong}")
     if a.alpha is not None and not adapts:
         raise WrongUsage("--alpha is for --lora")
+    if a.words and not adapts:
+        raise WrongUsage("--words is for --lora; without an adapter, the whole table can be trained")
     if a.full and a.train:
         raise WrongUsage("--full trains everything; leave it out, or --train")
-    names = ("epochs", "batch", "accumulate", "rate", "optimizer", "schedule", "warmup", "decay", "smoothing")
-    values = {name: getattr(a, name) for name in (*names, "loss_mean", "clip", "seed", "alpha", "augment", "train")}
+    names: tuple[str, ...] = (
+        "epochs",
+        "batch",
+        "accumulate",
+        "rate",
+        "optimizer",
+        "schedule",
+        "warmup",
+        "decay",
+        "smoothing",
+    )
+    names += ("loss_mean", "clip", "seed", "alpha", "augment", "train", "words")
+    values = {name: getattr(a, name) for name in names}
     try:
         lora = (a.lora or DEFAULT_RANK) if adapts else None
         return TrainingOptions(lora=lora, evaluate_every=a.eval_every, **values)

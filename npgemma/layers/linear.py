@@ -10,7 +10,7 @@ import numpy as np
 
 from npgemma.layers.bits import widened
 from npgemma.layers.packed import multiply_back, multiply_packed, outer_products
-from npgemma.layers.shapes import Array, Float, Int, Weight
+from npgemma.layers.shapes import Array, Bool, Float, Int, Weight
 from npgemma.layers.tree import Gradient, is_frozen
 
 
@@ -19,7 +19,10 @@ def linear(
 ) -> Float[Array, "*R O"]:
     """y = x W^T + b, in the dtype of `x`. W is stored [out, in], as torch.nn.Linear stores it."""
     rows = x.reshape(-1, w.shape[1])
-    y = adapted(rows, w) if isinstance(w, AdaptedWeight) else multiply_packed(rows, w)
+    if isinstance(w, AdaptedWeight):
+        y = adapted(rows, w)
+    else:
+        y = scores_of_rows(rows, w) if isinstance(w, AdaptedRows) else multiply_packed(rows, w)
     if bias is not None:
         y += bias
     return y.reshape(*x.shape[:-1], len(w))
@@ -32,6 +35,8 @@ def linear_backward(
     rows, drows = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
     if isinstance(w, AdaptedWeight):
         dx, dw = adapted_backward(rows, w, drows)
+    elif isinstance(w, AdaptedRows):
+        dx, dw = scores_of_rows_backward(rows, w, drows)
     else:
         dx, dw = multiply_back(drows, w), None if is_frozen(w) else outer_products(drows, rows)
     return dx.reshape(x.shape), dw
@@ -73,6 +78,58 @@ def adapted_backward(
     dh, b = linear_backward(linear(x, w.a), w.b, dy * w.scale)
     dx_a, a = linear_backward(x, w.a, dh)
     return dx_base + dx_a, AdaptedWeight(base, a, b, w.scale)
+
+
+@dataclass(frozen=True)
+class AdaptedRows:
+    """A table some of whose rows are replaced, in the order of `ids`, which ascend: it stands in a model where the
+    table stood, while these rows alone are trained, such as those of words that the model has not learned.
+    """
+
+    base: Weight[Array, "V D"]
+    ids: Int[Array, "Z"]
+    rows: Float[Array, "Z D"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    def __add__(self, other: "AdaptedRows") -> "AdaptedRows":
+        """The sum of two gradients."""
+        base = None if self.base is None else self.base + other.base
+        return AdaptedRows(base, self.ids, self.rows + other.rows)
+
+    def find(self, ids: Int[Array, "T"]) -> tuple[Bool[Array, "T"], Int[Array, "S"]]:
+        """Which of the ids are replaced, and where their rows are."""
+        places = np.searchsorted(self.ids, ids).clip(max=len(self.ids) - 1)
+        replaced = self.ids[places] == ids
+        return replaced, places[replaced]
+
+
+def scores_of_rows(x: Float[Array, "T D"], w: AdaptedRows) -> Float[Array, "T V"]:
+    """y = x W^T, where W is the table with its replaced rows."""
+    y = linear(x, w.base)
+    y[:, w.ids] = linear(x, w.rows)
+    return y
+
+
+def scores_of_rows_backward(
+    x: Float[Array, "T D"], w: AdaptedRows, dy: Float[Array, "T V"]
+) -> tuple[Float[Array, "T D"], AdaptedRows]:
+    """forward: y = x W^T. A replaced row of the table has no part in y."""
+    dx_rows, rows = linear_backward(x, w.rows, dy[:, w.ids])
+    dy = dy.copy()
+    dy[:, w.ids] = 0
+    dx_base, base = linear_backward(x, w.base, dy)
+    return dx_base + dx_rows, AdaptedRows(base, no_ids(), rows)
+
+
+def no_ids() -> Gradient:
+    """The gradient of ids, which has none."""
+    return None
 
 
 def reshaped(w: Gradient, shape: tuple[int, ...]) -> Gradient:
@@ -133,11 +190,20 @@ def embed(ids: Int[Array, "T"], table: Weight[Array, "V D"], dtype: np.dtype) ->
         raise IndexError(
             f"token ids run from {ids.min()} to {ids.max()}, the embedding table has rows 0 to {len(table) - 1}"
         )
+    if isinstance(table, AdaptedRows):
+        y = embed(ids, table.base, dtype)
+        replaced, places = table.find(ids)
+        y[replaced] = table.rows[places]
+        return y
     return widened(table[ids], dtype)
 
 
 def embed_backward(ids: Int[Array, "T"], table: Weight[Array, "V D"], dy: Float[Array, "T D"]) -> Gradient:
     """forward: y[t] = table[ids[t]].   dtable[v] is the sum of dy[t] over every t with id v: ids repeat."""
+    if isinstance(table, AdaptedRows):
+        replaced, places = table.find(ids)
+        base = embed_backward(ids[~replaced], table.base, dy[~replaced])
+        return AdaptedRows(base, no_ids(), embed_backward(places, table.rows, dy[replaced]))
     if is_frozen(table):
         return None
     dtable = np.zeros(table.shape, dy.dtype)

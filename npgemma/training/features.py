@@ -1,4 +1,4 @@
-"""Pictures through frozen towers once: what the decoder sees of them never changes while it learns."""
+"""Pictures read once: their pixel values, or what frozen towers make of these, never change while a model learns."""
 
 import os
 import tempfile
@@ -15,16 +15,16 @@ from npgemma.training.encoding import Encoded, Encoder
 
 
 @dataclass
-class FeatureEncoder:
-    """An encoder whose `pixel_values` are the features of the pictures, [B P D], in place of their pixels.
+class KeepingEncoder:
+    """An encoder whose `pixel_values` are the features of pictures: pixels, or what `features` makes of them.
 
     Each picture goes through the towers alone, so that its features are the same bits in every batch. Those of `kept`
-    pictures, which are files, are computed once and wait in `store`, [pictures P D].
+    pictures, which are files, are computed once and wait in `store`, a row for each.
     """
 
     encoder: Encoder
-    features: Callable[[Float[Array, "1 3 Y X"]], Float[Array, "1 P D"]]
-    store: Float[Array, "B P D"]
+    features: Callable[[Float[Array, "1 3 Y X"]], Float[Array, "*R"]]
+    store: Float[Array, "*R"]
     kept: dict[Path, int]
     known: set[int] = field(default_factory=set)
 
@@ -47,14 +47,14 @@ class FeatureEncoder:
     def encode(self, prefix: str, suffix: str, pictures: int) -> Encoded:
         return self.encoder.encode(prefix, suffix, pictures)
 
-    def pixel_values(self, pictures: list[Picture]) -> Float[Array, "B P D"]:
+    def pixel_values(self, pictures: list[Picture]) -> Float[Array, "*R"]:
         """The features. BadPicture for a picture that cannot be read."""
         rows = np.empty((len(pictures), *self.store.shape[1:]), self.store.dtype)
         for row, picture in zip(rows, pictures, strict=True):
             row[...] = self.features_of(picture)
         return rows
 
-    def features_of(self, picture: Picture) -> Float[Array, "P D"]:
+    def features_of(self, picture: Picture) -> Float[Array, "*R"]:
         place = self.kept.get(picture) if isinstance(picture, Path) else None
         if place is None:
             return self.features(self.encoder.pixel_values([picture]))[0]

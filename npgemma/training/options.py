@@ -20,14 +20,15 @@ class TrainingOptions:
     """How a model is trained. Two runs with the same options, model and data give the same bits.
 
     `lora` is the rank of adapters, None to train the chosen arrays themselves; `train` are presets or patterns, see
-    `parts`. A step learns from `batch` examples at a time, `accumulate` times. `warmup` is a share of the steps,
-    `clip` the length that gradients are cut to, 0 for any. `evaluate_every` counts steps, None is before and after
-    alone.
+    `parts`. `words` are those whose tokens have rows in the table that are trained beside adapters. A step learns from
+    `batch` examples at a time, `accumulate` times. `warmup` is a share of the steps, `clip` the length that gradients
+    are cut to, 0 for any. `evaluate_every` counts steps, None is before and after alone.
     """
 
     lora: int | None = None
     alpha: float | None = None
     train: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
     epochs: float = 3.0
     batch: int = 8
     accumulate: int = 1

@@ -17,7 +17,7 @@ from typing import IO, Any, NamedTuple
 import safetensors
 
 from npgemma.errors import BadData, BadModel, shortened, why
-from npgemma.io.atomic_write import PREFIX, replace_file
+from npgemma.io.atomic_write import PREFIX, replace_file, temporary_folder
 from npgemma.io.regular_files import open_regular, open_to_continue
 from npgemma.io.results import lock
 from npgemma.io.safetensors import open_with_metadata
@@ -50,8 +50,11 @@ def save(folder: Path, state: State, facts: Facts) -> None:
     path = folder / f"state-{state.step:08d}.safetensors"
     metadata = {METADATA: json.dumps({"step": state.step, "log": state.log, "run": facts})}
     try:
-        with replace_file(path) as temporary:
-            write_file(state.arrays, temporary, metadata)
+        # under a name of its own, so that what a killed writer has left is found at the next state
+        with temporary_folder(folder, "state") as temporary:
+            write_file(state.arrays, temporary / path.name, metadata)
+            sync(temporary / path.name)
+            (temporary / path.name).replace(path)
         sync(folder)
     except (OSError, safetensors.SafetensorError) as error:
         raise unwritable(path, error) from None

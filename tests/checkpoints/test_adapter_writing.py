@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from npgemma.checkpoints.adapter import LowRank, read_adapter
+from npgemma.checkpoints.adapter import LowRank, Rows, read_adapter
 from npgemma.checkpoints.adapter_writing import module_name, target_modules, write_adapter
 
 TENSORS = tiny.random_tensors()
@@ -33,7 +33,7 @@ def update(name: str, rank: int = 2, scale: float = 0.5, seed: int = 0) -> LowRa
 )
 def test_what_is_written_reads_back(tmp_path: Path, names: list[str]) -> None:
     updates = {name: update(name, seed=i) for i, name in enumerate(names)}
-    write_adapter(tmp_path, updates, TENSORS, "some/model")
+    write_adapter(tmp_path, updates, {}, TENSORS, "some/model")
     found = read_adapter(tmp_path)
     assert found.added.keys() == updates.keys()
     for name, each in updates.items():
@@ -42,11 +42,21 @@ def test_what_is_written_reads_back(tmp_path: Path, names: list[str]) -> None:
         np.testing.assert_array_equal(found.added[name].b, each.b)
 
 
+def test_rows_of_tokens_read_back(tmp_path: Path) -> None:
+    table = "language_model.model.embed_tokens.weight"
+    rows = Rows(np.array([3, 8]), np.random.default_rng(0).standard_normal((2, TENSORS[table].shape[1]), np.float32))
+    write_adapter(tmp_path, {QUERIES[0]: update(QUERIES[0])}, {table: rows}, TENSORS, "some/model")
+    found = read_adapter(tmp_path).rows
+    assert found.keys() == {table}
+    np.testing.assert_array_equal(found[table].ids, rows.ids)
+    np.testing.assert_array_equal(found[table].values, rows.values)
+
+
 def test_ranks_and_scales_may_differ(tmp_path: Path) -> None:
     updates = {
         name: update(name, rank, scale) for name, rank, scale in zip(QUERIES, (2, 2, 5), (1, 1, 0.6), strict=True)
     }
-    write_adapter(tmp_path, updates, TENSORS, "some/model")
+    write_adapter(tmp_path, updates, {}, TENSORS, "some/model")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"]) == (2, 2)
     assert config["rank_pattern"] == {"model.language_model.layers.2.self_attn.q_proj": 5}

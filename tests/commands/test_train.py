@@ -30,6 +30,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def held_out(data: Path) -> Path:
+    """Two of the examples, whose answers end soon."""
+    lines = data.read_text().splitlines()
+    path = data.parent / "held-out.jsonl"
+    path.write_text("\n".join([lines[2], lines[1]]))
+    return path
+
+
+@pytest.fixture(scope="module")
 def run(folder: Path, data: Path) -> Callable[..., tuple[int, str, str]]:
     """run(*arguments): exit status, stdout and stderr of a short run with the random model."""
 
@@ -46,18 +55,18 @@ def run(folder: Path, data: Path) -> Callable[..., tuple[int, str, str]]:
 
 
 @pytest.fixture(scope="module")
-def adapter(run, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[int, str, str]]:
+def adapter(run, held_out: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[int, str, str]]:
     """The folder of a run, and what it said."""
     folder = tmp_path_factory.mktemp("adapter") / "run"
-    scored = ("--eval", data, "--keep", data, "--eval-every", 1, "--curve", folder.parent / "loss.png")
+    scored = ("--eval", held_out, "--keep", held_out, "--eval-every", 1, "--curve", folder.parent / "loss.png")
     return folder, run("-o", folder, "--lora", 3, *scored)
 
 
 @pytest.fixture(scope="module")
-def whole(run, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(run, held_out: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that trained a whole model."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    assert run("-o", folder, "--full", "--eval", data)[0] == 0
+    assert run("-o", folder, "--full", "--eval", held_out)[0] == 0
     return folder
 
 
@@ -127,12 +136,12 @@ def test_held_out_examples_are_scored_before_between_and_after(adapter) -> None:
         assert image.size == (960, 540)
 
 
-def test_the_scores_after_training_are_those_of_the_written_model(whole: Path, data: Path) -> None:
+def test_the_scores_after_training_are_those_of_the_written_model(whole: Path, held_out: Path) -> None:
     """Weights are rounded to the dtype of the files, and the loss is that of the rounded ones."""
     said = json.loads((whole / "run.json").read_text())["scores"]["eval"]["loss"]
     model = npgemma.load(whole)
-    lines = [json.loads(line) for line in data.read_text().splitlines()]
-    scores = [model.score(data.parent / each["image"], each["prefix"], each["suffix"]) for each in lines]
+    lines = [json.loads(line) for line in held_out.read_text().splitlines()]
+    scores = [model.score(held_out.parent / each["image"], each["prefix"], each["suffix"]) for each in lines]
     found = -sum(score.total for score in scores) / sum(len(score.token_ids) for score in scores)
     assert found == pytest.approx(said, rel=1e-5)
 
@@ -146,21 +155,21 @@ def test_a_run_with_the_same_seed_has_the_same_bytes(run, tmp_path: Path) -> Non
     assert losses(tmp_path / "a") != losses(tmp_path / "c")
 
 
-def test_computing_activations_twice_changes_no_bit(run, whole: Path, data: Path, tmp_path: Path) -> None:
-    run("-o", tmp_path / "run", "--full", "--eval", data, "--checkpointing", "on")
+def test_computing_activations_twice_changes_no_bit(run, whole: Path, held_out: Path, tmp_path: Path) -> None:
+    run("-o", tmp_path / "run", "--full", "--eval", held_out, "--checkpointing", "on")
     assert content(tmp_path / "run") == content(whole)
 
 
 def test_accumulation_learns_from_the_same_batch(run, tmp_path: Path) -> None:
-    run("-o", tmp_path / "a", "--lora", 3, "--dtype", "float64")
-    run("-o", tmp_path / "b", "--lora", 3, "--dtype", "float64", "--batch", 1, "--accumulate", 2)
+    run("-o", tmp_path / "a", "--epochs", 0.5, "--lora", 3, "--dtype", "float64")
+    run("-o", tmp_path / "b", "--epochs", 0.5, "--lora", 3, "--dtype", "float64", "--batch", 1, "--accumulate", 2)
     np.testing.assert_allclose(losses(tmp_path / "a"), losses(tmp_path / "b"), rtol=1e-9)
 
 
-def test_a_finished_run_is_left_as_it_is(run, adapter, data: Path) -> None:
+def test_a_finished_run_is_left_as_it_is(run, adapter, held_out: Path) -> None:
     folder, _ = adapter
     before = content(folder)
-    how = ("--eval", data, "--keep", data, "--eval-every", 1)
+    how = ("--eval", held_out, "--keep", held_out, "--eval-every", 1)
     assert run("-o", folder, "--lora", 3, *how)[0] == 0
     status, _, err = run("-o", folder, "--lora", 4, *how)
     assert status == 1

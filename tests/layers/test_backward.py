@@ -14,6 +14,7 @@ from npgemma.layers import activations, losses, norms
 from npgemma.layers.attention import attend, attend_backward
 from npgemma.layers.conv import Conv, ConvTranspose, conv, conv_backward, upsample, upsample_backward
 from npgemma.layers.linear import (
+    AdaptedRows,
     AdaptedWeight,
     embed,
     embed_backward,
@@ -61,6 +62,15 @@ def adapted_gradients(dy, x, w, a, b):
     return {"x": dx, "w": dw.base, "a": dw.a, "b": dw.b}
 
 
+def rows_gradients(dtable):
+    return {"table": dtable.base, "rows": dtable.rows}
+
+
+def scores_gradients(dx, dtable):
+    return {"x": dx, **rows_gradients(dtable)}
+
+
+REPLACED = np.array([1, 4])
 MASK = np.tri(5, 7, 2, dtype=bool)  # the first row sees three
 POSITIONS = np.array([3, 4, 5, 900, 901])
 IDS = np.array([4, 1, 4, 4, 0])
@@ -148,6 +158,16 @@ CASES = {
         lambda x, w, a, b: linear(x, AdaptedWeight(w, a, b, 0.7)),
         adapted_gradients,
         {"x": (5, 3), "w": (4, 3), "a": (2, 3), "b": (4, 2)},
+    ),
+    "a table with replaced rows": Case(
+        lambda table, rows: embed(IDS, AdaptedRows(table, REPLACED, rows), table.dtype),
+        lambda dy, table, rows: rows_gradients(embed_backward(IDS, AdaptedRows(table, REPLACED, rows), dy)),
+        {"table": (6, 3), "rows": (2, 3)},
+    ),
+    "scores of a table with replaced rows": Case(
+        lambda x, table, rows: linear(x, AdaptedRows(table, REPLACED, rows)),
+        lambda dy, x, table, rows: scores_gradients(*linear_backward(x, AdaptedRows(table, REPLACED, rows), dy)),
+        {"x": (5, 3), "table": (6, 3), "rows": (2, 3)},
     ),
     "embed": Case(
         lambda table: embed(IDS, table, table.dtype),

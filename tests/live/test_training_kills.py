@@ -59,6 +59,7 @@ def begun(folder: Path, output: Path) -> subprocess.Popen:
 
 def finished(folder: Path, output: Path) -> dict[str, bytes]:
     subprocess.run(command(folder, output), check=True, capture_output=True)
+    assert not [path for path in output.iterdir() if path.is_dir()]  # what killed writers have left
     return content(output)
 
 

@@ -63,6 +63,7 @@ def loaded_by_peft(base: torch.nn.Module, folder: Path) -> torch.nn.Module:
         (("--train", "text.blocks.2.*"), 7),
         (("--train", "vision,projector"), 4 * 6 + 1),
         (("--train", "all"), 28 + 4 * 6 + 1),
+        (("--words", "heart,blue"), 28),
     ],
 )
 def test_peft_loads_an_adapter_without_a_warning(data, inputs, tmp_path, arguments: tuple, modules: int) -> None:
@@ -79,7 +80,7 @@ def test_peft_loads_an_adapter_without_a_warning(data, inputs, tmp_path, argumen
     assert np.abs(expected - logits(npgemma.load(), inputs)).max() > MOVED
 
 
-@pytest.mark.parametrize("arguments", [("--full",), ("--lora", "4", "--merge")])
+@pytest.mark.parametrize("arguments", [("--full",), ("--lora", "4", "--merge"), ("--words", "heart", "--merge")])
 def test_transformers_loads_a_model(data: Path, inputs: dict, tmp_path: Path, arguments: tuple) -> None:
     train(data, tmp_path / "run", "--rate", "0.005", *arguments)
     expected = logits_of(read(tmp_path / "run"), inputs, wide=False)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gradient_cases import CASES, F64, Case, moved, protect
 
-from npgemma.layers.linear import AdaptedWeight
+from npgemma.layers.linear import AdaptedRows, AdaptedWeight
 from npgemma.layers.taps import Kept, Recorder, numbered
 from npgemma.layers.tree import Leaf, is_frozen, leaves, map_tree, thawed
 from npgemma.models import prefix_lm, prefix_lm_grad
@@ -35,8 +35,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 def slope(case: Case, directions: Mapping[str, np.ndarray]) -> float:
     """How the loss changes along a direction of some of the weights, by their paths."""
-
-    return moved(case, lambda leaf: 1j * STEP * directions.get(leaf.path, 0)).imag / STEP
+    return moved(case, lambda leaf: 1j * STEP * directions[leaf.path] if leaf.path in directions else 0).imag / STEP
 
 
 def wrong_gradients(case: Case, gradient: Any) -> list[str]:
@@ -151,6 +150,9 @@ def test_the_matrices_of_an_adapter_have_gradients_while_its_base_is_frozen() ->
     case = CASES["Gemma 2"](0)
 
     def adapted(leaf: Leaf) -> Any:
+        if leaf.path == "embedding":  # every other row is replaced
+            ids = np.arange(0, len(leaf.value), 2)
+            return AdaptedRows(leaf.value, ids, rng.standard_normal((len(ids), leaf.value.shape[1])))
         if not leaf.path.endswith((".q", ".k", ".v", ".o", ".gate", ".up", ".down")):
             return leaf.value
         rows = math.prod(leaf.value.shape[:-1]) if not leaf.path.endswith(".o") else len(leaf.value)
@@ -158,8 +160,8 @@ def test_the_matrices_of_an_adapter_have_gradients_while_its_base_is_frozen() ->
         return AdaptedWeight(leaf.value, a, rng.standard_normal((rows, 2)), 0.5)
 
     p = map_tree(adapted, case.weights)
-    chosen = [leaf.path for leaf in leaves(p) if leaf.path.endswith((".a", ".b"))]
-    assert len(chosen) == 2 * 7 * len(p.blocks)
+    chosen = [leaf.path for leaf in leaves(p) if leaf.path.endswith((".a", ".b", ".rows"))]
+    assert len(chosen) == 1 + 2 * 7 * len(p.blocks)
     _, gradient = case.gradient(thawed(p, chosen.__contains__, F64))
     assert [leaf.path for leaf in leaves(gradient)] == chosen
     assert wrong_gradients(case._replace(weights=p), gradient) == []
