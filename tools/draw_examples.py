@@ -4,10 +4,10 @@
 
 writes files of lines into the folder `examples`, beside their pictures:
 
-    new.jsonl              200 pictures with a heart or a brown shape, 4 questions each
+    new.jsonl              200 pictures with a heart or something brown, 4 questions each
     train.jsonl            the same, and 200 pictures of what the model knows, 2 questions each
-    held-out.jsonl         200 other new pictures: a caption of each, and the boxes of all that is in it
-    known.jsonl            100 other pictures of what the model knows, likewise
+    held-out.jsonl         200 other pictures with something new: a caption of each, and the box of what is new
+    known.jsonl            100 other pictures of what the model knows: a caption of each, and all boxes
     right.jsonl            200 pictures of what the model knows, with a caption from the right and one from the left
     right-held-out.jsonl   100 others, with a caption from the right
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
@@ -27,6 +27,7 @@ from shape_world import (
     SHAPES,
     Question,
     Scene,
+    Thing,
     ask,
     ask_caption,
     ask_color,
@@ -39,16 +40,19 @@ from shape_world import (
 )
 
 SIDE = 168
-# Half of the shapes are new, and a quarter of the colours.
-MORE_SHAPES = (*SHAPES, *(NEW_SHAPES * len(SHAPES)))
-MORE_COLORS = (*COLORS, *COLORS, *COLORS, *(tuple(NEW_COLORS) * len(COLORS)))
+
+
+def is_new(thing: Thing) -> bool:
+    """Whether the model has met no such shape, or no such colour."""
+    return thing.kind in NEW_SHAPES or thing.color in NEW_COLORS
 
 
 def new_scene(rng: Random) -> Scene:
-    """A scene with at least one thing that is new."""
+    """A scene with one thing that is new, alone or among things that the model knows."""
+    colors, shapes = (*COLORS, *NEW_COLORS), (*SHAPES, *NEW_SHAPES)
     while True:
-        scene = draw_scene(rng, SIDE, colors=MORE_COLORS, shapes=MORE_SHAPES)
-        if any(thing.kind in NEW_SHAPES or thing.color in NEW_COLORS for thing in scene.things):
+        scene = draw_scene(rng, SIDE, colors=colors, shapes=shapes)
+        if sum(map(is_new, scene.things)) == 1:
             return scene
 
 
@@ -57,21 +61,26 @@ def known_scene(rng: Random) -> Scene:
     return draw_scene(rng, SIDE)
 
 
-def ask_all(scene: Scene, rng: Random) -> list[Question]:
-    """For a caption and the boxes of everything."""
-    prompt = "detect " + " ; ".join(thing.label for thing in scene.things)
-    boxes = detection([(thing.box, thing.label) for thing in scene.things])
-    return [ask_caption(scene, rng), Question(prompt, boxes, "detect")]
+def ask_boxes(things: Sequence[Thing]) -> Question:
+    """For the boxes of some things."""
+    boxes = detection([(thing.box, thing.label) for thing in things])
+    return Question("detect " + " ; ".join(thing.label for thing in things), boxes, "detect")
+
+
+def ask_held_out(scene: Scene, rng: Random) -> list[Question]:
+    """For a caption and the box of what is new, or the boxes of all that is known."""
+    return [ask_caption(scene, rng), ask_boxes(list(filter(is_new, scene.things)) or scene.things)]
 
 
 def ask_new(scene: Scene, rng: Random) -> list[Question]:
     """The same, and twice for a colour, a shape or what is on one side."""
-    return [*ask_all(scene, rng), *ask(scene, rng, 2, {ask_color: 1, ask_shape: 1, ask_side: 1})]
+    return [*ask_held_out(scene, rng), *ask(scene, rng, 2, {ask_color: 1, ask_shape: 1, ask_side: 1})]
 
 
 def ask_known(scene: Scene, rng: Random) -> list[Question]:
-    """Two questions as in the training of the model, but none with an empty answer: that is nothing to learn."""
-    return [question for question in ask(scene, rng, 4) if question.suffix][:2]
+    """For a caption, and for something else as in the training of the model: not for what has an empty answer."""
+    others = [q for q in ask(scene, rng, 4) if q.suffix and q.family != "caption"]
+    return [ask_caption(scene, rng), others[0]]
 
 
 def ask_right(scene: Scene, rng: Random) -> list[Question]:
@@ -94,7 +103,7 @@ def write_lines(
     """Draw so many pictures, of seeds that no other name and no other tool uses; returns their lines."""
     lines = []
     for i in range(count):
-        rng = Random(f"hearts {name} {i}")
+        rng = Random(f"examples {name} {i}")
         scene = draw(rng)
         image = f"{name}-{i:03}.png"
         scene.image.save(folder / image)
@@ -110,8 +119,8 @@ def write_examples(folder: Path, count: int = 200) -> None:
     files = {
         "new": new,
         "train": new + write_lines(folder, "old", count, known_scene, ask_known),
-        "held-out": write_lines(folder, "held-out", count, new_scene, ask_all),
-        "known": write_lines(folder, "known", half, known_scene, ask_all),
+        "held-out": write_lines(folder, "held-out", count, new_scene, ask_held_out),
+        "known": write_lines(folder, "known", half, known_scene, ask_held_out),
         "right": write_lines(folder, "right", count, known_scene, ask_both),
         "right-held-out": write_lines(folder, "right-held-out", half, known_scene, ask_right),
     }
