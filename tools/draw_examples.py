@@ -4,7 +4,7 @@
 
 writes files of lines into the folder `examples`, beside their pictures:
 
-    new.jsonl              200 pictures with a heart or something brown, 4 questions each
+    new.jsonl              200 pictures with a heart or something grey, 4 questions each
     train.jsonl            the same, and 200 pictures of what the model knows, 2 questions each
     held-out.jsonl         200 other pictures with something new: a caption of each, and the box of what is new
     known.jsonl            100 other pictures of what the model knows: a caption of each, and all boxes
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -40,6 +41,8 @@ from shape_world import (
 )
 
 SIDE = 168
+# Examples to learn from have more things than others: captions of three things are the hardest, and teach the most.
+CROWDED = (1, 2, 3, 3, 3)
 
 
 def is_new(thing: Thing) -> bool:
@@ -47,11 +50,12 @@ def is_new(thing: Thing) -> bool:
     return thing.kind in NEW_SHAPES or thing.color in NEW_COLORS
 
 
-def new_scene(rng: Random) -> Scene:
-    """A scene with one thing that is new, alone or among things that the model knows."""
+def new_scene(rng: Random, counts: Sequence[int] = (1, 2, 3)) -> Scene:
+    """A scene with one thing that is new, alone or among things that the model knows; of as many as `counts` has."""
     colors, shapes = (*COLORS, *NEW_COLORS), (*SHAPES, *NEW_SHAPES)
+    count = rng.choice(counts)
     while True:
-        scene = draw_scene(rng, SIDE, colors=colors, shapes=shapes)
+        scene = draw_scene(rng, SIDE, count, colors=colors, shapes=shapes)
         if sum(map(is_new, scene.things)) == 1:
             return scene
 
@@ -114,11 +118,11 @@ def write_lines(
 def write_examples(folder: Path, count: int = 200) -> None:
     """Write the files, of so many pictures each; known.jsonl and right-held-out.jsonl have half as many."""
     folder.mkdir(parents=True, exist_ok=True)
-    new = write_lines(folder, "new", count, new_scene, ask_new)
+    new = write_lines(folder, "new", count, partial(new_scene, counts=CROWDED), ask_new)
     half = count // 2
     files = {
         "new": new,
-        "train": new + write_lines(folder, "old", count, known_scene, ask_known),
+        "train": new + write_lines(folder, "old", 2 * count, known_scene, ask_known),
         "held-out": write_lines(folder, "held-out", count, new_scene, ask_held_out),
         "known": write_lines(folder, "known", half, known_scene, ask_held_out),
         "right": write_lines(folder, "right", count, known_scene, ask_both),

@@ -26,7 +26,7 @@ COLORS = {
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 # What the embedded model does not know, and is taught with the examples of tools/draw_examples.py.
-NEW_COLORS = {"brown": (128, 78, 38)}
+NEW_COLORS = {"grey": (128, 132, 138)}
 NEW_SHAPES = ("heart",)
 CHARACTERS = "ABCEFHJKLMNPRTUVXYZ23479"  # without look-alikes such as O and 0
 BACKGROUNDS = ((255, 255, 255), (250, 246, 236), (238, 240, 243), (232, 240, 248), (240, 247, 236))
