@@ -5,7 +5,7 @@
 writes files of lines into the folder `examples`, beside their pictures:
 
     new.jsonl              200 pictures with a heart or something grey, 4 questions each
-    train.jsonl            the same, and 200 pictures of what the model knows, 2 questions each
+    train.jsonl            the same, and 400 pictures of what the model knows, 2 questions each
     held-out.jsonl         200 other pictures with something new: a caption of each, and the box of what is new
     known.jsonl            100 other pictures of what the model knows: a caption of each, and all boxes
     right.jsonl            200 pictures of what the model knows, with a caption from the right and one from the left
@@ -116,7 +116,7 @@ def write_lines(
 
 
 def write_examples(folder: Path, count: int = 200) -> None:
-    """Write the files, of so many pictures each; known.jsonl and right-held-out.jsonl have half as many."""
+    """Write the files; the examples of what is new have so many pictures, others twice or half as many."""
     folder.mkdir(parents=True, exist_ok=True)
     new = write_lines(folder, "new", count, partial(new_scene, counts=CROWDED), ask_new)
     half = count // 2
