@@ -9,7 +9,7 @@ Lengths are shares of the picture's side; a box is (y0, x0, y1, x1), PaliGemma's
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -25,6 +25,9 @@ COLORS = {
     "pink": (248, 132, 188),
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
+# What the embedded model does not know, and is taught with the examples of tools/draw_examples.py.
+NEW_COLORS = {"grey": (128, 132, 138)}
+NEW_SHAPES = ("heart",)
 CHARACTERS = "ABCEFHJKLMNPRTUVXYZ23479"  # without look-alikes such as O and 0
 BACKGROUNDS = ((255, 255, 255), (250, 246, 236), (238, 240, 243), (232, 240, 248), (240, 247, 236))
 INK = (32, 36, 44)
@@ -40,7 +43,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Thing:
-    """One coloured shape. `kind` is one of SHAPES, `color` a key of COLORS; turned by `turn` radians."""
+    """One coloured shape, turned by `turn` radians. `kind` is one of SHAPES, `color` a key of COLORS, or a new one."""
 
     color: str
     kind: str
@@ -106,6 +109,28 @@ def cross(cx: float, cy: float, r: float) -> list[tuple[float, float]]:
     return corners
 
 
+def heart(cx: float, cy: float, r: float, turn: float) -> list[tuple[float, float]]:
+    """Points on the outline of a heart that reaches `r` to both sides of its centre, turned by `turn` radians."""
+    points = []
+    for i in range(60):
+        t = 2 * math.pi * i / 60
+        x = math.sin(t) ** 3
+        y = -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t) + 2.5) / 16
+        points.append((x * math.cos(turn) - y * math.sin(turn), x * math.sin(turn) + y * math.cos(turn)))
+    return [(cx + r * x, cy + r * y) for x, y in points]
+
+
+def outline(kind: str, cx: float, cy: float, r: float, turn: float) -> list[tuple[float, float]]:
+    """The corners of any shape that is not round."""
+    match kind:
+        case "cross":
+            return cross(cx, cy, r)
+        case "heart":
+            return heart(cx, cy, r, turn)
+        case _:
+            return polygon(kind, cx, cy, r, turn)
+
+
 def draw_thing(
     draw: ImageDraw.ImageDraw, kind: str, fill: tuple[int, ...], cx: float, cy: float, r: float, turn: float
 ) -> Box:
@@ -116,7 +141,7 @@ def draw_thing(
     if kind == "ring":
         draw.ellipse((cx - r, cy - r, cx + r, cy + r), outline=fill, width=max(2, round(r * 0.42)))
         return cy - r, cx - r, cy + r, cx + r
-    corners = cross(cx, cy, r) if kind == "cross" else polygon(kind, cx, cy, r, turn)
+    corners = outline(kind, cx, cy, r, turn)
     draw.polygon(corners, fill=fill)
     xs, ys = [x for x, _ in corners], [y for _, y in corners]
     return min(ys), min(xs), max(ys), max(xs)
@@ -136,7 +161,14 @@ def apart(box: Box, others: list[Box], gap: float) -> bool:
     return all(y1 + gap <= b[0] or b[2] + gap <= y0 or x1 + gap <= b[1] or b[3] + gap <= x0 for b in others)
 
 
-def draw_scene(rng: Random, side: int = SIDE, count: int | None = None, worded: bool | None = None) -> Scene:
+def draw_scene(
+    rng: Random,
+    side: int = SIDE,
+    count: int | None = None,
+    worded: bool | None = None,
+    colors: Sequence[str] = tuple(COLORS),
+    shapes: Sequence[str] = SHAPES,
+) -> Scene:
     """A random scene of one to three shapes of different labels and, half the time, a word of three characters.
 
     Centres differ in x by at least a twelfth of the side, so that "from left to right" is never a matter of taste.
@@ -163,7 +195,7 @@ def draw_scene(rng: Random, side: int = SIDE, count: int | None = None, worded: 
     for _ in range(400):
         if len(things) == count:
             break
-        color, kind = rng.choice(list(COLORS)), rng.choice(SHAPES)
+        color, kind = rng.choice(colors), rng.choice(shapes)
         r = rng.uniform(0.11, 0.20) * side
         cx, cy = (rng.uniform(r + 0.02 * side, 0.98 * side - r) for _ in range(2))
         room = (cy - r, cx - r, cy + r, cx + r)
@@ -171,7 +203,7 @@ def draw_scene(rng: Random, side: int = SIDE, count: int | None = None, worded: 
             continue
         if any(abs(cx - other) < side / 12 for other, _ in things):
             continue
-        fill = tuple(max(0, min(255, channel + rng.randint(-10, 10))) for channel in COLORS[color])
+        fill = tuple(max(0, min(255, channel + rng.randint(-10, 10))) for channel in (COLORS | NEW_COLORS)[color])
         turn = rng.uniform(-MAX_TURN, MAX_TURN)
         box = draw_thing(draw, kind, fill, cx, cy, r, turn)
         place = (cx / side, cy / side, r / side, turn)
@@ -190,9 +222,14 @@ def listed(names: list[str]) -> str:
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
 
+def named(thing: Thing) -> str:
+    """A thing with its article: 'an orange ring'."""
+    return ("an " if thing.color == "orange" else "a ") + thing.label
+
+
 def caption(scene: Scene) -> str:
     """The things from left to right: 'a red circle, a blue star and an orange ring'."""
-    return listed([("an " if thing.color == "orange" else "a ") + thing.label for thing in scene.things])
+    return listed([named(thing) for thing in scene.things])
 
 
 def loc(box: Box) -> str:
