@@ -64,14 +64,20 @@ def finished(folder: Path, output: Path) -> dict[str, bytes]:
 
 
 def test_a_run_that_is_killed_ends_with_the_same_bytes(folder: Path, undisturbed: dict, tmp_path: Path) -> None:
-    moments = random.Random(0)
+    """A run that ends before its next kill is followed by another one."""
+    moments, runs, statuses = random.Random(0), [tmp_path / "0"], []
     for _ in range(KILLS):
-        process = begun(folder, tmp_path / "run")
+        process = begun(folder, runs[-1])
         time.sleep(moments.uniform(0, LONGEST))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        assert process.returncode == -signal.SIGKILL
-    assert finished(folder, tmp_path / "run") == undisturbed
+        statuses.append(process.returncode)
+        if process.returncode == 0:
+            runs.append(tmp_path / str(len(runs)))
+    assert {*statuses} <= {0, -signal.SIGKILL}
+    assert -signal.SIGKILL in statuses
+    for run in runs:
+        assert finished(folder, run) == undisturbed
 
 
 def test_ctrl_c_says_one_sentence_and_loses_no_step(folder: Path, undisturbed: dict, tmp_path: Path) -> None:
