@@ -10,7 +10,7 @@ from npgemma.layers.taps import Kept, Tap, at, silent
 from npgemma.models import clip
 from npgemma.models.clip import Clip, PatchEmbedding, Projection, TextTower, VisionTower, end_rows
 from npgemma.models.vit import every_row, patches, sequences
-from npgemma.models.vit_grad import encoder_backward, encoder_needs, last_rows, token_embedding_backward
+from npgemma.models.vit_grad import encoder_backward, last_rows, token_embedding_backward, towers_need
 
 # What the backward pass reads before and behind the blocks of the towers.
 END_NEEDS = (
@@ -21,9 +21,7 @@ END_NEEDS = (
 
 def needs(recompute: bool = False) -> frozenset[str]:
     """What the backward pass of both towers reads; only the results of blocks if it computes the blocks again."""
-    return frozenset(f"{tower}.{name}" for tower in ("vision", "text") for name in encoder_needs(recompute)).union(
-        END_NEEDS
-    )
+    return towers_need(recompute, END_NEEDS)
 
 
 def patch_embedding_backward(

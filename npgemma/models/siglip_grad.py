@@ -14,10 +14,10 @@ from npgemma.models.vit import every_row, patches, sequences
 from npgemma.models.vit_grad import (
     attention_backward,
     encoder_backward,
-    encoder_needs,
     last_rows,
     mlp_backward,
     token_embedding_backward,
+    towers_need,
 )
 
 # What the backward pass reads behind the blocks of the towers.
@@ -30,9 +30,7 @@ HEAD_NEEDS = (
 
 def needs(recompute: bool = False) -> frozenset[str]:
     """What the backward pass of both towers reads; only the results of blocks if it computes the blocks again."""
-    return frozenset(f"{tower}.{name}" for tower in ("vision", "text") for name in encoder_needs(recompute)).union(
-        HEAD_NEEDS
-    )
+    return towers_need(recompute, HEAD_NEEDS)
 
 
 def patch_embedding_backward(

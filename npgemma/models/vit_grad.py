@@ -3,6 +3,8 @@
 See `gemma_grad` for what `saw`, `tap` and the results are.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from npgemma.layers.activations import Activation, activation_backward
@@ -45,6 +47,12 @@ OUTPUTS = frozenset({"embedding", "layers.{i}.out"})
 def encoder_needs(recompute: bool = False) -> frozenset[str]:
     """What the backward pass of an encoder reads; only the results of blocks if it computes the blocks again."""
     return OUTPUTS if recompute else OUTPUTS | {f"layers.{{i}}.{name}" for name in BLOCK_NEEDS}
+
+
+def towers_need(recompute: bool, others: Iterable[str]) -> frozenset[str]:
+    """What the backward pass of a vision and a text tower reads: what their encoders need, and `others`."""
+    encoders = {f"{tower}.{name}" for tower in ("vision", "text") for name in encoder_needs(recompute)}
+    return frozenset(encoders.union(others))
 
 
 def attention_backward(
