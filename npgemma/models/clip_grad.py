@@ -3,14 +3,14 @@
 import numpy as np
 
 from npgemma.layers import losses
-from npgemma.layers.linear import linear_backward, reshaped, total
+from npgemma.layers.linear import linear_backward, total
 from npgemma.layers.norms import layer_norm_backward, unit_backward
 from npgemma.layers.shapes import Array, Float, Int
 from npgemma.layers.taps import Kept, Tap, at, silent
 from npgemma.models import clip
 from npgemma.models.clip import Clip, PatchEmbedding, Projection, TextTower, VisionTower, end_rows
-from npgemma.models.vit import every_row, patches, sequences
-from npgemma.models.vit_grad import encoder_backward, last_rows, token_embedding_backward, towers_need
+from npgemma.models.vit import every_row, sequences
+from npgemma.models.vit_grad import encoder_backward, last_rows, patches_backward, token_embedding_backward, towers_need
 
 # What the backward pass reads before and behind the blocks of the towers.
 END_NEEDS = (
@@ -28,10 +28,9 @@ def patch_embedding_backward(
     p: PatchEmbedding, pixel_values: Float[Array, "B C Y X"], dy: Float[Array, "B T D"], tap: Tap = silent
 ) -> PatchEmbedding:
     """forward: y = row + position, where row 0 is the class token and row 1 + i is W patch[i]."""
-    width, _, size, _ = p.weight.shape
     dpatches = tap("patches", dy[:, 1:], "B P D")
-    _, weight = linear_backward(patches(pixel_values, size), reshaped(p.weight, (width, -1)), dpatches)
-    return PatchEmbedding(reshaped(weight, p.weight.shape), total(p.class_token, dy[:, 0]), total(p.position, dy))
+    weight = patches_backward(p.weight, pixel_values, dpatches)
+    return PatchEmbedding(weight, total(p.class_token, dy[:, 0]), total(p.position, dy))
 
 
 def vision_tower_backward(

@@ -4,18 +4,19 @@ import numpy as np
 
 from npgemma.layers import losses
 from npgemma.layers.activations import gelu
-from npgemma.layers.linear import linear_backward, reshaped, total
+from npgemma.layers.linear import linear_backward, total
 from npgemma.layers.norms import layer_norm_backward, unit_backward
 from npgemma.layers.shapes import Array, Float, Int
 from npgemma.layers.taps import Kept, Tap, at, silent
 from npgemma.models import siglip
 from npgemma.models.siglip import PatchEmbedding, PoolingHead, Projection, Siglip, TextTower, VisionTower
-from npgemma.models.vit import every_row, patches, sequences
+from npgemma.models.vit import every_row, sequences
 from npgemma.models.vit_grad import (
     attention_backward,
     encoder_backward,
     last_rows,
     mlp_backward,
+    patches_backward,
     token_embedding_backward,
     towers_need,
 )
@@ -37,10 +38,9 @@ def patch_embedding_backward(
     p: PatchEmbedding, pixel_values: Float[Array, "B C Y X"], dy: Float[Array, "B P D"], tap: Tap = silent
 ) -> PatchEmbedding:
     """forward: y = W patch + bias + position. A position gets the sum over the pictures; pixels get no gradient."""
-    width, _, size, _ = p.weight.shape
     dpatches = tap("patches", dy, "B P D")
-    _, weight = linear_backward(patches(pixel_values, size), reshaped(p.weight, (width, -1)), dpatches)
-    return PatchEmbedding(reshaped(weight, p.weight.shape), total(p.bias, dpatches), total(p.position, dy))
+    weight = patches_backward(p.weight, pixel_values, dpatches)
+    return PatchEmbedding(weight, total(p.bias, dpatches), total(p.position, dy))
 
 
 def vision_tower_backward(

@@ -19,8 +19,9 @@ from npgemma.layers.linear import (
 )
 from npgemma.layers.losses import cross_entropy, cross_entropy_backward
 from npgemma.layers.norms import layer_norm_backward
-from npgemma.layers.shapes import Array, Bool, Float, Int
+from npgemma.layers.shapes import Array, Bool, Float, Int, Weight
 from npgemma.layers.taps import Kept, Tap, at, silent
+from npgemma.layers.tree import Gradient
 from npgemma.models.vit import (
     MLP,
     Attention,
@@ -157,15 +158,23 @@ def token_embedding_backward(
     return TokenEmbedding(tokens, total(p.position, position))
 
 
+def patches_backward(
+    w: Weight[Array, "D C h w"], pixel_values: Float[Array, "B C Y X"], dy: Float[Array, "B P D"]
+) -> Gradient:
+    """forward: y = W patch. The gradient of W; pixels get none."""
+    width, _, size, _ = w.shape
+    _, dw = linear_backward(patches(pixel_values, size), reshaped(w, (width, -1)), dy)
+    return reshaped(dw, w.shape)
+
+
 def patch_embedding_backward(
     p: PatchEmbedding, pixel_values: Float[Array, "B C Y X"], dy: Float[Array, "B T D"], tap: Tap = silent
 ) -> PatchEmbedding:
     """forward: y = row + position, where row 0 is the class token and row 1 + i is W patch[i] + bias."""
-    width, _, size, _ = p.weight.shape
     dpatches = tap("patches", dy[:, 1:], "B P D")
-    _, weight = linear_backward(patches(pixel_values, size), reshaped(p.weight, (width, -1)), dpatches)
+    weight = patches_backward(p.weight, pixel_values, dpatches)
     class_token, position = total(p.class_token, dy[:, 0]), total(p.position, dy)
-    return PatchEmbedding(reshaped(weight, p.weight.shape), total(p.bias, dpatches), class_token, position)
+    return PatchEmbedding(weight, total(p.bias, dpatches), class_token, position)
 
 
 def forward_backward(
