@@ -5,6 +5,7 @@ Every step of the decoder reads all weights, for one row or for many, so N answe
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import NamedTuple, Unpack
 
@@ -14,6 +15,7 @@ from npgemma.api import generation
 from npgemma.api.finite import Overflows, watched
 from npgemma.api.generation import Model
 from npgemma.api.processor import Inputs
+from npgemma.api.read_ahead import read_ahead
 from npgemma.decoding.loop import RunningSequence, choose_next, generate_tokens, prefill_sequences, step_sequences
 from npgemma.decoding.options import GenerationOptions, StreamKeywords, require_count
 from npgemma.decoding.scoring import Score, score_answers
@@ -24,6 +26,7 @@ from npgemma.layers.taps import Tap
 from npgemma.models.prefix_lm import Prompt
 
 IN_FLIGHT = 8  # how many jobs run at a time by default
+READ_AHEAD = 1 << 25  # bytes of the pixel values of jobs that are read and wait for their turn, about
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def answer_jobs(
     model : VisionLanguageModel or LanguageModel
         The model that answers.
     jobs : iterable of Job
-        Each is read only when it can start.
+        Each is read while those before it are answered.
     in_flight : int
         How many run at a time.
     score : bool
@@ -147,20 +150,22 @@ class Batch:
 
     def run(self, jobs: Iterator[Job]) -> Iterator[JobResult]:
         """The results of all jobs, in the order in which they end. BadModel if the logits are not finite."""
-        return watched(self.model, self.results(jobs), self.again, self.overflows)
+        ahead = min(self.in_flight, READ_AHEAD // max(1, self.model.processor.picture_bytes))
+        return watched(self.model, self.results(read_ahead(jobs, self.read, ahead)), self.again, self.overflows)
 
     def again(self, tap: Tap) -> None:
         """The jobs that were started last, from their pictures to the ends of their answers."""
         prompts = generation.embed(self.model, self.started, tap)
         deque(generate_tokens(self.model.decoder, prompts, self.limits, self.options, tap=tap), maxlen=0)
 
-    def results(self, jobs: Iterator[Job]) -> Iterator[JobResult]:
+    def results(self, jobs: Iterator[tuple[Job, Future[ReadJob]]]) -> Iterator[JobResult]:
         """Start up to `in_flight` jobs, run one step of all, and repeat until no job is left."""
         while True:
             read, self.deferred = self.deferred, []
-            while len(self.running) + len(read) < self.in_flight and (job := next(jobs, None)) is not None:
+            while len(self.running) + len(read) < self.in_flight and (found := next(jobs, None)) is not None:
+                job, reading = found
                 try:
-                    read.append(self.read(job))
+                    read.append(reading.result())
                 except (BadPicture, BadPrompt) as error:
                     yield JobResult(job, error=str(error))
             if not read and not self.running:

@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
-import numpy as np
-
 from npgemma.api.finite import finite, watched
 from npgemma.api.generative import GenerativeModel
 from npgemma.api.processor import Inputs, Pictures, check_pairs
@@ -18,8 +16,7 @@ from npgemma.decoding.text import Detokenizer, Generation, Transcript, pieces
 from npgemma.errors import BadPrompt
 from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import Tap, silent
-from npgemma.models.paligemma import PaliGemma, image_features, make_prompt
-from npgemma.models.prefix_lm import Prompt, causal_prompt
+from npgemma.models.prefix_lm import Prompt
 
 DEFAULTS = GenerationOptions()
 Model: TypeAlias = GenerativeModel[Any, Any]
@@ -130,14 +127,9 @@ def read_inputs(model: Model, images: Sequence[Pictures], prompts: Sequence[str]
 
 
 def embed(model: Model, inputs: Inputs, tap: Tap = silent) -> list[Prompt]:
-    """The prompts that the decoder continues, once all pictures have been through the vision tower."""
+    """The prompts that the decoder continues. BadModel if the files of the model have been written to."""
     model.guard.check_files()
-    p, pixels = model.weights, inputs.pixel_values.astype(model.dtype, copy=False)
-    if not isinstance(p, PaliGemma):
-        return [causal_prompt(p, ids, model.dtype) for ids in inputs.input_ids]
-    features = np.split(image_features(p, pixels, tap), np.cumsum(inputs.images)[:-1])
-    each = zip(inputs.input_ids, inputs.token_type_ids, features, strict=True)
-    return [make_prompt(p, ids, types, rows) for ids, types, rows in each]
+    return model.embed(inputs, tap)
 
 
 def score(model: Model, images: Any, prompts: str | list[str], suffixes: Sequence[str]) -> list[Score]:

@@ -1,6 +1,7 @@
 """What the models that write have in common: a decoder, its tokenizer and what it never writes, and adapters."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Generic, TypeVar
@@ -8,13 +9,15 @@ from typing import Generic, TypeVar
 from npgemma.api.guard import GenerativeGuard
 from npgemma.api.lazy import lazy
 from npgemma.api.model import LoadedModel
-from npgemma.api.processor import Processor
+from npgemma.api.processor import Inputs, Processor
 from npgemma.checkpoints.adapter import Adapter, read_adapter
 from npgemma.checkpoints.gemma_config import DecoderConfig
 from npgemma.io.added_tokens import Family
 from npgemma.io.model_folder import find_adapter
 from npgemma.io.tokenizers import Tokenizer, read_tokenizer, tokenizer_of
+from npgemma.layers.taps import Tap
 from npgemma.models.gemma import Decoder
+from npgemma.models.prefix_lm import Prompt
 
 Config = TypeVar("Config", bound=DecoderConfig)
 Weights = TypeVar("Weights")
@@ -59,6 +62,11 @@ class GenerativeModel(LoadedModel[Config, Weights], ABC, Generic[Config, Weights
     @abstractmethod
     def decoder(self) -> Decoder:
         """The Gemma decoder among the weights."""
+
+    @property
+    @abstractmethod
+    def embed(self) -> Callable[[Inputs, Tap], list[Prompt]]:
+        """The function that makes of inputs the prompts that the decoder continues."""
 
     @property
     def never(self) -> tuple[int, ...]:

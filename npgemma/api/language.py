@@ -1,6 +1,6 @@
 """`LanguageModel`: weights and tokenizer of a Gemma together, to continue texts and to chat."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import ModuleType
 from typing import Any, ClassVar, Literal, Unpack, overload
@@ -10,7 +10,7 @@ from npgemma.api.finite import computed
 from npgemma.api.generative import GenerativeModel
 from npgemma.api.guard import TextGuard
 from npgemma.api.lazy import lazy
-from npgemma.api.processor import TextProcessor, text_inputs
+from npgemma.api.processor import Inputs, TextProcessor, text_inputs
 from npgemma.checkpoints import language_model
 from npgemma.checkpoints.chat_template import read_chat_template
 from npgemma.checkpoints.language_model import LanguageModelConfig
@@ -21,7 +21,7 @@ from npgemma.io.model_folder import EMBEDDED_LANGUAGE
 from npgemma.layers.shapes import Array, Float, Int
 from npgemma.layers.taps import Tap, checked, silent
 from npgemma.models.gemma import Decoder
-from npgemma.models.prefix_lm import causal_prompt, forward
+from npgemma.models.prefix_lm import Prompt, causal_prompt, forward
 from npgemma.tasks.chat import chat_prompt, check_template, stop_ids
 
 
@@ -61,6 +61,10 @@ class LanguageModel(GenerativeModel[LanguageModelConfig, Decoder]):
     @lazy
     def processor(self) -> TextProcessor:
         return TextProcessor(self.tokenizer, self.bos_id, self.config.text.vocab_size)
+
+    @property
+    def embed(self) -> Callable[[Inputs, Tap], list[Prompt]]:
+        return lambda inputs, tap: [causal_prompt(self.weights, ids, self.dtype) for ids in inputs.input_ids]
 
     def forward(self, input_ids: Int[Array, "T"], tap: Tap = silent) -> Float[Array, "T V"]:
         """Run one sequence and return the logits of every row: row t scores the token after input_ids[t].

@@ -16,6 +16,7 @@ from npgemma.checkpoints.model_types import module_of
 from npgemma.errors import BadModel
 from npgemma.io.model_folder import find_model, folder_of
 from npgemma.io.safetensors import weight_files
+from npgemma.layers.tree import arrays
 
 Config = TypeVar("Config")
 Weights = TypeVar("Weights")
@@ -137,16 +138,17 @@ class LoadedModel(Generic[Config, Weights]):
         copied = {*tensors} if resident else changes.changed if changes else set()
         held = sum(w.size * dtype.itemsize for name, w in tensors.items() if name in copied)
         held += sum(w.nbytes for name, w in tensors.items() if name not in copied and w.flags.owndata)
-        weights = held + sum(w.nbytes for name, w in tensors.items() if name not in copied and not w.flags.owndata)
-        require(weights, stored)
+        size = held + sum(w.nbytes for name, w in tensors.items() if name not in copied and not w.flags.owndata)
+        require(size, stored)
         if changes:
             tensors = merged(tensors, changes, dtype)
         if resident:
             tensors = in_memory(tensors, dtype)
-        guard = cls.guard_type(
-            config, dtype, {} if resident else files, Budget(weights, held, max_memory, weights - held)
-        )
-        return cls(model, config, checkpoint.weights(tensors, config, dtype), dtype, guard, pieces)
+        guard = cls.guard_type(config, dtype, {} if resident else files, Budget(size, held, max_memory, size - held))
+        weights = checkpoint.weights(tensors, config, dtype)
+        for w in arrays(weights):
+            w.flags.writeable = False  # as mapped ones are: training copies what it changes
+        return cls(model, config, weights, dtype, guard, pieces)
 
     @classmethod
     def check_tokenizer(cls, tokenizer: str | Path) -> None:

@@ -35,9 +35,15 @@ def text_inputs(input_ids: list[Array]) -> Inputs:
 
 
 class Processor(Protocol):
-    """Prompts, each with its pictures, as a model reads them. A file of more than `max_pixels` is refused."""
+    """Prompts, each with its pictures, as a model reads them. A file of more than `max_pixels` is refused.
+
+    The pixel values of a picture take `picture_bytes`.
+    """
 
     max_pixels: int
+
+    @property
+    def picture_bytes(self) -> int: ...
 
     def read(self, picture: Picture) -> Image.Image: ...
 
@@ -50,6 +56,7 @@ class TextProcessor:
     """For a language model: knows a tokenizer and the id of <bos>, with which every prompt begins."""
 
     max_pixels = MAX_PIXELS
+    picture_bytes = 0
 
     def __init__(self, tokenizer: Tokenizer, bos_id: int, rows: int) -> None:
         self.tokenizer = tokenizer
@@ -102,6 +109,11 @@ class PictureReader:
         self.settings = settings
         self.memory = memory
         self.max_pixels = MAX_PIXELS
+
+    @property
+    def picture_bytes(self) -> int:
+        """What the pixel values of a picture take."""
+        return 3 * self.side**2 * np.dtype(np.float32).itemsize
 
     @property
     def limits(self) -> Limits:

@@ -1,16 +1,17 @@
 """`VisionLanguageModel`: weights, tokenizer and processor together, to answer questions about pictures."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import ModuleType
 from typing import Any, ClassVar, Literal, Unpack, overload
 
 from npgemma.api import generation
+from npgemma.api.features import FeatureCache
 from npgemma.api.finite import computed
 from npgemma.api.generative import GenerativeModel
 from npgemma.api.guard import PictureGuard
 from npgemma.api.lazy import lazy
-from npgemma.api.processor import PictureProcessor, PictureReader, Pictures, as_pictures
+from npgemma.api.processor import Inputs, PictureProcessor, PictureReader, Pictures, as_pictures
 from npgemma.checkpoints import paligemma
 from npgemma.checkpoints.mask_vqvae import CODEC, read_mask_codec
 from npgemma.checkpoints.paligemma import PaliGemmaConfig
@@ -24,6 +25,7 @@ from npgemma.layers.taps import Tap, checked, silent
 from npgemma.models.gemma import Decoder
 from npgemma.models.mask_vqvae import MaskVQVAE
 from npgemma.models.paligemma import PaliGemma, forward, image_features
+from npgemma.models.prefix_lm import Prompt
 
 
 class VisionLanguageModel(GenerativeModel[PaliGemmaConfig, PaliGemma]):
@@ -58,6 +60,14 @@ class VisionLanguageModel(GenerativeModel[PaliGemmaConfig, PaliGemma]):
     @property
     def decoder(self) -> Decoder:
         return self.weights.text
+
+    @lazy
+    def features(self) -> FeatureCache:
+        return FeatureCache(self.dtype, paligemma.pictures_kept(self.config, self.dtype.itemsize))
+
+    @property
+    def embed(self) -> Callable[[Inputs, Tap], list[Prompt]]:
+        return partial(self.features.prompts, self.weights)
 
     @lazy
     def mask_codec(self) -> MaskVQVAE:

@@ -232,7 +232,22 @@ def footprint(c: PaliGemmaConfig, run: Run) -> Footprint:
     active = rows_at_a_time(run.pictures, v.num_patches)
     tower = pixels + patches * (2 * v.hidden_size + c.text.hidden_size)
     tower += active * (2 * v.hidden_size + 2 * v.intermediate_size)
-    return gemma.footprint(blank(c).text, c.text, run, tower)
+    needed = gemma.footprint(blank(c).text, c.text, run, tower)
+    return replace(needed, caches=needed.caches + pictures_kept(c, run.itemsize) * feature_bytes(c, run.itemsize))
+
+
+# The features of so many pictures are kept for later questions, at most, and so many bytes of them.
+MOST_PICTURES_KEPT, MOST_FEATURE_BYTES = 16, 1 << 27
+
+
+def pictures_kept(c: PaliGemmaConfig, itemsize: int) -> int:
+    """Of how many pictures a model keeps the features."""
+    return max(1, min(MOST_PICTURES_KEPT, MOST_FEATURE_BYTES // feature_bytes(c, itemsize)))
+
+
+def feature_bytes(c: PaliGemmaConfig, itemsize: int) -> int:
+    """What the features of one picture take."""
+    return c.vision.num_patches * c.text.hidden_size * itemsize
 
 
 def shortest_run(c: PaliGemmaConfig, weights: int, itemsize: int) -> Run:

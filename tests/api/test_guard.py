@@ -201,7 +201,7 @@ CALLS = {
 def test_a_run_that_needs_too_much_is_refused_before_it_starts(call):
     """One is allowed and twenty are not. Without weights, a run that started would be a ShapeError."""
     model = npgemma.load()
-    model.guard = PictureGuard(model.config, model.dtype, budget=Budget(allowed=BASE + MB))
+    model.guard = PictureGuard(model.config, model.dtype, budget=Budget(allowed=BASE + 1_400_000))
     call(model, 1)
     empty = npgemma.VisionLanguageModel(model.folder, model.config, None, model.dtype, model.guard)
     with pytest.raises(ShapeError):

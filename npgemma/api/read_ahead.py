@@ -1,0 +1,31 @@
+"""A thread that reads what comes next while the model computes."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Read = TypeVar("Read")
+
+
+def read_ahead(items: Iterator[Item], read: Callable[[Item], Read], most: int) -> Iterator[tuple[Item, Future[Read]]]:
+    """Each item in turn, with what `read` makes of it; meanwhile up to `most` items after it are read.
+
+    They are read one at a time. Items that are not needed any more, since the iterator is closed, are not read.
+    """
+    waiting: deque[tuple[Item, Future[Read]]] = deque()
+    reader = ThreadPoolExecutor(1, thread_name_prefix="npgemma-reader")
+    try:
+        for item in items:
+            # a copy of this context, so that np.errstate holds in the thread
+            waiting.append((item, reader.submit(copy_context().run, read, item)))
+            if len(waiting) > most:
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
+    finally:
+        for _, reading in waiting:
+            reading.cancel()
+        reader.shutdown()
