@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -161,9 +162,11 @@ def run(folder: Path) -> str:
 
 
 def may_change(words: list[str], name: str) -> bool:
-    """Whether a file is an output alone: a command names it once, and not the folder that it is in."""
+    """Whether a file is an output alone: a command names it once, or as an output each time, and not its folder."""
     folders = [str(parent) for parent in Path(name).parents]
-    return words.count(name) == 1 and not any(str(Path(word)) in folders for word in words)
+    outputs = [word for flag, word in pairwise(words) if flag in ("-o", "--output")]
+    alone = words.count(name) in (1, outputs.count(name))
+    return alone and not any(str(Path(word)) in folders for word in words)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

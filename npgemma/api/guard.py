@@ -20,10 +20,13 @@ from npgemma.checkpoints.towers import DualEncoderConfig
 from npgemma.checkpoints.vit import ViTConfig
 from npgemma.errors import BadModel, BadPrompt, TooLittleMemory
 from npgemma.io.system_memory import available_memory, size
+from npgemma.layers.retained import Room
 from npgemma.layers.shapes import Array, Float, Int
 
 Config = TypeVar("Config")
 Writer = TypeVar("Writer", bound=DecoderConfig)
+# Percent of the memory that a run leaves which copies of the weights may take: other programs need some.
+ROOM_SHARE = 75
 # What makes each part of a footprint smaller.
 REMEDIES: Mapping[str, str] = {
     "weights": "use a smaller model, or weights that stay mapped (not resident)",
@@ -60,29 +63,42 @@ class Budget:
         needed: Footprint,
         available_memory: Callable[[int], int | None] = available_memory,
         remedies: Mapping[str, str] = REMEDIES,
-    ) -> None:
-        """TooLittleMemory if a run, these weights included, needs more than is allowed or available."""
+        retained: int = 0,
+    ) -> int:
+        """How many bytes a run leaves of those that are allowed or available; 0 if nobody knows what is available.
+
+        `retained` bytes of copies are in memory and can be dropped. TooLittleMemory if a run, these weights included,
+        needs more than there is.
+        """
         remedy = remedies[max(remedies, key=lambda part: int(getattr(needed, part)))]
         if self.allowed is not None:
             if needed.total > self.allowed:
                 found = f"this needs {needed}, more than the {size(self.allowed)} allowed"
                 raise TooLittleMemory(f"{found}; {remedy}, or allow more (max_memory, --max-memory)")
-            return
+            return self.allowed - needed.total
         available = available_memory(self.mapped)
-        if available is not None and needed.total - self.held > available:
+        if available is None:
+            return 0
+        available += retained
+        if needed.total - self.held > available:
             found = f"this needs {needed}, and {size(available)} are available"
             own = "a limit of your own (max_memory, --max-memory), which replaces this one"
             raise TooLittleMemory(f"{found}; {remedy}, or set {own}")
+        return available - (needed.total - self.held)
 
 
 @dataclass(frozen=True)
 class Guard(ABC, Generic[Config]):
-    """Checks of a model's runs. `files` are the mapped weight files, as they were when they were mapped."""
+    """Checks of a model's runs. `files` are the mapped weight files, as they were when they were mapped.
+
+    `room` is for widened copies of the weights: they get what a run leaves.
+    """
 
     config: Config
     dtype: np.dtype
     files: Mapping[Path, os.stat_result] = field(default_factory=dict)
     budget: Budget = Budget()
+    room: Room | None = None
 
     @abstractmethod
     def footprint(self, run: Run) -> Footprint:
@@ -93,7 +109,10 @@ class Guard(ABC, Generic[Config]):
     ) -> None:
         """TooLittleMemory unless so many pictures and texts of these lengths can be run at once; see `footprint`."""
         run = Run(self.budget.weights, self.dtype.itemsize, pictures, lengths, max_new_tokens, samples, logit_rows)
-        self.budget.require(self.footprint(run), remedies=self.remedies(run))
+        retained = self.room.size if self.room else 0
+        left = self.budget.require(self.footprint(run), remedies=self.remedies(run), retained=retained)
+        if self.room:
+            self.room.set_limit(left * ROOM_SHARE // 100)
 
     def remedies(self, run: Run) -> Mapping[str, str]:
         """What makes each part of the footprint of a run smaller."""

@@ -9,6 +9,7 @@ from npgemma.api.language import LanguageModel
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.checkpoints.model_types import module_of
 from npgemma.io.model_folder import EMBEDDED, find_model, folder_of
+from npgemma.layers.retained import Resident
 
 AnyModel: TypeAlias = VisionLanguageModel | LanguageModel | DualEncoder | Classifier
 CLASSES: tuple[type[AnyModel], ...] = (VisionLanguageModel, LanguageModel, DualEncoder, Classifier)
@@ -18,7 +19,7 @@ CLASSES: tuple[type[AnyModel], ...] = (VisionLanguageModel, LanguageModel, DualE
 def load(
     path: None = None,
     dtype: str = ...,
-    resident: bool = ...,
+    resident: Resident = ...,
     adapter: str | Path | None = ...,
     max_memory: int | None = ...,
     tokenizer: str | Path | None = ...,
@@ -29,7 +30,7 @@ def load(
 def load(
     path: str | Path | None,
     dtype: str = ...,
-    resident: bool = ...,
+    resident: Resident = ...,
     adapter: str | Path | None = ...,
     max_memory: int | None = ...,
     tokenizer: str | Path | None = ...,
@@ -39,7 +40,7 @@ def load(
 def load(
     path: str | Path | None = None,
     dtype: str = "float32",
-    resident: bool = False,
+    resident: Resident = False,
     adapter: str | Path | None = None,
     max_memory: int | None = None,
     tokenizer: str | Path | None = None,
@@ -56,9 +57,10 @@ def load(
         the embedded model, which knows drawn shapes and words alone. `tiny-gemma` and `tiny-siglip` are others.
     dtype : {'float32', 'float64'}
         What is computed in; ValueError for another.
-    resident : bool
-        Widen all matrices to `dtype` in memory first. That takes longer and up to four times the space (12 GB for 3B
-        parameters in float32); then tokens come sooner, and the files may be removed.
+    resident : bool or 'auto'
+        True widens all matrices to `dtype` in memory first: up to four times the space (12 GB for 3B parameters in
+        float32), then faster tokens, and the files may be removed. 'auto' keeps matrices once a step has widened them,
+        as many as fit: faster steps, and no other bits than without.
     adapter : str or Path, optional
         A LoRA or DoRA adapter of a PaliGemma or a Gemma, as PEFT saves it, or a folder that contains one.
     max_memory : int, optional

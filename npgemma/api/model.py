@@ -16,6 +16,7 @@ from npgemma.checkpoints.model_types import module_of
 from npgemma.errors import BadModel
 from npgemma.io.model_folder import find_model, folder_of
 from npgemma.io.safetensors import weight_files
+from npgemma.layers.retained import Resident, Room, retaining
 from npgemma.layers.tree import arrays
 
 Config = TypeVar("Config")
@@ -60,7 +61,7 @@ class LoadedModel(Generic[Config, Weights]):
         cls,
         path: str | Path | None = None,
         dtype: str = "float32",
-        resident: bool = False,
+        resident: Resident = False,
         adapter: str | Path | None = None,
         max_memory: int | None = None,
         tokenizer: str | Path | None = None,
@@ -97,6 +98,8 @@ class LoadedModel(Generic[Config, Weights]):
         """
         if dtype not in ("float32", "float64"):
             raise ValueError(f"dtype is {dtype!r}; npgemma computes in 'float32' or 'float64'")
+        if resident not in (True, False, "auto"):
+            raise ValueError(f"resident is {resident!r}; it must be True, False or 'auto'")
         model = cls.embedded if path is None else find_model(path)
         if model is None:
             raise BadModel(f"npgemma comes without a model for {cls.__name__}; give the path of one")
@@ -112,7 +115,7 @@ class LoadedModel(Generic[Config, Weights]):
         model: Path,
         checkpoint: ModuleType,
         dtype: np.dtype,
-        resident: bool,
+        resident: Resident,
         adapter: str | Path | None,
         max_memory: int | None,
         tokenizer: str | Path | None,
@@ -135,19 +138,23 @@ class LoadedModel(Generic[Config, Weights]):
         if changes:
             tensors = prepared(tensors, changes)
             config = checkpoint.with_vocabulary(config, len(tensors[checkpoint.TABLE]))
-        copied = {*tensors} if resident else changes.changed if changes else set()
+        room = Room() if resident == "auto" else None
+        copied = {*tensors} if resident is True else changes.changed if changes else set()
         held = sum(w.size * dtype.itemsize for name, w in tensors.items() if name in copied)
         held += sum(w.nbytes for name, w in tensors.items() if name not in copied and w.flags.owndata)
         size = held + sum(w.nbytes for name, w in tensors.items() if name not in copied and not w.flags.owndata)
         require(size, stored)
         if changes:
             tensors = merged(tensors, changes, dtype)
-        if resident:
+        if resident is True:
             tensors = in_memory(tensors, dtype)
-        guard = cls.guard_type(config, dtype, {} if resident else files, Budget(size, held, max_memory, size - held))
+        watched = {} if resident is True else files
+        guard = cls.guard_type(config, dtype, watched, Budget(size, held, max_memory, size - held), room)
         weights = checkpoint.weights(tensors, config, dtype)
         for w in arrays(weights):
             w.flags.writeable = False  # as mapped ones are: training copies what it changes
+        if room:
+            weights = retaining(weights, room)
         return cls(model, config, weights, dtype, guard, pieces)
 
     @classmethod

@@ -64,7 +64,7 @@ def add_batch(add_parser: AddParser) -> None:
         action="store_true",
         help="also score the suffix of each job, as `npgemma score` does: how likely the model finds that answer",
     )
-    batch.set_defaults(run=run_batch, continued="output", reads={"jobs": "the file of jobs"})
+    batch.set_defaults(run=run_batch, resident="auto", continued="output", reads={"jobs": "the file of jobs"})
 
 
 def run_batch(a: argparse.Namespace) -> int:

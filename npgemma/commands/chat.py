@@ -27,7 +27,7 @@ def add_chat(add_parser: AddParser, form: argparse.ArgumentParser) -> None:
         help="talk with an instruction-tuned language model; each line of stdin is a message",
     )
     chat.add_argument("--system", metavar="TEXT", help="what the model should know first (Gemma 3)")
-    chat.set_defaults(run=run_chat)
+    chat.set_defaults(run=run_chat, resident="auto")
 
 
 def run_chat(a: argparse.Namespace) -> int:

@@ -45,8 +45,10 @@ def loading_flags() -> argparse.ArgumentParser:
     )
     flags.add_argument(
         "--resident",
-        action="store_true",
-        help="widen all weights to that dtype in memory first: for long answers (12 GB for a 3B model)",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="widen all weights to that dtype in memory first: for long answers (12 GB for a 3B model); 'auto' widens "
+        "those that each token needs, as many as memory allows (default: auto for batch and chat, else not)",
     )
     flags.add_argument(
         "--max-memory",

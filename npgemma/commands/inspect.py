@@ -2,11 +2,13 @@
 
 import argparse
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
 
 from npgemma.api.dual_encoder import KINDS
 from npgemma.checkpoints import language_model, paligemma, vit
@@ -27,6 +29,8 @@ from npgemma.errors import listed
 from npgemma.io.model_folder import find_model, folder_of
 from npgemma.io.system_memory import available_memory, size
 from npgemma.io.tokenizers import read_tokenizer, tokenizer_of
+from npgemma.layers.shapes import Array
+from npgemma.layers.tree import leaves
 
 PROMPT_TOKENS, NEW_TOKENS = 32, 256  # the prompt and the answer for which inspect computes the memory
 MOST_LABELS = 3  # how many labels are shown as examples
@@ -103,6 +107,7 @@ def inspect(model: Path, checkpoint: ModuleType, config: Config) -> Inspected:
         mask_decoder=(folder / CODEC).exists(),
         memory_needed={
             "float32": needed(mapped, 4),
+            "float32 with what steps widen": needed(mapped + 4 * numbers_of_steps(config, tensors.values()), 4),
             "float32 resident": needed(4 * parameters, 4),
             "float64": needed(mapped, 8),
         },
@@ -110,6 +115,14 @@ def inspect(model: Path, checkpoint: ModuleType, config: Config) -> Inspected:
         config=asdict(config),
         unknown_keys=unknown_keys(folder),
     )
+
+
+def numbers_of_steps(config: Config, tensors: Iterable[Array]) -> int:
+    """How many numbers of a model each step would widen: those of its decoder, if they are stored as bfloat16."""
+    if isinstance(config, DualEncoderConfig | ViTConfig) or all(x.dtype != np.uint16 for x in tensors):
+        return 0
+    decoder = paligemma.blank(config).text if isinstance(config, PaliGemmaConfig) else language_model.blank(config)
+    return sum(leaf.value.size for leaf in leaves(decoder) if leaf.kind == "weight")
 
 
 def vision_of(config: Config) -> VisionConfig | None:

@@ -1,5 +1,6 @@
 """From the ids that a model writes to text, and to where it ends: before the first stop string."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -61,7 +62,8 @@ class Transcript:
 
     def __init__(self, detokenizer: Detokenizer, sequences: int) -> None:
         self.detokenizer = detokenizer
-        self.tokens: list[list[Token]] = [[] for _ in range(sequences)]
+        self.sequences = sequences
+        self.tokens: defaultdict[int, list[Token]] = defaultdict(list)
 
     def add(self, token: Token) -> Token:
         """Append a token to its sequence; returns it."""
@@ -74,7 +76,7 @@ class Transcript:
         return self.detokenizer.generation([token.id for token in tokens], reason, [token.logprob for token in tokens])
 
     def generations(self) -> list[Generation]:
-        return [self.generation(i) for i in range(len(self.tokens))]
+        return [self.generation(i) for i in range(self.sequences)]
 
 
 def pieces(detokenizer: Detokenizer, tokens: Iterable[Token]) -> Iterator[str]:

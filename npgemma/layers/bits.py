@@ -19,6 +19,7 @@ FLOAT16_INFINITE = 0x7C00  # an exponent of ones: infinity or NaN, for which mul
 
 def widened(w: Weight[Array, "*R"], dtype: np.dtype) -> Float[Array, "*R"]:
     """The numbers of `w` as `dtype`; `w` itself if it has that dtype."""
+    w = np.asarray(w)  # not a subclass, whose results would be of that class too
     if w.dtype == np.uint16:
         w = widen(w)
     elif w.dtype == np.float16:
@@ -33,18 +34,18 @@ def widen(bits: Bits[Array, "*R"]) -> Float[Array, "*R"]:
     return upper.view(np.float32)
 
 
-def even_columns(bits: Bits[Array, "O I"], out: Int[Array, "O J"]) -> Float[Array, "O J"]:
-    """Columns 0, 2, 4 ... of a matrix of an even number I of columns, widened into the J = I/2 words of `out`.
+def even_columns(words: Int[Array, "O J"], out: Int[Array, "O J"]) -> Float[Array, "O J"]:
+    """Columns 0, 2, 4 ... of a matrix of bfloat16 bits, widened into `out`: one from each word of two neighbours.
 
-    Two neighbours are one 32-bit word, the left one in its lower half (bfloat16 files are little-endian): a shift moves
-    it to the upper half, and the other one out. This is several times as fast as `widen`.
+    The left neighbour is in the lower half of a 32-bit word (bfloat16 files are little-endian): a shift moves it to the
+    upper half, and the other one out. This is several times as fast as `widen`.
     """
-    return np.left_shift(bits.view(np.uint32), 16, out=out).view(np.float32)
+    return np.left_shift(words, 16, out).view(np.float32)
 
 
-def odd_columns(bits: Bits[Array, "O I"], out: Int[Array, "O J"]) -> Float[Array, "O J"]:
+def odd_columns(words: Int[Array, "O J"], out: Int[Array, "O J"]) -> Float[Array, "O J"]:
     """Columns 1, 3, 5 ..., likewise: they are in the upper half already, and a mask removes their neighbours."""
-    return np.bitwise_and(bits.view(np.uint32), 0xFFFF0000, out=out).view(np.float32)
+    return np.bitwise_and(words, 0xFFFF0000, out).view(np.float32)
 
 
 def widen_float16(x: Float[Array, "*R"]) -> Float[Array, "*R"]:

@@ -288,3 +288,9 @@ def test_a_sparse_file_of_10_to_the_12_parameters_is_refused_by_its_size(flags, 
     (folder / "model.safetensors").unlink()
     assert re.match(r"npgemma: this needs [24]\d{3}\.\d\d GB ", err)
     assert ", more than the 64.00 GB allowed; " in err
+
+
+def test_more_sequences_than_fit_into_any_memory_are_refused_at_once():
+    """Before anything is prepared for each of them."""
+    with pytest.raises(TooLittleMemory, match="fewer beams, samples or prompts"):
+        npgemma.load().generate(PICTURE, "ocr", num_return_sequences=10**22, temperature=1.0)

@@ -122,7 +122,7 @@ def test_even_and_odd_columns_are_the_widened_columns_to_the_bit(width: int) -> 
     bits = bits[: len(bits) // width * width].reshape(-1, width)
     for columns, first in ((even_columns, 0), (odd_columns, 1)):
         out = np.full((len(bits), width // 2), 0x12345678, np.uint32)
-        y = columns(bits, out)
+        y = columns(bits.view(np.uint32), out)
         assert_same_bits(y, widen(bits)[:, first::2].copy())
         assert np.shares_memory(y, out)
 
@@ -134,7 +134,7 @@ def test_columns_may_start_at_any_byte_of_a_file(offset: int) -> None:
     stored = np.frombuffer(bytes(offset) + bits.tobytes(), np.uint8)[offset:].view(np.uint16).reshape(12, 6)
     assert stored.view(np.uint32).flags.aligned == (offset == 0)
     for columns, first in ((even_columns, 0), (odd_columns, 1)):
-        assert_same_bits(columns(stored, np.empty((12, 3), np.uint32)), widen(bits)[:, first::2].copy())
+        assert_same_bits(columns(stored.view(np.uint32), np.empty((12, 3), np.uint32)), widen(bits)[:, first::2].copy())
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (3, 0), (1, 2)])
@@ -142,7 +142,7 @@ def test_columns_of_an_empty_or_tiny_matrix(shape: tuple[int, int]) -> None:
     for columns in (even_columns, odd_columns):
         out = np.empty((shape[0], shape[1] // 2), np.uint32)
         ones = np.full(shape, 0x3F80, np.uint16)
-        np.testing.assert_array_equal(columns(ones, out), np.ones(out.shape, np.float32), strict=True)
+        np.testing.assert_array_equal(columns(ones.view(np.uint32), out), np.ones(out.shape, np.float32), strict=True)
 
 
 # float16: NumPy's own cast, which is slow and right, is the second spelling

@@ -1,0 +1,75 @@
+"""Packed weights whose widened copies stay in memory once a step has needed them, for the steps after it.
+
+An array says where its copies go: it is a `RetainedWeight`, a view of the stored numbers with a `Room`. Everything but
+the products of few rows treats it as any other array.
+"""
+
+from collections.abc import Callable
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from npgemma.layers.shapes import Array, Float, Weight
+from npgemma.layers.tree import Tree, map_tree
+
+# Whether the weights of a model are widened in memory: all of them at once, none, or those that steps need.
+Resident: TypeAlias = bool | Literal["auto"]
+# The address and the shape of a stored matrix, and the dtype of its copy.
+Key: TypeAlias = tuple[int, tuple[int, ...], np.dtype]
+
+
+class Room:
+    """Copies of the matrices of a model, of at most `limit` bytes in all."""
+
+    def __init__(self, limit: int = 0) -> None:
+        self.limit = limit
+        self.copies: dict[Key, Array] = {}
+
+    @property
+    def size(self) -> int:
+        """The bytes of all copies."""
+        return sum(copy.nbytes for copy in list(self.copies.values()))
+
+    def set_limit(self, limit: int) -> None:
+        """Drop the newest copies until the others have no more than `limit` bytes."""
+        self.limit = limit
+        while self.copies and self.size > limit:
+            self.copies.popitem()
+
+    def copy(self, w: "RetainedWeight", dtype: np.dtype, widen: Callable[[Array, np.dtype], Array]) -> Array | None:
+        """The copy of a matrix, made by `widen` if it is not there; None if there is no room for it."""
+        key = w.ctypes.data, w.shape, dtype
+        copy = self.copies.get(key)
+        if copy is None and self.size + w.size * dtype.itemsize <= self.limit:
+            copy = self.copies[key] = widen(np.asarray(w), dtype)
+        return copy
+
+
+class RetainedWeight(np.ndarray):
+    """A view of stored numbers, and of any part or shape of them, with a Room for widened copies."""
+
+    room: Room | None = None
+
+    def __array_finalize__(self, whole: Array | None) -> None:
+        self.room = getattr(whole, "room", None)
+
+
+def retained(w: Weight[Array, "*R"], room: Room) -> RetainedWeight:
+    """The same numbers, with room for copies."""
+    view = w.view(RetainedWeight)
+    view.room = room
+    return view
+
+
+def retaining(model: Tree, room: Room) -> Tree:
+    """The model with room for copies of all its matrices."""
+    return map_tree(lambda leaf: retained(leaf.value, room) if leaf.kind == "weight" else leaf.value, model)
+
+
+def retained_copy(
+    w: Weight[Array, "O I"], dtype: np.dtype, widen: Callable[[Array, np.dtype], Array]
+) -> Float[Array, "2 O J"] | None:
+    """The copy of a matrix as `dtype`; None if it is not retained, or if there is no room for it."""
+    if isinstance(w, RetainedWeight) and w.room is not None:
+        return w.room.copy(w, dtype, widen)
+    return None
