@@ -1,5 +1,6 @@
 """How fast npgemma is on this machine, how near to the bare products, and how transformers does beside it.
 
+    python tools/bench.py --quick             # the embedded model
     python tools/make_checkpoint.py /tmp/3b
     python tools/bench.py /tmp/3b --json bench.json
 
@@ -113,13 +114,14 @@ def medians(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def measure(folder: Path, rounds: int, repeats: int) -> dict[str, Any]:
-    """Every figure, by the name of its task."""
-    others = [f"transformers {dtype}" for dtype in ("float32", "bfloat16") if find_spec("transformers")]
+def measure(folder: Path, rounds: int, repeats: int, quick: bool) -> dict[str, Any]:
+    """Every figure, by the name of its task; if it has to be quick, those of npgemma at one size."""
+    others = [f"transformers {dtype}" for dtype in ("float32", "bfloat16") if find_spec("transformers") and not quick]
     found: dict[str, list[dict[str, Any]]] = {}
     for _ in range(rounds):
         turns: list[tuple[str, str, dict[str, Any]]] = [
             ("side by side", "side_by_side", {"repeats": repeats}),
+            ("auto", "auto", {"repeats": repeats}),
             ("alone", "alone", {"dtype": "float32", "steps": 19, "image_size": 224}),
             *[(name, "transformers", {"dtype": name.split()[1], "firsts": 2, "steps": 19}) for name in others],
             ("caption", "caption", {}),
@@ -129,14 +131,16 @@ def measure(folder: Path, rounds: int, repeats: int) -> dict[str, Any]:
         for name, task, arguments in turns:
             found.setdefault(name, []).append(in_a_process(task, folder, **arguments))
     figures = {name: medians(each) for name, each in found.items()}
-    for size in (448, 896):
+    for size in () if quick else (448, 896):
         figures[f"alone {size}"] = in_a_process("alone", folder, dtype="float32", steps=3, image_size=size)
-    figures["float64"] = in_a_process("alone", folder, dtype="float64", steps=1, image_size=224)
+    if not quick:
+        figures["float64"] = in_a_process("alone", folder, dtype="float64", steps=1, image_size=224)
     figures["golden"] = in_a_process("golden", EMBEDDED, level="blocks")
     if (folder / TOKENIZER).exists():
         for in_flight in (1, 8):
             figures[f"batch {in_flight}"] = in_a_process("batch", folder, pictures=8, in_flight=in_flight)
-        figures["golden ops"] = in_a_process("golden", folder, level="ops")
+        if not quick:
+            figures["golden ops"] = in_a_process("golden", folder, level="ops")
     print("  start-up", file=sys.stderr, flush=True)
     figures["import"] = {"seconds": import_seconds()}
     figures["help"] = {"seconds": seconds_of("-m", "npgemma", "--help")}
@@ -162,6 +166,8 @@ def columns(f: dict[str, Any]) -> dict[str, dict[str, float]]:
             "step of 8 sequences, s": eight,
             "tokens a second of 8, x those of 1": 8 * step / eight,
         }
+    found["auto"] = {"step, s": f["auto"]["step"], "step of 8 sequences, s": f["auto"]["step of 8"]}
+    found["auto"]["peak memory, GB"] = f["auto"]["peak_gb"]
     for dtype in ("float32", "bfloat16"):
         if other := f.get(f"transformers {dtype}"):
             found[f"transformers {dtype}"] = {
@@ -172,9 +178,11 @@ def columns(f: dict[str, Any]) -> dict[str, dict[str, float]]:
             }
     if other := f.get("caption transformers"):
         found["transformers bfloat16"][WHOLE] = other["whole"]
-    for figures in found.values():
-        figures["first token, x the bare products"] = figures["first token, s"] / own["floor first"]
-        figures["step, x the bare products"] = figures["step, s"] / own["floor step"]
+    for name, figures in found.items():
+        if "first token, s" in figures:
+            figures["first token, x the bare products"] = figures["first token, s"] / own["floor first"]
+        floor = f["auto" if name == "auto" else "side by side"]["floor step"]
+        figures["step, x the bare products"] = figures["step, s"] / floor
     return found
 
 
@@ -186,6 +194,33 @@ ROWS = (
 )
 
 
+BYTES = {"packed": 2, "resident": 4, "auto": 4}  # of a stored number that a step reads
+
+
+def roofline(f: dict[str, Any]) -> list[str]:
+    """What bounds each kind of work here, the arithmetic or the memory, and how near the work comes to it."""
+    own = f["side by side"]
+    lines = [
+        f"This machine: {own['flops'] / 1e9:.0f} GFLOP a second in float32, {own['bandwidth'] / 1e9:.1f} GB a second.",
+        "",
+        "| | bound by | at least, s | took, s | share of the bound |",
+        "|---|---|---|---|---|",
+    ]
+    for name, width in BYTES.items():
+        for kind, (flops, numbers) in own["work"].items():
+            took = f["auto"].get(kind) if name == "auto" else own[f"{name} {kind}"]
+            if took is None:
+                continue
+            bounds = {"arithmetic": flops / own["flops"], "memory": width * numbers / own["bandwidth"]}
+            bound = max(bounds, key=lambda each: bounds[each])
+            least = bounds[bound]
+            lines.append(f"| {name}, {WORK[kind]} | {bound} | {least:.3g} | {took:.3g} | {least / took:.0%} |")
+    return lines
+
+
+WORK = {"first": "first token", "step": "step", "step of 8": "step of 8 sequences"}
+
+
 def report(f: dict[str, Any]) -> str:
     """The table, and a line for each thing that has but one figure."""
     found = columns(f)
@@ -193,13 +228,14 @@ def report(f: dict[str, Any]) -> str:
     for row in ROWS:
         cells = (f"{figures[row]:.3g}" if row in figures else "" for figures in found.values())
         lines.append(f"| {row} | {' | '.join(cells)} |")
-    lines.append("")
+    lines += ["", *roofline(f), ""]
     for size in (448, 896):
-        big = f[f"alone {size}"]
-        lines.append(f"{size} pixels: first token {big['cold']:.1f} s, peak memory {big['peak_gb']:.2f} GB")
-    exact, alone = f["float64"], f["alone"]
+        if big := f.get(f"alone {size}"):
+            lines.append(f"{size} pixels: first token {big['cold']:.1f} s, peak memory {big['peak_gb']:.2f} GB")
+    alone = f["alone"]
+    if exact := f.get("float64"):
+        lines.append(f"float64: first token {exact['cold']:.1f} s, peak memory {exact['peak_gb']:.2f} GB")
     lines += [
-        f"float64: first token {exact['cold']:.1f} s, peak memory {exact['peak_gb']:.2f} GB",
         f"first token of a process: {alone['cold']:.1f} s",
         f"import npgemma, beyond NumPy: {f['import']['seconds']:.3f} s",
         f"npgemma --help: {f['help']['seconds']:.2f} s; npgemma demo: {f['demo']['seconds']:.2f} s",
@@ -224,13 +260,14 @@ def report(f: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--rounds", type=int, default=2, help="processes of each kind (default: 2)")
+    parser.add_argument("folder", type=Path, nargs="?", default=EMBEDDED, help="default: the embedded model")
+    parser.add_argument("--quick", action="store_true", help="npgemma alone, at one size: half a minute if it is small")
+    parser.add_argument("--rounds", type=int, default=1, help="processes of each kind (default: 1)")
     parser.add_argument("--repeats", type=int, default=3, help="first tokens in a process (default: 3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep every figure")
     a = parser.parse_args()
     begin = time.perf_counter()
-    figures = measure(a.folder, a.rounds, a.repeats)
+    figures = measure(a.folder, a.rounds, a.repeats, a.quick)
     print(f"{machine()}; {(time.perf_counter() - begin) / 60:.0f} minutes\n\n{report(figures)}")
     if a.json:
         a.json.write_text(json.dumps({"machine": machine(), "figures": figures}, indent=1))

@@ -29,7 +29,7 @@ from npgemma.models.gemma import new_caches
 from npgemma.models.paligemma import image_features, make_prompt
 from npgemma.models.prefix_lm import start, step
 
-PREFIX = [2, 21603, 659, 108]  # <bos>, two words, newline
+PREFIX = [2, 603, 659, 108]  # <bos>, two words, newline
 REST = 0.3  # seconds after BLAS was at work: its threads wait for more, on the cores, for 0.12
 
 
@@ -99,11 +99,27 @@ class Floor:
         self.x = {(shape, rows): rng.standard_normal((rows, shape[1]), np.float32) for shape, rows in sizes}
         self.y = {(shape, rows): np.empty((rows, shape[0]), np.float32) for shape, rows in sizes}
 
+    def work(self, products: list[tuple[np.ndarray, int]], times: int = 1) -> tuple[int, int]:
+        """The multiplications and additions of products, and how many numbers of matrices they read."""
+        return 2 * times * sum(m.size * rows for m, rows in products), sum(m.size for m, _ in products)
+
     def products(self, work: list[tuple[np.ndarray, int]]) -> float:
         begin = time.perf_counter()
         for w, rows in work:
             np.matmul(self.x[w.shape, rows], w.T, out=self.y[w.shape, rows])
         return time.perf_counter() - begin
+
+
+def rates() -> dict[str, float]:
+    """What this machine does at most: float32 multiplications and additions a second, and bytes read a second.
+
+    The product is large, and the matrix of the other does not fit into a cache.
+    """
+    a, b = np.ones((2, 2048, 2048), np.float32)
+    flat, x = np.ones((1 << 17, 2048), np.float32), np.ones(2048, np.float32)
+    product, reading = timed(lambda: a @ b)[0], timed(lambda: flat @ x)[0]
+    time.sleep(REST)
+    return {"flops": 2 * 2048**3 / product, "bandwidth": flat.nbytes / reading}
 
 
 def memory() -> dict[str, float]:
@@ -126,7 +142,10 @@ def task_side_by_side(folder: Path, repeats: int) -> dict[str, Any]:
     def note(name: str, seconds: float) -> None:
         found.setdefault(name, []).append(seconds)
 
+    rates()
     for _ in range(repeats):
+        for name, rate in rates().items():
+            note(name, rate)
         note("floor first", floor.products(floor.prompt))
         time.sleep(REST)
         for name, run in runs.items():
@@ -142,7 +161,27 @@ def task_side_by_side(folder: Path, repeats: int) -> dict[str, Any]:
         run.multiply(8)
         for _ in range(2 * repeats):
             note(f"{name} step of 8", run.step())
-    return {name: median(times) for name, times in found.items()} | {"resident load": resident_load}
+    work = {"first": floor.work(floor.prompt), "step": floor.work(floor.token), "step of 8": floor.work(floor.token, 8)}
+    return {name: median(times) for name, times in found.items()} | {"resident load": resident_load, "work": work}
+
+
+def task_auto(folder: Path, repeats: int) -> dict[str, Any]:
+    """Steps that find their matrices widened by the first of them, and the bare products with the same copies."""
+    model = npgemma.load(folder, resident="auto")
+    run = Run(model)
+    model.guard.check_memory([run.capacity], 1)  # makes room
+    run.first()
+    found = {"first step": run.step(), "second step": run.step()}
+    copies = list(model.guard.room.copies.values())
+    widths = {copy.shape[-1]: np.ones(copy.shape[-1], np.float32) for copy in copies}
+    steps, floors = [], []
+    for _ in range(4 * repeats):
+        floors.append(timed(lambda: [np.dot(half, widths[half.shape[1]]) for copy in copies for half in copy])[0])
+        time.sleep(REST)
+        steps.append(run.step())
+    run.multiply(8)
+    eight = median(run.step() for _ in range(2 * repeats))
+    return found | {"step": median(steps), "floor step": median(floors), "step of 8": eight} | memory()
 
 
 def task_alone(folder: Path, dtype: str, steps: int, image_size: int) -> dict[str, Any]:
@@ -231,7 +270,7 @@ def task_transformers(folder: Path, dtype: str, firsts: int, steps: int) -> dict
 
 TASKS = {
     f.__name__.removeprefix("task_"): f
-    for f in (task_side_by_side, task_alone, task_caption, task_batch, task_golden, task_transformers)
+    for f in (task_side_by_side, task_auto, task_alone, task_caption, task_batch, task_golden, task_transformers)
 }
 
 
