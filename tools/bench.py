@@ -141,6 +141,10 @@ def measure(folder: Path, rounds: int, repeats: int, quick: bool) -> dict[str, A
             figures[f"batch {in_flight}"] = in_a_process("batch", folder, pictures=8, in_flight=in_flight)
         if not quick:
             figures["golden ops"] = in_a_process("golden", folder, level="ops")
+    figures["train"] = in_a_process("train", folder, repeats=2)
+    for dtype in ("float32", "bfloat16"):
+        if find_spec("peft") and not quick:
+            figures[f"peft {dtype}"] = in_a_process("peft", folder, dtype=dtype, repeats=2)
     print("  start-up", file=sys.stderr, flush=True)
     figures["import"] = {"seconds": import_seconds()}
     figures["help"] = {"seconds": seconds_of("-m", "npgemma", "--help")}
@@ -221,6 +225,17 @@ def roofline(f: dict[str, Any]) -> list[str]:
 WORK = {"first": "first token", "step": "step", "step of 8": "step of 8 sequences"}
 
 
+def training(f: dict[str, Any]) -> list[str]:
+    """The gradients of one example, with adapters on attention."""
+    lines = ["| LoRA, one example | forward, s | forward and backward, s | times | peak memory, GB |", "|---" * 5 + "|"]
+    for name in ("train", "peft float32", "peft bfloat16"):
+        if found := f.get(name):
+            times = found["both"] / found["forward"]
+            figures = f"{found['forward']:.3g} | {found['both']:.3g} | {times:.2f} | {found['peak_gb']:.2f}"
+            lines.append(f"| {'npgemma' if name == 'train' else name} | {figures} |")
+    return lines
+
+
 def report(f: dict[str, Any]) -> str:
     """The table, and a line for each thing that has but one figure."""
     found = columns(f)
@@ -228,7 +243,7 @@ def report(f: dict[str, Any]) -> str:
     for row in ROWS:
         cells = (f"{figures[row]:.3g}" if row in figures else "" for figures in found.values())
         lines.append(f"| {row} | {' | '.join(cells)} |")
-    lines += ["", *roofline(f), ""]
+    lines += ["", *roofline(f), "", *training(f), ""]
     for size in (448, 896):
         if big := f.get(f"alone {size}"):
             lines.append(f"{size} pixels: first token {big['cold']:.1f} s, peak memory {big['peak_gb']:.2f} GB")

@@ -276,4 +276,10 @@ TASKS = {
 
 if __name__ == "__main__":
     _, folder, task, arguments = sys.argv
-    print(json.dumps(TASKS[task](Path(folder), **json.loads(arguments))))
+    if task in ("train", "peft"):
+        import bench_training
+
+        run = getattr(bench_training, f"task_{task}")
+    else:
+        run = TASKS[task]
+    print(json.dumps(run(Path(folder), **json.loads(arguments))))
