@@ -22,6 +22,10 @@ def pytest_configure() -> None:
     shapecheck.install()
 
 
+def pytest_runtest_setup() -> None:
+    shapecheck.begin_test()
+
+
 @pytest.fixture(autouse=True)
 def _floating_point_errors_raise():
     """Overflow, division by zero and NaN are errors; numbers too small for their dtype become zero."""

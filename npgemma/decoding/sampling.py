@@ -44,10 +44,10 @@ def penalize(scores: Float[Array, "V"], seen: Int[Array, "T"], penalty: float) -
 def probabilities(scores: Float[Array, "V"], sampling: Sampling) -> Float[Array, "V"]:
     """The distribution that the next token is drawn from, in float64. The temperature must not be 0."""
     scores = scores.astype(np.float64)
+    if sampling.top_k is not None:  # before the difference, which may round neighbours to the same number
+        scores = keep_top_k(scores, sampling.top_k)
     with np.errstate(over="ignore"):  # near temperature 0, all but the likeliest may become -inf
         scores = (scores - scores.max()) / sampling.temperature
-    if sampling.top_k is not None:
-        scores = keep_top_k(scores, sampling.top_k)
     if sampling.top_p < 1:
         scores = keep_top_p(scores, sampling.top_p)
     if sampling.min_p > 0:

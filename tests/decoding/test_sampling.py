@@ -124,6 +124,11 @@ def test_top_k_comes_before_top_p():
     assert support(probabilities(x, Sampling(temperature=1, top_p=0.5))) == [0, 1]
 
 
+def test_top_k_tells_scores_apart_that_differ_by_less_than_their_distance_to_the_largest():
+    x = np.array([1, 2e-23, 0], np.float32)
+    assert support(probabilities(x, Sampling(temperature=1, top_k=2))) == [0, 1]
+
+
 def test_top_p_of_one_keeps_all():
     assert support(probabilities(np.array([0.0, -30.0, -600.0]), Sampling(temperature=1))) == [0, 1, 2]
 
