@@ -23,7 +23,9 @@ from npgemma.models.prefix_lm import within
 F64 = np.dtype(np.float64)
 
 
-@pytest.mark.parametrize(("tokens", "window", "rows"), [(9, None, 9), (9, 9, 9), (9, 4, 4), (99, 32, 34), (2, 4, 2)])
+@pytest.mark.parametrize(
+    ("tokens", "window", "rows"), [(9, None, 9), (9, 9, 9), (99, 4, 11), (99, 32, 39), (500, 160, 170), (2, 4, 2)]
+)
 def test_a_cache_with_a_window_holds_little_more_than_the_window(tokens: int, window: int | None, rows: int) -> None:
     assert cache_rows(tokens, window) == rows
     assert len(Cache(tokens, 1, 1, F64, window).keys) == rows

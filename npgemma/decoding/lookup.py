@@ -1,0 +1,113 @@
+"""Prompt lookup: which tokens are likely to follow, guessed from what prompt and answer contain already.
+
+The guess is what followed the same context last time: the longest one that has been there before, and of several as
+long, the last (prompt lookup decoding, Saxena 2023). Two things make it fit PaliGemma's answers about objects. All
+locations are alike in a context, and so are all mask codes, since they hardly ever repeat: so four locations are the
+context that a label followed last time. And before the prompt stands the answer that it asks for, without places:
+
+    detect cat ; dog   -->   <loc> <loc> <loc> <loc> cat ; <loc> <loc> <loc> <loc> dog ;
+
+so the first label follows from the prompt, and a new one from the label before it. A guess ends before a location or a
+code. It never changes the answer: `loop` keeps of it what it would have chosen itself.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import takewhile
+from typing import TypeAlias
+
+import numpy as np
+
+from npgemma.layers.shapes import Array, Int
+from npgemma.models.gemma import MOST_ROWS
+
+# The ids written so far -> ids that are likely to follow.
+Draft: TypeAlias = Callable[[Sequence[int]], Sequence[int]]
+# The ids of a prompt -> the drafts of an answer to it.
+Drafter: TypeAlias = Callable[[Int[Array, "T"]], Draft]
+
+SHORTEST, LONGEST = 2, 32  # tokens of a context
+
+
+def no_drafts(input_ids: Int[Array, "T"]) -> Draft:
+    """Nothing is guessed: one token in each step."""
+    return lambda written: ()
+
+
+@dataclass(frozen=True)
+class ObjectSyntax:
+    """How prompts and answers about objects become tokens.
+
+    `alike` has the ids of the locations and those of the mask codes. `tasks` has the first tokens of each kind of
+    prompt, and what stands before a label in the answer to it; labels are separated by `between` in a prompt, and
+    followed by `after` in an answer. Without tasks, every prompt is a plain text.
+    """
+
+    alike: tuple[range, ...] = ()
+    bos_id: int = -1
+    tasks: Mapping[tuple[int, ...], tuple[int, ...]] = field(default_factory=dict)
+    between: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+
+
+PLAIN = ObjectSyntax()
+FIRST_AND_LAST = (("<loc0000>", "<loc1023>"), ("<seg000>", "<seg127>"))
+
+
+def object_syntax(encode: Callable[[str], Sequence[int]], ids: Mapping[str, int], bos_id: int) -> ObjectSyntax:
+    """The syntax in the tokens of a tokenizer; PLAIN if it has no locations or codes."""
+    if not all(piece in ids for pair in FIRST_AND_LAST for piece in pair):
+        return PLAIN
+    locations, codes = (range(ids[first], ids[last] + 1) for first, last in FIRST_AND_LAST)
+    box, after = (locations[0],) * 4, tuple(encode(f" ; {FIRST_AND_LAST[0][0]}")[:-1])
+    tasks = {tuple(encode("detect")): box, tuple(encode("segment")): box + (codes[0],) * 16}
+    return ObjectSyntax((locations, codes), bos_id, tasks, tuple(encode(" ;")), after)
+
+
+def lookup(input_ids: Int[Array, "T"], syntax: ObjectSyntax = PLAIN) -> Draft:
+    """The drafts of an answer to a prompt."""
+    before = np.array([*asked(input_ids.tolist(), syntax), *input_ids], np.int64)
+    return partial(continued, before, alike=syntax.alike)
+
+
+def asked(prompt: Sequence[int], syntax: ObjectSyntax) -> list[int]:
+    """The answer that a prompt asks for, after the last token of the prompt; empty for prompts that list no objects."""
+    text = tuple(prompt[prompt.index(syntax.bos_id) + 1 : -1] if syntax.bos_id in prompt else ())
+    for task, places in syntax.tasks.items():
+        if text[: len(task)] == task:
+            labels = split(text[len(task) :], syntax.between)
+            return [prompt[-1], *(i for label in labels for i in (*places, *label, *syntax.after))]
+    return []
+
+
+def split(ids: Sequence[int], separator: Sequence[int]) -> list[Sequence[int]]:
+    """The ids between separators."""
+    parts, start, width = [], 0, len(separator)
+    for i in range(len(ids)):
+        if i >= start and ids[i : i + width] == separator:
+            parts.append(ids[start:i])
+            start = i + width
+    return [*parts, ids[start:]]
+
+
+def continued(before: Int[Array, "T"], written: Sequence[int], alike: Sequence[range] = ()) -> list[int]:
+    """What followed the longest context that the ids end with, the last time there was one; empty if there was none.
+
+    Ids in one of the ranges `alike` are equal in a context, and end what follows.
+    """
+    ids = np.concatenate([before, np.array(written, np.int64)])
+    kinds = ids.copy()
+    for each in alike:
+        kinds[(ids >= each.start) & (ids < each.stop)] = each.start
+    ends, length = np.flatnonzero(kinds[:-1] == kinds[-1]), 1  # where contexts of `length` tokens end
+    while length < LONGEST:
+        longer = ends[ends >= length]
+        longer = longer[kinds[longer - length] == kinds[-1 - length]]
+        if not longer.size:
+            break
+        ends, length = longer, length + 1
+    if length < SHORTEST:
+        return []
+    follows = ids[ends[-1] + 1 : ends[-1] + MOST_ROWS].tolist()
+    return list(takewhile(lambda i: not any(i in each for each in alike), follows))
