@@ -87,10 +87,10 @@ def answer_jobs(
 ) -> Iterator[JobResult]:
     """Answer many jobs, several at a time; each result comes as soon as its answer ends.
 
-    The order of the results depends on the jobs and the model alone: of jobs that start together, answers of fewer steps
-    come first, and of equally many the first job. A picture that cannot be read, a prompt that does not fit, and a job
-    that needs more memory than there is give an error as the result of that job. Where several jobs together need too
-    much, fewer run at a time.
+    The order of the results depends on the jobs and the model alone: of jobs that start together, answers of fewer
+    steps come first, and of equally many the first job. A picture that cannot be read, a prompt that does not fit, and
+    a job that needs more memory than there is give an error as the result of that job. Where several jobs together need
+    too much, fewer run at a time.
 
     Parameters
     ----------

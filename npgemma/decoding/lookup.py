@@ -28,6 +28,7 @@ Draft: TypeAlias = Callable[[Sequence[int]], Sequence[int]]
 Drafter: TypeAlias = Callable[[Int[Array, "T"]], Draft]
 
 SHORTEST, LONGEST = 2, 32  # tokens of a context
+UNKNOWN = -1  # in place of a token that nothing tells
 
 
 def no_drafts(input_ids: Int[Array, "T"]) -> Draft:
@@ -77,7 +78,7 @@ def asked(prompt: Sequence[int], syntax: ObjectSyntax) -> list[int]:
     for task, places in syntax.tasks.items():
         if text[: len(task)] == task:
             labels = split(text[len(task) :], syntax.between)
-            return [prompt[-1], *(i for label in labels for i in (*places, *label, *syntax.after))]
+            return [prompt[-1], *(i for label in labels for i in (*places, *label, *syntax.after)), UNKNOWN]
     return []
 
 
@@ -101,7 +102,7 @@ def continued(before: Int[Array, "T"], written: Sequence[int], alike: Sequence[r
     for each in alike:
         kinds[(ids >= each.start) & (ids < each.stop)] = each.start
     ends, length = np.flatnonzero(kinds[:-1] == kinds[-1]), 1  # where contexts of `length` tokens end
-    while length < LONGEST:
+    while length < min(LONGEST, len(ids)):
         longer = ends[ends >= length]
         longer = longer[kinds[longer - length] == kinds[-1 - length]]
         if not longer.size:
@@ -110,4 +111,4 @@ def continued(before: Int[Array, "T"], written: Sequence[int], alike: Sequence[r
     if length < SHORTEST:
         return []
     follows = ids[ends[-1] + 1 : ends[-1] + MOST_ROWS].tolist()
-    return list(takewhile(lambda i: not any(i in each for each in alike), follows))
+    return list(takewhile(lambda i: i != UNKNOWN and not any(i in each for each in alike), follows))
