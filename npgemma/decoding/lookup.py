@@ -2,13 +2,13 @@
 
 The guess is what followed the same context last time: the longest one that has been there before, and of several as
 long, the last (prompt lookup decoding, Saxena 2023). Two things make it fit PaliGemma's answers about objects. All
-locations are alike in a context, and so are all mask codes, since they hardly ever repeat: so four locations are the
-context that a label followed last time. And before the prompt stands the answer that it asks for, without places:
+locations are alike in a context, and so are all mask codes, since they hardly ever repeat: so " ; " and four locations
+are a context that a label followed last time. And before the prompt stands an answer that it may have, without places:
 
-    detect cat ; dog   -->   <loc> <loc> <loc> <loc> cat ; <loc> <loc> <loc> <loc> dog ;
+    detect cat ; dog   -->   <loc> <loc> <loc> <loc> cat ; <loc> <loc> <loc> <loc> dog ; <loc> <loc> <loc> <loc> dog ;
 
-so the first label follows from the prompt, and a new one from the label before it. A guess ends before a location or a
-code. It never changes the answer: `loop` keeps of it what it would have chosen itself.
+so the first label follows from the prompt, and the next from those before. A guess ends before a location or a code. It
+never changes the answer: `loop` keeps of it what it would have chosen itself.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -73,12 +73,16 @@ def lookup(input_ids: Int[Array, "T"], syntax: ObjectSyntax = PLAIN) -> Draft:
 
 
 def asked(prompt: Sequence[int], syntax: ObjectSyntax) -> list[int]:
-    """The answer that a prompt asks for, after the last token of the prompt; empty for prompts that list no objects."""
+    """An answer with each object that a prompt lists, and the last of them twice, after the last token of the prompt.
+
+    Empty for prompts of another kind.
+    """
     text = tuple(prompt[prompt.index(syntax.bos_id) + 1 : -1] if syntax.bos_id in prompt else ())
     for task, places in syntax.tasks.items():
         if text[: len(task)] == task:
             labels = split(text[len(task) :], syntax.between)
-            return [prompt[-1], *(i for label in labels for i in (*places, *label, *syntax.after)), UNKNOWN]
+            repeated = [*labels, labels[-1]]
+            return [prompt[-1], *(i for label in repeated for i in (*places, *label, *syntax.after)), UNKNOWN]
     return []
 
 
@@ -95,7 +99,7 @@ def split(ids: Sequence[int], separator: Sequence[int]) -> list[Sequence[int]]:
 def continued(before: Int[Array, "T"], written: Sequence[int], alike: Sequence[range] = ()) -> list[int]:
     """What followed the longest context that the ids end with, the last time there was one; empty if there was none.
 
-    Ids in one of the ranges `alike` are equal in a context, and end what follows.
+    Ids in one of the ranges `alike` are equal in a context, and end what follows; they alone are not a context.
     """
     ids = np.concatenate([before, np.array(written, np.int64)])
     kinds = ids.copy()
@@ -108,7 +112,7 @@ def continued(before: Int[Array, "T"], written: Sequence[int], alike: Sequence[r
         if not longer.size:
             break
         ends, length = longer, length + 1
-    if length < SHORTEST:
+    if length < SHORTEST or {each.start for each in alike}.issuperset(kinds[-length:].tolist()):
         return []
     follows = ids[ends[-1] + 1 : ends[-1] + MOST_ROWS].tolist()
     return list(takewhile(lambda i: i != UNKNOWN and not any(i in each for each in alike), follows))

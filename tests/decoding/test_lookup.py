@@ -26,8 +26,9 @@ LOC, SEG = range(100, 200), range(200, 250)
         ([], [4, 4, 4], [4]),
         ([], [1, 2, 1, 2, 1, 2], [1, 2]),
         ([1, 2, *range(20, 40)], [1, 2], list(range(20, 20 + MOST_ROWS - 1))),
-        ([100, 101, 3, 4, 100, 5], [150, 151], [3, 4]),  # locations are alike, and are not guessed
-        ([100, 101, 3, 4], [150, 201], []),  # and codes are something else
+        ([6, 100, 101, 3, 4, 100, 5], [6, 150, 151], [3, 4]),  # locations are alike, and are not guessed
+        ([6, 100, 101, 3, 4], [6, 150, 201], []),  # and codes are something else
+        ([6, 100, 101, 3, 4], [7, 150, 151], []),  # they alone are not a context
         ([0, *([8] * LONGEST), 3, 5, *([8] * LONGEST), 4], [0, *([8] * LONGEST)], [4, 0, *([8] * 5)]),
     ],
 )
@@ -44,8 +45,9 @@ def test_nothing_is_alike_in_a_plain_text() -> None:
 def test_the_answer_that_a_prompt_asks_for_by_hand() -> None:
     """Of two kinds of prompts, in labels of one and of two tokens; for other prompts there is none."""
     syntax = ObjectSyntax((LOC, SEG), 2, {(7,): (100, 100), (8, 9): (100, 200)}, (10,), (10, 11))
-    assert asked([50, 50, 2, 7, 21, 10, 22, 23, 1], syntax) == [1, 100, 100, 21, 10, 11, 100, 100, 22, 23, 10, 11, -1]
-    assert asked([2, 8, 9, 21, 1], syntax) == [1, 100, 200, 21, 10, 11, -1]
+    first, second = (100, 100, 21, 10, 11), (100, 100, 22, 23, 10, 11)
+    assert asked([50, 50, 2, 7, 21, 10, 22, 23, 1], syntax) == [1, *first, *second, *second, -1]
+    assert asked([2, 8, 9, 21, 1], syntax) == [1, *(100, 200, 21, 10, 11) * 2, -1]
     for other in ([2, 8, 21, 1], [7, 21, 1], [2], [2, 1], []):
         assert asked(other, syntax) == []
     assert asked([2, 7, 21, 1], PLAIN) == []
@@ -66,6 +68,9 @@ DRAFTS = [
     ("detect star ; red ring", f"{BOX} red", " ring ; "),
     ("detect star ; red ring", f"{BOX} star ; {OTHER} star ; {box(4, 4, 4, 4)}", " star ; "),  # the label used last
     ("detect star", f"{BOX} star ; {OTHER}", " star ; "),
+    ("detect star", f"{BOX} star ; {box(7, 9)}", ""),
+    ("find star", f"{BOX} star ; {OTHER}", ""),  # not one of PaliGemma's prompts: the answer alone tells
+    ("find star", f"{BOX} star ; {OTHER} star ; {OTHER}", " star ; "),
     ("segment star", BOX, ""),
     ("segment star", BOX + MASK[:-8], ""),
     ("segment star", BOX + MASK, " star ; "),
