@@ -25,8 +25,8 @@ from npgemma.models.gemma import MOST_ROWS, Cache, Decoder, new_caches
 from npgemma.models.prefix_lm import Prompt, start, step
 
 # A sequence may draft as many tokens as its credit, which is CREDIT and 1 for every PATIENCE tokens written; a drafted
-# token that is not chosen costs 1, and one that is chosen adds EARNED. So drafts that do not help stop at a loss of less
-# than 1 % of a long answer: in a 3B model, one row more in a step takes 0.05 of the time of a step.
+# token that is not chosen costs 1, and one that is chosen adds EARNED. So drafts that do not help stop, at a loss of
+# less than 1 % of a long answer: in a 3B model, one row more in a step takes 0.05 of the time of a step.
 CREDIT, PATIENCE, EARNED = 4, 16, 4
 NO_ROWS = np.empty((0, 0))
 
