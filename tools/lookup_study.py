@@ -2,7 +2,8 @@
 
     python tools/lookup_study.py                      # the embedded model, with 500 pictures: 15 minutes
     python tools/lookup_study.py --pictures 20
-    python tools/lookup_study.py /tmp/3b --rounds 1   # random weights in the real layout, with a tokenizer: 10 minutes
+    python tools/lookup_study.py /tmp/3b --rounds 1   # random weights in the real layout, with a tokenizer: 15 minutes
+    python tools/lookup_study.py /tmp/3b --rounds 1 --forms "detect 10 labels" "segment 1*"
 
 First the answers about the pictures of tools/evaluate_tiny.py, with lookup and without it, for the embedded model. Then
 answers of the forms that PaliGemma writes: the model runs every row, and the token that is chosen is the next one of
@@ -15,6 +16,7 @@ import argparse
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -57,7 +59,8 @@ RECEIPT = (
 # What is asked, and the answer that is written.
 FORMS = {
     "detect 10 objects of a label": (detect_prompt(["person"]), objects(["person"] * 10)),
-    "detect 10 objects of 2 labels": (detect_prompt(["cat", "dog"]), objects(MIXED)),
+    "detect 10 objects of 2 labels": (detect_prompt(["cat", "dog"]), objects(["cat"] * 5 + ["dog"] * 5)),
+    "the same, mixed": (detect_prompt(["cat", "dog"]), objects(MIXED)),
     "detect 10 labels": (
         detect_prompt(labels := ["car", "bus", "truck", "person", "dog", "bike", "tree", "sign", "bench", "hat"]),
         objects(labels),
@@ -135,6 +138,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?", default=EMBEDDED)
     parser.add_argument("--pictures", type=int, default=500, help="of which the embedded model is asked")
     parser.add_argument("--rounds", type=int, default=9, help="of each form")
+    parser.add_argument("--forms", nargs="+", default=["*"], help="patterns of their names")
     a = parser.parse_args()
     if a.folder == EMBEDDED and a.pictures:
         for dtype in ("float32", "float64"):
@@ -145,7 +149,7 @@ def main() -> None:
         + "|---" * 8
         + "|"
     )
-    for name in FORMS:
+    for name in (each for each in FORMS if any(fnmatchcase(each, pattern) for pattern in a.forms)):
         print(measured(model, name, a.rounds), flush=True)
 
 
