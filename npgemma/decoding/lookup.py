@@ -105,14 +105,13 @@ def continued(before: Int[Array, "T"], written: Sequence[int], alike: Sequence[r
     kinds = ids.copy()
     for each in alike:
         kinds[(ids >= each.start) & (ids < each.stop)] = each.start
-    ends, length = np.flatnonzero(kinds[:-1] == kinds[-1]), 1  # where contexts of `length` tokens end
-    while length < min(LONGEST, len(ids)):
-        longer = ends[ends >= length]
-        longer = longer[kinds[longer - length] == kinds[-1 - length]]
-        if not longer.size:
-            break
-        ends, length = longer, length + 1
+    ends = np.flatnonzero(kinds[:-1] == kinds[-1])[:, None]  # [N 1]: where contexts of one token end
+    back = np.arange(min(LONGEST, len(ids)))
+    same = (ends >= back) & (kinds[ends - back] == kinds[-1 - back])
+    lengths = np.logical_and.accumulate(same, axis=1).sum(1)
+    length = int(lengths.max(initial=0))
     if length < SHORTEST or {each.start for each in alike}.issuperset(kinds[-length:].tolist()):
         return []
-    follows = ids[ends[-1] + 1 : ends[-1] + MOST_ROWS].tolist()
+    end = int(ends[lengths == length][-1, 0])
+    follows = ids[end + 1 : end + MOST_ROWS].tolist()
     return list(takewhile(lambda i: i != UNKNOWN and not any(i in each for each in alike), follows))
