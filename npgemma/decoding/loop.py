@@ -107,7 +107,8 @@ def generate_tokens(
 ) -> Iterator[Token]:
     """The tokens of all prompts, step by step, in the order of the sequences: `samples` of them for each prompt.
 
-    Raises NotFinite if the logits are not finite.
+    A step gives each sequence a token, and those of its draft that are right. Raises NotFinite if the logits are not
+    finite.
     """
     running = dict(enumerate(prefill_sequences(p, prompts, limits, sampling, samples, tap, drafter)))
     for count in itertools.count(1):

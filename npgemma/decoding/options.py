@@ -113,6 +113,8 @@ class GenerationOptions(Sampling):
             require_count(name, getattr(self, name))
         if not all(isinstance(each, str) and each for each in self.stops):
             raise ValueError(f"stop is {self.stop!r}; it must be a string or several strings, none of them empty")
+        if type(self.lookup) is not bool:
+            raise ValueError(f"lookup is {self.lookup!r}; it must be True or False")
         if self.num_beams > 1 and (self.temperature or self.repetition_penalty != 1):
             raise ValueError("beam search does not sample: set num_beams=1, or temperature=0 and repetition_penalty=1")
         if 1 < self.num_beams < self.num_return_sequences:
