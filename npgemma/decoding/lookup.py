@@ -60,10 +60,11 @@ def object_syntax(encode: Callable[[str], Sequence[int]], ids: Mapping[str, int]
     """The syntax in the tokens of a tokenizer; PLAIN if it has no locations or codes."""
     if not all(piece in ids for pair in FIRST_AND_LAST for piece in pair):
         return PLAIN
-    locations, codes = (range(ids[first], ids[last] + 1) for first, last in FIRST_AND_LAST)
-    box, after = (locations[0],) * 4, tuple(encode(f" ; {FIRST_AND_LAST[0][0]}")[:-1])
-    tasks = {tuple(encode("detect")): box, tuple(encode("segment")): box + (codes[0],) * 16}
-    return ObjectSyntax((locations, codes), bos_id, tasks, tuple(encode(" ;")), after)
+    alike = tuple(range(ids[first], ids[last] + 1) for first, last in FIRST_AND_LAST)
+    box, mask = (alike[0].start,) * 4, (alike[1].start,) * 16
+    tasks = {tuple(encode("detect")): box, tuple(encode("segment")): box + mask}
+    after = tuple(encode(f" ; {FIRST_AND_LAST[0][0]}")[:-1])
+    return ObjectSyntax(alike, bos_id, tasks, tuple(encode(" ;")), after)
 
 
 def lookup(input_ids: Int[Array, "T"], syntax: ObjectSyntax = PLAIN) -> Draft:

@@ -1,5 +1,6 @@
 """Prompt lookup: what follows from prompt and answer, by hand and in the tokens of real tokenizers."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,15 @@ def test_drafts_of_answers(prompt: str, written: str, follows: str, tokenizer: T
     ids = np.array([bos, *tokenizer.encode(f"{prompt}\n")])
     draft = lookup(ids, object_syntax(tokenizer.encode, tokenizer.ids, bos))
     assert tokenizer.decode(draft(tokenizer.encode(written))) == follows
+
+
+@pytest.mark.parametrize("encoded", [[], [7], [7, 8, 9]], ids=str)
+def test_any_tokenizer_has_a_syntax(encoded: list[int]) -> None:
+    """Also one whose locations are in another order, or whose words have no tokens."""
+    syntax = object_syntax(lambda text: encoded, {"<loc0000>": 5, "<loc1023>": 3, "<seg000>": 4, "<seg127>": 6}, 2)
+    for prompt in ([2, 7, 3, 7, 1], [2, 1], [2], [1, 7, 8, 9]):
+        draft = lookup(np.array(prompt), syntax)
+        assert {*itertools.chain(*(draft([7, 3, *prompt][:n]) for n in range(1, 7)))} <= set(range(10))
 
 
 def test_a_tokenizer_without_locations_has_plain_texts_alone() -> None:
