@@ -112,7 +112,7 @@ class Form:
         self.ends = partial(Forced, len(self.answer), model.config.eos_token_ids, len(model.tokenizer))
 
     def write(self, drafter: Drafter) -> tuple[int, float, float]:
-        """The passes of a run, that of the prompt included, and of all others the seconds and those of the processors."""
+        """The passes of a run, that of the prompt included; of the others the seconds, and those of the processors."""
         ids, limits, sampling = self.prompt.input_ids, self.ends(answer=iter(self.answer)), Sampling()
         caches = [cache.copy() for cache in self.caches]
         sequence = RunningSequence(ids, caches, self.logits, np.random.default_rng(0), drafter(ids))
