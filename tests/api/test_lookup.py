@@ -37,14 +37,13 @@ def assert_same(
     ("dtype", "prompts", "chosen"),
     [
         ("float32", 3, {}),
-        ("float64", 3, {}),
+        ("float64", 1, {}),
         ("float64", 1, {"max_new_tokens": 6}),  # within a draft
-        ("float32", 1, {"max_new_tokens": 30, "stop": [" star ;"]}),
-        ("float32", 1, {"max_new_tokens": 16, "repetition_penalty": 1.3}),
+        ("float32", 1, {"max_new_tokens": 12, "stop": [" star ;"], "repetition_penalty": 1.1}),
         (
             "float64",
             1,
-            {"max_new_tokens": 16, "temperature": 0.7, "top_p": 0.9, "seed": 3, "num_return_sequences": 2},
+            {"max_new_tokens": 9, "temperature": 0.7, "top_p": 0.9, "seed": 3, "num_return_sequences": 2},
         ),
     ],
     ids=str,
@@ -56,7 +55,7 @@ def test_lookup_changes_no_answer(dtype: str, prompts: int, chosen: dict, models
 
 
 def test_lookup_changes_no_answer_of_a_batch(models) -> None:
-    jobs = [npgemma.Job(prompt, (PICTURE.name,), prompt, PICTURE.parent) for prompt in PROMPTS]
+    jobs = [npgemma.Job(prompt, (PICTURE.name,), prompt, PICTURE.parent) for prompt in PROMPTS[::2]]
     found, expected = (
         {
             result.job.id: result.generation
@@ -64,7 +63,7 @@ def test_lookup_changes_no_answer_of_a_batch(models) -> None:
         }
         for each in (True, False)
     )
-    in_order = [[answers[prompt] for prompt in PROMPTS] for answers in (found, expected)]
+    in_order = [[answers[prompt] for prompt in PROMPTS[::2]] for answers in (found, expected)]
     assert_same(*in_order, models["float32"])
 
 
@@ -88,7 +87,7 @@ def test_lookup_saves_steps_of_detections(models) -> None:
 
 
 def test_pieces_of_an_answer_come_as_they_do_without_lookup(models) -> None:
-    found, expected = (list(models["float32"].stream(PICTURE, PROMPTS[1], lookup=each)) for each in (True, False))
+    found, expected = (list(models["float32"].stream(PICTURE, PROMPTS[2], lookup=each)) for each in (True, False))
     assert found == expected
 
 
