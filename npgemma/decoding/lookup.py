@@ -27,7 +27,7 @@ Draft: TypeAlias = Callable[[Sequence[int]], Sequence[int]]
 # The ids of a prompt -> the drafts of an answer to it.
 Drafter: TypeAlias = Callable[[Int[Array, "T"]], Draft]
 
-SHORTEST, LONGEST = 2, 32  # tokens of a context
+LONGEST = 32  # tokens of a context that are looked at
 UNKNOWN = -1  # in place of a token that nothing tells
 
 
@@ -100,18 +100,21 @@ def split(ids: Sequence[int], separator: Sequence[int]) -> list[Sequence[int]]:
 def continued(before: Int[Array, "T"], written: Sequence[int], alike: Sequence[range] = ()) -> list[int]:
     """What followed the longest context that the ids end with, the last time there was one; empty if there was none.
 
-    Ids in one of the ranges `alike` are equal in a context, and end what follows; they alone are not a context.
+    A context has two ids or more. Those in one of the ranges `alike` are equal in it, and end what follows; they alone
+    are not a context.
     """
     ids = np.concatenate([before, np.array(written, np.int64)])
     kinds = ids.copy()
     for each in alike:
         kinds[(ids >= each.start) & (ids < each.stop)] = each.start
-    ends = np.flatnonzero(kinds[:-1] == kinds[-1])[:, None]  # [N 1]: where contexts of one token end
+    ends = 1 + np.flatnonzero((kinds[:-2] == kinds[-2]) & (kinds[1:-1] == kinds[-1]))[:, None]  # of contexts, [N 1]
+    if not ends.size:
+        return []
     back = np.arange(min(LONGEST, len(ids)))
     same = (ends >= back) & (kinds[ends - back] == kinds[-1 - back])
     lengths = np.logical_and.accumulate(same, axis=1).sum(1)
-    length = int(lengths.max(initial=0))
-    if length < SHORTEST or {each.start for each in alike}.issuperset(kinds[-length:].tolist()):
+    length = int(lengths.max())
+    if {each.start for each in alike}.issuperset(kinds[-length:].tolist()):
         return []
     end = int(ends[lengths == length][-1, 0])
     follows = ids[end + 1 : end + MOST_ROWS].tolist()

@@ -18,7 +18,7 @@ LOC, SEG = range(100, 200), range(200, 250)
 @pytest.mark.parametrize(
     ("before", "written", "follows"),
     [
-        ([1], [], []),
+        ([1], [1], []),
         ([1, 2, 3], [], []),
         ([1, 2, 3, 9], [1, 2], [3, 9, 1, 2]),
         ([5, 2, 3, 9], [1, 2], []),  # one token is not a context
