@@ -90,10 +90,10 @@ def answer_jobs(
 ) -> Iterator[JobResult]:
     """Answer many jobs, several at a time; each result comes as soon as its answer ends.
 
-    The order of the results depends on the jobs and the model alone: of jobs that start together, shorter answers come
-    first, and of equally long ones the first job. A picture that cannot be read, a prompt that does not fit, and a job
-    that needs more memory than there is give an error as the result of that job. Where several jobs together need too
-    much, fewer run at a time.
+    The order of the results depends on the jobs and the model alone: of jobs that start together, answers of fewer
+    steps come first, and of equally many the first job. A picture that cannot be read, a prompt that does not fit, and
+    a job that needs more memory than there is give an error as the result of that job. Where several jobs together need
+    too much, fewer run at a time.
 
     Parameters
     ----------
@@ -144,6 +144,7 @@ class Batch:
         self.score = score
         self.limits = generation.limits(model, options)
         self.detokenizer = generation.detokenizer(model, options)
+        self.drafter = generation.drafter(model, options)
         self.running: list[RunningJob] = []
         self.deferred: list[ReadJob] = []
         self.overflows = Overflows()
@@ -173,7 +174,7 @@ class Batch:
             yield from self.start(read)
             yield from self.choose()
             if self.running:
-                step_sequences(self.model.decoder, [job.sequence for job in self.running])
+                step_sequences(self.model.decoder, [job.sequence for job in self.running], self.limits)
 
     def read(self, job: Job) -> ReadJob:
         """Pictures and prompt of one job. BadPicture, BadPrompt."""
@@ -215,7 +216,7 @@ class Batch:
         self.started = Inputs(ids, types, pixels, images)
         prompts = generation.embed(self.model, self.started)
         scores = [self.scored(job, prompt) for job, prompt in zip(read, prompts, strict=True)]
-        sequences = prefill_sequences(self.model.decoder, prompts, self.limits, self.options)
+        sequences = prefill_sequences(self.model.decoder, prompts, self.limits, self.options, drafter=self.drafter)
         together = zip(read, sequences, scores, strict=True)
         return [RunningJob(job.job, job.size, sequence, score) for job, sequence, score in together]
 
@@ -227,10 +228,10 @@ class Batch:
         return Score(job.suffix, logprobs.tolist())
 
     def choose(self) -> Iterator[JobResult]:
-        """Choose the next token of each running job; yields the results of those that end."""
+        """Choose the next tokens of each running job; yields the results of those that end."""
         running, self.running = self.running, []
         for job in running:
-            _, reason, _ = choose_next(job.sequence, self.limits, self.options)
+            *_, (_, reason, _) = choose_next(job.sequence, self.limits, self.options)
             if reason is None:
                 self.running.append(job)
             else:

@@ -9,6 +9,7 @@ from npgemma.api.finite import finite, watched
 from npgemma.api.generative import GenerativeModel
 from npgemma.api.processor import Inputs, Pictures, check_pairs
 from npgemma.decoding.beams import Beam, beam_search
+from npgemma.decoding.lookup import Drafter, lookup, no_drafts, object_syntax
 from npgemma.decoding.loop import Limits, Token, generate_tokens
 from npgemma.decoding.options import GenerationOptions
 from npgemma.decoding.scoring import Score, score_answers
@@ -65,15 +66,24 @@ def tokens(
         return iter(())
     inputs = read_inputs(model, images, prompts, options)
     run = partial(run_tokens, model, inputs, limits(model, options, ends), options)
-    return watched(model, run(), partial(exhaust, run))
+    return watched(model, run(drafter=drafter(model, options)), partial(exhaust, run))
 
 
 def run_tokens(
-    model: Model, inputs: Inputs, ends: Limits, options: GenerationOptions, tap: Tap = silent
+    model: Model,
+    inputs: Inputs,
+    ends: Limits,
+    options: GenerationOptions,
+    tap: Tap = silent,
+    drafter: Drafter = no_drafts,
 ) -> Iterator[Token]:
-    """All inputs, then token by token."""
+    """All inputs, then token by token.
+
+    Runs that a tap watches draft nothing: each row is one of the answer, and a step has one of each sequence. So do the
+    runs that golden files record, which have a loop of their own.
+    """
     read = embed(model, inputs, tap)
-    yield from generate_tokens(model.decoder, read, ends, options, options.num_return_sequences, tap)
+    yield from generate_tokens(model.decoder, read, ends, options, options.num_return_sequences, tap, drafter)
 
 
 def exhaust(run: Callable[..., Iterator[Token]], tap: Tap) -> None:
@@ -103,7 +113,14 @@ def generate_ids(model: Model, inputs: Inputs, eos_ids: Sequence[int] | None, op
     model.guard.check_memory([len(ids)], pictures, options.max_new_tokens)
     eos = model.config.eos_token_ids if eos_ids is None else eos_ids
     run = partial(run_tokens, model, inputs, Limits(options.max_new_tokens, eos, model.config.text.vocab_size), options)
-    return [token.id for token in watched(model, run(), partial(exhaust, run))]
+    return [token.id for token in watched(model, run(drafter=lookup), partial(exhaust, run))]
+
+
+def drafter(model: Model, options: GenerationOptions) -> Drafter:
+    """Where the drafts of answers come from."""
+    if not options.lookup:
+        return no_drafts
+    return partial(lookup, syntax=object_syntax(model.tokenizer.encode, model.tokenizer.ids, model.bos_id))
 
 
 def detokenizer(model: Model, options: GenerationOptions) -> Detokenizer:

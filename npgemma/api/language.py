@@ -127,7 +127,7 @@ class LanguageModel(GenerativeModel[LanguageModelConfig, Decoder]):
             The texts; <bos> is put before each, unless it is there.
         **options
             Fields of `decoding.options.GenerationOptions`: max_new_tokens, stop, temperature, top_k, top_p, min_p,
-            repetition_penalty, seed, num_beams, num_return_sequences.
+            repetition_penalty, seed, lookup, num_beams, num_return_sequences.
 
         Returns
         -------

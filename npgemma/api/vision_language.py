@@ -171,7 +171,7 @@ class VisionLanguageModel(GenerativeModel[PaliGemmaConfig, PaliGemma]):
             Such as "caption en" or "detect cat ; dog".
         **options
             Fields of `decoding.options.GenerationOptions`: max_new_tokens, stop, temperature, top_k, top_p, min_p,
-            repetition_penalty, seed, num_beams, num_return_sequences.
+            repetition_penalty, seed, lookup, num_beams, num_return_sequences.
 
         Returns
         -------

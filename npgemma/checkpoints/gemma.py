@@ -10,7 +10,7 @@ from npgemma.checkpoints.layout import Line, table
 from npgemma.errors import BadModel
 from npgemma.layers.norms import RMSNorm
 from npgemma.layers.tree import SLOT, sized
-from npgemma.models.gemma import MLP, Attention, Block, Decoder, HeadNorm, cache_rows
+from npgemma.models.gemma import MLP, MOST_ROWS, Attention, Block, Decoder, HeadNorm, cache_rows
 
 # In Gemma 1, post_attention_layernorm is the norm before the MLP: nothing that attention wrote is normed.
 HF = table("""
@@ -143,12 +143,15 @@ def footprint(decoder: Decoder, c: GemmaConfig, run: Run, before: int = 0) -> Fo
 
     Activations peak in an MLP for the rows of all prompts, or in what runs before the decoder, which needs `before`
     numbers. Masks come on top: a byte for each pair of rows of a prompt, twice if layers have a window, and once more
-    while the last is made. So do logits: those of a step and of the step before, one row per answer or `logit_rows`,
-    and one row in float64.
+    while the last is made. So do logits: those of a step and of the step before, one row per answer or `logit_rows`, or
+    those of a step with drafts, which a cap needs four times; and one row in float64.
     """
-    rows, sequences = sum(run.prompts), run.samples * len(run.prompts)
+    sequences = run.samples * len(run.prompts)
+    step_rows = sequences * min(MOST_ROWS, max(1, run.new_tokens - 1))
+    rows = max(sum(run.prompts), step_rows)
     activations = max(before, rows * (4 * c.hidden_size + 3 * c.intermediate_size))
-    logits = 2 * max(sequences, run.logit_rows) * c.vocab_size * run.itemsize + 4 * 8 * c.vocab_size
+    logit_rows = max(2 * sequences, 2 * run.logit_rows, step_rows if decoder.cap is None else 4 * step_rows)
+    logits = logit_rows * c.vocab_size * run.itemsize + 4 * 8 * c.vocab_size
     masks = (1 if decoder.window is None else 2) * sum(n * n for n in run.prompts) + max(run.prompts, default=0) ** 2
     caches = run.samples * sum(cache_numbers(decoder, length + run.new_tokens) for length in run.prompts)
     return Footprint(run.weights, caches * run.itemsize, activations * run.itemsize + masks + logits)

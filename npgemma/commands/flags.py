@@ -123,6 +123,12 @@ def answer_flags(*parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
         metavar="TEXT",
         help="end before this text; may be repeated",
     )
+    flags.add_argument(
+        "--no-lookup",
+        dest="lookup",
+        action="store_false",
+        help="run one token in each step, without guesses from prompt and answer: slower, and the same tokens",
+    )
     return flags
 
 
@@ -236,7 +242,7 @@ def options(a: argparse.Namespace) -> GenerationOptions:
         raise WrongUsage("--samples needs a --temperature above 0, and excludes --num-beams")
     if getattr(a, "num_beams", 1) > 1 and (a.temperature or a.repetition_penalty != 1):
         raise WrongUsage("--num-beams excludes --temperature and --repetition-penalty")
-    names = ("max_new_tokens", "stop", "temperature", "repetition_penalty", "seed", *DRAWING)
+    names = ("max_new_tokens", "stop", "temperature", "repetition_penalty", "seed", "lookup", *DRAWING)
     values = {name: getattr(a, name) for name in names}
     return GenerationOptions(**values, num_beams=getattr(a, "num_beams", 1), num_return_sequences=samples)
 

@@ -21,6 +21,7 @@ class StreamKeywords(SamplingKeywords, total=False):
 
     max_new_tokens: int
     stop: str | Sequence[str]
+    lookup: bool
 
 
 class GenerationKeywords(StreamKeywords, total=False):
@@ -82,6 +83,9 @@ class GenerationOptions(Sampling):
         Above 1, tokens that were read or written become less likely.
     seed : int
         The seed of the draws.
+    lookup : bool
+        Guess the next tokens from prompt and answer, and run them in one step: fewer steps, and the same tokens. A beam
+        search does not guess.
     num_beams : int
         Above 1, search for the answer that is likeliest as a whole, with so many unfinished answers at a time.
     num_return_sequences : int
@@ -99,6 +103,7 @@ class GenerationOptions(Sampling):
 
     max_new_tokens: int = 256
     stop: str | Sequence[str] = ()
+    lookup: bool = True
     num_beams: int = 1
     num_return_sequences: int = 1
 
@@ -108,6 +113,8 @@ class GenerationOptions(Sampling):
             require_count(name, getattr(self, name))
         if not all(isinstance(each, str) and each for each in self.stops):
             raise ValueError(f"stop is {self.stop!r}; it must be a string or several strings, none of them empty")
+        if type(self.lookup) is not bool:
+            raise ValueError(f"lookup is {self.lookup!r}; it must be True or False")
         if self.num_beams > 1 and (self.temperature or self.repetition_penalty != 1):
             raise ValueError("beam search does not sample: set num_beams=1, or temperature=0 and repetition_penalty=1")
         if 1 < self.num_beams < self.num_return_sequences:

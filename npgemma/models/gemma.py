@@ -59,11 +59,15 @@ def last_rows(rows: Rows) -> Rows:
     return Rows(ends, rows.positions[ends], alone)
 
 
+MOST_ROWS = 8  # of a sequence in one step: its cache can forget all but the first
+
+
 class Cache:
     """Keys and values of one sequence in one layer, for up to `capacity` rows: allocated once, filled from the front.
 
     A layer with a window never reads more than the window - 1 rows before the new ones, so its cache keeps no more than
-    these and some spare rows. When they are used up, the rows still needed move to the front.
+    these and some spare rows. When they are used up, the rows still needed move to the front. There are enough spare
+    ones to forget rows of the last step: see `forget`.
     """
 
     def __init__(self, capacity: int, key_heads: int, width: int, dtype: np.dtype, window: int | None = None) -> None:
@@ -101,6 +105,17 @@ class Cache:
         self.end += new
         return self.keys[self.end - kept - new : self.end], self.values[self.end - kept - new : self.end]
 
+    def forget(self, count: int) -> None:
+        """Drop the last `count` rows; what follows takes their place.
+
+        ValueError if the rows before them that new ones may look at are not all held: so after a prompt longer than the
+        window, but never for fewer than MOST_ROWS rows of one step.
+        """
+        self.length -= count
+        self.end -= count
+        if self.kept > self.end:
+            raise ValueError(f"a cache with a window of {self.window} rows cannot forget {count}")
+
     def rows(self, x: Array) -> Array:
         """The rows of `x` that new ones may look at."""
         return x[self.end - self.kept : self.end]
@@ -125,7 +140,7 @@ class Cache:
 
 def cache_rows(tokens: int, window: int | None) -> int:
     """How many rows a cache for so many tokens holds."""
-    return tokens if window is None else min(tokens, window + window // 16)
+    return tokens if window is None else min(tokens, window + max(window // 16, MOST_ROWS - 1))
 
 
 @dataclass(frozen=True)

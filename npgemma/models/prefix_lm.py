@@ -134,17 +134,20 @@ def step(
     input_ids: Int[Array, "T"],
     caches: Sequence[Sequence[Cache]],
     tap: Tap = silent,
+    counts: Sequence[int] | None = None,
 ) -> Float[Array, "T V"]:
-    """Add one token to each of T sequences; returns the logits of the token after it, in the dtype of the caches.
+    """Add tokens to sequences; returns the logits of the token after each of them, in the dtype of the caches.
 
-    It attends to everything cached, or to the last tokens where a layer has a window.
+    `counts` says how many of the ids each sequence gets, by default one. A token attends to everything cached and to
+    the tokens of its own sequence up to itself, or to the last of these where a layer has a window.
     """
-    lengths = [sequence[0].length + 1 for sequence in caches]
-    segments = [
-        Segment(slice(t, t + 1), *(within(np.array([n - 1]), np.arange(n), w) for w in (None, p.window)))
-        for t, n in enumerate(lengths)
-    ]
-    rows = Rows(slice(None), tap("positions", p.first_position + np.array(lengths) - 1, "T"), segments)
+    segments, positions, end = [], [], 0
+    for sequence, count in zip(caches, counts or [1] * len(caches), strict=True):
+        before, end = sequence[0].length, end + count
+        t, s = np.arange(before, before + count), np.arange(before + count)
+        segments.append(Segment(slice(end - count, end), within(t, s, None), within(t, s, p.window)))
+        positions.append(p.first_position + t)
+    rows = Rows(slice(None), tap("positions", np.concatenate(positions), "T"), segments)
     x = embed_tokens(p, tap("input_ids", input_ids, "T"), caches[0][0].keys.dtype, at(tap, "text"))
     x = tap("text.embedding", x, "T D")
     x = decoder(p, x, rows, caches, tap=at(tap, "text"))

@@ -35,10 +35,12 @@ def test_a_footprint_by_hand():
     """Two prompts of 11 and 20 tokens with 3 pictures between them, in float32, 5 new tokens."""
     found = footprint(SMALL, Run(1000, 4, 3, [11, 20], 5))
     assert (3 * 3 * 6 * 6 + 3 * 9 * VISION, 31 * TEXT) == (1350, 1426)  # so the decoder needs more than the tower
-    logits = 2 * 2 * 50 * 4 + 4 * 8 * 50  # of each prompt, now and a step before; of one row in float64, and its logs
+    logits = (
+        2 * 4 * 50 * 4 + 4 * 8 * 50
+    )  # of the last token of each prompt and 3 drafted; of one row in float64, and its logs
     masks = 11 * 11 + 20 * 20 + 20 * 20  # of each prompt, and what one of them is combined with while it is made
     assert found == Footprint(weights=1000, caches=(31 + 2 * 5) * CACHE * 4, activations=1426 * 4 + logits + masks)
-    assert found.total == BASE + 1000 + 11_808 + 8104 + 921
+    assert found.total == BASE + 1000 + 11_808 + 8904 + 921
 
 
 def test_a_footprint_by_hand_where_pictures_need_most():
@@ -50,6 +52,19 @@ def test_a_footprint_by_hand_where_pictures_need_most():
     assert found.caches == 8 * 3 * (5 + 2) * CACHE
     for run in (Run(0, 8, 0, [5], 2, samples=3), Run(0, 8, 0, [5], 2, logit_rows=3)):
         assert footprint(SMALL, run).activations == 8 * 5 * TEXT + logits + masks
+
+
+@pytest.mark.parametrize(
+    ("new", "rows"), [(0, 2), (1, 2), (2, 2), (3, 2), (4, 3), (9, 8), (10, 8), (100, 8)], ids=lambda each: str(each)
+)
+@pytest.mark.parametrize(("cap", "copies"), [(None, 1), (30.0, 4)])
+def test_logits_of_drafts_by_hand(new: int, rows: int, cap: float | None, copies: int) -> None:
+    """Of two answers to a long prompt, no more than may still be written; or those of a step and of the one before."""
+    config = dataclasses.replace(SMALL, text=dataclasses.replace(SMALL.text, final_logit_softcapping=cap))
+    run = Run(0, 4, 0, [40], new, samples=2)
+    needed = footprint(config, run).activations - (4 * 40 * TEXT + 2 * 40 * 40 + 4 * 8 * 50)
+    assert needed == 4 * 2 * 50 * max(2, copies * min(8, max(1, new - 1)))
+    assert copies > 1 or needed == 4 * 2 * 50 * rows
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,7 @@ def test_inspect_has_the_facts_of_a_language_model(language, run):
     assert (found["parameters"], found["bytes"]) == (count, 4 * count)
     assert found["tokens_per_image"] == 0
     assert found["cache_bytes_per_token"] == 3 * token
-    assert found["cache_bytes_at_most"] == (512 + 2 * 5) * token  # one layer of all positions, two of a window
+    assert found["cache_bytes_at_most"] == (512 + 2 * (5 + 7)) * token  # of all positions, and two of a window
     assert found["tokenizer_pieces"] == small.SOFT + 1
     assert found["unknown_keys"] == []
     assert found["config"]["text"]["sliding_window"] == 5

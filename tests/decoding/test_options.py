@@ -17,6 +17,13 @@ def test_a_count_must_be_a_whole_number_above_0(name: str, value: object) -> Non
         GenerationOptions(**{name: value})
 
 
+@pytest.mark.parametrize("value", [None, 1, 10, "no"])
+def test_lookup_is_true_or_false(value: object) -> None:
+    assert GenerationOptions().lookup
+    with pytest.raises(ValueError, match=f"lookup is {value!r}; it must be True or False"):
+        GenerationOptions(lookup=value)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

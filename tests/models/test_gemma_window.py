@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from npgemma.layers.norms import RMSNorm
 from npgemma.models.gemma import (
     MLP,
+    MOST_ROWS,
     Attention,
     Block,
     Cache,
@@ -23,7 +24,9 @@ from npgemma.models.prefix_lm import within
 F64 = np.dtype(np.float64)
 
 
-@pytest.mark.parametrize(("tokens", "window", "rows"), [(9, None, 9), (9, 9, 9), (9, 4, 4), (99, 32, 34), (2, 4, 2)])
+@pytest.mark.parametrize(
+    ("tokens", "window", "rows"), [(9, None, 9), (9, 9, 9), (99, 4, 11), (99, 32, 39), (500, 160, 170), (2, 4, 2)]
+)
 def test_a_cache_with_a_window_holds_little_more_than_the_window(tokens: int, window: int | None, rows: int) -> None:
     assert cache_rows(tokens, window) == rows
     assert len(Cache(tokens, 1, 1, F64, window).keys) == rows
@@ -47,6 +50,39 @@ def test_a_cache_returns_the_rows_that_the_window_lets_the_new_ones_see(window: 
         np.testing.assert_array_equal(values, -expected, strict=True)
         end += count
         assert cache.length == end
+
+
+@given(
+    st.integers(1, 40),
+    st.integers(1, 60),
+    st.lists(st.integers(1, MOST_ROWS).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n - 1))), max_size=12),
+)
+def test_a_cache_forgets_the_last_rows_of_a_step(window: int, prompt: int, steps: list[tuple[int, int]]) -> None:
+    """A prompt, then steps of some rows, of which all but the first may be forgotten; others take their place."""
+    total = prompt + sum(new - forgotten for new, forgotten in steps)
+    cache, rows = Cache(total + MOST_ROWS, 1, 1, F64, window), np.arange(float(total + MOST_ROWS))[:, None, None]
+    cache.append(rows[:prompt], -rows[:prompt])
+    end = prompt
+    for new, forgotten in steps:
+        kept = new - forgotten
+        added = np.concatenate([rows[end : end + kept], rows[:forgotten] - 1000])
+        keys, values = cache.append(added, -added)
+        first = max(0, end - window + 1)
+        np.testing.assert_array_equal(keys, np.concatenate([rows[first:end], added]), strict=True)
+        np.testing.assert_array_equal(values, -keys, strict=True)
+        cache.forget(forgotten)
+        end += kept
+        assert cache.length == end
+        cache.keys[cache.end :] = cache.values[cache.end :] = np.nan  # nothing reads what is forgotten
+    assert cache.length == total
+
+
+def test_what_a_cache_let_go_of_cannot_come_back() -> None:
+    """After a prompt longer than the window it holds no more than new rows may look at."""
+    cache, rows = Cache(40, 1, 1, F64, 5), np.zeros((30, 1, 1))
+    cache.append(rows, rows)
+    with pytest.raises(ValueError, match="a cache with a window of 5 rows cannot forget 1"):
+        cache.forget(1)
 
 
 def make_decoder(window: int | None) -> Decoder:

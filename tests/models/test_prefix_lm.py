@@ -109,6 +109,22 @@ def test_a_causal_prompt_and_steps_equal_one_pass(family: str, count: int, dtype
 
 
 @every_family
+@pytest.mark.parametrize("counts", [[4, 1, 2], [1, 3, 4]], ids=str)
+def test_several_tokens_of_a_sequence_in_one_step_are_what_they_are_one_by_one(family: str, counts: list[int]) -> None:
+    """Sequences beyond the window of three tokens and within it, each with a number of its own; and a step after."""
+    p, starts = weights(family), (1, 7, 2)
+    caches = [new_caches(p, len(IDS) + 1, F64) for _ in starts]
+    start(p, [causal_prompt(p, IDS[:n], F64) for n in starts], caches)
+    pieces = [IDS[n : n + count] for n, count in zip(starts, counts, strict=True)]
+    found = step(p, np.concatenate(pieces), caches, counts=counts)
+    rows = [n + t for n, count in zip(starts, counts, strict=True) for t in range(count)]
+    assert_agrees(found, whole(p, IDS)[rows])
+    ends = [n + count for n, count in zip(starts, counts, strict=True)]
+    assert [sequence[0].length for sequence in caches] == ends
+    assert_agrees(step(p, IDS[[end % len(IDS) for end in ends]], caches)[[0, 2]], whole(p, IDS)[[ends[0], ends[2]]])
+
+
+@every_family
 def test_causal_prompts_together_are_what_each_is_alone(family: str) -> None:
     p = weights(family)
     rows = [IDS, IDS[::-1][:4]]
