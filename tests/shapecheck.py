@@ -44,8 +44,8 @@ TAKES_ANYTHING = ("npgemma.api.vision_language",)
 FLOATS, WHOLE = np.typecodes["AllFloat"], np.typecodes["AllInteger"]
 KINDS = {"float": FLOATS, "int": WHOLE, "bool": "?", "bits": "H", "weight": FLOATS + "H"}
 
-# The first so many calls of a function in a test are checked, and one in so many after them: a test that runs a model for
-# many steps calls each function with the same shapes thousands of times.
+# The first so many calls of a function in a test are checked, and one in so many after them: a test that runs a model
+# for many steps calls each function with the same shapes thousands of times.
 ALWAYS, EVERY = 30, 16
 
 Letters = dict[str, int | tuple[int, ...]]
