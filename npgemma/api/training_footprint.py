@@ -21,21 +21,23 @@ REMEDIES = {
 
 @dataclass(frozen=True)
 class TrainingFootprint(Footprint):
-    """The bytes of weights, of activations, and of what is trained: arrays, gradients and moments."""
+    """The bytes of weights, of activations, of what is trained (arrays, gradients, moments), and of more processes."""
 
     trained: int = 0
+    processes: int = 0
 
     @property
     def total(self) -> int:
-        return BASE + self.weights + self.activations + self.trained
+        return BASE + self.weights + self.activations + self.trained + self.processes
 
     def __str__(self) -> str:
-        parts = ((self.weights, "weights"), (self.trained, "trained arrays"), (self.activations, "activations"))
+        parts = [(self.weights, "weights"), (self.trained, "trained arrays"), (self.activations, "activations")]
+        parts += [(self.processes, "more processes")] if self.processes else []
         return f"{size(self.total)} ({', '.join(f'{size(number)} of {name}' for number, name in parts)})"
 
 
-def footprint(transfer: Transfer, recompute: bool) -> TrainingFootprint:
-    """The memory of a run. Activations are those of the longest examples in one batch."""
+def footprint(transfer: Transfer, recompute: bool, processes: int = 1) -> TrainingFootprint:
+    """The memory of a run by so many processes. Activations are those of the longest examples in one batch."""
     o, model = transfer.options, transfer.model
     rows = sum(sorted(each.tokens for each in transfer.lengths)[-o.batch :])
     learned = sum(sorted(each.learned for each in transfer.lengths)[-o.batch :])
@@ -49,9 +51,13 @@ def footprint(transfer: Transfer, recompute: bool) -> TrainingFootprint:
         tower = tower_numbers(model.weights, recompute) if not transfer.decoder_alone else 4 * v.intermediate_size
         numbers += pictures * v.num_patches * tower
     copies = 2 + MOMENTS[o.optimizer] + (o.accumulate > 1)
-    return TrainingFootprint(model.guard.budget.weights, 0, numbers * itemsize, copies * sum(transfer.sizes) * itemsize)
+    weights, trained, more = model.guard.budget.weights, sum(transfer.sizes) * itemsize, processes - 1
+    # others share a copy of all weights, and each has its gradients twice: its own, and those that it gives back
+    others = weights + trained + more * (PROCESS + 2 * trained) if more else 0
+    return TrainingFootprint(weights, 0, numbers * itemsize, copies * trained, others)
 
 
+PROCESS = 40_000_000  # bytes of Python, NumPy and what a process has loaded, measured
 LOGITS = 6  # arrays of logits and of their gradients that are held at a time
 MOMENTS = {"adamw": 2, "sgd": 1, "adafactor": 0}  # numbers for each number; the last has some for each matrix
 SUMS = 4  # arrays of partial sums, and of what a block of a matrix adds to them

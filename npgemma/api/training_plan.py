@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 from npgemma.api.finite import quiet
@@ -21,12 +22,15 @@ from npgemma.training.examples import Example
 UPDATE = 1e-8
 # Numbers of a part that are timed as they are; of a larger model, some layers are timed.
 TIMED_WHOLE = 2_000_000_000
-SHARE = 0.8  # of the available memory, above which activations are computed again
+SHARE = 0.8  # of the available memory, above which a run is planned that needs less
+# Whether activations are computed again, in the order of preference.
+RECOMPUTED = {"auto": (False, True), "on": (True,), "off": (False,)}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How many numbers and arrays are trained, what that needs, and whether activations are computed again.
+    """How many numbers and arrays are trained, what that needs, whether activations are computed again, and by how
+    many processes.
 
     `seconds` are those of a step, `before` those of pictures that go through frozen towers once; None if not timed.
     """
@@ -36,6 +40,7 @@ class Plan:
     arrays: int
     needed: TrainingFootprint
     recompute: bool
+    processes: int = 1
     seconds: float | None = None
     before: float = 0.0
 
@@ -62,14 +67,19 @@ class Plan:
 
 
 def planned(transfer: Transfer, checkpointing: str) -> Plan:
-    """The plan of a run, without time; `checkpointing` is auto, on or off."""
+    """The plan of a run, without time; `checkpointing` is auto, on or off.
+
+    Where memory is short, there are fewer processes, and then activations are computed again.
+    """
     budget: Budget = transfer.model.guard.budget
     sizes = transfer.sizes
-    kept, again = (footprint(transfer, recompute) for recompute in (False, True))
     limit = budget.allowed if budget.allowed is not None else available_memory(budget.mapped)
-    short = limit is not None and kept.total - (budget.held if budget.allowed is None else 0) > SHARE * limit
-    recompute = checkpointing == "on" or (checkpointing == "auto" and short)
-    return Plan(transfer, sum(sizes), len(sizes), again if recompute else kept, recompute)
+    held = budget.held if budget.allowed is None else 0
+    for recompute, processes in product(RECOMPUTED[checkpointing], range(transfer.processes, 0, -1)):
+        needed = footprint(transfer, recompute, processes)
+        if limit is None or needed.total - held <= SHARE * limit:
+            break
+    return Plan(transfer, sum(sizes), len(sizes), needed, recompute, processes)
 
 
 def timed(plan: Plan, whole: int = TIMED_WHOLE) -> Plan:

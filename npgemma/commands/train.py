@@ -244,16 +244,17 @@ def trained(a: argparse.Namespace, plan: Plan, log: Log, facts: Mapping[str, Any
     transfer.how = transfer.how._replace(recompute=plan.recompute)
     tell(summary(plan))
     progress = StepProgress(transfer.steps, plan.seconds)
-    training = Training(transfer.recipe(a.output), transfer.trained, a.output, facts, log, a.save_every, progress.seen)
-    try:
-        training.run()
-    except KeyboardInterrupt:
-        progress.wipe()
-        tell(f"interrupted; the same command continues after step {max(0, training.saved)}")
-        return INTERRUPTED
-    except BaseException:
-        progress.wipe()
-        raise
+    with transfer.recipe(a.output, plan.processes) as recipe:
+        training = Training(recipe, transfer.trained, a.output, facts, log, a.save_every, progress.seen)
+        try:
+            training.run()
+        except KeyboardInterrupt:
+            progress.wipe()
+            tell(f"interrupted; the same command continues after step {max(0, training.saved)}")
+            return INTERRUPTED
+        except BaseException:
+            progress.wipe()
+            raise
     progress.wipe()
     written = write_outputs(a, transfer)
     lines = log.lines()

@@ -136,6 +136,11 @@ def trains(tree: Any) -> bool:
     return not all(map(is_frozen, arrays(tree)))
 
 
+def trained(tree: Any) -> dict[str, Array]:
+    """The weights that are not frozen, by path."""
+    return {leaf.path: leaf.value for leaf in leaves(tree) if not is_frozen(leaf.value)}
+
+
 def no_gradient(tree: Tree) -> Tree:
     """The gradient of weights that are all frozen."""
     return map_tree(lambda leaf: None, tree)
