@@ -1,6 +1,6 @@
 """The memory of a training run, computed before any of it is allocated."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from npgemma.api.transfer import Transfer
 from npgemma.api.vision_language import VisionLanguageModel
@@ -31,9 +31,21 @@ class TrainingFootprint(Footprint):
         return BASE + self.weights + self.activations + self.trained + self.processes
 
     def __str__(self) -> str:
-        parts = [(self.weights, "weights"), (self.trained, "trained arrays"), (self.activations, "activations")]
-        parts += [(self.processes, "more processes")] if self.processes else []
-        return f"{size(self.total)} ({', '.join(f'{size(number)} of {name}' for number, name in parts)})"
+        parts = {
+            "weights": self.weights,
+            "trained arrays": self.trained,
+            "activations": self.activations,
+            "more processes": self.processes,
+        }
+        return f"{size(self.total)} ({', '.join(f'{size(n)} of {name}' for name, n in parts.items() if n)})"
+
+
+def without_lines(transfer: Transfer) -> TrainingFootprint:
+    """The memory of a run before any example is read, which is the least that it needs."""
+    o = transfer.options
+    copies = 2 + MOMENTS[o.optimizer] + (o.accumulate > 1)
+    trained = copies * sum(transfer.sizes) * transfer.model.dtype.itemsize
+    return TrainingFootprint(transfer.model.guard.budget.weights, 0, 0, trained)
 
 
 def footprint(transfer: Transfer, recompute: bool, processes: int = 1) -> TrainingFootprint:
@@ -50,11 +62,10 @@ def footprint(transfer: Transfer, recompute: bool, processes: int = 1) -> Traini
         numbers += pictures * 3 * v.image_size**2 + most * o.batch * v.num_patches * model.config.text.hidden_size
         tower = tower_numbers(model.weights, recompute) if not transfer.decoder_alone else 4 * v.intermediate_size
         numbers += pictures * v.num_patches * tower
-    copies = 2 + MOMENTS[o.optimizer] + (o.accumulate > 1)
-    weights, trained, more = model.guard.budget.weights, sum(transfer.sizes) * itemsize, processes - 1
+    least, trained, more = without_lines(transfer), sum(transfer.sizes) * itemsize, processes - 1
     # others share a copy of all weights, and each has its gradients twice: its own, and those that it gives back
-    others = weights + trained + more * (PROCESS + 2 * trained) if more else 0
-    return TrainingFootprint(weights, 0, numbers * itemsize, copies * trained, others)
+    others = least.weights + trained + more * (PROCESS + 2 * trained) if more else 0
+    return replace(least, activations=numbers * itemsize, processes=others)
 
 
 PROCESS = 40_000_000  # bytes of Python, NumPy and what a process has loaded, measured

@@ -141,9 +141,14 @@ class Transfer:
         return math.ceil(self.options.batch / SMALL_PARTS) if self.is_small else self.options.batch
 
     @property
+    def parts(self) -> int:
+        """How many parts there are in a step."""
+        return math.ceil(self.options.examples / self.part)
+
+    @property
     def processes(self) -> int:
         """How many processes can compute at once."""
-        return processes_for(math.ceil(self.options.examples / self.part)) if self.is_small else 1
+        return processes_for(self.parts) if self.is_small else 1
 
     @cached_property
     def tree(self) -> Any:
