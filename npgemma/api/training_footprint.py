@@ -21,7 +21,7 @@ REMEDIES = {
 
 @dataclass(frozen=True)
 class TrainingFootprint(Footprint):
-    """The bytes of weights, of activations, of what is trained (arrays, gradients, moments), and of more processes."""
+    """The bytes of weights, of activations, of what is trained (arrays, gradients, moments), and of other processes."""
 
     trained: int = 0
     processes: int = 0
@@ -35,7 +35,7 @@ class TrainingFootprint(Footprint):
             "weights": self.weights,
             "trained arrays": self.trained,
             "activations": self.activations,
-            "more processes": self.processes,
+            "other processes": self.processes,
         }
         return f"{size(self.total)} ({', '.join(f'{size(n)} of {name}' for name, n in parts.items() if n)})"
 

@@ -49,6 +49,7 @@ MOST_PIXELS = 1 << 28  # numbers that are kept of pictures: 1 GiB
 # The most numbers in the layers of a small model: its products are too small to share, so each core takes a part of the
 # batch, of SMALL_PARTS, from beginning to end.
 SMALL, SMALL_PARTS = 1 << 24, 2
+FEWEST_STEPS = 20  # with fewer, processes take longer to start than they save
 
 
 def encoder_of(model: VisionLanguageModel | LanguageModel) -> Encoder:
@@ -147,8 +148,8 @@ class Transfer:
 
     @property
     def processes(self) -> int:
-        """How many processes can compute at once."""
-        return processes_for(self.parts) if self.is_small else 1
+        """How many processes compute at once."""
+        return processes_for(self.parts) if self.is_small and self.steps >= FEWEST_STEPS else 1
 
     @cached_property
     def tree(self) -> Any:
