@@ -75,9 +75,9 @@ def shared(x: Any) -> tuple[IO[bytes], Shared]:
     return file, Shared(rest, tuple(places))
 
 
-def in_order(leaf: Leaf) -> Array:
-    """An array whose bytes are in order, which is what can be shared; frozen if it was."""
-    x = np.asarray(leaf.value, order="C")
+def without_gaps(leaf: Leaf) -> Array:
+    """An array whose numbers follow one another, by rows or by columns, as shared arrays must; frozen if it was."""
+    x = np.asarray(leaf.value, order="A")
     x.flags.writeable = not is_frozen(leaf.value)
     return x
 
@@ -141,7 +141,7 @@ class Workers:
     def start(self, compute: Compute, tree: Any, count: int) -> None:
         """Start all. OSError if one cannot start."""
         slots = [{path: np.zeros_like(w) for path, w in self.trained.items()} for _ in range(count)]
-        file, place = shared((map_tree(in_order, tree), slots))
+        file, place = shared((map_tree(without_gaps, tree), slots))
         with file:
             copy, self.slots = place.mapped(file.fileno())
             self.copies = trained(copy)
