@@ -11,7 +11,7 @@ import numpy as np
 
 from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import Tap, silent
-from npgemma.layers.threads import by_rows, in_parallel
+from npgemma.layers.threads import by_rows
 
 # A function of each number of an array.
 Activation: TypeAlias = Callable[[Array], Array]
@@ -31,24 +31,7 @@ def gelu_backward(x: Float[Array, "*R"], dy: Float[Array, "*R"]) -> Float[Array,
     return dy * gelu_and_slope(x)[1]
 
 
-# Numbers in a block of a gelu and its slope, which take several arrays: all of them stay in the cache.
-SLOPE_BLOCK = 1 << 14
-
-
 def gelu_and_slope(x: Float[Array, "*R"]) -> tuple[Float[Array, "*R"], Float[Array, "*R"]]:
-    """gelu(x) and gelu'(x), in blocks."""
-    y, slope = np.empty((2, *x.shape), x.dtype)
-    numbers = x.reshape(-1), y.reshape(-1), slope.reshape(-1)
-
-    def block(start: int) -> None:
-        some_x, some_y, some_slope = (each[start : start + SLOPE_BLOCK] for each in numbers)
-        some_y[...], some_slope[...] = gelu_and_slope_block(some_x)
-
-    in_parallel(block, range(0, x.size, SLOPE_BLOCK))
-    return y, slope
-
-
-def gelu_and_slope_block(x: Float[Array, "R"]) -> tuple[Float[Array, "R"], Float[Array, "R"]]:
     """forward: y = x s, where s = (1 + tanh u) / 2 and u = c (x + 0.044715 x^3), c = sqrt(2/pi).
 
     gelu'(x) = s + x s', and s' = 2 s (1 - s) u'. Both results share the one tanh.
