@@ -1,6 +1,6 @@
 """The memory of a training run, computed before any of it is allocated."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from npgemma.api.transfer import Transfer
 from npgemma.api.vision_language import VisionLanguageModel
@@ -21,21 +21,35 @@ REMEDIES = {
 
 @dataclass(frozen=True)
 class TrainingFootprint(Footprint):
-    """The bytes of weights, of activations, and of what is trained: arrays, gradients and moments."""
+    """The bytes of weights, of activations, of what is trained (arrays, gradients, moments), and of other processes."""
 
     trained: int = 0
+    processes: int = 0
 
     @property
     def total(self) -> int:
-        return BASE + self.weights + self.activations + self.trained
+        return BASE + self.weights + self.activations + self.trained + self.processes
 
     def __str__(self) -> str:
-        parts = ((self.weights, "weights"), (self.trained, "trained arrays"), (self.activations, "activations"))
-        return f"{size(self.total)} ({', '.join(f'{size(number)} of {name}' for number, name in parts)})"
+        parts = {
+            "weights": self.weights,
+            "trained arrays": self.trained,
+            "activations": self.activations,
+            "other processes": self.processes,
+        }
+        return f"{size(self.total)} ({', '.join(f'{size(n)} of {name}' for name, n in parts.items() if n)})"
 
 
-def footprint(transfer: Transfer, recompute: bool) -> TrainingFootprint:
-    """The memory of a run. Activations are those of the longest examples in one batch."""
+def without_lines(transfer: Transfer) -> TrainingFootprint:
+    """The memory of a run before any example is read, which is the least that it needs."""
+    o = transfer.options
+    copies = 2 + MOMENTS[o.optimizer] + (o.accumulate > 1)
+    trained = copies * sum(transfer.sizes) * transfer.model.dtype.itemsize
+    return TrainingFootprint(transfer.model.guard.budget.weights, 0, 0, trained)
+
+
+def footprint(transfer: Transfer, recompute: bool, processes: int = 1) -> TrainingFootprint:
+    """The memory of a run by so many processes. Activations are those of the longest examples in one batch."""
     o, model = transfer.options, transfer.model
     rows = sum(sorted(each.tokens for each in transfer.lengths)[-o.batch :])
     learned = sum(sorted(each.learned for each in transfer.lengths)[-o.batch :])
@@ -48,10 +62,13 @@ def footprint(transfer: Transfer, recompute: bool) -> TrainingFootprint:
         numbers += pictures * 3 * v.image_size**2 + most * o.batch * v.num_patches * model.config.text.hidden_size
         tower = tower_numbers(model.weights, recompute) if not transfer.decoder_alone else 4 * v.intermediate_size
         numbers += pictures * v.num_patches * tower
-    copies = 2 + MOMENTS[o.optimizer] + (o.accumulate > 1)
-    return TrainingFootprint(model.guard.budget.weights, 0, numbers * itemsize, copies * sum(transfer.sizes) * itemsize)
+    least, trained, more = without_lines(transfer), sum(transfer.sizes) * itemsize, processes - 1
+    # others share a copy of all weights, and each has its gradients twice: its own, and those that it gives back
+    others = least.weights + trained + more * (PROCESS + 2 * trained) if more else 0
+    return replace(least, activations=numbers * itemsize, processes=others)
 
 
+PROCESS = 40_000_000  # bytes of Python, NumPy and what a process has loaded, measured
 LOGITS = 6  # arrays of logits and of their gradients that are held at a time
 MOMENTS = {"adamw": 2, "sgd": 1, "adafactor": 0}  # numbers for each number; the last has some for each matrix
 SUMS = 4  # arrays of partial sums, and of what a block of a matrix adds to them

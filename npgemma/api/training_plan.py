@@ -1,9 +1,11 @@
 """What a run needs, told before its first step: numbers, memory, and time, which a small part of it is timed for."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 from npgemma.api.finite import quiet
@@ -12,21 +14,24 @@ from npgemma.api.training_footprint import REMEDIES, TrainingFootprint, footprin
 from npgemma.api.transfer import Transfer
 from npgemma.errors import TooLittleMemory
 from npgemma.io.system_memory import available_memory
-from npgemma.layers.taps import silent
 from npgemma.models.gemma import Decoder
 from npgemma.training.batches import Batch, batch_of
 from npgemma.training.examples import Example
+from npgemma.training.gradients import in_parallel
 
 # Time of an optimizer for a number, on one core.
 UPDATE = 1e-8
 # Numbers of a part that are timed as they are; of a larger model, some layers are timed.
 TIMED_WHOLE = 2_000_000_000
-SHARE = 0.8  # of the available memory, above which activations are computed again
+SHARE = 0.8  # of the available memory, above which a run is planned that needs less
+# Whether activations are computed again, in the order of preference.
+RECOMPUTED = {"auto": (False, True), "on": (True,), "off": (False,)}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How many numbers and arrays are trained, what that needs, and whether activations are computed again.
+    """How many numbers and arrays are trained, what that needs, whether activations are computed again, and by how
+    many processes.
 
     `seconds` are those of a step, `before` those of pictures that go through frozen towers once; None if not timed.
     """
@@ -36,6 +41,7 @@ class Plan:
     arrays: int
     needed: TrainingFootprint
     recompute: bool
+    processes: int = 1
     seconds: float | None = None
     before: float = 0.0
 
@@ -62,20 +68,25 @@ class Plan:
 
 
 def planned(transfer: Transfer, checkpointing: str) -> Plan:
-    """The plan of a run, without time; `checkpointing` is auto, on or off."""
+    """The plan of a run, without time; `checkpointing` is auto, on or off.
+
+    Where memory is short, there are fewer processes, and then activations are computed again.
+    """
     budget: Budget = transfer.model.guard.budget
     sizes = transfer.sizes
-    kept, again = (footprint(transfer, recompute) for recompute in (False, True))
     limit = budget.allowed if budget.allowed is not None else available_memory(budget.mapped)
-    short = limit is not None and kept.total - (budget.held if budget.allowed is None else 0) > SHARE * limit
-    recompute = checkpointing == "on" or (checkpointing == "auto" and short)
-    return Plan(transfer, sum(sizes), len(sizes), again if recompute else kept, recompute)
+    held = budget.held if budget.allowed is None else 0
+    for recompute, processes in product(RECOMPUTED[checkpointing], range(transfer.processes, 0, -1)):
+        needed = footprint(transfer, recompute, processes)
+        if limit is None or needed.total - held <= SHARE * limit:
+            break
+    return Plan(transfer, sum(sizes), len(sizes), needed, recompute, processes)
 
 
 def timed(plan: Plan, whole: int = TIMED_WHOLE) -> Plan:
     """The plan with time: that of a part of a step on this machine, now.
 
-    A step is timed as it is if it has less than `whole` numbers of layers times rows, and else some layers of it.
+    A part of a batch is timed as it is if it has less than `whole` numbers of layers times rows, and else some layers.
     """
     o, transfer = plan.transfer.options, plan.transfer
     pictures, encoder = 0.0, transfer.plain_encoder()
@@ -83,11 +94,12 @@ def timed(plan: Plan, whole: int = TIMED_WHOLE) -> Plan:
     if example.images:
         pictures = seconds_of(partial(encoder.pixel_values, [example.images[0]]))
     mean = sum(each.tokens for each in transfer.lengths) / len(transfer.lengths)
-    is_small = transfer.layer_numbers * mean * o.batch < whole
-    batch = batch_of(transfer.lines.learned[: o.batch if is_small else 1], encoder)
+    is_small = transfer.layer_numbers * mean * transfer.part < whole
+    batch = batch_of(transfer.lines.learned[: transfer.part if is_small else 1], encoder)
     seconds(plan, batch, 1, 1)  # the first run of all is slower
     rows = sum(len(each.input_ids) for each in batch.prompts)
     step = (seconds(plan, batch) if is_small else layered(plan, batch)) * mean * o.examples / rows
+    step *= math.ceil(transfer.parts / plan.processes) / transfer.parts
     step += UPDATE * plan.numbers
     files = len({image for each in transfer.lines.learned for image in each.images})
     again = 0.0 if transfer.is_fixed else pictures * o.examples
@@ -104,11 +116,15 @@ def layered(plan: Plan, batch: Batch) -> float:
 
 
 def seconds(plan: Plan, batch: Batch, text: int | None = None, vision: int | None = None) -> float:
-    """Those of the gradients of a batch, in the first so many layers of each tower, or in all."""
+    """Those of the gradients of a batch, in the first so many layers of each tower, or in all.
+
+    Of a small model, they are those of one core.
+    """
     transfer = plan.transfer
     how, tree = transfer.how._replace(recompute=plan.recompute), shortened(transfer.tree, text, vision)
     with quiet():
-        return seconds_of(partial(transfer.batch_gradient, tree, batch, how, silent))
+        run = in_parallel if transfer.is_small else map
+        return seconds_of(lambda: [*run(partial(transfer.batch_gradient, tree, how=how), [batch])])
 
 
 def shortened(tree: Any, text: int | None, vision: int | None) -> Any:

@@ -2,7 +2,8 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -11,34 +12,32 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from npgemma.api.batch import IN_FLIGHT, answer_jobs
 from npgemma.api.finite import first_too_large, quiet
 from npgemma.api.language import LanguageModel
+from npgemma.api.training_scores import scored
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.checkpoints.adapter import read_adapter
-from npgemma.checkpoints.trained_model import Home, as_written, trained, with_adapter
-from npgemma.errors import BadData
+from npgemma.checkpoints.trained_model import Home, as_written, with_adapter
 from npgemma.io.digests import digests
-from npgemma.io.jobs import Job
 from npgemma.io.model_folder import find_adapter
 from npgemma.io.safetensors import weight_files
 from npgemma.io.unusable import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG
 from npgemma.layers.shapes import Array
 from npgemma.layers.taps import Tap, silent
-from npgemma.layers.tree import leaves, thawed
+from npgemma.layers.tree import leaves, thawed, trained
 from npgemma.models.paligemma import image_features
 from npgemma.training import gradients, lora, parts
 from npgemma.training.augment import Augmentation, augmented
-from npgemma.training.batches import Batch, Place, batch_of, parts_of, places, steps_of
+from npgemma.training.batches import Place, batch_of, parts_of, places, steps_of
 from npgemma.training.encoding import Encoder, PictureEncoder, TextEncoder
-from npgemma.training.evaluate import evaluated
 from npgemma.training.examples import Example, digest_of
 from npgemma.training.features import KeepingEncoder, scratch
-from npgemma.training.gradients import BatchGradient, Computing, Found
+from npgemma.training.gradients import BatchGradient, Computing, OfParts
 from npgemma.training.loop import Recipe, StepGradient
 from npgemma.training.optimizers import OPTIMIZERS, is_decayed
 from npgemma.training.options import TrainingOptions
 from npgemma.training.schedules import Schedule
+from npgemma.training.workers import Workers, processes_for
 
 # What a log says about the places where programs that train disagree.
 CONVENTIONS = {
@@ -50,7 +49,7 @@ MOST_PIXELS = 1 << 28  # numbers that are kept of pictures: 1 GiB
 # The most numbers in the layers of a small model: its products are too small to share, so each core takes a part of the
 # batch, of SMALL_PARTS, from beginning to end.
 SMALL, SMALL_PARTS = 1 << 24, 2
-SPARE_TOKENS = 8  # an answer is cut off so many tokens after the longest suffix that is wanted
+FEWEST_STEPS = 20  # with fewer, processes take longer to start than they save
 
 
 def encoder_of(model: VisionLanguageModel | LanguageModel) -> Encoder:
@@ -132,6 +131,26 @@ class Transfer:
         """The number of numbers of all layers, which each row of a batch meets."""
         return sum(leaf.value.size for leaf in leaves(self.model.weights) if "blocks[" in leaf.path)
 
+    @property
+    def is_small(self) -> bool:
+        """Whether each core takes a part of the batch."""
+        return self.layer_numbers <= SMALL
+
+    @property
+    def part(self) -> int:
+        """How many examples there are in a part of a batch."""
+        return math.ceil(self.options.batch / SMALL_PARTS) if self.is_small else self.options.batch
+
+    @property
+    def parts(self) -> int:
+        """How many parts there are in a step."""
+        return math.ceil(self.options.examples / self.part)
+
+    @property
+    def processes(self) -> int:
+        """How many processes compute at once."""
+        return processes_for(self.parts) if self.is_small and self.steps >= FEWEST_STEPS else 1
+
     @cached_property
     def tree(self) -> Any:
         """The weights: private copies of the trained arrays, and read-only views of the others."""
@@ -175,8 +194,20 @@ class Transfer:
         sets = {"data": self.lines.learned, **self.lines.evaluated}
         return found | {f"{name} sha256": digest_of(examples) for name, examples in sets.items()}
 
-    def recipe(self, folder: Path) -> Recipe:
-        """What a run does; the features of pictures wait in a nameless file in `folder`."""
+    @contextmanager
+    def recipe(self, folder: Path, processes: int = 1) -> Iterator[Recipe]:
+        """What a run does; the features of pictures wait in a nameless file in `folder`.
+
+        So many processes compute the gradients of a small model, this one included.
+        """
+        if not self.is_small:
+            yield self.recipe_with(folder, self.one_by_one())
+            return
+        with Workers(partial(self.batch_gradient, how=self.how), self.tree, processes - 1) as workers:
+            yield self.recipe_with(folder, workers.gradients)
+
+    def recipe_with(self, folder: Path, of_parts: OfParts) -> Recipe:
+        """The same, with what computes the gradients of the parts of a batch."""
         o, steps = self.options, self.steps
         encoder = self.keeping_encoder(folder)
         decayed = frozenset(leaf.path for leaf in leaves(self.tree) if leaf.path in self.paths and is_decayed(leaf))
@@ -186,7 +217,7 @@ class Transfer:
             o.decay,
             decayed,
             o.clip or None,
-            partial(self.gradient, encoder),
+            partial(self.gradient, encoder, of_parts),
             self.evaluate,
             o.evaluate_every,
             self.origin,
@@ -204,20 +235,18 @@ class Transfer:
         o, example = self.options, self.lines.learned[place.example]
         return augmented(example, o.augment, o.seed, place.number, self.encoder.read)
 
-    def gradient(self, encoder: Encoder, step: int, tap: Tap = silent) -> StepGradient:
+    def one_by_one(self, tap: Tap = silent) -> OfParts:
+        """The gradients of parts by this process, which shares the work of each among its cores."""
+        return partial(map, partial(self.batch_gradient, self.tree, how=self.how, tap=tap))
+
+    def gradient(self, encoder: Encoder, of_parts: OfParts, step: int) -> StepGradient:
         """The loss and the gradients of a step, counted from 0: the sums of those of the parts of the batch, which are
         the same however many cores there are.
         """
         batch = batch_of(self.examples(step), encoder, self.options.loss_mean)
-        most = self.options.batch if self.layer_numbers > SMALL else math.ceil(self.options.batch / SMALL_PARTS)
-        parts, apart = parts_of(batch, most), self.layer_numbers <= SMALL and tap is silent
-
-        def compute(part: Batch) -> Found:
-            return self.batch_gradient(self.tree, part, self.how, tap)
-
         loss, total = 0.0, dict[str, Array]()
         with quiet():
-            for more, found in gradients.in_parallel(compute, parts) if apart else map(compute, parts):
+            for more, found in of_parts(parts_of(batch, self.part)):
                 loss += float(more)
                 total = gradients.add(total, found) if total else found
         return StepGradient(loss, sum(int((each.weights != 0).sum()) for each in batch.prompts), total)
@@ -275,7 +304,7 @@ class Transfer:
         """The first tensor of a step that is not finite, or whose squares are not, and which pass it is in; or ''."""
 
         def again(tap: Tap) -> None:
-            self.gradient(self.plain_encoder(tap), step, tap)
+            self.gradient(self.plain_encoder(tap), self.one_by_one(tap), step)
 
         name = first_too_large(again)
         if name is None:
@@ -291,26 +320,7 @@ class Transfer:
         """
         model = copy(self.model)
         model.weights = as_written(self.tree, self.home) if last else self.tree
-        return [{name: self.scores(model, examples)} for name, examples in self.lines.evaluated.items()]
-
-    def scores(self, model: Any, examples: Sequence[Example]) -> dict[str, Any]:
-        """The mean loss by token, and the scores by task. NpgemmaError for an example that cannot be answered."""
-        jobs = [
-            Job(i, tuple(map(str, each.images)), each.prefix, Path(), each.suffix) for i, each in enumerate(examples)
-        ]
-        longest = max(len(model.processor.suffix_ids(each.suffix)) for each in examples)
-        room = model.config.text.max_position_embeddings
-        room -= max(self.encoder.encode(each.prefix, each.suffix, len(each.images)).learned_from for each in examples)
-        answers, total, tokens = [""] * len(jobs), [], 0
-        for result in answer_jobs(model, jobs, IN_FLIGHT, True, max_new_tokens=min(longest + SPARE_TOKENS, room)):
-            if result.generation is None or result.score is None:
-                raise BadData(f"{examples[int(result.job.id)].where}: {result.error}")
-            answers[int(result.job.id)] = result.generation.text
-            total.append(result.score.total)
-            tokens += len(result.score.token_ids)
-        codec = model.mask_codec if any("<seg" in each.suffix for each in examples) else None
-        tasks = {task: asdict(each) for task, each in evaluated(examples, answers, codec).items()}
-        return {"loss": -math.fsum(total) / tokens, "tasks": tasks}
+        return [{name: scored(model, self.encoder, examples)} for name, examples in self.lines.evaluated.items()]
 
 
 def files_digest(paths: Iterable[Path]) -> str:

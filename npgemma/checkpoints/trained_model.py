@@ -19,7 +19,7 @@ from npgemma.errors import BadData, why
 from npgemma.layers.bits import widened
 from npgemma.layers.linear import AdaptedRows, AdaptedWeight
 from npgemma.layers.shapes import Array
-from npgemma.layers.tree import Leaf, leaves, map_tree
+from npgemma.layers.tree import Leaf, leaves, map_tree, trained
 
 Tree = TypeVar("Tree")
 
@@ -138,8 +138,3 @@ def at(tree: Any, path: str) -> Any:
     for step in path.replace("[", ".").replace("]", "").split("."):
         tree = tree[int(step)] if step.isdecimal() else getattr(tree, step)
     return tree
-
-
-def trained(tree: Any) -> dict[str, Array]:
-    """The arrays that are trained, by path: those that can be written."""
-    return {leaf.path: leaf.value for leaf in leaves(tree) if leaf.value.flags.writeable}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from npgemma.api.language import LanguageModel
+from npgemma.api.training_footprint import REMEDIES, without_lines
 from npgemma.api.training_plan import Plan, plan_text, planned, summary, timed
 from npgemma.api.transfer import Lines, Transfer, encoder_of
 from npgemma.api.vision_language import VisionLanguageModel
@@ -182,9 +183,12 @@ def run_train(a: argparse.Namespace) -> int:
     model = require_writer(a.load(a.model, a.dtype, a.resident, None, a.max_memory, a.tokenizer))
     if a.max_pixels:
         model.processor.max_pixels = a.max_pixels
-    transfer = Transfer(model, lines_of(a, model), options, a.adapter)
+    transfer = Transfer(model, Lines((), {}), options, a.adapter)
     if a.merge and not transfer.has_updates:
         raise WrongUsage("--merge merges an adapter; with --full or --train, the model is written anyway")
+    if not a.plan:
+        model.guard.budget.require(without_lines(transfer), remedies=REMEDIES)  # long before all is read
+    transfer.lines = lines_of(a, model)
     plan = planned(transfer, a.checkpointing)
     if a.plan:
         fits = plan.fits()
@@ -244,16 +248,17 @@ def trained(a: argparse.Namespace, plan: Plan, log: Log, facts: Mapping[str, Any
     transfer.how = transfer.how._replace(recompute=plan.recompute)
     tell(summary(plan))
     progress = StepProgress(transfer.steps, plan.seconds)
-    training = Training(transfer.recipe(a.output), transfer.trained, a.output, facts, log, a.save_every, progress.seen)
-    try:
-        training.run()
-    except KeyboardInterrupt:
-        progress.wipe()
-        tell(f"interrupted; the same command continues after step {max(0, training.saved)}")
-        return INTERRUPTED
-    except BaseException:
-        progress.wipe()
-        raise
+    with transfer.recipe(a.output, plan.processes) as recipe:
+        training = Training(recipe, transfer.trained, a.output, facts, log, a.save_every, progress.seen)
+        try:
+            training.run()
+        except KeyboardInterrupt:
+            progress.wipe()
+            tell(f"interrupted; the same command continues after step {max(0, training.saved)}")
+            return INTERRUPTED
+        except BaseException:
+            progress.wipe()
+            raise
     progress.wipe()
     written = write_outputs(a, transfer)
     lines = log.lines()

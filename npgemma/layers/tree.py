@@ -133,7 +133,12 @@ def is_frozen(w: Array) -> bool:
 
 def trains(tree: Any) -> bool:
     """Whether a weight of the tree is not frozen."""
-    return not all(map(is_frozen, arrays(tree)))
+    return any(not is_frozen(leaf.value) for leaf in walk(tree, ""))
+
+
+def trained(tree: Any) -> dict[str, Array]:
+    """The weights that are not frozen, by path."""
+    return {leaf.path: leaf.value for leaf in leaves(tree) if not is_frozen(leaf.value)}
 
 
 def no_gradient(tree: Tree) -> Tree:

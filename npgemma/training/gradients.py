@@ -1,7 +1,7 @@
 """The loss and the gradients of a batch, of whichever model it is."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -25,7 +25,13 @@ class Computing(NamedTuple):
 
 
 Found: TypeAlias = tuple[float, dict[str, Array]]
-BatchGradient: TypeAlias = Callable[[Any, Batch, Computing, Tap], Found]
+OfParts: TypeAlias = Callable[[Sequence[Batch]], Iterable[Found]]
+
+
+class BatchGradient(Protocol):
+    """The loss of a batch, and the gradients of the weights that are not frozen."""
+
+    def __call__(self, p: Any, batch: Batch, how: Computing, tap: Tap = silent) -> Found: ...
 
 
 def whole(p: PaliGemma, batch: Batch, how: Computing, tap: Tap = silent) -> Found:

@@ -6,6 +6,7 @@ import pytest
 from training_data import write_data
 
 import npgemma
+from npgemma.api.training_footprint import PROCESS
 from npgemma.api.training_plan import Plan, planned, timed
 from npgemma.api.transfer import Lines, Transfer, encoder_of
 from npgemma.errors import TooLittleMemory
@@ -87,3 +88,19 @@ def test_what_does_not_fit_is_refused_with_what_needs_most(examples: tuple[Examp
     model = npgemma.load(max_memory=170_000_000)
     with pytest.raises(TooLittleMemory, match=r"0\.03 GB of trained arrays.*train fewer arrays \(--lora 8"):
         plan_of(model, examples[:1], "auto", batch=1).require()
+
+
+def test_a_plan_has_more_processes_only_where_there_is_memory_for_them(examples, use_threads) -> None:
+    """All numbers are trained: others share a copy of them, and each has the gradients twice. A short run has none."""
+    use_threads(3)
+    options = {"train": ("all",), "batch": 4, "accumulate": 2, "epochs": 40.0}
+    plans = [
+        plan_of(npgemma.load(max_memory=limit), examples, **options)
+        for limit in (1_000_000_000, 380_000_000, 200_000_000)
+    ]
+    assert [plan.processes for plan in plans] == [3, 2, 1]
+    more, fewer, none = (plan.needed.processes for plan in plans)
+    assert none == 0
+    assert plan_of(npgemma.load(), examples, **options | {"epochs": 1.0}).processes == 1
+    assert more - fewer == PROCESS + 2 * ITEM * plans[0].numbers
+    assert fewer > PROCESS + 3 * ITEM * plans[0].numbers

@@ -267,6 +267,13 @@ def test_a_line_that_cannot_be_learned_is_reported_or_skipped(run, tmp_path: Pat
     assert "skipped 1 line" in err
 
 
+def test_arrays_that_need_too_much_are_refused_before_the_examples_are_read(run, tmp_path: Path) -> None:
+    bad = write_data(tmp_path / "data", bad="{")
+    status, _, err = run("-o", tmp_path / "run", "--full", "--max-memory", "170MB", data=bad, model="tiny")
+    assert status == 1
+    assert re.search(r"needs 0\.19 GB \(0\.00 GB of weights, 0\.03 GB of trained arrays\), more than the", err)
+
+
 def test_a_folder_that_is_not_empty_is_left_as_it_is(run, folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "model")
     before = content(tmp_path / "model")

@@ -1,5 +1,7 @@
 """npgemma train, killed and interrupted at random moments: in the end, every byte is that of an undisturbed run.
 
+The undisturbed run has one thread; the others have two, and so another process that takes part when it has started.
+
 NPGEMMA_KILLS=50 kills it more often.
 """
 
@@ -21,6 +23,10 @@ KILLS = int(os.environ.get("NPGEMMA_KILLS", 6))
 LONGEST = 1.0  # seconds from the first line of the log to a kill
 
 
+def threads(count: int) -> dict[str, str]:
+    return os.environ | {"OPENBLAS_NUM_THREADS": str(count)}
+
+
 def command(folder: Path, output: Path, *arguments: str) -> list[str]:
     how = ("--lora", "3", "--epochs", "20", "--batch", "2", "--augment", "flip", "--eval-every", "9")
     data = folder / "data" / "data.jsonl"
@@ -39,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(folder: Path) -> dict[str, bytes]:
-    subprocess.run(command(folder, folder / "undisturbed"), check=True, capture_output=True)
+    subprocess.run(command(folder, folder / "undisturbed"), check=True, capture_output=True, env=threads(1))
     return content(folder / "undisturbed")
 
 
@@ -47,7 +53,8 @@ def begun(folder: Path, output: Path) -> subprocess.Popen:
     """A run that has written to its log."""
     log = output / "log.jsonl"
     was = log.stat().st_mtime_ns if log.exists() else 0
-    process = subprocess.Popen(command(folder, output), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    streams = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
+    process = subprocess.Popen(command(folder, output), env=threads(2), **streams)
 
     def has_written() -> bool:
         return log.exists() and log.stat().st_size > 0 and log.stat().st_mtime_ns > was
@@ -58,7 +65,7 @@ def begun(folder: Path, output: Path) -> subprocess.Popen:
 
 
 def finished(folder: Path, output: Path) -> dict[str, bytes]:
-    subprocess.run(command(folder, output), check=True, capture_output=True)
+    subprocess.run(command(folder, output), check=True, capture_output=True, env=threads(2))
     assert not [path for path in output.iterdir() if path.is_dir()]  # what killed writers have left
     return content(output)
 

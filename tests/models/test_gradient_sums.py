@@ -17,6 +17,9 @@ from npgemma.models.paligemma_grad import Labelled, loss_and_gradient
 F32, F64 = np.dtype(np.float32), np.dtype(np.float64)
 # Sums of a few examples in another order; a bias of the tower is a sum of terms that are ten times larger.
 ROUNDING, CANCELLED = 1e-14, 1e-13
+# How many times the rms error of an honest float32 run that of another may be, and of a tensor of fewer values: see
+# golden/README.md.
+ENVELOPE, FEW = (4, 8), 1000
 
 
 def batch(p: Any, count: int) -> tuple[np.ndarray, list[Labelled]]:
@@ -53,22 +56,36 @@ def test_gradients_have_the_same_bits_on_any_number_of_threads_kept_or_computed_
             np.testing.assert_array_equal(other.value, one.value, err_msg=one.path, strict=True)
 
 
-def test_the_gradients_of_the_parts_of_a_batch_add_up_to_its_own() -> None:
-    p = random_weights("PaliGemma 1")
+def in_parts(p: Any, dtype: np.dtype, size: int) -> tuple[float, dict[str, np.ndarray]]:
+    """The loss of four examples and its gradients, by path: sums of those of so many examples at a time."""
     pixels, examples = batch(p, 4)
-    loss, whole = loss_and_gradient(p, pixels, examples)
-    wanted = {leaf.path: leaf.value for leaf in leaves(whole)}
-    for size in (2, 1):
-        parts = []
-        for start in range(0, 4, size):
-            some = [each._replace(pictures=[i]) for i, each in enumerate(examples[start : start + size])]
-            parts.append(loss_and_gradient(p, pixels[start : start + size], some))
-        assert sum(each for each, _ in parts) == pytest.approx(loss, rel=ROUNDING)
-        found = {leaf.path: leaf.value for leaf in leaves(reduce(added, [gradient for _, gradient in parts]))}
-        assert length(found[path] - x for path, x in wanted.items()) <= ROUNDING * length(wanted.values())
-        for path, x in wanted.items():
-            expected = wanted[path.replace("k_bias", "q_bias")]  # that of a key bias is zero
-            assert np.linalg.norm(found[path] - x) <= CANCELLED * np.linalg.norm(expected), path
+    p, pixels, parts = thawed(p, lambda path: True, dtype), pixels.astype(dtype), []
+    for start in range(0, 4, size):
+        some = [each._replace(pictures=[i]) for i, each in enumerate(examples[start : start + size])]
+        parts.append(loss_and_gradient(p, pixels[start : start + size], some))
+    total = reduce(added, [gradient for _, gradient in parts])
+    return sum(each for each, _ in parts), {leaf.path: leaf.value for leaf in leaves(total)}
+
+
+@pytest.mark.parametrize("size", [2, 1])
+def test_the_gradients_of_the_parts_of_a_batch_add_up_to_its_own(size: int) -> None:
+    p = random_weights("PaliGemma 1")
+    (loss, wanted), (parts_loss, found) = in_parts(p, F64, 4), in_parts(p, F64, size)
+    assert parts_loss == pytest.approx(loss, rel=ROUNDING)
+    assert length(found[path] - x for path, x in wanted.items()) <= ROUNDING * length(wanted.values())
+    for path, x in wanted.items():
+        expected = wanted[path.replace("k_bias", "q_bias")]  # that of a key bias is zero
+        assert np.linalg.norm(found[path] - x) <= CANCELLED * np.linalg.norm(expected), path
+
+
+@pytest.mark.parametrize("size", [2, 1])
+def test_in_float32_the_parts_are_as_exact_as_the_whole(size: int) -> None:
+    p = thawed(random_weights("PaliGemma 1"), lambda path: True, F32)
+    (_, truth), (_, whole), (_, parts) = in_parts(p, F64, 4), in_parts(p, F32, 4), in_parts(p, F32, size)
+    for path, x in truth.items():
+        expected = truth[path.replace("k_bias", "q_bias")]
+        honest = max(np.linalg.norm(whole[path] - x), np.finfo(F32).eps * np.linalg.norm(expected))
+        assert 0 < np.linalg.norm(parts[path] - x) <= ENVELOPE[x.size < FEW] * honest, path
 
 
 def test_computing_blocks_again_takes_a_third_less_memory() -> None:
