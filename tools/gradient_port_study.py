@@ -21,8 +21,8 @@ from random_models import GEMMAS, PALIGEMMA_2, write_model
 from safetensors.torch import save_file
 
 import npgemma
+from npgemma.api.load import AnyModel
 from npgemma.golden import Report, read_dump, read_golden
-from npgemma.golden.gradient_case import Trained
 from npgemma.golden.gradient_compare import compare_gradients
 from npgemma.golden.gradient_judge import LIMITS
 from npgemma.golden.gradient_presets import gradient_preset
@@ -58,7 +58,7 @@ TEXTS = [
 ]
 
 
-def reports(model: Trained, batch: Batch, folder: Path) -> Iterator[tuple[str, str, Report]]:
+def reports(model: AnyModel, batch: Batch, folder: Path) -> Iterator[tuple[str, str, Report]]:
     """The report on each precision and attention, with a replay."""
     case = folder / "case.safetensors"
     record_gradients(model, batch.pictures, batch.prompt, batch.suffixes, case, "ops")

@@ -126,6 +126,9 @@ def add_compare(add_parser: AddParser) -> None:
         help="the model for --replay (default: the embedded model of the kind that was recorded)",
     )
     parser.add_argument(
+        "--adapter", metavar="FOLDER", help="the LoRA adapter that a file of gradients was recorded with, for --replay"
+    )
+    parser.add_argument(
         "--format", choices=("text", "json"), default="text", help="format of the report (default: text)"
     )
     parser.add_argument("--verbose", action="store_true", help="list every missing tap and unknown name")

@@ -65,9 +65,16 @@ class Arithmetic(np.ndarray):
         """The hyperbolic tangent."""
         return np.tanh(x)
 
+    @classmethod
+    def add_at(cls, y: Array, rows: Array, x: Array) -> None:
+        """Add each row of x to a row of y, of which some may be named several times."""
+        np.add.at(y, rows, x)
+
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
         arrays = tuple(map(plain, inputs))
         out = tuple(map(plain, options.pop("out", None) or ()))
+        if ufunc is np.add and method == "at":
+            return self.add_at(*arrays)
         single = all(np.asarray(x).dtype == np.float32 for x in arrays)
         if single and ufunc is np.matmul and method == "__call__":
             y = stored(self.product(arrays[0], arrays[1]), out)
@@ -131,7 +138,7 @@ class RoundedOperations(Arithmetic):
     """A linear layer and a norm are operations of their own, each of which rounds.
 
     A product is rounded before a bias is added, as in Keras; the rows of a norm before they are scaled and afterwards,
-    as in MLX on a CPU, whose layer norm this is to the bit.
+    as in MLX on a CPU, whose layer norm this is to the bit; a sum over rows that are looked up after each of them.
     """
 
     rounded_to: ClassVar[str]
@@ -144,6 +151,16 @@ class RoundedOperations(Arithmetic):
     def scaled(cls, x: Array, w: Array) -> Array:
         grid = GRIDS[cls.rounded_to]
         return grid(grid(x) * w)
+
+    @classmethod
+    def add_at(cls, y: Array, rows: Array, x: Array) -> None:
+        """The sum so far is rounded after each row, as where torch gathers the gradient of a table."""
+        rows, left = np.asarray(rows), np.ones(len(rows), bool)
+        while left.any():
+            places = np.flatnonzero(left)
+            once, first = np.unique(rows[places], return_index=True)
+            y[once] = GRIDS[cls.rounded_to](y[once] + x[places[first]])
+            left[places[first]] = False
 
 
 class Bfloat16Operations(RoundedOperations):

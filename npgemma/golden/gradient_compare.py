@@ -23,7 +23,7 @@ from functools import cached_property
 import numpy as np
 
 from npgemma.api.finite import quiet
-from npgemma.errors import BadGolden
+from npgemma.errors import BadGolden, listed
 from npgemma.golden.compare import Report, check_envelope
 from npgemma.golden.dump import Dump
 from npgemma.golden.file import Golden
@@ -32,7 +32,7 @@ from npgemma.golden.gradient_judge import failed, judge_gradient
 from npgemma.golden.gradient_taps import ACTIVATION, COLUMNS, ROWS, SIGNS, SKETCHES, WEIGHT, is_input, matrix_of
 from npgemma.golden.grids import grid_of, most_common
 from npgemma.golden.judge import Verdict, rms
-from npgemma.golden.layout import Fitted, Place, lay
+from npgemma.golden.layout import Fitted, Place, is_foldable, lay
 from npgemma.golden.mapping import SAME_NAMES, NameMap, Pairing, Rule, pair
 from npgemma.golden.port import Misfit
 from npgemma.golden.sketches import sketches
@@ -40,6 +40,7 @@ from npgemma.layers.shapes import Array
 
 PADDED = "its examples are rows of a batch, padded; harmless"
 COPIED = "it has a copy of a picture for each prompt that shows it; their gradients are added; harmless"
+FROZEN = "it has gradients of weights that are frozen in the golden file, which are not compared: {}; harmless"
 
 
 @quiet()  # a port's numbers may be so large that their squares overflow
@@ -52,7 +53,9 @@ def compare_gradients(
 ) -> Report:
     """Judge every gradient of `golden` that `dump` has; the parameters and errors are those of `compare`."""
     names = replace(names, absent=(*names.absent, *allow_missing))
-    pairing = pair(names, dump, [*golden.taps, *unrecorded_matrices(golden), *forward_taps(golden)])
+    frozen = frozen_names(golden)
+    found = pair(names, dump, [*golden.taps, *unrecorded_matrices(golden), *forward_taps(golden), *frozen])
+    pairing = replace(found, pairs={tap: rule for tap, rule in found.pairs.items() if tap not in frozen})
     if not pairing.pairs:
         raise BadGolden(
             f"no name of the dump, such as {next(iter(dump))!r}, is the name of a recorded tap; use --preset or --map"
@@ -62,8 +65,15 @@ def compare_gradients(
     check_envelope(golden, dtype)
     port = GradientPort(golden, dump, pairing)
     verdicts = [judged(port, tap, dtype) for tap in golden.taps if port.has(tap)]
-    report = Report(dtype, verdicts, port.complete())
+    sent = sorted(theirs for tap, (theirs, _) in found.pairs.items() if tap in frozen)
+    report = Report(dtype, verdicts, port.complete(), hints=[FROZEN.format(listed(sent, 2))] if sent else [])
     return diagnosed(report, golden, port.find)
+
+
+def frozen_names(golden: Golden) -> set[str]:
+    """The names that gradients of frozen weights would have."""
+    facts = golden.metadata["gradients"]
+    return {start + name for name in facts.get("frozen", ()) for start in (WEIGHT, *SKETCHES)}
 
 
 def unrecorded_matrices(golden: Golden) -> list[str]:
@@ -126,11 +136,11 @@ class GradientPort:
         if tap == "gradient_norm":
             squares = (np.square(self.whole(name), dtype=np.float64).sum() for name in sorted(self.weights))
             return Fitted(np.sqrt(np.array(math.fsum(squares))))
-        shapes = [len(self.golden.truth[start + matrix_of(tap)]) for start in SKETCHES]
+        shape = tuple(len(self.golden.truth[start + matrix_of(tap)]) for start in SKETCHES)
         g = self.whole(WEIGHT + matrix_of(tap))
-        if (len(g), g.size // max(1, len(g))) != tuple(shapes):
-            raise Misfit(f"shape {list(g.shape)}, expected {shapes} (O I)")
-        return Fitted(sketches(g, self.golden.truth[SIGNS])[0 if tap.startswith(ROWS) else 1])
+        if not is_foldable(g.shape, shape):
+            raise Misfit(f"shape {list(g.shape)}, expected {list(shape)} (O I)")
+        return Fitted(sketches(g.reshape(shape), self.golden.truth[SIGNS])[0 if tap.startswith(ROWS) else 1])
 
     def find(self, tap: str) -> Array | None:
         """The tensor of a tap, or None if there is none that fits."""

@@ -13,7 +13,7 @@ import numpy as np
 from npgemma.golden.compare import Report
 from npgemma.golden.diagnose import LEFT, NEAR
 from npgemma.golden.file import Golden
-from npgemma.golden.gradient_taps import LOSS, ROWS
+from npgemma.golden.gradient_taps import LOSS, ROWS, WEIGHT
 from npgemma.golden.judge import Verdict, rms
 from npgemma.layers.shapes import Array
 
@@ -21,6 +21,10 @@ from npgemma.layers.shapes import Array
 Find = Callable[[str], Array | None]
 # A row of a gradient is wrong if its error is so many times the rms error of an honest run.
 WRONG_ROW = 16.0
+# The logarithm of what multiplies the scores of pairs.
+SCALE = f"{WEIGHT}logit_scale"
+# The tables of embeddings of decoders and of the texts of pairs.
+TABLES = ("embed_tokens.weight", "token_embedding.weight")
 # The share of the gradients that a factor must explain.
 MOST = 0.9
 
@@ -40,8 +44,11 @@ def structure(wrong: list[Verdict], report: Report, golden: Golden, find: Find) 
     """What is said by the blocks of the gradients that are wrong."""
     blocks = {verdict.block for verdict in wrong} - {"gradient_norm"}
     names = {verdict.name for verdict in wrong}
-    if "log_probs" in names:
-        yield "log p differs, so the forward pass does: record its taps without --gradients, and compare those first"
+    if found := names & {"log_probs", "logits_per_image"}:
+        what = "log p differs" if "log_probs" in found else "the scores differ"
+        yield f"{what}, so the forward pass does: record its taps without --gradients, and compare those first"
+    elif names - {"gradient_norm"} == {SCALE}:
+        yield "dL/d logit_scale is that of the scale, its exponential, times the scale"
     elif blocks == {LOSS} and names <= {"loss"}:
         yield "log p is right and the loss is not: the labels, their weights or the smoothing differ"
     if blocks == {"text.embedding"} and not any(name.startswith("grad.projector") for name in names):
@@ -60,19 +67,20 @@ def is_of_pictures(verdict: Verdict) -> bool:
 
 def table(report: Report, golden: Golden, find: Find) -> Iterator[str]:
     """Which rows of the table of embeddings are wrong: those of ids that repeat, of all that occur, or others too."""
-    tap = next((tap for tap in golden.taps if tap.startswith(ROWS) and tap.endswith("embed_tokens.weight")), None)
+    tap = next((tap for tap in golden.taps if tap.startswith(ROWS) and tap.endswith(TABLES)), None)
     x = None if tap is None else find(tap)
     if tap is None or x is None:
         return
     honest = max(rms(golden.envelopes[report.dtype][tap][0]), 1e-300)
     off = set(np.flatnonzero(np.abs(x - golden.truth[tap]) > WRONG_ROW * honest).tolist())
-    ids = np.concatenate([golden.truth[tap] for tap in golden.taps if tap.endswith(".input_ids")])
+    ids = np.concatenate([golden.truth[tap].reshape(-1) for tap in golden.taps if tap.endswith("input_ids")])
     occur, counts = np.unique(ids, return_counts=True)
     if off <= set(occur[counts > 1].tolist()):
         yield "only rows of ids that occur several times are wrong: their gradients must add up"
     elif off <= set(occur.tolist()):
-        yield "only rows that are looked up are wrong: the share of the lookup, with its factor sqrt(D), differs"
-    else:
+        factor = ", with its factor sqrt(D)," if tap.endswith(TABLES[0]) else ""
+        yield f"only rows that are looked up are wrong: the share of the lookup{factor} differs"
+    elif tap.endswith(TABLES[0]):
         yield "rows that are never looked up are wrong: the share of the head that is tied to the table differs"
 
 
@@ -99,13 +107,22 @@ def scaled(report: Report, golden: Golden, find: Find) -> Iterator[str]:
 
 
 def counts(golden: Golden) -> Mapping[str, float]:
-    """The numbers that a mean may be taken over, as ratios of that which it should be."""
+    """What gradients are multiplied by where a mean is over something else than it should be."""
+    mean, pictures = golden.metadata["gradients"]["mean"], float(len(golden.truth.get("pixel_values", ())))
+    if mean == "picture":
+        return {"the number of pictures: the loss is a sum": pictures}
+    if mean == "pair":
+        found = {"1 / the number of pairs: the mean is over all scores": 1 / pictures}
+        return found | {
+            "the number of pairs: the loss is a sum": pictures,
+            "2: the losses of pictures and of texts are added, and not halved": 2.0,
+        }
     labels = [golden.truth[tap] for tap in golden.taps if tap.endswith(".labels")]
     learned, rows = sum(int((each >= 0).sum()) for each in labels), sum(map(len, labels))
     longest = max(map(len, labels))
     numbers = {"rows": rows, "rows of the padded batch": longest * len(labels), "examples": len(labels)}
     numbers |= {"rows that predict": rows - len(labels)}
-    right = {"token": learned, "example": len(labels)}[golden.metadata["gradients"]["mean"]]
+    if mean != "token" and learned != len(labels):
+        return {}
     found = {f"learned tokens / {name}: the mean is over {name}": learned / count for name, count in numbers.items()}
-    found |= {"the number of learned tokens: the loss is a sum": float(learned)}
-    return found if right == learned else {}
+    return found | {"the number of learned tokens: the loss is a sum": float(learned)}
