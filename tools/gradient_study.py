@@ -17,6 +17,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest import mock
 
+import numpy as np
+from gradient_adapter_mutations import ADAPTER_BENIGN, ADAPTER_BUGS
 from gradient_encoder_mutations import CLIP_BUGS, ENCODER_BENIGN, SIGLIP_BUGS, VIT_BUGS
 from gradient_mutations import BUGS, LATER_BUGS, SHARED_BUGS, Mutation
 from gradient_variants import BENIGN
@@ -27,9 +29,13 @@ from random_models import PALIGEMMA_2, write_model
 
 import npgemma
 from npgemma.api.load import AnyModel
+from npgemma.api.trainable import beside
+from npgemma.checkpoints.adapter import LowRank
+from npgemma.checkpoints.adapter_writing import write_adapter
 from npgemma.golden import Dump, Golden, Report, read_golden
 from npgemma.golden.gradient_case import case_of
 from npgemma.golden.gradient_compare import compare_gradients
+from npgemma.golden.gradient_options import GradientOptions
 from npgemma.golden.gradient_record import record_gradients, rounding_gradients
 from npgemma.golden.gradient_run import run
 from npgemma.golden.gradient_taps import FORWARD, ROWS, SIGNS, WEIGHT
@@ -42,10 +48,11 @@ GRADIENTS = ("grad.*", *FORWARD)
 
 @dataclass
 class GradientStudy:
-    """A model and a golden file of its gradients; `judge` runs a variant and compares it."""
+    """A model, with its adapter beside it, and a golden file of its gradients; `judge` compares a variant with it."""
 
     model: AnyModel
     golden: Golden
+    adapter: Path | None = None
 
     def judge(self, variant: Mutation, dtype: str = "float32") -> Report:
         """The report on a backward pass of `variant`."""
@@ -102,6 +109,35 @@ def random_paligemma_2(folder: Path) -> GradientStudy:
     return study(model, two_pictures(), ["a red star above a blue square", "two green circles and a star"], folder)
 
 
+RANK, ALPHA = 3, 7.0
+LAYERS = "language_model.model.layers"
+# The matrices of each layer that the adapter changes.
+ADAPTED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")
+
+
+def write_random_adapter(folder: Path, model: AnyModel) -> Path:
+    """An adapter of a PaliGemma's decoder, of which both halves are noise; returns its folder."""
+    rng, shapes = np.random.default_rng(5), model.checkpoint.hf_layout(model.config).shapes
+    updates = {}
+    for name in (f"{LAYERS}.{i}.{each}.weight" for i in range(len(model.decoder.blocks)) for each in ADAPTED):
+        outputs, inputs = shapes[name]
+        a, b = rng.standard_normal((RANK, inputs)) / 3, rng.standard_normal((outputs, RANK)) / 3
+        updates[name] = LowRank(a.astype(np.float32), b.astype(np.float32), ALPHA / RANK, (outputs, inputs))
+    folder.mkdir()
+    write_adapter(folder, updates, {}, shapes, "a random model")
+    return folder
+
+
+def adapted(folder: Path) -> GradientStudy:
+    """A random PaliGemma 2 with an adapter, which alone is trained."""
+    model, path = npgemma.load(write_model(folder / "model", PALIGEMMA_2)), folder / "gradients.safetensors"
+    adapter = write_random_adapter(folder / "adapter", model)
+    answers = ["a red star above a blue square", "two green circles and a star"]
+    options = GradientOptions(adapter=adapter)
+    record_gradients(model, two_pictures(), "caption en", answers, path, "ops", options)
+    return GradientStudy(beside(model, adapter), read_golden(path), adapter)
+
+
 def encoder(name: str, folder: Path) -> GradientStudy:
     """A random encoder of this kind, three pictures, and their texts or labels."""
     model, pictures, texts = write_encoder(folder / "model", name)
@@ -114,11 +150,13 @@ PLANTED = {
     "the embedded model, one picture in two prompts": (SHARED_BUGS, shared),
     "a random PaliGemma 2": (LATER_BUGS, random_paligemma_2),
 }
+PLANTED |= {"an adapter of a random PaliGemma 2": (ADAPTER_BUGS, adapted)}
 PLANTED |= {f"a random {name}": (bugs, partial(encoder, name)) for name, bugs in ENCODERS.items()}
 RIGHT = {
     "the embedded model": (BENIGN, embedded),
     "a random PaliGemma 2": (BENIGN, random_paligemma_2),
 }
+RIGHT |= {"an adapter of a random PaliGemma 2": (ADAPTER_BENIGN, adapted)}
 RIGHT |= {f"a random {name}": (ENCODER_BENIGN, partial(encoder, name)) for name in ENCODERS}
 
 

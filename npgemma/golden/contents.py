@@ -115,7 +115,7 @@ def is_gradients(value: Any) -> bool:
     """Whether `value` is what a file of gradients says about the loss and about the blocks of gradients."""
     if not isinstance(value, dict) or not (is_texts(value.get("blocks")) and is_texts(value.get("zero"))):
         return False
-    if not all(is_list_of_texts(value.get(key, [])) for key in ("train", "frozen")):
+    if not all(is_list_of_texts(value.get(key, [])) for key in ("train", "frozen", "optional")):
         return False
     smoothing = value.get("smoothing")
     smooth = isinstance(smoothing, int | float) and 0 <= smoothing < 1

@@ -52,7 +52,8 @@ def compare_gradients(
     allow_missing: Sequence[str] = (),
 ) -> Report:
     """Judge every gradient of `golden` that `dump` has; the parameters and errors are those of `compare`."""
-    names = replace(names, absent=(*names.absent, *allow_missing))
+    optional = golden.metadata["gradients"].get("optional", ())
+    names = replace(names, absent=(*names.absent, *allow_missing, *optional))
     frozen = frozen_names(golden)
     found = pair(names, dump, [*golden.taps, *unrecorded_matrices(golden), *forward_taps(golden), *frozen])
     pairing = replace(found, pairs={tap: rule for tap, rule in found.pairs.items() if tap not in frozen})

@@ -36,11 +36,12 @@ VIT = {
     r"((?:vit\.(?:embeddings|layernorm)|classifier)\..*)": r"\2",
 }
 SAME = {"(.*)": r"\2"}
-# PEFT's parameters of an adapter have its name at the end of that of the half; files do not.
-ADAPTER = Rule(
-    r"grad\.(weights|rows|columns)\.(base_model\..*\.(?:lora_[AB]|token_adapter))\.(?:[^.]+\.)?(weight|trainable_tokens_delta)",
-    r"grad.\1.\2.\3",
-)
+# PEFT's parameters of an adapter have its name, which is usually "default", in theirs; files do not.
+ADAPTER = {
+    r"(.*)\.lora_([AB])\.weight": r"\2.lora_\3.weight",
+    r"(.*)\.lora_([AB])\.\w+\.weight": r"\2.lora_\3.weight",
+    r"(.*)\.trainable_tokens_delta(?:\.\w+)?": r"\2.trainable_tokens_delta",
+}
 # PEFT wraps a model in two others, and its modules in one.
 IN_PEFT = r"grad\.(?:base_model\.model\.)?"
 # Forward taps of a decoder that are inputs, or of which there is no gradient.
@@ -75,10 +76,8 @@ def gradient_preset(name: str, golden: Golden) -> NameMap:
 
 def parameters(golden: Golden) -> Iterator[Rule]:
     """The rules for gradients of parameters, whose names in memory differ from those in files."""
-    if golden.metadata["gradients"].get("adapter"):
-        yield ADAPTER
-        return
-    kind = golden.metadata["model"].get("type")
+    kind, with_adapter = golden.metadata["model"].get("type"), golden.metadata["gradients"].get("adapter")
     names = VIT if kind == "vit" else PALIGEMMA if kind is None and golden.has_pictures else SAME
+    names = ADAPTER if with_adapter else names
     for theirs, ours in names.items():
         yield Rule(rf"grad\.(weights|rows|columns)\.{theirs}", rf"grad.\1.{ours}")

@@ -42,6 +42,7 @@ from npgemma.golden.gradient_taps import (
     WEIGHT,
     Trail,
     block_of_weight,
+    first_block,
     in_backward_order,
     is_input,
     is_matrix,
@@ -116,10 +117,15 @@ def record_runs(
 ) -> dict[str, Any]:
     """Put the truth and the errors of honest runs into `spool`; returns what the file says about the gradients."""
     train = options.train
-    facts = {"mean": case.mean, "smoothing": case.smoothing, "whole": is_small(model, train), "train": list(train)}
-    facts |= {"frozen": frozen(model, train), "adapter": options.adapter and digest_of(options.adapter)}
+    facts: dict[str, Any] = {"mean": case.mean, "smoothing": case.smoothing, "train": list(train)}
+    facts |= {
+        "frozen": frozen(model, train),
+        "whole": is_small(model, train),
+        "adapter": options.adapter and digest_of(options.adapter),
+    }
     with finite(model, exact := partial(exact_run, case, model, facts)):
         facts |= exact(keeping(spool, level))
+        spool.keep(lambda tap: not tap.startswith(ACTIVATION) or tap in facts["blocks"])
         for dtype in DTYPES:
             record_errors(spool, model, case_of(model, spool, facts), facts, schedule, dtype)
     return facts
@@ -131,7 +137,11 @@ def is_small(model: AnyModel, train: Sequence[str]) -> bool:
 
 
 def exact_run(case: GradientCase, model: AnyModel, facts: Mapping[str, Any], tap: Tap) -> dict[str, Any]:
-    """The run in float64; returns the block of each gradient, in backward order, and those that are 0."""
+    """The run in float64; returns the block of each gradient, in backward order, and those that are 0.
+
+    A pass need not go on behind the last block that is trained, nor have all gradients in it: `optional` are those that
+    a port may lack.
+    """
     trail, blocks = Trail(), dict.fromkeys(FORWARD[::-1], LOSS)
 
     def follow(name: str, x: Array, axes: str) -> Array:
@@ -143,11 +153,13 @@ def exact_run(case: GradientCase, model: AnyModel, facts: Mapping[str, Any], tap
     needed = signs(longest_side(tensors.values()))
     names = [*run(case, computing(model, "float64"), needed, facts["whole"], follow, train)]
     weights = {name: block_of_weight(place_of(model, tensors[tensor])) for tensor, name in names}
-    reached = [block for block in trail.blocks if block in {*blocks.values(), *weights.values()}]
-    for block in reached:
-        blocks |= {name: each for name, each in weights.items() if each == block}
-    order = {name: block for block in reached for name, each in blocks.items() if each == block}
-    return {"blocks": order | {"gradient_norm": ""}, "zero": zero_gradients(model, train)}
+    through, last = trail.reach({*weights.values()})
+    blocks = {name: block for name, block in blocks.items() if first_block(name) in through}
+    optional = [name for name, block in blocks.items() if block in last and name.startswith(ACTIVATION)]
+    found = [*blocks.items(), *weights.items()]
+    order = {name: block for block in trail.blocks if block in through for name, each in found if each == block}
+    order["gradient_norm"] = ""
+    return {"blocks": order, "zero": zero_gradients(model, train), "optional": optional if facts["frozen"] else []}
 
 
 def zero_gradients(model: AnyModel, train: Sequence[str]) -> dict[str, str]:

@@ -16,8 +16,9 @@ A loss of pairs begins two such passes, one at the rows of pictures and one at t
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from fnmatch import fnmatchcase
+from itertools import chain
 
 from npgemma.golden.encoder_taps import CLIP, SIGLIP, VIT
 from npgemma.golden.tap_table import TABLE, Entry
@@ -101,17 +102,40 @@ GRADIENTS: Mapping[str, tuple[Entry, ...]] = {
 
 
 class Trail:
-    """The block that the backward pass is in, and all that it has entered so far."""
+    """The blocks of a backward pass in the order that it enters them; a loss of pairs begins a pass for each tower."""
 
     def __init__(self) -> None:
-        self.blocks = [LOSS]
+        self.passes = [[LOSS]]
+
+    @property
+    def blocks(self) -> list[str]:
+        """All blocks, from the loss on."""
+        return list(chain.from_iterable(self.passes))
 
     def block_of(self, tap: str) -> str:
         """The block that computes a gradient; called for each in the order of the pass."""
-        block, entered = LOSS if BEGINS.fullmatch(tap) else self.blocks[-1], ENTERS.fullmatch(tap)
+        begins, entered = BEGINS.fullmatch(tap), ENTERS.fullmatch(tap)
+        block = LOSS if begins else self.passes[-1][-1]
+        if begins:
+            self.passes.append([])
         if entered:
-            self.blocks.append(entered[1])
+            self.passes[-1].append(entered[1])
         return block
+
+    def reach(self, trained: Set[str]) -> tuple[set[str], set[str]]:
+        """The blocks that a pass must go through to reach all `trained` blocks, and the last of each pass."""
+        through, last = {LOSS}, set()
+        for each in self.passes:
+            if places := [i for i, block in enumerate(each) if block in trained]:
+                through |= {*each[: places[-1] + 1]}
+                last.add(each[places[-1]])
+        return through, last
+
+
+def first_block(tap: str) -> str:
+    """The block that a pass begins with, of the gradient that begins it; of all others the loss."""
+    entered = ENTERS.fullmatch(tap) if BEGINS.fullmatch(tap) else None
+    return entered[1] if entered else LOSS
 
 
 def block_of_weight(path: str) -> str:
