@@ -112,6 +112,12 @@ def digest_of(adapter: str | Path) -> str:
     return files_digest([folder / ADAPTER_CONFIG, folder / ADAPTER_WEIGHTS])
 
 
+def scales_of(model: AnyModel) -> dict[str, float]:
+    """The scale of each update, by the names of both of its halves."""
+    halves = {name: tensor.paths[0] for name, tensor in tensors_of(model).items() if not tensor.homes}
+    return {name: at(model.weights, path[:-2]).scale for name, path in halves.items() if path.endswith((".a", ".b"))}
+
+
 def beside(model: M, adapter: str | Path) -> M:
     """The model with an adapter beside its weights. BadModel or BadData for one that does not fit, or is not read."""
     names = getattr(model.checkpoint, "NAMES", None)

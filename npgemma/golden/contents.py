@@ -117,6 +117,9 @@ def is_gradients(value: Any) -> bool:
         return False
     if not all(is_list_of_texts(value.get(key, [])) for key in ("train", "frozen", "optional")):
         return False
+    scales = value.get("scales", {})
+    if not isinstance(scales, dict) or not all(isinstance(scale, int | float) and scale for scale in scales.values()):
+        return False
     smoothing = value.get("smoothing")
     smooth = isinstance(smoothing, int | float) and 0 <= smoothing < 1
     return isinstance(value.get("mean"), str) and isinstance(value.get("whole"), bool) and smooth

@@ -3,8 +3,10 @@
 all are the truth times one number    the loss is the mean over something else
 the table of embeddings alone         ids that repeat, the lookup's share, or the share of a head tied to it
 the tower and the projector alone     the rows of the decoder's gradient that belong to pictures
+a half of an update times a number    the scale of the adapter
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
@@ -35,7 +37,7 @@ def diagnosed(report: Report, golden: Golden, find: Find) -> Report:
     if first is None:
         return report
     wrong = [verdict for verdict in report.verdicts if verdict.wrong] or [first]
-    found = (*scaled(report, golden, find), *structure(wrong, report, golden, find))
+    found = (*scaled(report, golden, find), *structure(wrong, report, golden, find), *updates(wrong, golden, find))
     changed = replace(first, diagnosis=(*first.diagnosis, *found))
     return replace(report, verdicts=[changed if verdict is first else verdict for verdict in report.verdicts])
 
@@ -104,6 +106,29 @@ def scaled(report: Report, golden: Golden, find: Find) -> Iterator[str]:
     if max(abs(each / c - 1) for each in factors) < NEAR:
         named = next((name for name, value in counts(golden).items() if abs(c / value - 1) < NEAR), "")
         yield f"all gradients are the truth times {c:.4g}" + (f", which is {named}" if named else "")
+
+
+def updates(wrong: list[Verdict], golden: Golden, find: Find) -> Iterator[str]:
+    """What a half of an adapter's update, in the first wrong block, says about the scale, which multiplies B A."""
+    scales = golden.metadata["gradients"].get("scales", {})
+    for name in (v.name.removeprefix(WEIGHT) for v in wrong if v.block == wrong[0].block):
+        x = find(WEIGHT + name) if name in scales else None
+        if x is None:
+            continue
+        truth = golden.truth[WEIGHT + name].astype(np.float64)
+        c = float(np.vdot(truth, x) / np.vdot(truth, truth)) if truth.any() else 1.0
+        reasons = of_scale(scales[name], truth.shape[0 if ".lora_A." in name else 1])
+        if abs(c - 1) > NEAR and rms(x - c * truth) < LEFT * rms(x - truth):
+            reason = next((f": {why}" for value, why in reasons.items() if abs(c / value - 1) < NEAR), "")
+            yield f"the gradient of {name} is the truth times {c:.4g}{reason}"
+            return
+
+
+def of_scale(scale: float, rank: int) -> Mapping[float, str]:
+    """What mistakes with the scale multiply a gradient by."""
+    found = {1 / scale: "the scale, alpha / r, is missing", scale: "the scale, alpha / r, is applied twice"}
+    found |= {math.sqrt(rank): "the scale is alpha / sqrt(r), not alpha / r"}
+    return found | {1 / math.sqrt(rank): "the scale is alpha / r, not alpha / sqrt(r)"}
 
 
 def counts(golden: Golden) -> Mapping[str, float]:

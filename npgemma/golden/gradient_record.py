@@ -27,7 +27,7 @@ import numpy as np
 
 from npgemma.api.finite import finite, require_in_range
 from npgemma.api.load import AnyModel
-from npgemma.api.trainable import beside, digest_of, frozen, trained
+from npgemma.api.trainable import beside, digest_of, frozen, scales_of, trained
 from npgemma.golden.arithmetic import ARITHMETICS, computing_as
 from npgemma.golden.file import Spool, write_golden
 from npgemma.golden.gradient_case import KINDS, GradientCase, case_of
@@ -122,6 +122,7 @@ def record_runs(
         "frozen": frozen(model, train),
         "whole": is_small(model, train),
         "adapter": options.adapter and digest_of(options.adapter),
+        "scales": scales_of(model),
     }
     with finite(model, exact := partial(exact_run, case, model, facts)):
         facts |= exact(keeping(spool, level))
