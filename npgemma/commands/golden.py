@@ -68,7 +68,13 @@ def add_golden(add_parser: AddParser) -> None:
         "--taps", action="append", metavar="GLOB", help="record only taps whose names match; may be repeated"
     )
     add_gradients(golden)
-    golden.add_argument("--steps", type=int, metavar="N", help=f"tokens to decode after the prefill (default: {STEPS})")
+    golden.add_argument(
+        "--steps",
+        type=int,
+        metavar="N",
+        help=f"tokens to decode after the prefill (default: {STEPS}); with --gradients, steps of AdamW to record the "
+        "losses of (default: none)",
+    )
     golden.add_argument(
         "--rounding",
         choices=[name for name in SCHEDULES if name != "float32"],
@@ -182,7 +188,7 @@ def run_golden(a: argparse.Namespace) -> None:
 def case_of(a: argparse.Namespace, model: AnyModel) -> tuple[list[str], str | list[str]]:
     """The pictures and the text, or texts, that a model of this kind reads. WrongUsage for what it does not read."""
     if isinstance(model, DualEncoder | Classifier):
-        if a.steps is not None:
+        if a.steps is not None and not a.gradients:
             raise WrongUsage(f"argument --steps: {a.model} writes no tokens; leave it out")
         images = list(takewhile(is_file, a.case))
         texts = a.case[len(images) :]

@@ -83,8 +83,8 @@ def check_gradients(a: argparse.Namespace) -> None:
     given = [flag for flag, value in others.items() if value] + ["--smoothing"] * (a.smoothing is not None)
     if given and not a.gradients:
         a.usage_error(f"{given[0]} is for --gradients; leave it out")
-    if a.gradients and (a.taps or a.steps is not None):
-        a.usage_error("--taps and --steps do not go with --gradients, which has no steps; leave them out")
+    if a.gradients and (a.taps or a.steps == 0):
+        a.usage_error("--gradients takes no --taps, and --steps counts from 1; leave them out")
 
 
 def record_answers(a: argparse.Namespace, model: AnyModel, images: list[str], text: str | list[str]) -> None:
@@ -95,7 +95,7 @@ def record_answers(a: argparse.Namespace, model: AnyModel, images: list[str], te
         raise WrongUsage(f"argument --gradients: {a.model or 'this model'} needs {flag}, what it should answer")
     if wrong := [each for each, value in given.items() if value and each != flag]:
         raise WrongUsage(f"argument {wrong[0]}: {a.model} has no such answers; leave it out")
-    options = GradientOptions(a.mean, a.smoothing or 0.0, tuple(a.train or ()), a.adapter)
+    options = GradientOptions(a.mean, a.smoothing or 0.0, tuple(a.train or ()), a.adapter, a.steps)
     record_gradients(model, images, text, given[flag] if flag else [], a.output, a.level, options, a.rounding, a.truth)
 
 

@@ -138,7 +138,7 @@ class RoundedOperations(Arithmetic):
     """A linear layer and a norm are operations of their own, each of which rounds.
 
     A product is rounded before a bias is added, as in Keras; the rows of a norm before they are scaled and afterwards,
-    as in MLX on a CPU, whose layer norm this is to the bit; a sum over rows that are looked up after each of them.
+    as in MLX on a CPU, whose layer norm this is to the bit; a sum over rows after each of them.
     """
 
     rounded_to: ClassVar[str]
@@ -153,8 +153,20 @@ class RoundedOperations(Arithmetic):
         return grid(grid(x) * w)
 
     @classmethod
+    def total(cls, x: Array, axis: Axes, keepdims: bool) -> Array:
+        """Over rows, the sum so far is rounded after each, as in the gradient of torch's layer norm."""
+        count = len(axis) if isinstance(axis, tuple) else 0
+        if keepdims or not 0 < count < x.ndim or axis != tuple(range(count)):
+            return super().total(x, axis, keepdims)
+        rows = x.reshape(-1, *x.shape[count:])
+        y = np.zeros_like(rows[0])
+        for row in rows:
+            y = GRIDS[cls.rounded_to](y + row)
+        return y
+
+    @classmethod
     def add_at(cls, y: Array, rows: Array, x: Array) -> None:
-        """The sum so far is rounded after each row, as where torch gathers the gradient of a table."""
+        """The same of rows of a table."""
         rows, left = np.asarray(rows), np.ones(len(rows), bool)
         while left.any():
             places = np.flatnonzero(left)

@@ -117,6 +117,9 @@ def is_gradients(value: Any) -> bool:
         return False
     if not all(is_list_of_texts(value.get(key, [])) for key in ("train", "frozen", "optional")):
         return False
+    curve = value.get("curve", {"steps": 1})
+    if not isinstance(curve, dict) or not isinstance(curve.get("steps"), int):
+        return False
     scales = value.get("scales", {})
     if not isinstance(scales, dict) or not all(isinstance(scale, int | float) and scale for scale in scales.values()):
         return False

@@ -27,9 +27,10 @@ from npgemma.errors import BadGolden, listed
 from npgemma.golden.compare import Report, check_envelope
 from npgemma.golden.dump import Dump
 from npgemma.golden.file import Golden
+from npgemma.golden.gradient_curve import judged_steps
 from npgemma.golden.gradient_diagnose import diagnosed
 from npgemma.golden.gradient_judge import failed, judge_gradient
-from npgemma.golden.gradient_taps import ACTIVATION, COLUMNS, ROWS, SIGNS, SKETCHES, WEIGHT, is_input, matrix_of
+from npgemma.golden.gradient_taps import ACTIVATION, COLUMNS, CURVE, ROWS, SIGNS, SKETCHES, WEIGHT, is_input, matrix_of
 from npgemma.golden.grids import grid_of, most_common
 from npgemma.golden.judge import Verdict, rms
 from npgemma.golden.layout import Fitted, Place, is_foldable, lay
@@ -65,7 +66,8 @@ def compare_gradients(
     dtype = dtype or most_common(grid_of(dump, theirs) for theirs in gradients)
     check_envelope(golden, dtype)
     port = GradientPort(golden, dump, pairing)
-    verdicts = [judged(port, tap, dtype) for tap in golden.taps if port.has(tap)]
+    verdicts = [judged(port, tap, dtype) for tap in golden.taps if port.has(tap) and tap not in CURVE]
+    verdicts += in_steps(port, dtype)
     sent = sorted(theirs for tap, (theirs, _) in found.pairs.items() if tap in frozen)
     report = Report(dtype, verdicts, port.complete(), hints=[FROZEN.format(listed(sent, 2))] if sent else [])
     return diagnosed(report, golden, port.find)
@@ -102,6 +104,19 @@ def judged(port: "GradientPort", tap: str, dtype: str) -> Verdict:
     size = None if zero is None else rms(golden.truth[zero])
     verdict = judge_gradient(tap, golden.taps[tap], theirs, found.x, golden.truth[tap], envelope, dtype, size)
     return replace(verdict, block=block, note="\n".join(filter(None, [*found.notes, verdict.note])))
+
+
+def in_steps(port: "GradientPort", dtype: str) -> list[Verdict]:
+    """The verdicts on the steps of a training, step by step."""
+    found: list[Verdict] = []
+    for tap in CURVE:
+        if tap not in port.golden.taps or not port.has(tap):
+            continue
+        verdict = judged(port, tap, dtype)
+        x = port.find(tap)
+        theirs = port.name_of(tap)
+        found += [replace(verdict, block="step 1")] if x is None else judged_steps(port.golden, tap, theirs, x, dtype)
+    return sorted(found, key=lambda verdict: int(verdict.block.removeprefix("step ")))
 
 
 class GradientPort:

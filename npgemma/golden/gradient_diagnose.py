@@ -27,6 +27,12 @@ WRONG_ROW = 16.0
 SCALE = f"{WEIGHT}logit_scale"
 # The tables of embeddings of decoders and of the texts of pairs.
 TABLES = ("embed_tokens.weight", "token_embedding.weight")
+# What is wrong with an optimizer, by the step at which it shows.
+STEPS = {
+    "step 1": "the gradients are right and their length is not: it is that of all trained weights, before they are clipped",
+    "step 2": "the first update differs: its rate, the correction of its moments, its eps, or what decays and how",
+}
+LATER = "the first update is right and later ones are not: the moments, how gradients are clipped, or what decays"
 # The share of the gradients that a factor must explain.
 MOST = 0.9
 
@@ -46,6 +52,8 @@ def structure(wrong: list[Verdict], report: Report, golden: Golden, find: Find) 
     """What is said by the blocks of the gradients that are wrong."""
     blocks = {verdict.block for verdict in wrong} - {"gradient_norm"}
     names = {verdict.name for verdict in wrong}
+    if all(name.startswith("curve.") for name in names):
+        yield STEPS.get(wrong[0].block, LATER)
     if found := names & {"log_probs", "logits_per_image"}:
         what = "log p differs" if "log_probs" in found else "the scores differ"
         yield f"{what}, so the forward pass does: record its taps without --gradients, and compare those first"

@@ -24,13 +24,15 @@ class GradientOptions:
     `mean` is of suffixes: 'token', by default, where each learned token counts the same; 'example', where each example
     does. `smoothing` is the share of the probability that is spread over all tokens or labels but the right one.
     `train` has presets and patterns as of `npgemma train`, or patterns of names in the checkpoint; all else is frozen.
-    Without any, everything is trained, or of a model with an `adapter` beside it only that.
+    Without any, everything is trained, or of a model with an `adapter` beside it only that. `steps` are those of AdamW
+    whose losses are recorded.
     """
 
     mean: str | None = None
     smoothing: float = 0.0
     train: tuple[str, ...] = ()
     adapter: str | Path | None = None
+    steps: int | None = None
 
 
 DEFAULTS = GradientOptions()

@@ -31,10 +31,12 @@ from npgemma.api.trainable import beside, digest_of, frozen, scales_of, trained
 from npgemma.golden.arithmetic import ARITHMETICS, computing_as
 from npgemma.golden.file import Spool, write_golden
 from npgemma.golden.gradient_case import KINDS, GradientCase, case_of
+from npgemma.golden.gradient_curve import curve_facts, growing, run_curve
 from npgemma.golden.gradient_options import DEFAULTS, GradientOptions
 from npgemma.golden.gradient_run import longest_side, place_of, run
 from npgemma.golden.gradient_taps import (
     ACTIVATION,
+    CURVE,
     FORWARD,
     LOSS,
     SIGNS,
@@ -55,7 +57,7 @@ from npgemma.golden.rounding import GRIDS, SIXTEEN_BITS, Schedule, rounding, sch
 from npgemma.golden.sketches import signs
 from npgemma.io.picture import Picture
 from npgemma.layers.shapes import Array, Float
-from npgemma.layers.taps import Tap
+from npgemma.layers.taps import Tap, silent
 
 # The precisions that gradients are judged in: many are too small for float16, where training scales the loss.
 DTYPES = ("float32", "bfloat16")
@@ -124,8 +126,10 @@ def record_runs(
         "adapter": options.adapter and digest_of(options.adapter),
         "scales": scales_of(model),
     }
+    facts |= curve_facts(model, facts, options.steps)
     with finite(model, exact := partial(exact_run, case, model, facts)):
         facts |= exact(keeping(spool, level))
+        run_curve(case, computing(model, "float64"), facts, "float64", silent, keeping(spool, level))
         spool.keep(lambda tap: not tap.startswith(ACTIVATION) or tap in facts["blocks"])
         for dtype in DTYPES:
             record_errors(spool, model, case_of(model, spool, facts), facts, schedule, dtype)
@@ -194,7 +198,7 @@ def is_kept(name: str, shape: tuple[int, ...], level: str) -> bool:
         return True
     if matrix_of(name):
         return level != "io" or not is_matrix(shape)
-    return name in (*FORWARD, "gradient_norm") or (name.startswith(ACTIVATION) and is_in_level(name, level))
+    return name in (*FORWARD, *CURVE, "gradient_norm") or (name.startswith(ACTIVATION) and is_in_level(name, level))
 
 
 def record_errors(
@@ -202,8 +206,13 @@ def record_errors(
 ) -> None:
     """Put the largest errors of the honest runs in a dtype into `spool`."""
     errors: dict[str, Float[Array, "2 R"]] = {}
-    taps = [name for name in spool.axes if name != SIGNS]
-    honest_runs(model, case, facts, schedule_in(schedule, dtype), dtype, measuring(spool, taps, dtype, errors))
+    taps, rounds = [name for name in spool.axes if name != SIGNS], schedule_in(schedule, dtype)
+    measure = measuring(spool, taps, dtype, errors)
+    honest_runs(model, case, facts, rounds, dtype, measure)
+    for arithmetic in ARITHMETICS[dtype].values():
+        tap = computing_as(rounding(rounding_gradients(silent, dtype), rounds), arithmetic)
+        run_curve(case, computing(model, dtype), facts, dtype, tap, measure)
+    errors |= {name: growing(errors[name]) for name in CURVE if name in errors}
     for name, found in errors.items():
         spool.put(f"envelope.{dtype}/{name}", (found * pooled(name, errors, spool)).astype(np.float32))
 

@@ -55,6 +55,8 @@ BLOCKS = (
 # a single picture, the convolution of patches.
 WEIGHTS = ("", "I", "O I", "Z O I", "O C Y X")
 INPUTS = ("prompts.*", "pixel_values", "input_ids", "labels", SIGNS)
+# What is recorded of the first steps of a training.
+CURVE = ("curve.loss", "curve.gradient_norm")
 # Results of the forward pass that are not gradients, but follow from what a port computes.
 FORWARD = (LOSS, "log_probs", "logits_per_image")
 
@@ -75,6 +77,8 @@ def table_of(inputs: Sequence[Entry], taps: Sequence[Entry]) -> tuple[Entry, ...
         Entry(f"{COLUMNS}{{name}}", "I", "io", "the signs, times the gradient of a matrix"),
         Entry("gradient_norm", "", "io", "length of the gradient of all weights together"),
         Entry(SIGNS, "I", "io", "+1 or -1 in a random order: the first of them multiply a matrix"),
+        Entry(CURVE[0], "T", "io", "the loss of each step of a training, before its update"),
+        Entry(CURVE[1], "T", "io", "the length of the gradient of each step, before it is clipped"),
     )
 
 

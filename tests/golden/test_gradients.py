@@ -30,7 +30,7 @@ from npgemma.golden.gradient_record import DTYPES, honest_runs
 from npgemma.golden.gradient_replay import replay_gradients
 from npgemma.golden.gradient_report import gradients_as_text
 from npgemma.golden.gradient_run import run
-from npgemma.golden.gradient_taps import GRADIENTS, SIGNS, SKETCHES, WEIGHT, block_of_weight
+from npgemma.golden.gradient_taps import CURVE, GRADIENTS, SIGNS, SKETCHES, WEIGHT, block_of_weight
 from npgemma.golden.mapping_file import read_mapping
 from npgemma.golden.names import entry_of
 from npgemma.golden.record import computing
@@ -73,7 +73,7 @@ def test_a_file_has_the_taps_of_the_table_with_their_axes(study: GradientStudy) 
     golden = study.golden
     found = {entry_of(name).pattern for name in golden.taps}
     named = {entry.pattern for entry in GRADIENTS["PaliGemma and Gemma"] if not entry.meaning.endswith("; Gemma 3")}
-    assert found == named | {"pixel_values", "prompts.{b}.input_ids", "prompts.{b}.token_type_ids"}
+    assert found == named - {*CURVE} | {"pixel_values", "prompts.{b}.input_ids", "prompts.{b}.token_type_ids"}
     assert golden.taps["grad.weights.vision_tower.vision_model.embeddings.patch_embedding.weight"] == "O C Y X"
     assert golden.metadata["gradients"]["mean"] == "token"
     assert golden.metadata["case"]["suffixes"] == ["a red star above a blue square", "two green circles and a star"]
@@ -354,7 +354,8 @@ def test_the_commands_record_and_compare(study: GradientStudy, tmp_path: Path, c
         (["--mean", "token"], "--mean is for --gradients"),
         (["--smoothing", "0"], "--smoothing is for --gradients"),
         (["--train", "all"], "--train is for --gradients"),
-        (["--gradients", "--suffix", "a", "--steps", "2"], "has no steps"),
+        (["--gradients", "--suffix", "a", "--steps", "0"], "counts from 1"),
+        (["--gradients", "--suffix", "a", "--taps", "*"], "takes no --taps"),
         (["--gradients", "--suffix", "a", "--smoothing", "1"], "less than 1"),
     ],
 )
