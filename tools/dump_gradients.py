@@ -7,9 +7,12 @@
 """
 
 import argparse
+import json
+import re
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
 
@@ -65,6 +68,32 @@ def dump_encoder_gradients(model, case):
     found |= {f"grad.weights.{name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
     found |= {name: out[name].detach() for name in ("loss", "logits_per_image") if name in out}
     return {name: x.clone(memory_format=torch.contiguous_format) for name, x in found.items()}
+
+
+def dump_steps(model, case, dump):
+    """The losses of the steps that the case has, and the lengths of their gradients; `dump` is a function above.
+
+    Matrices decay, and tables of positions, class tokens, norms and biases do not.
+    """
+    with safe_open(case, "pt") as file:
+        steps = json.loads(file.metadata()["npgemma.golden"])["gradients"]["curve"]
+    fixed = re.compile(r".*(position|class_embedding|cls_token|probe).*")
+    groups = {True: [], False: []}
+    for name, p in model.named_parameters():
+        groups[p.ndim > 1 and not fixed.fullmatch(name)].append(p)
+    optimizer = torch.optim.AdamW(
+        [{"params": group, "weight_decay": steps["decay"] * decays} for decays, group in groups.items()],
+        lr=steps["rate"],
+        betas=(steps["beta1"], steps["beta2"]),
+        eps=steps["eps"],
+    )
+    losses, lengths = [], []
+    for _ in range(steps["steps"]):
+        model.zero_grad()
+        losses.append(dump(model, case)["loss"])
+        lengths.append(torch.nn.utils.clip_grad_norm_(model.parameters(), steps["clip"]))
+        optimizer.step()
+    return {"curve.loss": torch.stack(losses), "curve.gradient_norm": torch.stack(lengths)}
 
 
 def main() -> None:

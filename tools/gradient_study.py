@@ -19,6 +19,7 @@ from unittest import mock
 
 import numpy as np
 from gradient_adapter_mutations import ADAPTER_BENIGN, ADAPTER_BUGS
+from gradient_curve_mutations import CURVE_BENIGN, CURVE_BUGS, CurveStudy, curve_study
 from gradient_encoder_mutations import CLIP_BUGS, ENCODER_BENIGN, SIGLIP_BUGS, VIT_BUGS
 from gradient_mutations import BUGS, LATER_BUGS, SHARED_BUGS, Mutation
 from gradient_variants import BENIGN
@@ -182,6 +183,15 @@ def benign_rows(study: GradientStudy, variants: Mapping[str, Mutation]) -> Itera
         yield f"| {name} | {worst(report):.2f} | {worst(rounded):.2f} |", report.status == rounded.status == 0
 
 
+def curve_rows(study: CurveStudy) -> Iterator[tuple[str, bool]]:
+    """For each mistake of an optimizer its line of the table, and whether it is found at its step."""
+    for name, mistake in (CURVE_BUGS | CURVE_BENIGN).items():
+        report = study.judge(mistake)
+        first = first_block(report)
+        named = "the same" if first == mistake.step else first
+        yield f"| {name} | {mistake.step} | {worst(report):.3g} | {named} |", first == mistake.step
+
+
 def main(kinds: Sequence[str]) -> None:
     """Print the tables of the models whose names contain one of `kinds`, by default of all."""
 
@@ -193,6 +203,10 @@ def main(kinds: Sequence[str]) -> None:
             head = f"| planted in {name} | in | float32 | first block named | sketches alone | bfloat16 |"
             if wanted(name):
                 print_table(head, rows(start(Path(folder)), bugs), "found")
+    if wanted("steps"):
+        with TemporaryDirectory() as folder:
+            head = "| planted in ten steps of a random ViT | shows at | float32 | first step named |"
+            print_table(head, curve_rows(curve_study(Path(folder))), "found or explained")
     for name, (variants, start) in RIGHT.items():
         with TemporaryDirectory() as folder:
             head = f"| correct, but rounded differently: {name} | float32 | bfloat16 |"

@@ -29,7 +29,7 @@ SCALE = f"{WEIGHT}logit_scale"
 TABLES = ("embed_tokens.weight", "token_embedding.weight")
 # What is wrong with an optimizer, by the step at which it shows.
 STEPS = {
-    "step 1": "the gradients are right and their length is not: it is that of all trained weights, before they are clipped",
+    "step 1": "the gradients are right and their length is not: that of all trained weights, before they are clipped",
     "step 2": "the first update differs: its rate, the correction of its moments, its eps, or what decays and how",
 }
 LATER = "the first update is right and later ones are not: the moments, how gradients are clipped, or what decays"

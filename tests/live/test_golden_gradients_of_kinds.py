@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from gradient_curve_mutations import STEPS, curve_study
 from gradient_study import adapted, encoder
 from random_encoders import CLIP, SIGLIP, VIT
 from random_models import GEMMAS, write_model
@@ -19,7 +21,7 @@ torch = pytest.importorskip("torch", reason="the live tests compare with torch")
 transformers = pytest.importorskip("transformers", reason="the live tests compare with transformers")
 peft = pytest.importorskip("peft", reason="the live tests compare with peft")
 
-from dump_gradients import dump_encoder_gradients, dump_gradients  # noqa: E402
+from dump_gradients import dump_encoder_gradients, dump_gradients, dump_steps  # noqa: E402
 from dump_transformers import load_model  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
@@ -68,3 +70,18 @@ def test_an_adapter_of_peft_is_explained(tmp_path: Path) -> None:
         report = report_on(base, study.golden, tmp_path / "dump.safetensors", tensors, study.adapter)
         check(report, dtype, 180)
         assert len([verdict for verdict in report.verdicts if ".lora_" in verdict.name]) == 4 * 5 * 2 * 3
+
+
+def test_ten_steps_of_torch_s_adamw_are_explained(tmp_path: Path) -> None:
+    study = curve_study(tmp_path)
+    for dtype in ("float32", "float64"):
+        port = load_model(study.model.folder, getattr(torch, dtype), "eager")
+        tensors = dump_steps(port, tmp_path / "curve.safetensors", dump_encoder_gradients)
+        save_file(tensors, tmp_path / "dump.safetensors")
+        report = compare_gradients(
+            study.golden, read_dump(tmp_path / "dump.safetensors"), dtype="float32", allow_missing=["*"]
+        )
+        assert [verdict.name for verdict in report.verdicts if not verdict.explained] == []
+        assert len(report.verdicts) == 2 * STEPS
+        error = np.abs(tensors["curve.loss"].double().numpy() / study.golden.truth["curve.loss"] - 1)
+        assert error.max() < {"float32": 1e-4, "float64": 1e-6}[dtype]
