@@ -67,7 +67,7 @@ def run_curve(case: GradientCase, model: AnyModel, facts: Facts, dtype: str, tap
             return x
 
         found = case.loss_and_gradient(model, map_tree(rounded, tree), watch)
-        by_path = {path: np.ascontiguousarray(plain(at_path(found, path))) for path in paths}
+        by_path = {path: np.ascontiguousarray(plain(at_path(found, path))) for path in arrays}
         return losses[0], by_path if grid is None else {path: grid(g) for path, g in by_path.items()}
 
     made = [*steps.run(arrays, gradient)]
