@@ -110,9 +110,9 @@ class CurveStudy(NamedTuple):
         return compare_gradients(self.golden, Dump(dict(taps)), dtype=dtype, allow_missing=["*"])
 
 
-def curve_study(folder: Path, count: int = STEPS) -> CurveStudy:
-    """So many steps of a random ViT."""
+def curve_study(folder: Path, count: int = STEPS, shown: int = 3) -> CurveStudy:
+    """So many steps of a random ViT, on so many pictures."""
     model, pictures, _ = write_encoder(folder / "model", VIT)
     path, options = folder / "curve.safetensors", GradientOptions(steps=count)
-    record_gradients(model, pictures, [], ["3", "b", "a"], path, "io", options)
+    record_gradients(model, pictures[:shown], [], ["3", "b", "a"][:shown], path, "io", options)
     return CurveStudy(model, read_golden(path))

@@ -1,17 +1,12 @@
 """The first steps of a training in a golden file of gradients: those of a random ViT."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from gradient_curve_mutations import CURVE_BENIGN, CURVE_BUGS, CurveStudy, curve_study
 from gradient_study import first_block
-from PIL import Image
-from random_encoders import IMAGES
 
-from npgemma.commands.cli import main
 from npgemma.errors import BadGolden
-from npgemma.golden import Dump, Report, read_golden
+from npgemma.golden import Dump, Report
 from npgemma.golden.gradient_compare import compare_gradients
 from npgemma.golden.gradient_curve import curve_facts, growing
 from npgemma.golden.gradient_report import gradients_as_text
@@ -24,7 +19,7 @@ LOSS, LENGTH = CURVE
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> CurveStudy:
-    return curve_study(tmp_path_factory.mktemp("curve"), STEPS)
+    return curve_study(tmp_path_factory.mktemp("curve"), STEPS, 1)
 
 
 def judged(study: CurveStudy, **tensors: np.ndarray) -> Report:
@@ -48,7 +43,7 @@ def test_the_first_step_is_the_recorded_loss_and_the_file_says_what_a_step_is(st
     assert not [name for name in facts["decayed"] if name.endswith("bias") or "norm" in name or "position" in name]
 
 
-@pytest.mark.parametrize("name", ["norms and biases decay", "beta2 0.95", "gradients not clipped"])
+@pytest.mark.parametrize("name", ["moments not corrected", "beta2 0.95", "gradients not clipped"])
 def test_a_wrong_optimizer_is_found_at_its_step(study: CurveStudy, name: str) -> None:
     report = study.judge(CURVE_BUGS[name])
     assert first_block(report) == CURVE_BUGS[name].step
@@ -70,12 +65,6 @@ def test_steps_are_judged_one_by_one_and_in_order(study: CurveStudy) -> None:
     assert "FIRST DIVERGENCE in block step 3" in gradients_as_text(report, study.golden)
 
 
-def test_two_recordings_have_the_same_bytes(study: CurveStudy, tmp_path: Path) -> None:
-    again = curve_study(tmp_path, STEPS)
-    assert again.golden.metadata == study.golden.metadata
-    assert all((again.golden.truth[name] == study.golden.truth[name]).all() for name in CURVE)
-
-
 def test_a_curve_of_another_number_of_steps_is_wrong(study: CurveStudy) -> None:
     report = judged(study, loss=study.golden.truth[LOSS][:3])
     assert [verdict.name for verdict in report.verdicts if verdict.wrong] == [LOSS]
@@ -88,11 +77,3 @@ def test_the_error_of_a_step_counts_as_no_less_than_those_before() -> None:
 def test_steps_of_a_large_model_are_refused(study: CurveStudy) -> None:
     with pytest.raises(BadGolden, match="train fewer with --train or an adapter"):
         curve_facts(study.model, {"whole": False, "train": []}, 10)
-
-
-def test_the_command_records_steps(study: CurveStudy, tmp_path: Path) -> None:
-    Image.fromarray(IMAGES[1]).save(tmp_path / "picture.png")
-    case = str(tmp_path / "case.safetensors")
-    flags = ["--label", "1", "--gradients", "--steps", "2", "--level", "io", "--train", "classifier.*"]
-    assert main(["golden", str(tmp_path / "picture.png"), "-m", str(study.model.folder), *flags, "-o", case]) == 0
-    assert read_golden(case).truth[LOSS].shape == (2,)
