@@ -242,6 +242,8 @@ def run_compare(a: argparse.Namespace) -> int:
     dump = read_dump(a.dump)
     if "gradients" in golden.metadata:
         return compare_answers(a, golden, dump)
+    if a.adapter:
+        raise WrongUsage(f"argument --adapter: {a.golden} has no gradients, and was recorded without one; leave it out")
     if a.suggest_map:
         return write_suggestion(a.suggest_map, suggest_map(golden, dump))
     names = preset(a.preset, golden) if a.preset else read_mapping(a.map) if a.map else SAME_NAMES

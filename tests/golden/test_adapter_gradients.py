@@ -165,3 +165,10 @@ def test_the_commands_record_and_compare(study: GradientStudy, tmp_path: Path, c
     report = capsys.readouterr().out
     assert "of an adapter, *.3.*.lora_B.* trained" in report
     assert "CULPRIT between the inputs and grad.rows.base_model" in report
+
+
+def test_an_adapter_is_for_files_of_gradients(study: GradientStudy, tmp_path: Path, capsys) -> None:
+    save_tensors({"projector": np.ones((1, 2, 3), np.float32)}, tmp_path / "dump.safetensors")
+    arguments = ["compare", "embedded", str(tmp_path / "dump.safetensors"), "--adapter", str(study.adapter)]
+    assert main(arguments) == 2
+    assert "embedded has no gradients" in capsys.readouterr().err
