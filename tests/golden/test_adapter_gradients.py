@@ -11,7 +11,9 @@ from random_encoders import CLIP, VIT, write_encoder
 
 import npgemma
 from npgemma.api.load import AnyModel
-from npgemma.api.trainable import beside, frozen, trained
+from npgemma.api.trainable import beside, frozen, scales_of, trained
+from npgemma.checkpoints.adapter import LowRank, Rows
+from npgemma.checkpoints.adapter_writing import write_adapter
 from npgemma.commands.cli import main
 from npgemma.errors import BadData, BadGolden, BadModel
 from npgemma.golden import Dump, Golden, read_golden
@@ -21,7 +23,7 @@ from npgemma.golden.gradient_options import GradientOptions
 from npgemma.golden.gradient_record import exact_run
 from npgemma.golden.gradient_replay import replay_gradients
 from npgemma.golden.gradient_report import gradients_as_text
-from npgemma.golden.gradient_run import run
+from npgemma.golden.gradient_run import place_of, run
 from npgemma.golden.gradient_taps import SIGNS, WEIGHT
 from npgemma.golden.record import computing
 from npgemma.layers.taps import Recorder, silent
@@ -57,6 +59,23 @@ def test_a_file_has_the_gradients_of_both_halves_by_the_names_of_peft(study: Gra
     assert facts["blocks"][f"{WEIGHT}{LAYER.format(2)}.mlp.up_proj.lora_A.weight"] == "text.layers.2"
     assert set(facts["frozen"]) == set(study.model.checkpoint.hf_layout(study.model.config).shapes)
     assert set(facts["scales"].values()) == {7 / 3}
+
+
+def test_an_adapter_of_a_language_model_may_train_rows_of_tokens(tmp_path: Path) -> None:
+    model, table, query = npgemma.LanguageModel.load(), "model.embed_tokens", "model.layers.0.self_attn.q_proj"
+    shapes = model.checkpoint.hf_layout(model.config).shapes
+    outputs, inputs = shapes[f"{query}.weight"]
+    update = LowRank(np.ones((2, inputs)), np.ones((outputs, 2)), 2.0, (outputs, inputs))
+    rows = Rows(np.array([5, 99]), np.ones((2, shapes[f"{table}.weight"][1])))
+    write_adapter(tmp_path, {f"{query}.weight": update}, {f"{table}.weight": rows}, shapes, "the embedded model")
+    adapted_model = beside(model, tmp_path)
+    found = {tensor.name: place_of(adapted_model, tensor) for tensor in trained(adapted_model).values()}
+    assert found == {
+        f"base_model.model.{table}.token_adapter.trainable_tokens_delta": "text.embedding.rows",
+        f"base_model.model.{query}.lora_A.weight": "text.blocks[0].attn.q.a",
+        f"base_model.model.{query}.lora_B.weight": "text.blocks[0].attn.q.b",
+    }
+    assert scales_of(adapted_model) == {f"base_model.model.{query}.lora_{half}.weight": 2.0 for half in "AB"}
 
 
 def test_no_gradient_is_asked_for_behind_the_last_trained_block(study: GradientStudy, port: Tensors) -> None:

@@ -291,6 +291,15 @@ def test_the_limit_of_the_rms_is_four_times_the_honest_error(error: float, expla
     assert judge_gradient("grad.text.norm", "T D", "x", x, truth, envelope, "float32").explained == explained
 
 
+def test_rows_that_are_zero_count_as_no_values() -> None:
+    truth, envelope = np.ones((40, 30)), np.full((2, 40), 0.01, np.float32)
+    truth[10:] = 0
+    signs_of_errors = np.where(np.arange(truth.size) % 2, 1, -1).reshape(truth.shape)
+    x = truth + 0.01 * 6 * signs_of_errors
+    verdict = judge_gradient("grad.text.norm", "T D", "x", x, truth, envelope, "float32")
+    assert (verdict.explained, verdict.limits["rms"]) == (True, 8)
+
+
 # --------------------------------------------------------------------------------------------- replay, study, commands
 
 
