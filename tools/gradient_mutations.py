@@ -7,6 +7,7 @@ what is learned. None needs a change in npgemma's code.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Any
 
 import numpy as np
 from wrong_gradients import (
@@ -66,7 +67,7 @@ class Mutation:
     block: str = ""
     replacements: tuple[tuple[object, str, object], ...] = ()
     changes: tuple[tuple[str, Change], ...] = ()
-    case: Callable[[GradientCase], GradientCase] = lambda case: case
+    case: Callable[[Any], GradientCase] = lambda case: case
     sketched: str = ""
 
     def tap(self, tap: Tap) -> Tap:

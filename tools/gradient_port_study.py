@@ -1,43 +1,48 @@
 """Judge transformers' gradients by golden files of several batches and models: no honest run may be called wrong.
 
-    python tools/gradient_port_study.py       # the table of honest ports in npgemma/golden/README.md
+    python tools/gradient_port_study.py         # the table of honest ports in npgemma/golden/README.md
+    python tools/gradient_port_study.py CLIP    # a part of it
 
 Each batch is recorded at level `ops`, and dumped by transformers in float32 and in bfloat16, with eager and with sdpa
 attention.
 """
 
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import torch
-from dump_gradients import dump_gradients
+from dump_gradients import dump_encoder_gradients, dump_gradients
 from dump_transformers import load_model
 from gradient_study import two_pictures
-from PIL import Image, ImageOps
+from PIL import ImageOps
+from random_encoders import CLIP, SIGLIP, VIT, write_encoder
 from random_models import GEMMAS, PALIGEMMA_2, write_model
 from safetensors.torch import save_file
 
 import npgemma
+from npgemma.api.load import AnyModel
 from npgemma.golden import Report, read_dump, read_golden
-from npgemma.golden.gradient_case import Trained
 from npgemma.golden.gradient_compare import compare_gradients
 from npgemma.golden.gradient_judge import LIMITS
 from npgemma.golden.gradient_presets import gradient_preset
 from npgemma.golden.gradient_record import record_gradients
 from npgemma.golden.gradient_replay import replay_gradients
+from npgemma.io.picture import Picture
 
 DTYPES, ATTENTIONS = ("float32", "bfloat16"), ("eager", "sdpa")
 
 
 class Batch(NamedTuple):
-    """Pictures, a prompt, and its answers."""
+    """Pictures, a prompt or texts, and what should be answered."""
 
-    pictures: Sequence[Image.Image]
-    prompt: str
-    suffixes: Sequence[str]
+    pictures: Sequence[Picture]
+    prompt: str | Sequence[str]
+    answers: Sequence[str]
 
 
 def batches() -> list[Batch]:
@@ -58,15 +63,28 @@ TEXTS = [
 ]
 
 
-def reports(model: Trained, batch: Batch, folder: Path) -> Iterator[tuple[str, str, Report]]:
+# Random models of each kind of encoder.
+SEEDS = range(4, 8)
+
+
+def encoders(folder: Path) -> Iterator[tuple[str, int, AnyModel, Batch]]:
+    """Random encoders, each with its pictures and texts or labels."""
+    for name in (SIGLIP, CLIP, VIT):
+        for i, seed in enumerate(SEEDS, 1):
+            model, pictures, texts = write_encoder(folder / f"{name} {seed}", name, seed)
+            yield f"random {name}", i, model, Batch(pictures, texts, ["3", "b", "a"] if name == VIT else [])
+
+
+def reports(model: AnyModel, batch: Batch, folder: Path) -> Iterator[tuple[str, str, Report]]:
     """The report on each precision and attention, with a replay."""
     case = folder / "case.safetensors"
-    record_gradients(model, batch.pictures, batch.prompt, batch.suffixes, case, "ops")
+    record_gradients(model, batch.pictures, batch.prompt, batch.answers, case, "ops")
     golden = read_golden(case)
     for dtype in DTYPES:
         for attention in ATTENTIONS:
             port = load_model(model.folder, getattr(torch, dtype), attention)
-            save_file(dump_gradients(port, case), folder / "dump.safetensors")
+            encodes = isinstance(model, npgemma.DualEncoder | npgemma.Classifier)
+            save_file((dump_encoder_gradients if encodes else dump_gradients)(port, case), folder / "dump.safetensors")
             dump = read_dump(folder / "dump.safetensors")
             report = compare_gradients(golden, dump, gradient_preset("transformers", golden), dtype)
             yield dtype, attention, replay_gradients(model, golden, dump, report)
@@ -85,21 +103,29 @@ def line(report: Report) -> str:
     )
 
 
-def main() -> None:
+def writers(folder: Path) -> Iterator[tuple[str, int, AnyModel, Batch]]:
+    """Models that write, each with several batches."""
+    later = npgemma.load(write_model(folder / "paligemma2", PALIGEMMA_2))
+    models = {"embedded": (npgemma.load(), batches()), "random PaliGemma 2": (later, batches())}
+    for number, config in GEMMAS.items():
+        models[f"random Gemma {number}"] = npgemma.load(write_model(folder / f"gemma{number}", config)), TEXTS
+    for name, (model, tried) in models.items():
+        yield from ((name, i, model, batch) for i, batch in enumerate(tried, 1))
+
+
+def main(kinds: Sequence[str]) -> None:
+    """Print a line for each batch of the models whose names contain one of `kinds`, by default of all."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     print("| model | batch | precision | attention | rms | row | max | replay, over its limit | not explained |")
     print("|" + "---|" * 9)
-    with TemporaryDirectory() as folder:
-        later = npgemma.load(write_model(Path(folder) / "paligemma2", PALIGEMMA_2))
-        models = {"embedded": (npgemma.load(), batches()), "random PaliGemma 2": (later, batches())}
-        for number, config in GEMMAS.items():
-            models[f"random Gemma {number}"] = npgemma.load(write_model(Path(folder) / f"gemma{number}", config)), TEXTS
-        for name, (model, tried) in models.items():
-            for i, batch in enumerate(tried, 1):
-                for dtype, attention, report in reports(model, batch, Path(folder)):
-                    print(f"| {name} | {i} | {dtype} | {attention} | {line(report)} |", flush=True)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        for kind, i, model, batch in chain(writers(folder), encoders(folder)):
+            if not kinds or any(each in kind for each in kinds):
+                for dtype, attention, report in reports(model, batch, folder):
+                    print(f"| {kind} | {i} | {dtype} | {attention} | {line(report)} |", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from npgemma.golden.gradient_case import GradientCase
+from npgemma.golden.gradient_answers import AnswerCase
 from npgemma.layers import activations
 from npgemma.layers.activations import gelu_and_slope, softmax
 from npgemma.layers.linear import linear_backward, total
@@ -184,10 +184,10 @@ def predicting_itself(prompts: Any, weights: Any) -> Any:
     return found._replace(rows=found.rows + 1)
 
 
-def labelled(change: Callable[[GradientCase], list[Array]]) -> Callable[[GradientCase], GradientCase]:
+def labelled(change: Callable[[AnswerCase], list[Array]]) -> Callable[[AnswerCase], AnswerCase]:
     """The case with other weights of its tokens."""
 
-    def case(case: GradientCase) -> GradientCase:
+    def case(case: AnswerCase) -> AnswerCase:
         changed = zip(case.examples, change(case), strict=True)
         return replace(case, examples=tuple(each._replace(weights=weights) for each, weights in changed))
 
@@ -199,24 +199,24 @@ def equal(learned: list[Array]) -> list[Array]:
     return [each / count for each in learned]
 
 
-def with_newline(case: GradientCase) -> list[Array]:
+def with_newline(case: AnswerCase) -> list[Array]:
     return equal([(np.r_[each.weights[1:], 0] + each.weights > 0).astype(float) for each in case.examples])
 
 
-def without_end(case: GradientCase) -> list[Array]:
+def without_end(case: AnswerCase) -> list[Array]:
     return equal([(np.r_[each.weights[1:], 0] > 0) * (each.weights > 0) * 1.0 for each in case.examples])
 
 
-def by_example(case: GradientCase) -> list[Array]:
+def by_example(case: AnswerCase) -> list[Array]:
     return [each.weights / each.weights.sum() / len(case.examples) for each in case.examples]
 
 
-def over_rows(case: GradientCase) -> list[Array]:
+def over_rows(case: AnswerCase) -> list[Array]:
     rows = sum(len(each.weights) for each in case.examples)
     return [(each.weights > 0) / rows for each in case.examples]
 
 
-def last_example(case: GradientCase) -> list[Array]:
+def last_example(case: AnswerCase) -> list[Array]:
     return [each.weights * (i == len(case.examples) - 1) for i, each in enumerate(case.examples)]
 
 

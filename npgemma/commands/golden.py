@@ -68,7 +68,13 @@ def add_golden(add_parser: AddParser) -> None:
         "--taps", action="append", metavar="GLOB", help="record only taps whose names match; may be repeated"
     )
     add_gradients(golden)
-    golden.add_argument("--steps", type=int, metavar="N", help=f"tokens to decode after the prefill (default: {STEPS})")
+    golden.add_argument(
+        "--steps",
+        type=int,
+        metavar="N",
+        help=f"tokens to decode after the prefill (default: {STEPS}); with --gradients, steps of AdamW to record the "
+        "losses of (default: none)",
+    )
     golden.add_argument(
         "--rounding",
         choices=[name for name in SCHEDULES if name != "float32"],
@@ -126,6 +132,9 @@ def add_compare(add_parser: AddParser) -> None:
         help="the model for --replay (default: the embedded model of the kind that was recorded)",
     )
     parser.add_argument(
+        "--adapter", metavar="FOLDER", help="the LoRA adapter that a file of gradients was recorded with, for --replay"
+    )
+    parser.add_argument(
         "--format", choices=("text", "json"), default="text", help="format of the report (default: text)"
     )
     parser.add_argument("--verbose", action="store_true", help="list every missing tap and unknown name")
@@ -179,7 +188,7 @@ def run_golden(a: argparse.Namespace) -> None:
 def case_of(a: argparse.Namespace, model: AnyModel) -> tuple[list[str], str | list[str]]:
     """The pictures and the text, or texts, that a model of this kind reads. WrongUsage for what it does not read."""
     if isinstance(model, DualEncoder | Classifier):
-        if a.steps is not None:
+        if a.steps is not None and not a.gradients:
             raise WrongUsage(f"argument --steps: {a.model} writes no tokens; leave it out")
         images = list(takewhile(is_file, a.case))
         texts = a.case[len(images) :]
@@ -233,6 +242,8 @@ def run_compare(a: argparse.Namespace) -> int:
     dump = read_dump(a.dump)
     if "gradients" in golden.metadata:
         return compare_answers(a, golden, dump)
+    if a.adapter:
+        raise WrongUsage(f"argument --adapter: {a.golden} has no gradients, and was recorded without one; leave it out")
     if a.suggest_map:
         return write_suggestion(a.suggest_map, suggest_map(golden, dump))
     names = preset(a.preset, golden) if a.preset else read_mapping(a.map) if a.map else SAME_NAMES

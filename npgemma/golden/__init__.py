@@ -4,13 +4,15 @@ record    a run            -> golden file
 compare   golden, dump     -> Report: does rounding explain every difference, and where is the first it does not
 replay    the same, model  -> Report with the block that is wrong even on the port's own tensors
 
-record_gradients, compare_gradients and replay_gradients do the same with the loss of answers and its gradients.
+record_gradients, compare_gradients and replay_gradients do the same with a loss and its gradients; GradientOptions says
+which loss, and what of the model is trained.
 """
 
 from npgemma.golden.compare import Report, compare
 from npgemma.golden.dump import Dump, read_dump
 from npgemma.golden.file import Golden, read_golden
 from npgemma.golden.gradient_compare import compare_gradients
+from npgemma.golden.gradient_options import GradientOptions
 from npgemma.golden.gradient_presets import gradient_preset
 from npgemma.golden.gradient_record import record_gradients
 from npgemma.golden.gradient_replay import replay_gradients
@@ -24,6 +26,7 @@ __all__ = [
     "PRESETS",
     "Dump",
     "Golden",
+    "GradientOptions",
     "NameMap",
     "Report",
     "Rule",

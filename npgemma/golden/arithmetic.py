@@ -65,9 +65,16 @@ class Arithmetic(np.ndarray):
         """The hyperbolic tangent."""
         return np.tanh(x)
 
+    @classmethod
+    def add_at(cls, y: Array, rows: Array, x: Array) -> None:
+        """Add each row of x to a row of y, of which some may be named several times."""
+        np.add.at(y, rows, x)
+
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
         arrays = tuple(map(plain, inputs))
         out = tuple(map(plain, options.pop("out", None) or ()))
+        if ufunc is np.add and method == "at":
+            return self.add_at(*arrays)
         single = all(np.asarray(x).dtype == np.float32 for x in arrays)
         if single and ufunc is np.matmul and method == "__call__":
             y = stored(self.product(arrays[0], arrays[1]), out)
@@ -131,7 +138,7 @@ class RoundedOperations(Arithmetic):
     """A linear layer and a norm are operations of their own, each of which rounds.
 
     A product is rounded before a bias is added, as in Keras; the rows of a norm before they are scaled and afterwards,
-    as in MLX on a CPU, whose layer norm this is to the bit.
+    as in MLX on a CPU, whose layer norm this is to the bit; a sum over rows after each of them.
     """
 
     rounded_to: ClassVar[str]
@@ -144,6 +151,28 @@ class RoundedOperations(Arithmetic):
     def scaled(cls, x: Array, w: Array) -> Array:
         grid = GRIDS[cls.rounded_to]
         return grid(grid(x) * w)
+
+    @classmethod
+    def total(cls, x: Array, axis: Axes, keepdims: bool) -> Array:
+        """Over rows, the sum so far is rounded after each, as in the gradient of torch's layer norm."""
+        count = len(axis) if isinstance(axis, tuple) else 0
+        if keepdims or not 0 < count < x.ndim or axis != tuple(range(count)):
+            return super().total(x, axis, keepdims)
+        rows = x.reshape(-1, *x.shape[count:])
+        y = np.zeros_like(rows[0])
+        for row in rows:
+            y = GRIDS[cls.rounded_to](y + row)
+        return y
+
+    @classmethod
+    def add_at(cls, y: Array, rows: Array, x: Array) -> None:
+        """The same of rows of a table."""
+        rows, left = np.asarray(rows), np.ones(len(rows), bool)
+        while left.any():
+            places = np.flatnonzero(left)
+            once, first = np.unique(rows[places], return_index=True)
+            y[once] = GRIDS[cls.rounded_to](y[once] + x[places[first]])
+            left[places[first]] = False
 
 
 class Bfloat16Operations(RoundedOperations):

@@ -29,8 +29,13 @@ BYTES = re.compile(r"(.*\.)?(mask|near|resized)")
 # The dtypes of envelopes; only float16 may overflow and have none.
 REQUIRED, ENVELOPES = ("float32", "bfloat16"), ("float32", "bfloat16", "float16")
 PRECISIONS = ("float64", *ENVELOPES)
-# What every file of gradients holds.
-GRADIENT_INPUTS = ("prompts.0.input_ids", "prompts.0.token_type_ids", "prompts.0.loss_weights", "loss", SIGNS)
+# What every file of gradients holds, by the type of an encoder, and that of a model that answers.
+GRADIENT_INPUTS = {
+    None: ("prompts.0.input_ids", "prompts.0.token_type_ids", "prompts.0.loss_weights", "loss", SIGNS),
+    "siglip": ("pixel_values", "input_ids", "loss", SIGNS),
+    "clip": ("pixel_values", "input_ids", "loss", SIGNS),
+    "vit": ("pixel_values", "labels", "loss", SIGNS),
+}
 NO_GRADIENTS: dict[str, Any] = {"mean": "", "smoothing": 0.0, "whole": True, "blocks": {}, "zero": {}}
 PAIRS, ENCODERS = ("siglip", "clip"), ("siglip", "clip", "vit")
 DEEPEST = 20
@@ -110,6 +115,14 @@ def is_gradients(value: Any) -> bool:
     """Whether `value` is what a file of gradients says about the loss and about the blocks of gradients."""
     if not isinstance(value, dict) or not (is_texts(value.get("blocks")) and is_texts(value.get("zero"))):
         return False
+    if not all(is_list_of_texts(value.get(key, [])) for key in ("train", "frozen", "optional")):
+        return False
+    curve = value.get("curve", {"steps": 1})
+    if not isinstance(curve, dict) or not isinstance(curve.get("steps"), int):
+        return False
+    scales = value.get("scales", {})
+    if not isinstance(scales, dict) or not all(isinstance(scale, int | float) and scale for scale in scales.values()):
+        return False
     smoothing = value.get("smoothing")
     smooth = isinstance(smoothing, int | float) and 0 <= smoothing < 1
     return isinstance(value.get("mean"), str) and isinstance(value.get("whole"), bool) and smooth
@@ -124,7 +137,8 @@ def is_rotation(value: Any) -> bool:
 def wrong_taps(facts: Mapping[str, Any], taps: Mapping[str, str], truth: Mapping[str, Array]) -> Iterator[str]:
     """What is wrong with the taps and their tensors."""
     model = facts["model"]
-    for tap in GRADIENT_INPUTS if "gradients" in facts else inputs_of(model.get("type"), taps):
+    kind = model.get("type")
+    for tap in GRADIENT_INPUTS[kind] if "gradients" in facts else inputs_of(kind, taps):
         if tap not in taps:
             yield f"it lacks {tap}, an input of the run"
     for tap, axes in taps.items():

@@ -19,7 +19,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -143,6 +143,11 @@ class Spool:
             self.axes[name] = axes
         self.file.write(raw(x))
         self.file.flush()
+
+    def keep(self, wanted: Callable[[str], bool]) -> None:
+        """Leave out the tensors whose names are not wanted."""
+        self.entries = {name: entry for name, entry in self.entries.items() if wanted(name)}
+        self.axes = {name: axes for name, axes in self.axes.items() if wanted(name)}
 
 
 def write_golden(spool: Spool, metadata: Mapping[str, Any], path: Path) -> None:

@@ -23,16 +23,17 @@ from functools import cached_property
 import numpy as np
 
 from npgemma.api.finite import quiet
-from npgemma.errors import BadGolden
+from npgemma.errors import BadGolden, listed
 from npgemma.golden.compare import Report, check_envelope
 from npgemma.golden.dump import Dump
 from npgemma.golden.file import Golden
+from npgemma.golden.gradient_curve import judged_steps
 from npgemma.golden.gradient_diagnose import diagnosed
 from npgemma.golden.gradient_judge import failed, judge_gradient
-from npgemma.golden.gradient_taps import ACTIVATION, COLUMNS, ROWS, SIGNS, SKETCHES, WEIGHT, is_input, matrix_of
+from npgemma.golden.gradient_taps import ACTIVATION, COLUMNS, CURVE, ROWS, SIGNS, SKETCHES, WEIGHT, is_input, matrix_of
 from npgemma.golden.grids import grid_of, most_common
 from npgemma.golden.judge import Verdict, rms
-from npgemma.golden.layout import Fitted, Place, lay
+from npgemma.golden.layout import Fitted, Place, is_foldable, lay
 from npgemma.golden.mapping import SAME_NAMES, NameMap, Pairing, Rule, pair
 from npgemma.golden.port import Misfit
 from npgemma.golden.sketches import sketches
@@ -40,6 +41,7 @@ from npgemma.layers.shapes import Array
 
 PADDED = "its examples are rows of a batch, padded; harmless"
 COPIED = "it has a copy of a picture for each prompt that shows it; their gradients are added; harmless"
+FROZEN = "it has gradients of weights that are frozen in the golden file, which are not compared: {}; harmless"
 
 
 @quiet()  # a port's numbers may be so large that their squares overflow
@@ -51,8 +53,11 @@ def compare_gradients(
     allow_missing: Sequence[str] = (),
 ) -> Report:
     """Judge every gradient of `golden` that `dump` has; the parameters and errors are those of `compare`."""
-    names = replace(names, absent=(*names.absent, *allow_missing))
-    pairing = pair(names, dump, [*golden.taps, *unrecorded_matrices(golden), *forward_taps(golden)])
+    optional = golden.metadata["gradients"].get("optional", ())
+    names = replace(names, absent=(*names.absent, *allow_missing, *optional))
+    frozen = frozen_names(golden)
+    found = pair(names, dump, [*golden.taps, *unrecorded_matrices(golden), *forward_taps(golden), *frozen])
+    pairing = replace(found, pairs={tap: rule for tap, rule in found.pairs.items() if tap not in frozen})
     if not pairing.pairs:
         raise BadGolden(
             f"no name of the dump, such as {next(iter(dump))!r}, is the name of a recorded tap; use --preset or --map"
@@ -61,9 +66,17 @@ def compare_gradients(
     dtype = dtype or most_common(grid_of(dump, theirs) for theirs in gradients)
     check_envelope(golden, dtype)
     port = GradientPort(golden, dump, pairing)
-    verdicts = [judged(port, tap, dtype) for tap in golden.taps if port.has(tap)]
-    report = Report(dtype, verdicts, port.complete())
+    verdicts = [judged(port, tap, dtype) for tap in golden.taps if port.has(tap) and tap not in CURVE]
+    verdicts += in_steps(port, dtype)
+    sent = sorted(theirs for tap, (theirs, _) in found.pairs.items() if tap in frozen)
+    report = Report(dtype, verdicts, port.complete(), hints=[FROZEN.format(listed(sent, 2))] if sent else [])
     return diagnosed(report, golden, port.find)
+
+
+def frozen_names(golden: Golden) -> set[str]:
+    """The names that gradients of frozen weights would have."""
+    facts = golden.metadata["gradients"]
+    return {start + name for name in facts.get("frozen", ()) for start in (WEIGHT, *SKETCHES)}
 
 
 def unrecorded_matrices(golden: Golden) -> list[str]:
@@ -91,6 +104,19 @@ def judged(port: "GradientPort", tap: str, dtype: str) -> Verdict:
     size = None if zero is None else rms(golden.truth[zero])
     verdict = judge_gradient(tap, golden.taps[tap], theirs, found.x, golden.truth[tap], envelope, dtype, size)
     return replace(verdict, block=block, note="\n".join(filter(None, [*found.notes, verdict.note])))
+
+
+def in_steps(port: "GradientPort", dtype: str) -> list[Verdict]:
+    """The verdicts on the steps of a training, step by step."""
+    found: list[Verdict] = []
+    for tap in CURVE:
+        if tap not in port.golden.taps or not port.has(tap):
+            continue
+        verdict = judged(port, tap, dtype)
+        x = port.find(tap)
+        theirs = port.name_of(tap)
+        found += [replace(verdict, block="step 1")] if x is None else judged_steps(port.golden, tap, theirs, x, dtype)
+    return sorted(found, key=lambda verdict: int(verdict.block.removeprefix("step ")))
 
 
 class GradientPort:
@@ -126,11 +152,11 @@ class GradientPort:
         if tap == "gradient_norm":
             squares = (np.square(self.whole(name), dtype=np.float64).sum() for name in sorted(self.weights))
             return Fitted(np.sqrt(np.array(math.fsum(squares))))
-        shapes = [len(self.golden.truth[start + matrix_of(tap)]) for start in SKETCHES]
+        shape = tuple(len(self.golden.truth[start + matrix_of(tap)]) for start in SKETCHES)
         g = self.whole(WEIGHT + matrix_of(tap))
-        if (len(g), g.size // max(1, len(g))) != tuple(shapes):
-            raise Misfit(f"shape {list(g.shape)}, expected {shapes} (O I)")
-        return Fitted(sketches(g, self.golden.truth[SIGNS])[0 if tap.startswith(ROWS) else 1])
+        if not is_foldable(g.shape, shape):
+            raise Misfit(f"shape {list(g.shape)}, expected {list(shape)} (O I)")
+        return Fitted(sketches(g.reshape(shape), self.golden.truth[SIGNS])[0 if tap.startswith(ROWS) else 1])
 
     def find(self, tap: str) -> Array | None:
         """The tensor of a tap, or None if there is none that fits."""

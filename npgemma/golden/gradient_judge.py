@@ -21,7 +21,7 @@ from npgemma.golden.judge import (
     ratio,
     rms,
 )
-from npgemma.golden.record import row_errors
+from npgemma.golden.record import by_row, row_errors
 from npgemma.layers.shapes import Array, Float
 
 LIMITS = {"rms": 4.0, "row": 16.0, "max": 8.0}
@@ -49,7 +49,7 @@ def judge_gradient(
         where = [int(i) for i in np.unravel_index(different[0], x.shape)]
         return failed(tap, theirs, f"{different.size} of {x.size} numbers are NaN or infinite, the first at {where}")
     least = ROUNDOFF[dtype] * (rms(truth) if size is None else ROUNDED_ZERO * size)
-    limits = limits_of(x.size)
+    limits = limits_of(values_in(axes, truth))
     rows, largest = row_errors(axes, x, truth)
     error, honest = rms(rows), max(rms(envelope[0]), least)
     peak = float(np.abs(truth).max()) / rms(truth) if size is None and rms(truth) else 1.0
@@ -70,6 +70,12 @@ def judge_gradient(
 def failed(tap: str, theirs: str, reason: str, diagnosis: tuple[str, ...] = ()) -> Verdict:
     """The verdict on a gradient that cannot be measured."""
     return Verdict(tap, theirs, tap, False, reason, {}, {}, float("inf"), 0.0, diagnosis=diagnosis)
+
+
+def values_in(axes: str, truth: Array) -> int:
+    """How many values a gradient has, without rows that are zero, as where a loss reads one row of each picture."""
+    felt = np.any(by_row(axes, truth), axis=1)
+    return int(felt.mean() * truth.size) if felt.any() else truth.size
 
 
 def limits_of(values: int) -> dict[str, float]:

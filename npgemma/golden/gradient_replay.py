@@ -9,50 +9,56 @@ with each of its arithmetics, for the envelope.
 """
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
+from npgemma.api.load import AnyModel
+from npgemma.api.trainable import beside, digest_of
 from npgemma.errors import BadGolden
 from npgemma.golden.compare import Report
 from npgemma.golden.dump import Dump
 from npgemma.golden.file import Golden
-from npgemma.golden.gradient_case import Trained, recorded_case, run
+from npgemma.golden.gradient_case import case_of
 from npgemma.golden.gradient_compare import GradientPort
 from npgemma.golden.gradient_judge import judge_gradient
 from npgemma.golden.gradient_record import honest_runs
-from npgemma.golden.gradient_taps import ACTIVATION, ENTERS, SIGNS, matrix_of
+from npgemma.golden.gradient_run import run
+from npgemma.golden.gradient_taps import ACTIVATION, BEGINS, ENTERS, FORWARD, LOSS, SIGNS, is_input, matrix_of
 from npgemma.golden.judge import Verdict, rms
 from npgemma.golden.provenance import is_recorded_from
 from npgemma.golden.record import computing, row_errors
 from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import Tap
 
-# Results of the forward pass that are not gradients.
-FORWARD = ("loss", "log_probs")
 
-
-def replay_gradients(model: Trained, golden: Golden, dump: Dump, report: Report) -> Report:
+def replay_gradients(
+    model: AnyModel, golden: Golden, dump: Dump, report: Report, adapter: str | Path | None = None
+) -> Report:
     """`report` with a verdict on each gradient as computed from the port's tensors before it.
 
-    BadGolden if the golden file was recorded from another model.
+    BadGolden if the golden file was recorded from another model, or with another `adapter` or none.
     """
     if not is_recorded_from(golden.metadata["model"], model):
         raise BadGolden(
             f"the golden file was not recorded from {model.folder}: the checksums of their files differ; "
             "name the model that it was recorded from with --model"
         )
+    if golden.metadata["gradients"].get("adapter") != (adapter and digest_of(adapter)):
+        raise BadGolden(
+            "the golden file was recorded with another adapter, or without one; name with --adapter what it was "
+            "recorded with"
+        )
+    model = model if adapter is None else beside(model, adapter)
     facts = golden.metadata["gradients"]
-    case, port, dtype = (
-        recorded_case(golden.truth, facts["smoothing"]),
-        GradientPort(golden, dump, report.pairing),
-        report.dtype,
-    )
+    case, port, dtype = case_of(model, golden.truth, facts), GradientPort(golden, dump, report.pairing), report.dtype
     replayed = Replayed(port, Trail(facts["blocks"]))
     schedule = golden.metadata["schedules"][dtype]["rounds"]
     with np.errstate(all="ignore"):  # a port's tensors may overflow
-        for _ in run(case, computing(model, "float64"), golden.truth[SIGNS], facts["whole"], replayed.exactly()):
+        exact, tap = computing(model, "float64"), replayed.exactly()
+        for _ in run(case, exact, golden.truth[SIGNS], facts["whole"], tap, facts.get("train", ())):
             pass
-        honest_runs(model, case, facts["whole"], schedule, dtype, replayed.honestly())
+        honest_runs(model, case, facts, schedule, dtype, replayed.honestly())
     taps = [tap for tap in golden.taps if tap in replayed.exact]
     return replace(report, replayed=[replayed.verdict(tap, dtype) for tap in taps])
 
@@ -69,6 +75,8 @@ class Trail:
     def pass_through(self, tap: str, replaced: bool) -> None:
         """Note that the backward pass computed an activation's gradient, and whether it continues with the port's."""
         block, entered = self.block_of.get(tap, ""), ENTERS.fullmatch(tap)
+        if BEGINS.fullmatch(tap):
+            self.after, self.blocks = "", [LOSS]
         if block not in self.blocks:
             self.blocks.append(block)
         self.begins.setdefault(block, (self.after, tuple(self.blocks)))
@@ -121,7 +129,7 @@ class Replayed:
 
     def given(self, name: str) -> Array | None:
         """The port's tensor that the run continues with: all but weights' gradients, which nothing is computed from."""
-        if matrix_of(name) or name.startswith(("prompts.", "pixel_values", SIGNS)) or name in FORWARD:
+        if matrix_of(name) or is_input(name) or name in FORWARD:
             return None
         found = self.port.find(name)
         return found if found is not None and np.isfinite(found).all() else None

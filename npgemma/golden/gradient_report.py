@@ -7,8 +7,9 @@ from typing import Any
 from npgemma.golden.compare import Report
 from npgemma.golden.file import Golden
 from npgemma.golden.gradient_judge import LIMITS
+from npgemma.golden.gradient_taps import is_input
 from npgemma.golden.judge import FEW_FACTOR, FEW_VALUES, TINY_FACTOR, TINY_VALUES, Verdict
-from npgemma.golden.report import as_json, block_line, findings, leftovers, notes, summary
+from npgemma.golden.report import as_json, block_line, findings, leftovers, notes, recorded, summary
 
 
 def gradients_as_text(report: Report, golden: Golden, verbose: bool = False) -> str:
@@ -17,9 +18,11 @@ def gradients_as_text(report: Report, golden: Golden, verbose: bool = False) -> 
     limits = ", ".join(f"{kind} {limit:g}" for kind, limit in LIMITS.items())
     smoothed = f", smoothing {facts['smoothing']:g}" if facts["smoothing"] else ""
     answers = " and ".join(map(repr, case["suffixes"]))
+    trained = f", {' and '.join(facts['train'])} trained" if facts.get("train") else ""
+    trained = ", of an adapter" + trained if facts.get("adapter") else trained
+    what = recorded(case) + (f", then {answers}" if answers else "")
     head = [
-        f"golden   {case['prompt']!r}, then {answers}: loss {float(golden.truth['loss']):.6g}, the mean over "
-        f"{facts['mean']}s{smoothed}",
+        f"golden   {what}: loss {float(golden.truth['loss']):.6g}, the mean over {facts['mean']}s{smoothed}{trained}",
         f"judged   as {report.dtype}: errors in multiples of honest runs'; limits {limits}, {FEW_FACTOR:g} times that "
         f"for fewer than {FEW_VALUES} values, {TINY_FACTOR:g} times for fewer than {TINY_VALUES}",
         "",
@@ -33,8 +36,7 @@ def gradients_as_text(report: Report, golden: Golden, verbose: bool = False) -> 
 
 def in_blocks(verdicts: Sequence[Verdict]) -> list[tuple[str, list[Verdict]]]:
     """The verdicts of each block, the inputs of the run as one."""
-    inputs = ("prompts.", "pixel_values", "signs")
-    named = (("inputs" if verdict.name.startswith(inputs) else verdict.block, verdict) for verdict in verdicts)
+    named = (("inputs" if is_input(verdict.name) else verdict.block, verdict) for verdict in verdicts)
     return [(block, [verdict for _, verdict in each]) for block, each in groupby(named, lambda pair: pair[0])]
 
 

@@ -10,12 +10,17 @@ computed by the block after it:
 
     loss --> grad.text.norm --> text.norm --> grad.text.layers.3.out --> text.layers.3 --> grad.text.layers.2.out ...
          ... text.layers.0 --> grad.text.embedding --> text.embedding (table, image rows) --> grad.projector --> ...
+
+A loss of pairs begins two such passes, one at the rows of pictures and one at those of texts.
 """
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from fnmatch import fnmatchcase
+from itertools import chain
 
+from npgemma.golden.encoder_taps import CLIP, SIGLIP, VIT
 from npgemma.golden.tap_table import TABLE, Entry
 
 ACTIVATION, WEIGHT, ROWS, COLUMNS = "grad.", "grad.weights.", "grad.rows.", "grad.columns."
@@ -24,15 +29,36 @@ SIGNS = "signs"
 # Where the backward pass begins.
 LOSS = "loss"
 # The taps of a forward pass that a loss has a gradient of: all floats between its operations, without those inside
-# attention and inside RoPE, which the backward pass computes again.
+# attention, inside RoPE and inside the loss, which the backward pass computes again.
 DIFFERENTIATED = re.compile(
-    r"projector|(vision|text)\.(embedding(\.patches)?|norm|layers\.\{i\}\.(?!.*(\}\.|rope\.)).*)"
+    r"(?!.*(\.\{b\}\.|rope\.))(projector|(image|text)_embeds|((vision|text)\.)?(embedding(\.patches)?|(pre_|post_)?norm"
+    r"|class|last|end|projection|head(\..*)?|layers\.\{i\}\..*))"
 )
 # The gradients that enter a block: those of what it returns.
-ENTERS = re.compile(r"grad\.((?:text|vision)\.(?:norm|embedding|layers\.\d+(?=\.out$))|projector)(?:\.out)?")
-# The shapes of weights: vectors and matrices, whose rows are outputs, the convolution of patches.
-WEIGHTS = ("I", "O I", "O C Y X")
-INPUTS = ("prompts.*", "pixel_values", SIGNS)
+ENTERS = re.compile(
+    r"grad\.(projector|logits|(?:image|text)_embeds|(?:(?:text|vision)\.)?(?:(?:pre_|post_)?norm|embedding|class|last|end"
+    r"|projection|head|layers\.\d+(?=\.out$)))(?:\.out)?"
+)
+# The gradients with which a pass begins in a model that has several passes, or none through a decoder.
+BEGINS = re.compile(r"grad\.(logits|(image|text)_embeds)")
+# The block of a weight by its path in the model, the first that fits. A head that is tied to nothing is part of the
+# loss, as are the scale and the bias of the scores of pairs.
+BLOCKS = (
+    (r"((?:vision|text)\.)?blocks\[(\d+)\].*", r"\1layers.\2"),
+    (r"text\.head(\.[ab]|\.rows)?|log_scale|bias", LOSS),
+    (r"vision_head.*", "vision.head"),
+    (r"head\..*", "logits"),
+    (r"projector.*", "projector"),
+    (r"((?:vision|text)\.)?(\w+).*", r"\1\2"),
+)
+# The axes of weights, by their number: numbers, vectors, matrices whose rows are outputs, class tokens and positions of
+# a single picture, the convolution of patches.
+WEIGHTS = ("", "I", "O I", "Z O I", "O C Y X")
+INPUTS = ("prompts.*", "pixel_values", "input_ids", "labels", SIGNS)
+# What is recorded of the first steps of a training.
+CURVE = ("curve.loss", "curve.gradient_norm")
+# Results of the forward pass that are not gradients, but follow from what a port computes.
+FORWARD = (LOSS, "log_probs", "logits_per_image")
 
 
 def gradient_of(entry: Entry) -> Entry:
@@ -41,45 +67,96 @@ def gradient_of(entry: Entry) -> Entry:
     return Entry(f"{ACTIVATION}{entry.pattern}", entry.axes, level, f"gradient of the {entry.meaning}")
 
 
-GRADIENTS: tuple[Entry, ...] = (
+def table_of(inputs: Sequence[Entry], taps: Sequence[Entry]) -> tuple[Entry, ...]:
+    """The table of a kind of model: what its loss reads, the gradients of `taps`, and those of weights."""
+    return (
+        *inputs,
+        *(gradient_of(entry) for entry in taps if DIFFERENTIATED.fullmatch(entry.pattern)),
+        *(Entry(f"{WEIGHT}{{name}}", axes, "io", "gradient of a weight; at io, of vectors alone") for axes in WEIGHTS),
+        Entry(f"{ROWS}{{name}}", "I", "io", "gradient of a matrix, times the signs"),
+        Entry(f"{COLUMNS}{{name}}", "I", "io", "the signs, times the gradient of a matrix"),
+        Entry("gradient_norm", "", "io", "length of the gradient of all weights together"),
+        Entry(SIGNS, "I", "io", "+1 or -1 in a random order: the first of them multiply a matrix"),
+        Entry(CURVE[0], "T", "io", "the loss of each step of a training, before its update"),
+        Entry(CURVE[1], "T", "io", "the length of the gradient of each step, before it is clipped"),
+    )
+
+
+ANSWERED = (
     Entry("prompts.{b}.pictures", "T", "io", "which of the pixel_values stand for the image tokens of the example"),
     Entry("prompts.{b}.labels", "T", "io", "the ids that are learned, -100 where none is"),
     Entry("prompts.{b}.loss_weights", "T", "io", "the weight of each token in the loss"),
     Entry("log_probs", "T", "io", "log p of each learned token, of all examples in turn"),
-    Entry("loss", "", "io", "minus the sum of loss_weights log p, smoothed if the facts say so"),
-    *(gradient_of(entry) for entry in TABLE if DIFFERENTIATED.fullmatch(entry.pattern)),
-    *(Entry(f"{WEIGHT}{{name}}", axes, "io", "gradient of a weight; at io, of vectors alone") for axes in WEIGHTS),
-    Entry(f"{ROWS}{{name}}", "I", "io", "gradient of a matrix, times the signs"),
-    Entry(f"{COLUMNS}{{name}}", "I", "io", "the signs, times the gradient of a matrix"),
-    Entry("gradient_norm", "", "io", "length of the gradient of all weights together"),
-    Entry(SIGNS, "I", "io", "+1 or -1 in a random order: the first of them multiply a matrix"),
+    Entry(LOSS, "", "io", "minus the sum of loss_weights log p, smoothed if the facts say so"),
 )
+LABELLED = (
+    Entry("labels", "B", "io", "the number of the right label of each picture"),
+    Entry("log_probs", "B", "io", "log p of the right label of each picture"),
+    Entry(LOSS, "", "io", "minus the mean of log p, smoothed if the facts say so"),
+    *(gradient_of(entry) for entry in VIT if entry.pattern == "logits"),
+)
+PAIRED = tuple(entry for entry in SIGLIP if entry.pattern in ("input_ids", "logits_per_image", LOSS))
+# The tables of gradients, by kind of model.
+GRADIENTS: Mapping[str, tuple[Entry, ...]] = {
+    "PaliGemma and Gemma": table_of(ANSWERED, TABLE),
+    "SigLIP": table_of(PAIRED, SIGLIP),
+    "CLIP": table_of(PAIRED, CLIP),
+    "ViT": table_of(LABELLED, VIT),
+}
 
 
 class Trail:
-    """The block that the backward pass is in, and all that it has entered so far."""
+    """The blocks of a backward pass in the order that it enters them; a loss of pairs begins a pass for each tower."""
 
     def __init__(self) -> None:
-        self.blocks = [LOSS]
+        self.passes = [[LOSS]]
+
+    @property
+    def blocks(self) -> list[str]:
+        """All blocks, from the loss on."""
+        return list(chain.from_iterable(self.passes))
 
     def block_of(self, tap: str) -> str:
         """The block that computes a gradient; called for each in the order of the pass."""
-        block, entered = self.blocks[-1], ENTERS.fullmatch(tap)
+        begins, entered = BEGINS.fullmatch(tap), ENTERS.fullmatch(tap)
+        block = LOSS if begins else self.passes[-1][-1]
+        if begins:
+            self.passes.append([])
         if entered:
-            self.blocks.append(entered[1])
+            self.passes[-1].append(entered[1])
         return block
+
+    def reach(self, trained: Set[str]) -> tuple[set[str], set[str]]:
+        """The blocks that a pass must go through to reach all `trained` blocks, and the last of each pass."""
+        through, last = {LOSS}, set()
+        for each in self.passes:
+            if places := [i for i, block in enumerate(each) if block in trained]:
+                through |= {*each[: places[-1] + 1]}
+                last.add(each[places[-1]])
+        return through, last
+
+
+def first_block(tap: str) -> str:
+    """The block that a pass begins with, of the gradient that begins it; of all others the loss."""
+    entered = ENTERS.fullmatch(tap) if BEGINS.fullmatch(tap) else None
+    return entered[1] if entered else LOSS
 
 
 def block_of_weight(path: str) -> str:
-    """The block that a weight belongs to, by its path in the model: 'text.blocks[3].attn.q' is in 'text.layers.3'.
+    """The block that a weight belongs to, by its path in the model: 'text.blocks[3].attn.q' is in 'text.layers.3'."""
+    found = ((re.fullmatch(pattern, path), block) for pattern, block in BLOCKS)
+    return next(match.expand(block) for match, block in found if match)
 
-    An untied head is part of the loss.
-    """
-    path = path if path.startswith(("vision.", "text.", "projector")) else f"text.{path}"
-    layer = re.match(r"(\w+)\.blocks\[(\d+)\]", path)
-    if layer:
-        return f"{layer[1]}.layers.{layer[2]}"
-    return LOSS if path == "text.head" else ".".join(path.split(".")[: 1 if path.startswith("projector") else 2])
+
+def is_matrix(shape: Sequence[int]) -> bool:
+    """Whether the gradient of a weight has sketches: it has more than one axis, those of size 1 apart."""
+    return sum(size != 1 for size in shape) > 1
+
+
+def sides(shape: Sequence[int]) -> tuple[int, int]:
+    """The rows and columns of a weight as a matrix: its first axis that is not 1, and the others."""
+    rows = next(size for size in shape if size != 1)
+    return rows, math.prod(shape) // rows
 
 
 def is_input(tap: str) -> bool:

@@ -11,7 +11,7 @@ LEVELS = ("io", "blocks", "ops")
 STEP = r"(steps\.\d+\.)?"
 # The taps of each kind of model. Several kinds have a name in common, whose level is the same in all of them.
 TABLES: dict[str, tuple[Entry, ...]] = {"PaliGemma and Gemma": TABLE, "SigLIP": SIGLIP, "CLIP": CLIP, "ViT": VIT}
-TABLES |= {"gradients of PaliGemma and Gemma": GRADIENTS}
+TABLES |= {f"gradients of {kind}": table for kind, table in GRADIENTS.items()}
 
 
 @cache

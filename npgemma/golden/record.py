@@ -228,7 +228,7 @@ def in_sixteen_bits(weights: Any, dtype: str) -> Any:
     stored = np.dtype(np.uint16 if dtype == "bfloat16" else np.float16)
 
     def narrow(leaf: Leaf) -> Array:
-        if leaf.value.dtype == stored:
+        if leaf.value.dtype == stored or leaf.value.dtype.kind == "i":
             return leaf.value
         x = widened(leaf.value, np.dtype(np.float32))
         if leaf.kind != "weight":

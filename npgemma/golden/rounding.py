@@ -20,8 +20,7 @@ npgemma has no taps inside it: `rounding_activations` gives an emulated run an a
 """
 
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass, replace
-from functools import partial
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -120,10 +119,25 @@ def rounding(tap: Tap, schedule: Schedule) -> Tap:
     return rounded
 
 
+@dataclass(frozen=True)
+class RoundedQuickGelu:
+    """quick_gelu as torch computes it in 16 bits, forwards and backwards: each operation is rounded."""
+
+    grid: Grid
+
+    def __call__(self, x: Float[Array, "*R"]) -> Float[Array, "*R"]:
+        return rounded_quick_gelu(self.grid, x)
+
+    def backward(self, x: Float[Array, "*R"], dy: Float[Array, "*R"]) -> Float[Array, "*R"]:
+        """forward: y = x s, s = sigmoid(1.702 x).   dx = dy s + 1.702 (dy x s (1 - s))."""
+        s = self.grid(1 / (1 + np.exp(np.clip(-self.grid(1.702 * x), -80, 80))))
+        return self.grid(dy * s) + self.grid(1.702 * self.grid(self.grid(dy * x) * s * (1 - s)))
+
+
 def rounding_activations(p: Any, dtype: str) -> Any:
     """Weights of a run in 16 bits: those of a model whose activations round what transformers rounds."""
     if not is_dataclass(p):
-        return partial(rounded_quick_gelu, GRIDS[dtype]) if getattr(p, "__name__", "") == quick_gelu.__name__ else p
+        return RoundedQuickGelu(GRIDS[dtype]) if getattr(p, "__name__", "") == quick_gelu.__name__ else p
     return replace(p, **{field.name: rounding_activations(getattr(p, field.name), dtype) for field in fields(p)})  # type: ignore[type-var]
 
 

@@ -12,7 +12,7 @@ A `probe` computes both sums without G. It is a low-rank addition to a weight W,
     >>> rng = np.random.default_rng(0)
     >>> w, x, dy = rng.standard_normal((4, 3)), rng.standard_normal((5, 3)), rng.standard_normal((5, 4))
     >>> s = signs(4)
-    >>> of_probe(linear_backward(x, probe(w, s), dy)[1])[0].round(6) == sketches(dy.T @ x, s)[0].round(6)
+    >>> of_probe(linear_backward(x, probe(w, s, s), dy)[1])[0].round(6) == sketches(dy.T @ x, s)[0].round(6)
     array([ True,  True,  True,  True])
 """
 
@@ -20,6 +20,7 @@ import math
 
 import numpy as np
 
+from npgemma.golden.gradient_taps import sides
 from npgemma.layers.bits import widened
 from npgemma.layers.linear import AdaptedWeight
 from npgemma.layers.shapes import Array, Weight
@@ -36,22 +37,21 @@ def signs(count: int) -> Array:
 
 
 def sketches(g: Array, s: Array) -> tuple[Array, Array]:
-    """G s and s' G, in float64 whatever the dtype of G is."""
-    wide = g.reshape(len(g), -1).astype(np.float64)
+    """G s and s' G of a weight as a matrix, in float64 whatever the dtype of G is."""
+    wide = g.reshape(sides(g.shape)).astype(np.float64)
     return wide @ s[: wide.shape[1]].astype(np.float64), s[: len(wide)].astype(np.float64) @ wide
 
 
-def probe(w: Weight[Array, "*R"], s: Array, rows: int | None = None) -> AdaptedWeight:
+def probe(w: Weight[Array, "*R"], of_columns: Array, of_rows: Array) -> AdaptedWeight:
     """A weight that computes as W does, and whose gradient has the sketches of that of W.
 
-    W is a matrix of so many `rows`, by default of as many as its first axis has.
+    W is a matrix with a sign for each of its rows; of the signs of columns it takes as many as it has.
     """
-    rows = rows or len(w)
     base = w.view()
     base.flags.writeable = False
-    columns = math.prod(w.shape) // rows
+    columns = math.prod(w.shape) // len(of_rows)
     kind = np.result_type(w.dtype, np.float32) if w.dtype.kind == "f" else np.float32
-    a, b = (widened(s[:count].astype(kind), np.dtype(kind)) for count in (columns, rows))
+    a, b = (widened(s.astype(kind), np.dtype(kind)) for s in (of_columns[:columns], of_rows))
     return AdaptedWeight(base, a[None, :].copy(), b[:, None].copy(), TINY)
 
 

@@ -84,9 +84,11 @@ def relu_backward(y: Float[Array, "*R"], dy: Float[Array, "*R"]) -> Float[Array,
 
 
 def activation_backward(act: Activation, x: Float[Array, "*R"], dy: Float[Array, "*R"]) -> Float[Array, "*R"]:
-    """dx of any of the activations above."""
-    backward = {"gelu": gelu_backward, "gelu_erf": gelu_erf_backward, "quick_gelu": quick_gelu_backward}
-    return backward[act.__name__](x, dy)
+    """dx of any of the activations above, or of one that is an object with a `backward` of its own."""
+    known = {"gelu": gelu_backward, "gelu_erf": gelu_erf_backward, "quick_gelu": quick_gelu_backward}
+    backward = getattr(act, "backward", None) or known[act.__name__]
+    dx: Array = backward(x, dy)
+    return dx
 
 
 def erf(x: Float[Array, "*R"]) -> Float[Array, "*R"]:

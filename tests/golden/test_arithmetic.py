@@ -125,3 +125,14 @@ def test_every_tensor_of_a_run_is_computed_in_the_order() -> None:
         assert type(x) is np.ndarray
         if name.rpartition(".")[2] in SUMS:
             assert (x != usual[name]).any(), name
+
+
+def test_sums_over_rows_are_rounded_after_each_row_in_16_bits() -> None:
+    """A sum of ones ends at 256 in bfloat16: 256 + 1 is rounded to 256. Other sums have their usual order."""
+    ones = np.ones((300, 2), np.float32).view(Bfloat16Operations)
+    assert ones.sum((0,)).tolist() == [256, 256]
+    assert ones.sum(0).tolist() == [300, 300]
+    assert ones.T.sum(-1).tolist() == [300, 300]
+    table = np.zeros((3, 2), np.float32)
+    np.add.at(table, [1] * 299 + [2], ones)
+    assert table.tolist() == [[0, 0], [256, 256], [1, 1]]

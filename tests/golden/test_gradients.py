@@ -21,13 +21,16 @@ from npgemma.api.processor import text_inputs
 from npgemma.commands.cli import main
 from npgemma.errors import BadGolden, BadPrompt
 from npgemma.golden import Dump, Report, read_golden
-from npgemma.golden.gradient_case import make_case, read_case, recorded_case, run
+from npgemma.golden.gradient_answers import AnswerCase, make_case
+from npgemma.golden.gradient_case import case_of
 from npgemma.golden.gradient_compare import compare_gradients
 from npgemma.golden.gradient_judge import ZERO, judge_gradient
+from npgemma.golden.gradient_options import GradientOptions
 from npgemma.golden.gradient_record import DTYPES, honest_runs
 from npgemma.golden.gradient_replay import replay_gradients
 from npgemma.golden.gradient_report import gradients_as_text
-from npgemma.golden.gradient_taps import GRADIENTS, SIGNS, SKETCHES, WEIGHT, block_of_weight
+from npgemma.golden.gradient_run import run
+from npgemma.golden.gradient_taps import CURVE, GRADIENTS, SIGNS, SKETCHES, WEIGHT, block_of_weight
 from npgemma.golden.mapping_file import read_mapping
 from npgemma.golden.names import entry_of
 from npgemma.golden.record import computing
@@ -49,7 +52,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> GradientStudy:
 def port(study: GradientStudy) -> Tensors:
     """What npgemma computes in float32: every tensor, forward and backward, and no sketches."""
     taps, golden = Recorder(), study.golden
-    case = recorded_case(golden.truth, 0.0)
+    case = case_of(study.model, golden.truth, golden.metadata["gradients"])
     for _ in run(case, computing(study.model, "float32"), golden.truth[SIGNS], True, taps):
         pass
     return {name: x for name, x in taps.items() if not name.startswith(("grad.rows.", "grad.columns.", "text.scale"))}
@@ -69,8 +72,8 @@ def changed(port: Tensors, change: Callable[[np.ndarray], np.ndarray], pattern: 
 def test_a_file_has_the_taps_of_the_table_with_their_axes(study: GradientStudy) -> None:
     golden = study.golden
     found = {entry_of(name).pattern for name in golden.taps}
-    named = {entry.pattern for entry in GRADIENTS if not entry.meaning.endswith("; Gemma 3")}
-    assert found == named | {"pixel_values", "prompts.{b}.input_ids", "prompts.{b}.token_type_ids"}
+    named = {entry.pattern for entry in GRADIENTS["PaliGemma and Gemma"] if not entry.meaning.endswith("; Gemma 3")}
+    assert found == named - {*CURVE} | {"pixel_values", "prompts.{b}.input_ids", "prompts.{b}.token_type_ids"}
     assert golden.taps["grad.weights.vision_tower.vision_model.embeddings.patch_embedding.weight"] == "O C Y X"
     assert golden.metadata["gradients"]["mean"] == "token"
     assert golden.metadata["case"]["suffixes"] == ["a red star above a blue square", "two green circles and a star"]
@@ -104,7 +107,8 @@ def test_a_large_model_has_the_same_sketches_without_the_matrices(study: Gradien
     model.config = replace(model.config, tied=tied)
     whole, alone = Recorder("grad.*"), Recorder("grad.*")
     for recorder, is_whole in ((whole, True), (alone, False)):
-        list(run(recorded_case(study.golden.truth, 0.0), model, study.golden.truth[SIGNS], is_whole, recorder))
+        case = case_of(model, study.golden.truth, study.golden.metadata["gradients"])
+        list(run(case, model, study.golden.truth[SIGNS], is_whole, recorder))
     matrices = {name for name in whole if name.startswith(WEIGHT) and whole[name].ndim > 1}
     position = "grad.weights.vision_tower.vision_model.embeddings.position_embedding.weight"
     assert whole.keys() - alone.keys() == matrices - {position}
@@ -117,7 +121,9 @@ def test_a_large_model_has_the_same_sketches_without_the_matrices(study: Gradien
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_honest_runs_of_a_large_model_are_near_the_truth(study: GradientStudy, dtype: str) -> None:
     taps, truth = Recorder("grad.rows.*", "loss"), study.golden.truth
-    honest_runs(study.model, recorded_case(truth, 0.0), False, schedule_in("hf_eager", dtype), dtype, taps)
+    facts = study.golden.metadata["gradients"] | {"whole": False}
+    case = case_of(study.model, truth, facts)
+    honest_runs(study.model, case, facts, schedule_in("hf_eager", dtype), dtype, taps)
     assert len(taps) == 46
     name = "grad.rows.language_model.model.layers.3.mlp.down_proj.weight"
     error = np.linalg.norm(taps[name] - truth[name]) / np.linalg.norm(truth[name])
@@ -136,11 +142,16 @@ def test_signs_do_not_depend_on_their_number() -> None:
         ("text.blocks[3].attn.q", "text.layers.3"),
         ("vision.blocks[0].mlp.fc1_bias", "vision.layers.0"),
         ("text.embedding", "text.embedding"),
-        ("embedding", "text.embedding"),
+        ("embedding", "embedding"),
         ("text.head", "loss"),
+        ("text.head.weight", "text.head"),
+        ("head.bias", "logits"),
+        ("vision_head.attn.q", "vision.head"),
+        ("log_scale", "loss"),
         ("vision.embedding.position", "vision.embedding"),
         ("projector.weight", "projector"),
-        ("norm.weight", "text.norm"),
+        ("norm.weight", "norm"),
+        ("blocks[1].mlp.fc1", "layers.1"),
     ],
 )
 def test_the_block_of_a_weight(path: str, block: str) -> None:
@@ -158,7 +169,7 @@ def test_the_mean_is_over_tokens_or_over_examples() -> None:
 @pytest.mark.parametrize("suffixes", [[], ["a", "b", "c"]])
 def test_answers_are_one_or_one_for_each_picture(study: GradientStudy, suffixes: list[str]) -> None:
     with pytest.raises(BadPrompt, match=r"there are 2 pictures and \d suffixes"):
-        read_case(study.model, two_pictures(), "caption en", suffixes, "token", 0.0, silent)
+        AnswerCase.read(study.model, two_pictures(), "caption en", suffixes, GradientOptions(), silent)
 
 
 # ------------------------------------------------------------------------------------------------------------- verdicts
@@ -280,6 +291,15 @@ def test_the_limit_of_the_rms_is_four_times_the_honest_error(error: float, expla
     assert judge_gradient("grad.text.norm", "T D", "x", x, truth, envelope, "float32").explained == explained
 
 
+def test_rows_that_are_zero_count_as_no_values() -> None:
+    truth, envelope = np.ones((40, 30)), np.full((2, 40), 0.01, np.float32)
+    truth[10:] = 0
+    signs_of_errors = np.where(np.arange(truth.size) % 2, 1, -1).reshape(truth.shape)
+    x = truth + 0.01 * 6 * signs_of_errors
+    verdict = judge_gradient("grad.text.norm", "T D", "x", x, truth, envelope, "float32")
+    assert (verdict.explained, verdict.limits["rms"]) == (True, 8)
+
+
 # --------------------------------------------------------------------------------------------- replay, study, commands
 
 
@@ -339,10 +359,12 @@ def test_the_commands_record_and_compare(study: GradientStudy, tmp_path: Path, c
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--gradients"], "--gradients needs --suffix"),
-        (["--suffix", "a cat"], "--suffix needs --gradients"),
-        (["--mean", "token"], "leave them out"),
-        (["--gradients", "--suffix", "a", "--steps", "2"], "has no steps"),
+        (["--suffix", "a cat"], "--suffix is for --gradients"),
+        (["--mean", "token"], "--mean is for --gradients"),
+        (["--smoothing", "0"], "--smoothing is for --gradients"),
+        (["--train", "all"], "--train is for --gradients"),
+        (["--gradients", "--suffix", "a", "--steps", "0"], "counts from 1"),
+        (["--gradients", "--suffix", "a", "--taps", "*"], "takes no --taps"),
         (["--gradients", "--suffix", "a", "--smoothing", "1"], "less than 1"),
     ],
 )

@@ -3,8 +3,16 @@
 import numpy as np
 import pytest
 
-from npgemma.golden.rounding import FLOAT32, HF_EAGER, HF_SDPA, SCHEDULES, rounded_quick_gelu, rounding
-from npgemma.layers.activations import quick_gelu
+from npgemma.golden.rounding import (
+    FLOAT32,
+    HF_EAGER,
+    HF_SDPA,
+    SCHEDULES,
+    RoundedQuickGelu,
+    rounded_quick_gelu,
+    rounding,
+)
+from npgemma.layers.activations import quick_gelu, quick_gelu_backward
 from npgemma.layers.bits import round_to_bfloat16
 from npgemma.layers.taps import Recorder, silent
 
@@ -51,3 +59,11 @@ def test_rounded_quick_gelu_is_quick_gelu_but_for_the_roundings() -> None:
     assert not np.array_equal(found, exact)
     np.testing.assert_allclose(found, exact, rtol=(1 + 8 * 1.702) * 2.0**-8, strict=True)
     assert np.isfinite(rounded_quick_gelu(round_to_bfloat16, np.array([-1e4, 1e4], np.float32))).all()
+
+
+def test_the_slope_of_a_rounded_quick_gelu_is_that_of_quick_gelu() -> None:
+    """Five operations, each rounded by at most half a unit of 2^-8; terms of both signs may cancel."""
+    x = round_to_bfloat16(np.linspace(-6, 6, 97, dtype=np.float32))
+    dy, act = np.full_like(x, 1.5), RoundedQuickGelu(round_to_bfloat16)
+    np.testing.assert_allclose(act.backward(x, dy), quick_gelu_backward(x, dy), rtol=0, atol=5 * 1.5 * 2.0**-9)
+    assert np.isfinite(act.backward(np.float32([-1e4, 1e4]), dy[:2])).all()
