@@ -170,8 +170,9 @@ def task_auto(folder: Path, repeats: int) -> dict[str, Any]:
     model = npgemma.load(folder, resident="auto")
     run = Run(model)
     model.guard.check_memory([run.capacity], 1)  # makes room
+    model.guard.room.steps = 2
     run.first()
-    found = {"first step": run.step(), "second step": run.step()}
+    found = {"first step": run.step(), "step that copies": max(run.step() for _ in range(3))}
     copies = list(model.guard.room.copies.values())
     widths = {copy.shape[-1]: np.ones(copy.shape[-1], np.float32) for copy in copies}
     steps, floors = [], []

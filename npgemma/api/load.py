@@ -59,8 +59,8 @@ def load(
         What is computed in; ValueError for another.
     resident : bool or 'auto'
         True widens all matrices to `dtype` in memory first: up to four times the space (12 GB for 3B parameters in
-        float32), then faster tokens, and the files may be removed. 'auto' keeps matrices once a step has widened them,
-        as many as fit: faster steps, and no other bits than without.
+        float32), then faster tokens, and the files may be removed. 'auto' keeps those that 16 steps have widened, as
+        many as fit: faster steps, and no other bits than without.
     adapter : str or Path, optional
         A LoRA or DoRA adapter of a PaliGemma or a Gemma, as PEFT saves it, or a folder that contains one.
     max_memory : int, optional

@@ -1,9 +1,10 @@
-"""Packed weights whose widened copies stay in memory once a step has needed them, for the steps after it.
+"""Packed weights whose widened copies stay in memory once some steps have needed them, for the steps after these.
 
 An array says where its copies go: it is a `RetainedWeight`, a view of the stored numbers with a `Room`. Everything but
 the products of few rows treats it as any other array.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Literal, TypeAlias
 
@@ -18,11 +19,17 @@ Resident: TypeAlias = bool | Literal["auto"]
 Key: TypeAlias = tuple[int, tuple[int, ...], np.dtype]
 
 
-class Room:
-    """Copies of the matrices of a model, of at most `limit` bytes in all."""
+# Copies are made for the steps after so many: to write one to memory takes as long as it saves in 10 to 80 steps.
+STEPS = 16
 
-    def __init__(self, limit: int = 0) -> None:
+
+class Room:
+    """Copies of the matrices that `steps` steps have widened, of at most `limit` bytes in all."""
+
+    def __init__(self, limit: int = 0, steps: int = STEPS) -> None:
         self.limit = limit
+        self.steps = steps
+        self.uses = Counter[Key]()
         self.copies: dict[Key, Array] = {}
 
     @property
@@ -37,11 +44,13 @@ class Room:
             self.copies.popitem()
 
     def copy(self, w: "RetainedWeight", dtype: np.dtype, widen: Callable[[Array, np.dtype], Array]) -> Array | None:
-        """The copy of a matrix, made by `widen` if it is not there; None if there is no room for it."""
+        """The copy of a matrix, made by `widen` if it is time; None before that, and if there is no room for it."""
         key = w.ctypes.data, w.shape, dtype
         copy = self.copies.get(key)
-        if copy is None and self.size + w.size * dtype.itemsize <= self.limit:
-            copy = self.copies[key] = widen(np.asarray(w), dtype)
+        if copy is None:
+            self.uses[key] += 1
+            if self.uses[key] > self.steps and self.size + w.size * dtype.itemsize <= self.limit:
+                copy = self.copies[key] = widen(np.asarray(w), dtype)
         return copy
 
 
@@ -69,7 +78,7 @@ def retaining(model: Tree, room: Room) -> Tree:
 def retained_copy(
     w: Weight[Array, "O I"], dtype: np.dtype, widen: Callable[[Array, np.dtype], Array]
 ) -> Float[Array, "2 O J"] | None:
-    """The copy of a matrix as `dtype`; None if it is not retained, or if there is no room for it."""
+    """The copy of a matrix as `dtype`; None if it has none."""
     if isinstance(w, RetainedWeight) and w.room is not None:
         return w.room.copy(w, dtype, widen)
     return None

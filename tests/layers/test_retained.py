@@ -25,7 +25,7 @@ def rows_of(count: int, dtype: str = "float32") -> Array:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("rows", [0, 1, 2, 8, FEW_ROWS, FEW_ROWS + 1])
 def test_a_product_with_a_copy_has_the_bits_of_one_without(rows: int, dtype: str) -> None:
-    w, room = stored(0, OUTPUTS, INPUTS), Room(10 * COPY)
+    w, room = stored(0, OUTPUTS, INPUTS), Room(10 * COPY, steps=0)
     x = rows_of(rows, dtype)
     for _ in range(2):
         y = linear(x, retained(w, room))
@@ -35,7 +35,7 @@ def test_a_product_with_a_copy_has_the_bits_of_one_without(rows: int, dtype: str
 
 
 def test_a_copy_takes_the_place_of_the_stored_matrix() -> None:
-    room, x = Room(COPY), rows_of(1)
+    room, x = Room(COPY, steps=0), rows_of(1)
     w = retained(stored(0, OUTPUTS, INPUTS), room)
     y = linear(x, w)
     (copy,) = room.copies.values()
@@ -44,7 +44,7 @@ def test_a_copy_takes_the_place_of_the_stored_matrix() -> None:
 
 
 def test_copies_are_made_until_the_room_is_full() -> None:
-    room = Room(2 * COPY)
+    room = Room(2 * COPY, steps=0)
     ws = [stored(seed, OUTPUTS, INPUTS) for seed in range(3)]
     for w in ws:
         assert_array_equal(linear(rows_of(1), retained(w, room)), linear(rows_of(1), w))
@@ -52,7 +52,7 @@ def test_copies_are_made_until_the_room_is_full() -> None:
 
 
 def test_a_smaller_room_drops_the_newest_copies() -> None:
-    room = Room(3 * COPY)
+    room = Room(3 * COPY, steps=0)
     ws = [retained(stored(seed, OUTPUTS, INPUTS), room) for seed in range(3)]
     before = [linear(rows_of(1), w) for w in ws]
     oldest = next(iter(room.copies))
@@ -65,13 +65,24 @@ def test_a_smaller_room_drops_the_newest_copies() -> None:
 
 @pytest.mark.parametrize("limit", [0, COPY - 1])
 def test_without_room_nothing_is_copied(limit: int) -> None:
-    room = Room(limit)
+    room = Room(limit, steps=0)
     linear(rows_of(1), retained(stored(0, OUTPUTS, INPUTS), room))
     assert not room.copies
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_copies_are_made_after_some_steps(steps: int) -> None:
+    room = Room(COPY, steps)
+    w = retained(stored(0, OUTPUTS, INPUTS), room)
+    for _ in range(steps):
+        linear(rows_of(1), w)
+        assert not room.copies
+    linear(rows_of(1), w)
+    assert room.size == COPY
+
+
 def test_heads_share_the_copy_of_their_matrix() -> None:
-    room = Room(10 * COPY)
+    room = Room(10 * COPY, steps=0)
     w = retained(stored(0, OUTPUTS, INPUTS), room)
     x = rows_of(2)
     y = linear(x, w)
@@ -81,7 +92,7 @@ def test_heads_share_the_copy_of_their_matrix() -> None:
 
 
 def test_parts_of_a_matrix_have_copies_of_their_own() -> None:
-    room, w = Room(10 * COPY), stored(0, OUTPUTS, INPUTS)
+    room, w = Room(10 * COPY, steps=0), stored(0, OUTPUTS, INPUTS)
     for part in (slice(None), slice(0, 300), slice(300, None)):
         assert_array_equal(linear(rows_of(1), retained(w, room)[part]), linear(rows_of(1), w[part]))
     assert room.size == 2 * COPY
@@ -89,12 +100,12 @@ def test_parts_of_a_matrix_have_copies_of_their_own() -> None:
 
 @pytest.mark.parametrize("w", [stored(0, 20, 5), np.ones((20, 6), np.float32), np.ones((20, 6), np.float16)])
 def test_matrices_that_steps_do_not_widen_in_pairs_are_not_copied(w: Array) -> None:
-    room = Room(10 * COPY)
+    room = Room(10 * COPY, steps=0)
     x = rows_of(2)[:, : w.shape[1]]
     assert_array_equal(linear(x, retained(w, room)), linear(x, w), strict=True)
     assert not room.copies
 
 
 def test_embedded_rows_are_plain_arrays() -> None:
-    table = retained(stored(0, OUTPUTS, INPUTS), Room(COPY))
+    table = retained(stored(0, OUTPUTS, INPUTS), Room(COPY, steps=0))
     assert type(embed(np.array([3, 3, 1]), table, np.dtype(np.float32))) is np.ndarray
