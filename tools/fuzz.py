@@ -7,7 +7,8 @@
 A case depends on seed, kind and number alone (faults also on when the machine comes to it). It breaks the bar if it
 raises anything but an error of npgemma, takes more than 5 s of the processor or 50 s altogether (faults more), makes
 the process grow by more than MEGABYTES, or gives what the file does not say. Broken cases are listed, and kept if
---keep names a folder. Every kind runs in a process of its own (Linux alone): a crash is a broken case, too.
+--keep names a folder, with the smallest part of each that is broken. Every kind runs in a process of its own (Linux
+alone): a crash is a broken case, too.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import faulthandler
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -31,12 +33,14 @@ import fuzz_faults
 import fuzz_files as good
 import fuzz_readers as read
 from fuzz_changes import Files, changed
+from fuzz_minimal import minimal
 from safetensors.numpy import save
 
 import npgemma
 from npgemma.io.model_folder import EMBEDDED_LANGUAGE, EMBEDDED_PAIR
 
 MEGABYTES = 300.0
+SECONDS_TO_REDUCE = 60.0  # how long a broken case is made smaller
 WAITING = 10  # how many times as long a case may take altogether, on a machine that others use
 
 
@@ -119,14 +123,36 @@ def fuzz(name: str, kind: Kind, seed: object, cases: int, keep: Path | None = No
         if status:
             found.append({"said": f"the process ended with status {status}", "grown": 0.0})
     broken = [Broken(name, i, case["said"]) for i, case in enumerate(found) if case["said"] not in ("", "refused")]
-    for each in broken if keep else ():
-        for file, content in case_of(name, kind, seed, each.number).items():
-            path = keep / f"{name}-{each.number}" / file  # type: ignore[operator]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+    if keep:
+        for each in broken:
+            keep_minimal(kind, seed, each, keep)
     said = [case["said"] for case in found]
     most = max((case["grown"] for case in found), default=0.0)
     return Outcome(name, said.count(""), said.count("refused"), most, broken)
+
+
+def keep_minimal(kind: Kind, seed: object, broken: Broken, keep: Path) -> None:
+    """Write a broken case, and the smallest part of it that is broken in the same way."""
+
+    def is_broken(files: Files) -> bool:
+        again = fuzz(broken.kind, kind._replace(make=lambda rng: files), seed, 1)
+        return any(way(each.what) == way(broken.what) for each in again.broken)
+
+    files, place = case_of(broken.kind, kind, seed, broken.number), f"{broken.kind}-{broken.number}"
+    write(files, keep / place)
+    write(minimal(files, is_broken, SECONDS_TO_REDUCE), keep / f"{place}-minimal")
+
+
+def way(what: str) -> str:
+    """How a case is broken: the name of the error, or the words without the numbers."""
+    return re.sub(r"\d+", "", what.partition(":")[0])
+
+
+def write(files: Files, folder: Path) -> None:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
 
 
 def work(name: str, kind: Kind, seed: object, numbers: range, writer: int) -> None:
@@ -151,9 +177,7 @@ def case_of(name: str, kind: Kind, seed: object, number: int) -> Files:
 def run_case(kind: Kind, files: Files, folder: Path) -> dict[str, Any]:
     """What is said of a case, '' if it was answered, 'refused', or how it breaks the bar; and how much memory grew."""
     folder.mkdir()
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
+    write(files, folder)
     Path("/proc/self/clear_refs").write_text("5")  # the largest memory so far is that of now
     before, said = memory(), ""
     signal.setitimer(signal.ITIMER_PROF, kind.seconds)
