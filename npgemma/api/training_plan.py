@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
+from statistics import median
 from typing import Any
 
 from npgemma.api.finite import quiet
@@ -83,6 +84,9 @@ def planned(transfer: Transfer, checkpointing: str) -> Plan:
     return Plan(transfer, sum(sizes), len(sizes), needed, recompute, processes)
 
 
+TIMES = 5  # how often a part is timed; the median counts
+
+
 def timed(plan: Plan, whole: int = TIMED_WHOLE) -> Plan:
     """The plan with time: that of a part of a step on this machine, now.
 
@@ -98,7 +102,8 @@ def timed(plan: Plan, whole: int = TIMED_WHOLE) -> Plan:
     batch = batch_of(transfer.lines.learned[: transfer.part if is_small else 1], encoder)
     seconds(plan, batch, 1, 1)  # the first run of all is slower
     rows = sum(len(each.input_ids) for each in batch.prompts)
-    step = (seconds(plan, batch) if is_small else layered(plan, batch)) * mean * o.examples / rows
+    step = (median(seconds(plan, batch) for _ in range(TIMES)) if is_small else layered(plan, batch)) * mean / rows
+    step *= o.examples
     step *= math.ceil(transfer.parts / plan.processes) / transfer.parts
     step += UPDATE * plan.numbers
     files = len({image for each in transfer.lines.learned for image in each.images})
