@@ -90,6 +90,20 @@ class Blas:
 BLAS = Blas()
 
 
+# The processors for which OpenBLAS has kernels that multiply small matrices where they are.
+IN_PLACE = (b"SkylakeX", b"Cooperlake", b"SapphireRapids")
+
+
+@functools.cache
+def multiplies_in_place() -> bool:
+    """Whether BLAS multiplies small matrices where they are; other kernels first copy them into tiles."""
+    kernels = getattr(numpy_library(), "scipy_openblas_get_corename64_", None)
+    if kernels is None:
+        return False
+    kernels.restype = ctypes.c_char_p
+    return kernels() in IN_PLACE
+
+
 class Here(threading.local):
     """Whether this thread is working on an item: what the item calls then runs on this thread alone."""
 

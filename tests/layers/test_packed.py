@@ -1,5 +1,8 @@
 """Products with large packed matrices, which are cut into blocks, pieces and pairs of columns."""
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import pytest
 from host_threads import finish
@@ -9,7 +12,18 @@ from products import COMPUTED, STORED, assert_close_to_the_dot_product, envelope
 
 from npgemma.layers.bits import pack, widen
 from npgemma.layers.linear import linear
-from npgemma.layers.packed import BLOCK, FEW_ROWS, LARGE_BLOCK, PIECE, multiply, piece_count, row_blocks, scratch
+from npgemma.layers.packed import (
+    BLOCK,
+    FEW_ROWS,
+    LARGE_BLOCK,
+    PIECE,
+    TILED_ROWS,
+    multiply,
+    multiply_in_pieces,
+    piece_count,
+    row_blocks,
+    scratch,
+)
 
 # More than 2^18 elements, so four blocks of rows, the last one smaller; one row, a few and many.
 OUTPUTS, ROWS = 610, [1, 5, FEW_ROWS + 1]
@@ -140,15 +154,20 @@ def test_threads_widen_into_memory_of_their_own() -> None:
 # pieces
 
 
-@pytest.mark.parametrize("piece", [1, 8, 100, 1000, PIECE])
-@pytest.mark.parametrize("rows", [0, 1, 2, 3, FEW_ROWS - 1, FEW_ROWS, FEW_ROWS + 1])
+IN_PIECES = {f"pieces of {piece}": partial(multiply_in_pieces, piece=piece) for piece in (1, 8, 100, 1000, PIECE)}
+
+
+@pytest.mark.parametrize("product", [multiply, *IN_PIECES.values()], ids=["as this processor does", *IN_PIECES])
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, TILED_ROWS - 1, TILED_ROWS, FEW_ROWS, FEW_ROWS + 1])
 @pytest.mark.parametrize("outputs", [0, 1, 10, 12, 16, 64])
-def test_a_product_in_pieces_is_the_product(outputs: int, rows: int, piece: int) -> None:
+def test_every_way_to_multiply_gives_the_product(
+    outputs: int, rows: int, product: Callable[[np.ndarray, np.ndarray, np.ndarray], None]
+) -> None:
     """Written to some columns of a larger result, of which no other number is touched."""
     rng = np.random.default_rng(0)
     x, w = whole_numbers(rng, rows, 7).astype(np.float32), whole_numbers(rng, outputs, 7).astype(np.float32)
     y = np.full((rows, outputs + 5), 999, np.float32)
-    multiply(x, w, y[:, 2 : 2 + outputs], piece)
+    product(x, w, y[:, 2 : 2 + outputs])
     np.testing.assert_array_equal(y[:, 2 : 2 + outputs], x @ w.T, strict=True)
     assert np.all(y[:, :2] == 999)
     assert np.all(y[:, 2 + outputs :] == 999)
