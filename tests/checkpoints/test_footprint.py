@@ -29,6 +29,7 @@ SMALL = PaliGemmaConfig(
 VISION = 2 * 5 + 2 * 5 + 2 * 7 + 4
 TEXT = 4 * 4 + 3 * 10  # numbers of a row of the decoder
 CACHE = 2 * 3 * 2 * 6  # keys and values of a token in every layer
+FEATURES = 9 * 4  # numbers of the features of a picture
 
 
 def test_a_footprint_by_hand():
@@ -39,8 +40,9 @@ def test_a_footprint_by_hand():
         2 * 4 * 50 * 4 + 4 * 8 * 50
     )  # of the last token of each prompt and 3 drafted; of one row in float64, and its logs
     masks = 11 * 11 + 20 * 20 + 20 * 20  # of each prompt, and what one of them is combined with while it is made
-    assert found == Footprint(weights=1000, caches=(31 + 2 * 5) * CACHE * 4, activations=1426 * 4 + logits + masks)
-    assert found.total == BASE + 1000 + 11_808 + 8904 + 921
+    caches = (31 + 2 * 5) * CACHE * 4 + 16 * FEATURES * 4  # and the features of 16 pictures
+    assert found == Footprint(weights=1000, caches=caches, activations=1426 * 4 + logits + masks)
+    assert found.total == BASE + 1000 + 11_808 + 2304 + 8904 + 921
 
 
 def test_a_footprint_by_hand_where_pictures_need_most():
@@ -49,7 +51,7 @@ def test_a_footprint_by_hand_where_pictures_need_most():
     logits = 8 * 2 * 3 * 50 + 4 * 8 * 50
     masks = 5 * 5 + 5 * 5
     assert found.activations == 8 * (8 * 3 * 36 + 8 * 9 * VISION) + logits + masks
-    assert found.caches == 8 * 3 * (5 + 2) * CACHE
+    assert found.caches == 8 * 3 * (5 + 2) * CACHE + 8 * 16 * FEATURES
     for run in (Run(0, 8, 0, [5], 2, samples=3), Run(0, 8, 0, [5], 2, logit_rows=3)):
         assert footprint(SMALL, run).activations == 8 * 5 * TEXT + logits + masks
 
