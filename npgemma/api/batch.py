@@ -29,6 +29,13 @@ IN_FLIGHT = 8  # how many jobs run at a time by default
 READ_AHEAD = 1 << 25  # bytes of the pixel values of jobs that are read and wait for their turn, about
 
 
+def jobs_ahead(model: Model, in_flight: int) -> int:
+    """How many jobs a command reads ahead: none under a limit of memory, all of which a picture may take to be read."""
+    if model.guard.budget.allowed is not None:
+        return 0
+    return min(in_flight, READ_AHEAD // max(1, model.processor.picture_bytes))
+
+
 @dataclass(frozen=True)
 class JobResult:
     """The result of a job: an answer, or an error.
@@ -100,7 +107,7 @@ def answer_jobs(
     model : VisionLanguageModel or LanguageModel
         The model that answers.
     jobs : iterable of Job
-        Each is read while those before it are answered.
+        Each is read only when it can start.
     in_flight : int
         How many run at a time.
     score : bool
@@ -135,13 +142,18 @@ def answer_jobs(
 
 
 class Batch:
-    """The jobs that run, and those that are read and wait for memory."""
+    """The jobs that run, and those that are read and wait for memory.
 
-    def __init__(self, model: Model, options: GenerationOptions, in_flight: int, score: bool) -> None:
+    `ahead` jobs are read by a thread while others run. That changes the filters of warnings and a limit of Pillow for
+    the whole process meanwhile, so it is for a program that is npgemma's own.
+    """
+
+    def __init__(self, model: Model, options: GenerationOptions, in_flight: int, score: bool, ahead: int = 0) -> None:
         self.model = model
         self.options = options
         self.in_flight = in_flight
         self.score = score
+        self.ahead = ahead
         self.limits = generation.limits(model, options)
         self.detokenizer = generation.detokenizer(model, options)
         self.drafter = generation.drafter(model, options)
@@ -151,8 +163,7 @@ class Batch:
 
     def run(self, jobs: Iterator[Job]) -> Iterator[JobResult]:
         """The results of all jobs, in the order in which they end. BadModel if the logits are not finite."""
-        ahead = min(self.in_flight, READ_AHEAD // max(1, self.model.processor.picture_bytes))
-        return watched(self.model, self.results(read_ahead(jobs, self.read, ahead)), self.again, self.overflows)
+        return watched(self.model, self.results(read_ahead(jobs, self.read, self.ahead)), self.again, self.overflows)
 
     def again(self, tap: Tap) -> None:
         """The jobs that were started last, from their pictures to the ends of their answers."""

@@ -20,7 +20,7 @@ from npgemma.models.prefix_lm import Prompt
 
 @dataclass
 class FeatureCache:
-    """The features of the last pictures, `most` at the most, each by the digest of its pixel values.
+    """The features of the last pictures, at most `most`, by the digest of their pixel values.
 
     They are those of one tower and projector. Where these can be trained, nothing is kept. Several threads may use a
     cache: each puts a new dictionary in place of the old one.

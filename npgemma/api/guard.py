@@ -112,7 +112,7 @@ class Guard(ABC, Generic[Config]):
         retained = self.room.size if self.room else 0
         left = self.budget.require(self.footprint(run), remedies=self.remedies(run), retained=retained)
         if self.room:
-            self.room.set_limit(left * ROOM_SHARE // 100)
+            self.room.set_limit(max(0, left) * ROOM_SHARE // 100)
 
     def remedies(self, run: Run) -> Mapping[str, str]:
         """What makes each part of the footprint of a run smaller."""

@@ -98,7 +98,7 @@ class LoadedModel(Generic[Config, Weights]):
         """
         if dtype not in ("float32", "float64"):
             raise ValueError(f"dtype is {dtype!r}; npgemma computes in 'float32' or 'float64'")
-        if resident not in (True, False, "auto"):
+        if type(resident) is not bool and resident != "auto":
             raise ValueError(f"resident is {resident!r}; it must be True, False or 'auto'")
         model = cls.embedded if path is None else find_model(path)
         if model is None:
@@ -148,8 +148,8 @@ class LoadedModel(Generic[Config, Weights]):
             tensors = merged(tensors, changes, dtype)
         if resident is True:
             tensors = in_memory(tensors, dtype)
-        watched = {} if resident is True else files
-        guard = cls.guard_type(config, dtype, watched, Budget(size, held, max_memory, size - held), room)
+        mapped = {} if resident is True else files
+        guard = cls.guard_type(config, dtype, mapped, Budget(size, held, max_memory, size - held), room)
         weights = checkpoint.weights(tensors, config, dtype)
         for w in arrays(weights):
             w.flags.writeable = False  # as mapped ones are: training copies what it changes

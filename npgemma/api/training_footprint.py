@@ -6,6 +6,7 @@ from npgemma.api.transfer import Transfer
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.checkpoints.footprint import BASE, Footprint
 from npgemma.io.system_memory import size
+from npgemma.layers.threads import BLAS
 from npgemma.models.gemma import Block, Decoder
 from npgemma.models.paligemma import PaliGemma
 from npgemma.models.prefix_lm_grad import MOST_LOGITS
@@ -49,17 +50,22 @@ def without_lines(transfer: Transfer) -> TrainingFootprint:
 
 
 def footprint(transfer: Transfer, recompute: bool, processes: int = 1) -> TrainingFootprint:
-    """The memory of a run by so many processes. Activations are those of the longest examples in one batch."""
-    o, model = transfer.options, transfer.model
-    rows = sum(sorted(each.tokens for each in transfer.lengths)[-o.batch :])
+    """The memory of a run by so many processes. Activations are those of the longest examples: of a batch, or of as
+    many parts of one as are computed at a time, one in each process, or if there is one process, one on each core.
+    """
+    o, model, at_once = transfer.options, transfer.model, 1
+    if transfer.is_small:
+        at_once = processes if processes > 1 else min(transfer.parts, BLAS.threads)
+    together = max(o.batch, at_once * transfer.part)
+    rows = sum(sorted(each.tokens for each in transfer.lengths)[-together:])
     learned = sum(sorted(each.learned for each in transfer.lengths)[-o.batch :])
     itemsize = model.dtype.itemsize
     numbers = rows * decoder_numbers(model.decoder, recompute)
-    numbers += min(MOST_LOGITS, learned * model.config.text.vocab_size) * LOGITS
+    numbers += at_once * min(MOST_LOGITS, learned * model.config.text.vocab_size) * LOGITS
     if isinstance(model, VisionLanguageModel):
         v, most = model.config.vision, max(len(each.images) for each in transfer.lines.learned)
-        pictures = 1 if transfer.decoder_alone else most * o.batch
-        numbers += pictures * 3 * v.image_size**2 + most * o.batch * v.num_patches * model.config.text.hidden_size
+        pictures = 1 if transfer.decoder_alone else most * together
+        numbers += pictures * 3 * v.image_size**2 + most * together * v.num_patches * model.config.text.hidden_size
         tower = tower_numbers(model.weights, recompute) if not transfer.decoder_alone else 4 * v.intermediate_size
         numbers += pictures * v.num_patches * tower
     least, trained, more = without_lines(transfer), sum(transfer.sizes) * itemsize, processes - 1

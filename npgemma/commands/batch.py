@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from npgemma.api.batch import IN_FLIGHT, Batch, JobResult
+from npgemma.api.batch import IN_FLIGHT, Batch, JobResult, jobs_ahead
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.commands.flags import (
     AddParser,
@@ -84,7 +84,7 @@ def run_batch(a: argparse.Namespace) -> int:
                 if isinstance(job, InvalidJob):
                     results.write({"id": job.id, "error": job.error})
                     progress.count(failed=True)
-            batch = Batch(model, chosen, a.in_flight, a.score)
+            batch = Batch(model, chosen, a.in_flight, a.score, jobs_ahead(model, a.in_flight))
             for result in batch.run(job for job in left if isinstance(job, Job)):
                 results.write(as_line(result, model_name(a)))
                 progress.count(failed=result.error is not None)

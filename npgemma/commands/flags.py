@@ -47,8 +47,8 @@ def loading_flags() -> argparse.ArgumentParser:
         "--resident",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="widen all weights to that dtype in memory first: for long answers (12 GB for a 3B model); 'auto' widens "
-        "those that each token needs, as many as memory allows (default: auto for batch and chat, else not)",
+        help="widen all weights to that dtype in memory first: for long answers (12 GB for a 3B model). Without either "
+        "flag, batch and chat keep the weights that many tokens have needed, as many as fit; other commands keep none",
     )
     flags.add_argument(
         "--max-memory",

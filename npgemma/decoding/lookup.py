@@ -8,7 +8,7 @@ are a context that a label followed last time. And before the prompt stands an a
     detect cat ; dog   -->   <loc> <loc> <loc> <loc> cat ; <loc> <loc> <loc> <loc> dog ; <loc> <loc> <loc> <loc> dog ;
 
 so the first label follows from the prompt, and the next from those before. A guess ends before a location or a code. It
-never changes the answer: `loop` keeps of it what it would have chosen itself.
+does not change the answer: `loop` keeps of it what it would have chosen itself.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -4,7 +4,8 @@ Sequences of different lengths run together as rows. One that ends leaves the ot
 its place.
 
 A step runs the last token of each sequence, and tokens that are likely to follow it: a draft, of which those are kept
-that are chosen in their turn. So a draft saves steps and changes no token; see `lookup` for where it comes from.
+that are chosen in their turn. So a draft saves steps, and changes a token only where two are equally likely up to
+rounding, as running beside other sequences does; see `lookup` for where it comes from.
 """
 
 import itertools

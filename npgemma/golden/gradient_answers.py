@@ -55,7 +55,8 @@ class AnswerCase:
         if not answers or (len(images) > 1 and len(answers) not in (1, len(images))):
             raise BadPrompt(f"there are {len(images)} pictures and {len(answers)} suffixes; give one, or one for each")
         pictures: list[Any] = [list(images)] if images else [[]]
-        inputs = model.processor(pictures, [text], tap=tap)
+        own = text if len(each[0]) == len(images) else ""  # with a picture for each answer, only the pixels are used
+        inputs = model.processor(pictures, [own], tap=tap)
         ids = [model.processor.suffix_ids(answer) for answer in answers]
         prompts = [model.processor([one], [text]).input_ids[0] for one in each]
         model.guard.check_scored([len(prompt) + len(answer) for prompt, answer in zip(prompts, ids, strict=True)])

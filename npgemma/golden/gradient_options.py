@@ -34,6 +34,15 @@ class GradientOptions:
     adapter: str | Path | None = None
     steps: int | None = None
 
+    def __post_init__(self) -> None:
+        """ValueError, with its name, for an option that is out of its range."""
+        if self.mean not in (None, *MEANS):
+            raise ValueError(f"mean must be one of {', '.join(MEANS)}, not {self.mean!r}")
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(f"smoothing must be at least 0 and below 1, not {self.smoothing:g}")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps must be at least 1, not {self.steps}")
+
 
 DEFAULTS = GradientOptions()
 

@@ -6,6 +6,7 @@ the products of few rows treats it as any other array.
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -40,11 +41,12 @@ class Room:
     def set_limit(self, limit: int) -> None:
         """Drop the newest copies until the others have no more than `limit` bytes."""
         self.limit = limit
-        while self.copies and self.size > limit:
-            self.copies.popitem()
+        with suppress(KeyError):  # another thread may have dropped the last one
+            while self.size > limit:
+                self.copies.popitem()
 
     def copy(self, w: "RetainedWeight", dtype: np.dtype, widen: Callable[[Array, np.dtype], Array]) -> Array | None:
-        """The copy of a matrix, made by `widen` if it is time; None before that, and if there is no room for it."""
+        """The copy of a matrix, made by `widen` after `steps` uses; None before, and if it would exceed the limit."""
         key = w.ctypes.data, w.shape, dtype
         copy = self.copies.get(key)
         if copy is None:
@@ -67,6 +69,7 @@ def retained(w: Weight[Array, "*R"], room: Room) -> RetainedWeight:
     """The same numbers, with room for copies."""
     view = w.view(RetainedWeight)
     view.room = room
+    view.flags.writeable = False
     return view
 
 
@@ -78,7 +81,7 @@ def retaining(model: Tree, room: Room) -> Tree:
 def retained_copy(
     w: Weight[Array, "O I"], dtype: np.dtype, widen: Callable[[Array, np.dtype], Array]
 ) -> Float[Array, "2 O J"] | None:
-    """The copy of a matrix as `dtype`; None if it has none."""
-    if isinstance(w, RetainedWeight) and w.room is not None:
+    """The copy of a matrix as `dtype`; None if it has none, or can be written to: its numbers may change."""
+    if isinstance(w, RetainedWeight) and w.room is not None and not w.flags.writeable:
         return w.room.copy(w, dtype, widen)
     return None

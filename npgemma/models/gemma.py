@@ -114,6 +114,8 @@ class Cache:
         self.length -= count
         self.end -= count
         if self.kept > self.end:
+            self.length += count
+            self.end += count
             raise ValueError(f"a cache with a window of {self.window} rows cannot forget {count}")
 
     def rows(self, x: Array) -> Array:

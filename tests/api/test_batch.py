@@ -13,9 +13,10 @@ from PIL import Image
 from shape_world import draw_scene
 
 import npgemma
-from npgemma.api.batch import JobResult, answer_jobs
+from npgemma.api.batch import Batch, JobResult, answer_jobs
 from npgemma.checkpoints.footprint import Run
 from npgemma.checkpoints.paligemma import footprint
+from npgemma.decoding.options import GenerationOptions
 from npgemma.errors import BadModel
 from npgemma.io.jobs import Job
 
@@ -136,7 +137,8 @@ def test_a_job_starts_as_soon_as_another_ends(run, in_flight, lengths):
     assert max(run[1]) <= in_flight
 
 
-def test_as_many_jobs_are_read_ahead_as_run_at_a_time(model, good):
+@pytest.mark.parametrize("ahead", [0, 3])
+def test_jobs_are_read_only_when_there_is_room_for_them_or_so_many_ahead(model, good, ahead):
     """So an endless source of jobs can be answered as it comes."""
     taken = []
 
@@ -145,8 +147,9 @@ def test_as_many_jobs_are_read_ahead_as_run_at_a_time(model, good):
             taken.append(job.id)
             yield job
 
-    for done, _ in enumerate(answer_jobs(model, source(), 3), 1):
-        assert len(taken) <= done + 2 + 3
+    batch = Batch(model, GenerationOptions(), 3, score=False, ahead=ahead)
+    for done, _ in enumerate(batch.run(source()), 1):
+        assert len(taken) <= done + 2 + ahead
     assert len(taken) == len(good)
 
 

@@ -74,3 +74,14 @@ def test_numpy_warns_in_the_thread_as_it_does_outside() -> None:
         ((_, found),) = read_ahead(iter([1e300]), lambda x: np.float64(x) * x, 1)
     with pytest.raises(FloatingPointError):
         found.result()
+
+
+def test_an_error_of_the_source_comes_after_the_items_before_it() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise OSError("the source is lost")
+
+    found = read_ahead(items(), Reader(), 5)
+    assert next(found)[1].result() == "1"
+    with pytest.raises(OSError, match="the source is lost"):
+        next(found)

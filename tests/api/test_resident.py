@@ -56,7 +56,7 @@ def test_copies_give_way_to_a_run_that_needs_their_memory() -> None:
     assert 0 < room.size <= before // 2
 
 
-@pytest.mark.parametrize("resident", ["Auto", "yes", None, 2])
+@pytest.mark.parametrize("resident", ["Auto", "yes", None, 0, 1, 2])
 def test_another_value_is_refused(resident: object) -> None:
     with pytest.raises(ValueError, match="it must be True, False or 'auto'"):
         load(resident=resident)

@@ -372,3 +372,16 @@ def test_flags_that_do_not_go_together_are_a_usage_error(flags: list[str], messa
     with pytest.raises(SystemExit):
         main(["golden", "cat.png", "caption en", "-o", "case.safetensors", *flags])
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mean": "tokens"}, "mean must be one of token, example"),
+        ({"smoothing": 1.5}, "below 1"),
+        ({"steps": 0}, "steps"),
+    ],
+)
+def test_options_out_of_their_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        GradientOptions(**options)

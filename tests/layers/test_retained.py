@@ -109,3 +109,14 @@ def test_matrices_that_steps_do_not_widen_in_pairs_are_not_copied(w: Array) -> N
 def test_embedded_rows_are_plain_arrays() -> None:
     table = retained(stored(0, OUTPUTS, INPUTS), Room(COPY, steps=0))
     assert type(embed(np.array([3, 3, 1]), table, np.dtype(np.float32))) is np.ndarray
+
+
+def test_a_matrix_that_can_be_written_to_has_no_copy() -> None:
+    """Its numbers may change, and another may take its place in memory."""
+    room = Room(10 * COPY, steps=0)
+    w = retained(stored(0, OUTPUTS, INPUTS), room).copy()
+    before = linear(rows_of(1), w)
+    w[...] = 0
+    assert before.any()
+    assert not linear(rows_of(1), w).any()
+    assert not room.copies
