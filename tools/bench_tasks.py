@@ -169,11 +169,11 @@ def task_auto(folder: Path, repeats: int) -> dict[str, Any]:
     """Steps that find their matrices widened by the first of them, and the bare products with the same copies."""
     model = npgemma.load(folder, resident="auto")
     run = Run(model)
-    model.guard.check_memory([run.capacity], 1)  # makes room
-    model.guard.room.steps = 2
+    model.guard.check_memory([run.capacity], 1)  # sets the limit of copies
+    model.guard.copies.steps = 2
     run.first()
     found = {"first step": run.step(), "step that copies": max(run.step() for _ in range(3))}
-    copies = list(model.guard.room.copies.values())
+    copies = list(model.guard.copies.arrays.values())
     widths = {copy.shape[-1]: np.ones(copy.shape[-1], np.float32) for copy in copies}
     steps, floors = [], []
     for _ in range(4 * repeats):

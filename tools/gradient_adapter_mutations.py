@@ -75,7 +75,7 @@ ADAPTER_BUGS: dict[str, Mutation] = {
     "A and B exchanged": planted(halves(lambda g, scale: replace(g, a=g.b, b=g.a))),
     "A and B exchanged and transposed": planted(halves(lambda g, scale: replace(g, a=g.b.T, b=g.a.T))),
     "rows of A read as columns": planted(halves(lambda g, scale: replace(g, a=g.a.T.reshape(g.a.shape)))),
-    "input hears the base alone": planted(base_alone),
+    "input reads the base alone": planted(base_alone),
     "A of the queries given to the keys": Mutation(
         "text.layers.1",
         changes=(

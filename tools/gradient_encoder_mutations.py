@@ -157,7 +157,7 @@ SIGLIP_BUGS: dict[str, Mutation] = {
     "rows of queries and keys exchanged in the joint matrix": Mutation(
         "vision.head", changes=((f"{WEIGHT}{_SIGLIP_VISION}.attention.in_proj_weight", thirds),)
     ),
-    "pooling hears values alone": Mutation("vision.head", changes=(("grad.vision.head.attn.k", times(0)),)),
+    "pooling reads values alone": Mutation("vision.head", changes=(("grad.vision.head.attn.k", times(0)),)),
     "residual of the pooling cut": Mutation(
         "vision.head", changes=(("grad.vision.head.attn.out", less("grad.vision.head.out")),)
     ),

@@ -197,7 +197,7 @@ BUGS: dict[str, Mutation] = {
 }
 # With one picture in two prompts.
 SHARED_BUGS: dict[str, Mutation] = {
-    "a picture hears the last of its prompts": Mutation(
+    "a picture reads the last of its prompts": Mutation(
         "text.embedding", ((paligemma_grad, "loss_and_feature_gradient", one_prompt_alone),), sketched="projector"
     ),
 }

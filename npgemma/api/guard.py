@@ -20,13 +20,13 @@ from npgemma.checkpoints.towers import DualEncoderConfig
 from npgemma.checkpoints.vit import ViTConfig
 from npgemma.errors import BadModel, BadPrompt, TooLittleMemory
 from npgemma.io.system_memory import available_memory, size
-from npgemma.layers.retained import Room
+from npgemma.layers.retained import Copies
 from npgemma.layers.shapes import Array, Float, Int
 
 Config = TypeVar("Config")
 Writer = TypeVar("Writer", bound=DecoderConfig)
 # Percent of the memory that a run leaves which copies of the weights may take: other programs need some.
-ROOM_SHARE = 75
+COPIES_SHARE = 75
 # What makes each part of a footprint smaller.
 REMEDIES: Mapping[str, str] = {
     "weights": "use a smaller model, or weights that stay mapped (not resident)",
@@ -91,14 +91,14 @@ class Budget:
 class Guard(ABC, Generic[Config]):
     """Checks of a model's runs. `files` are the mapped weight files, as they were when they were mapped.
 
-    `room` is for widened copies of the weights: they get what a run leaves.
+    `copies` are those of weights that steps widen: they get what a run leaves.
     """
 
     config: Config
     dtype: np.dtype
     files: Mapping[Path, os.stat_result] = field(default_factory=dict)
     budget: Budget = Budget()
-    room: Room | None = None
+    copies: Copies | None = None
 
     @abstractmethod
     def footprint(self, run: Run) -> Footprint:
@@ -109,10 +109,10 @@ class Guard(ABC, Generic[Config]):
     ) -> None:
         """TooLittleMemory unless so many pictures and texts of these lengths can be run at once; see `footprint`."""
         run = Run(self.budget.weights, self.dtype.itemsize, pictures, lengths, max_new_tokens, samples, logit_rows)
-        retained = self.room.size if self.room else 0
+        retained = self.copies.size if self.copies else 0
         left = self.budget.require(self.footprint(run), remedies=self.remedies(run), retained=retained)
-        if self.room:
-            self.room.set_limit(max(0, left) * ROOM_SHARE // 100)
+        if self.copies:
+            self.copies.set_limit(max(0, left) * COPIES_SHARE // 100)
 
     def remedies(self, run: Run) -> Mapping[str, str]:
         """What makes each part of the footprint of a run smaller."""

@@ -16,7 +16,7 @@ from npgemma.checkpoints.model_types import module_of
 from npgemma.errors import BadModel
 from npgemma.io.model_folder import find_model, folder_of
 from npgemma.io.safetensors import weight_files
-from npgemma.layers.retained import Resident, Room, retaining
+from npgemma.layers.retained import Copies, Resident, retaining
 from npgemma.layers.tree import arrays
 
 Config = TypeVar("Config")
@@ -138,7 +138,7 @@ class LoadedModel(Generic[Config, Weights]):
         if changes:
             tensors = prepared(tensors, changes)
             config = checkpoint.with_vocabulary(config, len(tensors[checkpoint.TABLE]))
-        room = Room() if resident == "auto" else None
+        copies = Copies() if resident == "auto" else None
         copied = {*tensors} if resident is True else changes.changed if changes else set()
         held = sum(w.size * dtype.itemsize for name, w in tensors.items() if name in copied)
         held += sum(w.nbytes for name, w in tensors.items() if name not in copied and w.flags.owndata)
@@ -149,12 +149,12 @@ class LoadedModel(Generic[Config, Weights]):
         if resident is True:
             tensors = in_memory(tensors, dtype)
         mapped = {} if resident is True else files
-        guard = cls.guard_type(config, dtype, mapped, Budget(size, held, max_memory, size - held), room)
+        guard = cls.guard_type(config, dtype, mapped, Budget(size, held, max_memory, size - held), copies)
         weights = checkpoint.weights(tensors, config, dtype)
         for w in arrays(weights):
             w.flags.writeable = False  # as mapped ones are: training copies what it changes
-        if room:
-            weights = retaining(weights, room)
+        if copies:
+            weights = retaining(weights, copies)
         return cls(model, config, weights, dtype, guard, pieces)
 
     @classmethod

@@ -74,8 +74,8 @@ def failed(tap: str, theirs: str, reason: str, diagnosis: tuple[str, ...] = ()) 
 
 def values_in(axes: str, truth: Array) -> int:
     """How many values a gradient has, without rows that are zero, as where a loss reads one row of each picture."""
-    felt = np.any(by_row(axes, truth), axis=1)
-    return int(felt.mean() * truth.size) if felt.any() else truth.size
+    nonzero = np.any(by_row(axes, truth), axis=1)
+    return int(nonzero.mean() * truth.size) if nonzero.any() else truth.size
 
 
 def limits_of(values: int) -> dict[str, float]:

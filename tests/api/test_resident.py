@@ -17,8 +17,8 @@ PICTURE = npgemma.sample_picture()
 def load(**options: object) -> npgemma.VisionLanguageModel:
     """A model that copies at the first step."""
     model = npgemma.VisionLanguageModel.load(**options)  # type: ignore[arg-type]
-    if model.guard.room is not None:
-        model.guard.room.steps = 0
+    if model.guard.copies is not None:
+        model.guard.copies.steps = 0
     return model
 
 
@@ -32,8 +32,8 @@ def test_answers_have_the_same_bits_with_and_without_copies(dtype: str, prompts:
     auto, packed = load(dtype=dtype, resident="auto"), load(dtype=dtype)
     for _ in range(2):
         assert logprobs(auto, prompts) == logprobs(packed, prompts)
-    assert auto.guard.room is not None
-    assert auto.guard.room.size > sum(w.nbytes for w in arrays(auto.decoder) if w.dtype == np.uint16)
+    assert auto.guard.copies is not None
+    assert auto.guard.copies.size > sum(w.nbytes for w in arrays(auto.decoder) if w.dtype == np.uint16)
 
 
 @pytest.mark.parametrize("allowed", [1, 3])
@@ -42,18 +42,18 @@ def test_copies_take_no_more_than_a_run_leaves_of_the_memory_allowed(allowed: in
     model = load(resident="auto", max_memory=BASE + 12 * MB + allowed * MB)
     model.generate(PICTURE, "caption en", max_new_tokens=5)
     assert need.budget.weights < 12 * MB
-    assert model.guard.room is not None
-    assert 0 < model.guard.room.size <= allowed * MB + 12 * MB - need.budget.weights
+    assert model.guard.copies is not None
+    assert 0 < model.guard.copies.size <= allowed * MB + 12 * MB - need.budget.weights
 
 
 def test_copies_give_way_to_a_run_that_needs_their_memory() -> None:
     model = load(resident="auto")
     model.generate(PICTURE, "caption en", max_new_tokens=5)
-    room = model.guard.room
-    assert room is not None
-    before = room.size
-    room.set_limit(before // 2)
-    assert 0 < room.size <= before // 2
+    copies = model.guard.copies
+    assert copies is not None
+    before = copies.size
+    copies.set_limit(before // 2)
+    assert 0 < copies.size <= before // 2
 
 
 @pytest.mark.parametrize("resident", ["Auto", "yes", None, 0, 1, 2])
