@@ -1,6 +1,6 @@
 """Packed weights whose widened copies stay in memory once some steps have needed them, for the steps after these.
 
-An array says where its copies go: it is a `RetainedWeight`, a view of the stored numbers with the `Copies` of its model.
+An array says where its copies go: it is a `RetainedWeight`, a view of stored numbers with the `Copies` of its model.
 Everything but the products of few rows treats it as any other array.
 """
 
