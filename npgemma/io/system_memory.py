@@ -36,9 +36,9 @@ def container_memory(root: Path = ROOT) -> int | None:
     except (OSError, IndexError):
         own = []
     left = []
-    for group in ("", *own):
+    for group in dict.fromkeys(each.lstrip("/") for each in ("", *own)):  # most lines of version 1 name the same group
         for version, limit, anonymous in (("", "memory.max", "anon"), ("memory", "memory.limit_in_bytes", "total_rss")):
-            folder = root / "sys/fs/cgroup" / version / group.lstrip("/")
+            folder = root / "sys/fs/cgroup" / version / group
             with suppress(OSError, ValueError):  # the group does not exist, or its limit is 'max'
                 most = int(read_regular(folder / limit, MOST_BYTES))
                 used = kernel_value(folder / "memory.stat", anonymous, 1)
