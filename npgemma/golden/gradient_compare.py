@@ -159,7 +159,7 @@ class GradientPort:
         return Fitted(sketches(g.reshape(shape), self.golden.truth[SIGNS])[0 if tap.startswith(ROWS) else 1])
 
     def find(self, tap: str) -> Array | None:
-        """The tensor of a tap, or None if there is none that fits."""
+        """The tensor of a tap, or None if none fits."""
         try:
             return self[tap].x if self.has(tap) else None
         except Misfit:

@@ -125,7 +125,7 @@ class LabelCase:
 
 
 def number_of(model: Classifier, label: str) -> int:
-    """The number of a label, which is named or numbered. BadPrompt if there is none."""
+    """The number of a label, which is named or numbered. BadPrompt if the model does not have it."""
     names = model.config.labels
     number = names.index(label) if label in names else int(label) if label.isdecimal() else len(names)
     if number >= len(names):

@@ -44,7 +44,7 @@ ADAPTER = {
 }
 # PEFT wraps a model in two others, and its modules in one.
 IN_PEFT = r"grad\.(?:base_model\.model\.)?"
-# Forward taps of a decoder that are inputs, or of which there is no gradient.
+# Forward taps of a decoder that are inputs, or that have no gradient.
 NO_GRADIENT = re.compile(r"prompts\..*|steps\..*|pixel_values|.*(positions|logits.*)")
 # What no module of any model returns, or what is the same tensor under another name.
 ABSENT = ("log_probs", "*.act", "*.mlp.hidden")
@@ -55,7 +55,7 @@ IGNORED = (
 
 
 def gradient_preset(name: str, golden: Golden) -> NameMap:
-    """The mapping with this name for dumps of gradients. BadGolden if there is none."""
+    """The mapping with this name for dumps of gradients. BadGolden for an unknown name."""
     if name != "transformers":
         raise BadGolden(f"the preset {name!r} has no names of gradients; write a mapping file, and use --map")
     found = preset(name, golden)

@@ -138,7 +138,7 @@ def with_probes(model: AnyModel, tensors: Mapping[str, Tensor], signs: Array, ta
 
 
 def found_in(tensor: Tensor, gradients: Sequence[Any]) -> Found:
-    """The sketches of a tensor from the probes of its arrays, or its gradient if it is none of matrices."""
+    """The sketches of a tensor from the probes of its arrays, or its gradient if it is not one of matrices."""
     if not isinstance(gradients[0], AdaptedWeight):
         return tensor.whole(gradients)
     rows, columns = zip(*map(of_probe, gradients), strict=True)

@@ -62,7 +62,7 @@ class Shared(NamedTuple):
 
 
 def shared(x: Any) -> tuple[IO[bytes], Shared]:
-    """A nameless file in memory with the arrays of an object, and the rest of it. OSError if there is no room."""
+    """A nameless file in memory with the arrays of an object, and the rest of it. OSError if memory is short."""
     buffers: list[pickle.PickleBuffer] = []
     rest, places = pickle.dumps(x, protocol=5, buffer_callback=buffers.append), []
     file = os.fdopen(os.memfd_create("npgemma"), "w+b")
