@@ -44,7 +44,7 @@ def test_nothing_is_alike_in_a_plain_text() -> None:
 
 
 def test_the_answer_that_a_prompt_asks_for_by_hand() -> None:
-    """Of two kinds of prompts, in labels of one and of two tokens; for other prompts there is none."""
+    """Of two kinds of prompts, in labels of one and of two tokens; others have no such answer."""
     syntax = ObjectSyntax((LOC, SEG), 2, {(7,): (100, 100), (8, 9): (100, 200)}, (10,), (10, 11))
     first, second = (100, 100, 21, 10, 11), (100, 100, 22, 23, 10, 11)
     assert asked([50, 50, 2, 7, 21, 10, 22, 23, 1], syntax) == [1, *first, *second, *second, -1]
