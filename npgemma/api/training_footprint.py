@@ -77,7 +77,7 @@ def footprint(transfer: Transfer, recompute: bool, processes: int = 1) -> Traini
 PROCESS = 40_000_000  # bytes of Python, NumPy and what a process has loaded, measured
 LOGITS = 6  # arrays of logits and of their gradients that are held at a time
 MOMENTS = {"adamw": 2, "sgd": 1, "adafactor": 0}  # numbers for each number; the last has some for each matrix
-SUMS = 4  # arrays of partial sums, and of what a block of a matrix adds to them
+SUMS = 6  # arrays of partial sums of a tall matrix's product, and of what two of its blocks add to them
 
 
 def decoder_numbers(p: Decoder, recompute: bool) -> int:
@@ -86,7 +86,7 @@ def decoder_numbers(p: Decoder, recompute: bool) -> int:
     f = max(block.mlp.gate.shape[0] for block in p.blocks)
     cached = sum(2 * block.attn.k.shape[0] * block.attn.k.shape[1] for block in p.blocks)
     kept = len(each) * d + max(each) if recompute else sum(each)
-    return kept + cached + 8 * d + (3 + SUMS) * f
+    return kept + cached + (8 + SUMS) * d + 3 * f
 
 
 def block_numbers(p: Block) -> int:
@@ -102,4 +102,4 @@ def tower_numbers(p: PaliGemma, recompute: bool) -> int:
     d, f = p.projector.weight.shape[1], max(block.mlp.fc1.shape[0] for block in p.vision.blocks)
     each = 8 * d + 2 * f
     kept = len(p.vision.blocks) * d + each if recompute else len(p.vision.blocks) * each
-    return int(kept + 6 * d + (3 + SUMS) * f)
+    return int(kept + (6 + SUMS) * d + 3 * f)

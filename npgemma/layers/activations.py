@@ -5,6 +5,7 @@ Constants are Python floats: a NumPy float64 scalar would silently turn a float3
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -31,6 +32,7 @@ def gelu_backward(x: Float[Array, "*R"], dy: Float[Array, "*R"]) -> Float[Array,
     return dy * gelu_and_slope(x)[1]
 
 
+@partial(by_rows, results=2)
 def gelu_and_slope(x: Float[Array, "*R"]) -> tuple[Float[Array, "*R"], Float[Array, "*R"]]:
     """forward: y = x s, where s = (1 + tanh u) / 2 and u = c (x + 0.044715 x^3), c = sqrt(2/pi).
 

@@ -28,9 +28,9 @@ def second_level_cache(file: Path = Path("/sys/devices/system/cpu/cpu0/cache/ind
 # second-level cache when its odd columns are widened. Where that cache is smaller, blocks of any size that threads do
 # not wait for too often are in the third: with twice as many elements, a step takes 0.92 of the time.
 BLOCK = 1 << 19 if second_level_cache() >= 1 << 20 else 1 << 20
-# The same for many rows, or if nothing is widened. These blocks are larger, since BLAS copies x into tiles for each:
-# with half as many elements, the last product of an MLP takes 1.3 times as long.
-LARGE_BLOCK = 1 << 20
+# The same for many rows, or if nothing is widened, where a block has at least so many rows of W: BLAS copies x into
+# tiles for each block. With a quarter as many rows, the last product of an MLP takes 1.2 to 1.4 times as long.
+LARGE_BLOCK, TALL = 1 << 20, 256
 # A matrix of at most this many elements is one block: sharing it would take longer than multiplying it.
 SMALL = 1 << 18
 # Up to this many rows of x, reading and widening W takes longer than multiplying.
@@ -54,14 +54,23 @@ def multiply_packed(x: Float[Array, "T I"], w: Weight[Array, "O I"]) -> Float[Ar
     return y
 
 
+def multiply_back(dy: Float[Array, "T O"], w: Weight[Array, "O I"]) -> Float[Array, "T I"]:
+    """dy W in the dtype of `dy`: some columns of W at a time, or the sum over some rows at a time if W is tall."""
+    if len(w) > w.shape[1]:
+        return sum_over_blocks(dy, w)
+    dx = np.empty((len(dy), w.shape[1]), dy.dtype)
+    in_parallel(lambda block: np.matmul(dy, widened(w[:, block], dy.dtype), out=dx[:, block]), large_blocks(w.T))
+    return dx
+
+
 # Partial sums of dy W: the cores take them in any order, and they are added in this one, so that the result does not
 # depend on how many cores there are.
 PARTS = 4
 
 
-def multiply_back(dy: Float[Array, "T O"], w: Weight[Array, "O I"]) -> Float[Array, "T I"]:
-    """dy W in the dtype of `dy`: the sum over blocks of rows of W, in the order in which the file has them."""
-    blocks = row_blocks(w, LARGE_BLOCK)
+def sum_over_blocks(dy: Float[Array, "T O"], w: Weight[Array, "O I"]) -> Float[Array, "T I"]:
+    """dy W, the sum over blocks of rows of W, in the order in which the file has them."""
+    blocks = large_blocks(w)
     sums = np.zeros((min(PARTS, len(blocks)), len(dy), w.shape[1]), dy.dtype)
 
     def add(part: int) -> None:
@@ -75,7 +84,7 @@ def multiply_back(dy: Float[Array, "T O"], w: Weight[Array, "O I"]) -> Float[Arr
 def outer_products(dy: Float[Array, "T O"], x: Float[Array, "T I"]) -> Float[Array, "O I"]:
     """dy^T x, the sum over rows of the outer products of dy and x: a block of rows of the result at a time."""
     dw = np.empty((dy.shape[1], x.shape[1]), dy.dtype)
-    in_parallel(lambda block: np.matmul(dy[:, block].T, x, out=dw[block]), row_blocks(dw, LARGE_BLOCK))
+    in_parallel(lambda block: np.matmul(dy[:, block].T, x, out=dw[block]), large_blocks(dw))
     return dw
 
 
@@ -83,7 +92,7 @@ def blocks_for(rows: int, w: Weight[Array, "O I"], dtype: np.dtype) -> list[slic
     """The blocks of W for so many rows of x: one if there is nothing to widen and nobody to share the work with."""
     if w.dtype == dtype and rows > FEW_ROWS and alone():
         return [slice(None)]
-    return row_blocks(w, BLOCK if w.dtype != dtype and rows <= FEW_ROWS else LARGE_BLOCK)
+    return row_blocks(w, BLOCK) if w.dtype != dtype and rows <= FEW_ROWS else large_blocks(w)
 
 
 def multiply_in_pairs(x: Float[Array, "T I"], w: Bits[Array, "O I"]) -> Float[Array, "T O"]:
@@ -150,6 +159,11 @@ def multiply_in_pieces(
 def piece_count(multiply_adds: int, piece: int = PIECE) -> int:
     """The smallest power of two of equal pieces that have fewer than `piece` multiply-adds each."""
     return 1 << (multiply_adds // piece).bit_length()
+
+
+def large_blocks(w: Weight[Array, "O I"]) -> list[slice]:
+    """The rows of W in blocks for products with many rows."""
+    return row_blocks(w, max(LARGE_BLOCK, TALL * w.shape[1]))
 
 
 def row_blocks(w: Weight[Array, "O I"], size: int, small: int = SMALL) -> list[slice]:

@@ -26,6 +26,7 @@ from npgemma.layers.shapes import Array, Float
 
 Item = TypeVar("Item")
 P = ParamSpec("P")
+Result = TypeVar("Result")
 
 
 def numpy_library() -> ctypes.CDLL:
@@ -165,26 +166,31 @@ def pool() -> ThreadPoolExecutor:
 ROW_BLOCK = 1 << 17
 
 
-def by_rows(f: Callable[P, np.ndarray]) -> Callable[P, np.ndarray]:
-    """`f`, which computes each row of its last argument x [*R D] separately, on blocks of rows in parallel."""
+def by_rows(f: Callable[P, Result], results: int = 1) -> Callable[P, Result]:
+    """`f`, which computes each row of its last argument x [*R D] separately, on blocks of rows in parallel.
+
+    It returns an array of the shape of x, or a tuple of so many `results`.
+    """
 
     @functools.wraps(f)
-    def blocked(*arguments: Any) -> np.ndarray:
+    def blocked(*arguments: Any) -> Any:
         *before, x = arguments
         if x.size <= ROW_BLOCK:
             return f(*arguments)  # type: ignore[call-arg]
-        y = np.empty(x.shape, x.dtype)
+        made = tuple(np.empty(x.shape, x.dtype) for _ in range(results))
         rows, width = x.reshape(-1, x.shape[-1]).shape
         height = max(1, ROW_BLOCK // width)
 
         def block(start: int) -> None:
             part = slice(start, start + height)
-            y.reshape(rows, width)[part] = f(*before, x.reshape(rows, width)[part])  # type: ignore[call-arg]
+            blocks: Any = f(*before, x.reshape(rows, width)[part])  # type: ignore[call-arg]
+            for y, of_block in zip(made, blocks if results > 1 else [blocks], strict=True):
+                y.reshape(rows, width)[part] = of_block
 
         in_parallel(block, range(0, rows, height))
-        return y
+        return made if results > 1 else made[0]
 
-    return cast(Callable[P, np.ndarray], blocked)
+    return cast(Callable[P, Result], blocked)
 
 
 # Rows of sequences that a core takes through a model at a time: with fewer, BLAS copies each matrix into tiles for too

@@ -5,7 +5,7 @@ import one_page
 import pytest
 from agreement import assert_agrees, f32, normal
 
-from npgemma.layers.activations import gelu
+from npgemma.layers.activations import gelu, gelu_and_slope
 from npgemma.layers.norms import LayerNorm, RMSNorm, layer_norm, rms_norm
 from npgemma.layers.threads import ROW_BLOCK
 
@@ -18,7 +18,13 @@ def blocked(x: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         (layer_norm(LayerNorm(weight, bias, 1e-6), x), one_page.layer_norm(wide, weight, bias, 1e-6)),
         (rms_norm(RMSNorm(weight, 1e-6), x), one_page.rms_norm(wide, weight.astype(np.float64), 1e-6)),
         (gelu(x), one_page.gelu(wide)),
+        *zip(gelu_and_slope(x), gelu_with_slope(wide), strict=True),
     ]
+
+
+def gelu_with_slope(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The slope is that of the second spelling, by a complex step."""
+    return one_page.gelu(x), one_page.gelu(x + 1e-200j).imag / 1e-200
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

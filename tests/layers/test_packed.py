@@ -17,9 +17,13 @@ from npgemma.layers.packed import (
     FEW_ROWS,
     LARGE_BLOCK,
     PIECE,
+    TALL,
     TILED_ROWS,
+    large_blocks,
     multiply,
+    multiply_back,
     multiply_in_pieces,
+    outer_products,
     piece_count,
     row_blocks,
     scratch,
@@ -44,6 +48,22 @@ def test_a_product_in_blocks_is_exact_for_whole_numbers(inputs: int, dtype: str,
     numbers, w = large(inputs, dtype)
     x = whole_numbers(np.random.default_rng(0), rows, inputs)
     np.testing.assert_array_equal(linear(x.astype(computed), w), (x @ numbers.T).astype(computed), strict=True)
+
+
+@pytest.mark.parametrize("computed", COMPUTED)
+@pytest.mark.parametrize("dtype", STORED)
+@pytest.mark.parametrize(("outputs", "inputs"), [(513, 4200), (4200, 513), (610, 610), (64, 40_000)])
+def test_products_of_the_backward_pass_are_exact_for_whole_numbers(
+    outputs: int, inputs: int, dtype: str, computed: str
+) -> None:
+    """In several blocks, of columns of a wide matrix and of rows of a tall one."""
+    rng = np.random.default_rng(0)
+    numbers = whole_numbers(rng, outputs, inputs)
+    x, dy = whole_numbers(rng, 40, inputs), whole_numbers(rng, 40, outputs)
+    dx = multiply_back(dy.astype(computed), stored(numbers, dtype))
+    np.testing.assert_array_equal(dx, (dy @ numbers).astype(computed), strict=True)
+    dw = outer_products(dy.astype(computed), x.astype(computed))
+    np.testing.assert_array_equal(dw, (dy.T @ x).astype(computed), strict=True)
 
 
 @pytest.mark.parametrize("computed", COMPUTED)
@@ -206,3 +226,10 @@ def test_blocks_of_the_matrices_of_the_3b_model_are_near_the_wanted_size(outputs
     sizes = [min(b.stop, outputs) - b.start for b in blocks]
     assert sum(sizes) == outputs
     assert size / 2 <= sizes[0] * inputs <= size * 2
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [(257216, 2048), (16384, 2048), (2048, 16384), (4304, 1152)])
+def test_blocks_for_many_rows_are_large_and_tall(outputs: int, inputs: int) -> None:
+    blocks = large_blocks(np.broadcast_to(np.float32(0), (outputs, inputs)))
+    assert all(b.stop - b.start >= TALL / 2 for b in blocks)
+    assert LARGE_BLOCK / 2 <= (blocks[0].stop - blocks[0].start) * inputs <= max(LARGE_BLOCK, TALL * inputs) * 2
