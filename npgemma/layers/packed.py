@@ -56,7 +56,7 @@ def multiply_packed(x: Float[Array, "T I"], w: Weight[Array, "O I"]) -> Float[Ar
 
 def multiply_back(dy: Float[Array, "T O"], w: Weight[Array, "O I"]) -> Float[Array, "T I"]:
     """dy W in the dtype of `dy`: some columns of W at a time, or the sum over some rows at a time if W is tall."""
-    if len(w) > w.shape[1]:
+    if len(w) > w.shape[1] and w.size > SMALL:
         return sum_over_blocks(dy, w)
     dx = np.empty((len(dy), w.shape[1]), dy.dtype)
     in_parallel(lambda block: np.matmul(dy, widened(w[:, block], dy.dtype), out=dx[:, block]), large_blocks(w.T))
@@ -78,7 +78,7 @@ def sum_over_blocks(dy: Float[Array, "T O"], w: Weight[Array, "O I"]) -> Float[A
             sums[part] += dy[:, block] @ widened(w[block], dy.dtype)
 
     in_parallel(add, range(len(sums)))
-    return sums.sum(0) if len(sums) > 1 else sums[0]
+    return sums.sum(0)
 
 
 def outer_products(dy: Float[Array, "T O"], x: Float[Array, "T I"]) -> Float[Array, "O I"]:
