@@ -31,8 +31,9 @@ BLOCK = 1 << 19 if second_level_cache() >= 1 << 20 else 1 << 20
 # The same for many rows, or if nothing is widened, where a block has at least so many rows of W: BLAS copies x into
 # tiles for each block. With a quarter as many rows, the last product of an MLP takes 1.2 to 1.4 times as long.
 LARGE_BLOCK, TALL = 1 << 20, 256
-# A matrix of at most this many elements is one block: sharing it would take longer than multiplying it.
-SMALL = 1 << 18
+# A matrix of at most this many elements is one block: sharing it would take longer than multiplying it, with many rows
+# of x and with few. A thread that waits for work starts 0.1 to 0.2 ms after there is some.
+SMALL, SMALL_FOR_FEW = 1 << 18, 1 << 19
 # Up to this many rows of x, reading and widening W takes longer than multiplying.
 FEW_ROWS = 32
 # Multiply-adds in one product of few rows, where OpenBLAS multiplies W in place up to 1e6 of them: above, it first
@@ -114,7 +115,7 @@ def multiply_in_pairs(x: Float[Array, "T I"], w: Bits[Array, "O I"]) -> Float[Ar
         multiply(even, even_columns(part, memory).astype(x.dtype, copy=False), y_even[:, block])
         multiply(odd, odd_columns(part, memory).astype(x.dtype, copy=False), y_odd[:, block])
 
-    in_parallel(multiply_block, row_blocks(w, BLOCK))
+    in_parallel(multiply_block, row_blocks(w, BLOCK, SMALL_FOR_FEW))
     return y[0] + y[1]
 
 
