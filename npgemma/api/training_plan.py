@@ -20,8 +20,8 @@ from npgemma.training.batches import Batch, batch_of
 from npgemma.training.examples import Example
 from npgemma.training.gradients import in_parallel
 
-# Time of an optimizer for a number, on one core.
-UPDATE = 1e-8
+# Seconds of an optimizer for each number, on one core, and for each array whatever its size.
+UPDATE, UPDATE_CALL = 1e-8, 6e-5
 # Numbers of a part that are timed as they are; of a larger model, some layers are timed.
 TIMED_WHOLE = 2_000_000_000
 SHARE = 0.8  # of the available memory, above which a run is planned that needs less
@@ -94,18 +94,19 @@ def timed(plan: Plan, whole: int = TIMED_WHOLE) -> Plan:
     """
     o, transfer = plan.transfer.options, plan.transfer
     pictures, encoder = 0.0, transfer.plain_encoder()
-    example = transfer.lines.learned[0]
-    if example.images:
-        pictures = seconds_of(partial(encoder.pixel_values, [example.images[0]]))
+    examples = transfer.lines.learned[: o.examples]
+    if examples[0].images:
+        pictures = seconds_of(partial(encoder.pixel_values, [examples[0].images[0]]))
     mean = sum(each.tokens for each in transfer.lengths) / len(transfer.lengths)
     is_small = transfer.layer_numbers * mean * transfer.part < whole
-    batch = batch_of(transfer.lines.learned[: transfer.part if is_small else 1], encoder)
+    batch = batch_of(examples[: transfer.part if is_small else 1], encoder)
     seconds(plan, batch, 1, 1)  # the first run of all is slower
     rows = sum(len(each.input_ids) for each in batch.prompts)
     step = (median(seconds(plan, batch) for _ in range(TIMES)) if is_small else layered(plan, batch)) * mean / rows
     step *= o.examples
     step *= math.ceil(transfer.parts / plan.processes) / transfer.parts
-    step += UPDATE * plan.numbers
+    step += UPDATE * plan.numbers + UPDATE_CALL * plan.arrays
+    step += seconds_of(lambda: [encoder.encode(each.prefix, each.suffix, len(each.images)) for each in examples])
     files = len({image for each in transfer.lines.learned for image in each.images})
     again = 0.0 if transfer.is_fixed else pictures * o.examples
     return replace(plan, seconds=step + again, before=pictures * files if transfer.is_fixed else 0.0)
