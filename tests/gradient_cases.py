@@ -165,6 +165,18 @@ def vit_case(seed: int) -> Case:
     return Case(p, lambda p, **options: vit_grad.loss_and_gradient(p, PIXELS, labels, weights, **options), loss)
 
 
+def several_labels_case(seed: int) -> Case:
+    """Three pictures, and whether each of five labels fits; gelu as for CLIP."""
+    p, weights = replace(random_weights("ViT"), act=gelu), np.array([0.5, 0.2, 0.9])
+    fits = np.random.default_rng(seed).integers(0, 2, (3, len(p.head.bias))).astype(bool)
+
+    def loss(p: vit.ViT) -> np.ndarray:
+        y = 1 / (1 + np.exp(-vit.forward(p, PIXELS.astype(dtype_of(p)))))
+        return -(weights * np.log(np.where(fits, y, 1 - y)).mean(-1)).sum()
+
+    return Case(p, lambda p, **options: vit_grad.loss_and_gradient(p, PIXELS, fits, weights, **options), loss)
+
+
 def masks_case(seed: int) -> Case:
     """Two masks. What passes straight through a choice of codes is the gradient of a loss with that choice kept, where
     the decoder reads the rows of the encoder, moved by a constant onto those of the codebook.
@@ -192,6 +204,7 @@ CASES: dict[str, Callable[[int], Case]] = {
     "SigLIP": siglip_case,
     "CLIP": clip_case,
     "ViT": vit_case,
+    "ViT that finds several labels": several_labels_case,
     "mask decoder": masks_case,
 }
 

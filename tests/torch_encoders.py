@@ -29,8 +29,9 @@ def clip_config(act: str, end: int) -> transformers.CLIPConfig:
     )
 
 
-def vit_config(act: str, eps: float) -> transformers.ViTConfig:
-    return transformers.ViTConfig(**VISION, hidden_act=act, layer_norm_eps=eps, num_labels=5, **EAGER)
+def vit_config(act: str, eps: float, problem_type: str | None = None) -> transformers.ViTConfig:
+    kind = dict(problem_type=problem_type, num_labels=5)
+    return transformers.ViTConfig(**VISION, hidden_act=act, layer_norm_eps=eps, **kind, **EAGER)
 
 
 def pairs_batch(config: PreTrainedConfig, gradient: Callable[..., tuple[float, Any]], seed: int) -> Batch:
@@ -56,5 +57,9 @@ def vit_batch(config: PreTrainedConfig, seed: int) -> Batch:
     rng = np.random.default_rng(seed)
     pixels = rng.uniform(-1, 1, (COUNT, 3, config.image_size, config.image_size)).astype(F32)
     labels, weights = rng.integers(0, config.num_labels, COUNT), np.full(COUNT, 1 / COUNT)
-    inputs = dict(pixel_values=torch.from_numpy(pixels), labels=torch.from_numpy(labels))
+    theirs = torch.from_numpy(labels)
+    if config.problem_type == "multi_label_classification":
+        labels = rng.integers(0, 2, (COUNT, config.num_labels)).astype(bool)
+        theirs = torch.from_numpy(labels).double()
+    inputs = dict(pixel_values=torch.from_numpy(pixels), labels=theirs)
     return Batch(inputs, lambda p, dtype: vit_grad.loss_and_gradient(p, pixels.astype(dtype), labels, weights))

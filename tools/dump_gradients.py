@@ -58,6 +58,8 @@ def dump_encoder_gradients(model, case):
         after = lambda _, args, y, name=name: keep(name, y[0] if isinstance(y, tuple) else y)  # noqa: E731
         hooks += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
     labels = {"labels": golden["labels"].long()} if "labels" in golden else {"return_loss": True}
+    if labels.get("labels", torch.empty(0)).ndim == 2:  # whether each label fits
+        labels["labels"] = labels["labels"].to(model.dtype)
     ids = {"input_ids": golden["input_ids"].long()} if "input_ids" in golden else {}
     out = model(pixel_values=golden["pixel_values"].to(model.dtype), **ids, **labels)
     for name in ("image_embeds", "text_embeds"):

@@ -18,9 +18,9 @@ from typing import NamedTuple
 import torch
 from dump_gradients import dump_encoder_gradients, dump_gradients
 from dump_transformers import load_model
-from gradient_study import two_pictures
+from gradient_study import LABELS, two_pictures
 from PIL import ImageOps
-from random_encoders import CLIP, SIGLIP, VIT, write_encoder
+from random_encoders import CLIP, SEVERAL, SIGLIP, VIT, write_encoder
 from random_models import GEMMAS, PALIGEMMA_2, write_model
 from safetensors.torch import save_file
 
@@ -69,10 +69,10 @@ SEEDS = range(4, 8)
 
 def encoders(folder: Path) -> Iterator[tuple[str, int, AnyModel, Batch]]:
     """Random encoders, each with its pictures and texts or labels."""
-    for name in (SIGLIP, CLIP, VIT):
+    for name in (SIGLIP, CLIP, VIT, SEVERAL):
         for i, seed in enumerate(SEEDS, 1):
             model, pictures, texts = write_encoder(folder / f"{name} {seed}", name, seed)
-            yield f"random {name}", i, model, Batch(pictures, texts, ["3", "b", "a"] if name == VIT else [])
+            yield f"random {name}", i, model, Batch(pictures, texts, LABELS.get(name, []))
 
 
 def reports(model: AnyModel, batch: Batch, folder: Path) -> Iterator[tuple[str, str, Report]]:

@@ -25,7 +25,7 @@ from gradient_mutations import BUGS, LATER_BUGS, SHARED_BUGS, Mutation
 from gradient_variants import BENIGN
 from mutation_study import first_block, print_table, worst
 from PIL import Image, ImageOps
-from random_encoders import CLIP, SIGLIP, VIT, write_encoder
+from random_encoders import CLIP, SEVERAL, SIGLIP, VIT, write_encoder
 from random_models import PALIGEMMA_2, write_model
 
 import npgemma
@@ -139,10 +139,14 @@ def adapted(folder: Path) -> GradientStudy:
     return GradientStudy(beside(model, adapter), read_golden(path), adapter)
 
 
+# The right labels of three pictures.
+LABELS = {VIT: ["3", "b", "a"], SEVERAL: ["b ; 3", "", "a;b;g"]}
+
+
 def encoder(name: str, folder: Path) -> GradientStudy:
     """A random encoder of this kind, three pictures, and their texts or labels."""
     model, pictures, texts = write_encoder(folder / "model", name)
-    return study(model, pictures, ["3", "b", "a"] if name == VIT else [], folder, texts)
+    return study(model, pictures, LABELS.get(name, []), folder, texts)
 
 
 ENCODERS = {SIGLIP: SIGLIP_BUGS, CLIP: CLIP_BUGS, VIT: VIT_BUGS}

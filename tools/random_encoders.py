@@ -23,7 +23,7 @@ from npgemma.io.picture import Picture
 from npgemma.layers.bits import round_to_bfloat16
 from npgemma.testing import save_tensors
 
-SIGLIP, CLIP, VIT = "SigLIP", "CLIP", "ViT"
+SIGLIP, CLIP, VIT, SEVERAL = "SigLIP", "CLIP", "ViT", "ViT that finds several labels"
 CLIP_PIECES = [*ALPHABET, START, END]  # a text is its letters: there are no merges
 TEXT = TextConfig(128, 20, 28, 2, 4, max_position_embeddings=12)
 NOISE_PICTURES = np.random.default_rng(0).integers(0, 256, (2, 40, 31, 3), np.uint8)
@@ -31,6 +31,7 @@ IMAGES: list[Picture] = [npgemma.sample_picture(), *NOISE_PICTURES]
 TEXTS = ["a red cat", "two", "star on it"]
 LOG_SCALE = 2.5  # as in a trained model, it makes of cosines scores that differ
 QUICK = {"layer_norm_eps": 1e-5, "hidden_act": "quick_gelu"}
+LABELS = ViTConfig(replace(VISION, layer_norm_eps=1e-12, hidden_act="gelu"), tuple("abcdefg"))
 CONFIGS: dict[str, tuple[ModuleType, Any]] = {
     SIGLIP: (siglip, DualEncoderConfig(siglip.MODEL_TYPE, VISION, TEXT, VISION.hidden_size, eos_token_id=1)),
     CLIP: (
@@ -44,7 +45,8 @@ CONFIGS: dict[str, tuple[ModuleType, Any]] = {
             pixels=CLIP_PIXELS,
         ),
     ),
-    VIT: (vit, ViTConfig(replace(VISION, layer_norm_eps=1e-12, hidden_act="gelu"), tuple("abcdefg"))),
+    VIT: (vit, LABELS),
+    SEVERAL: (vit, replace(LABELS, multi_label=True)),
 }
 
 
@@ -69,13 +71,13 @@ def write_encoder(folder: Path, name: str, seed: int = 4) -> Written:
         tensor: round_to_bfloat16(rng.standard_normal(shape).astype(np.float32) * NOISE)
         for tensor, shape in checkpoint.hf_layout(config).shapes.items()
     }
-    if name != VIT:
+    if name not in (VIT, SEVERAL):
         tensors["logit_scale"] = np.full_like(tensors["logit_scale"], LOG_SCALE)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(checkpoint.config_json(config)))
     save_tensors(tensors, folder / "model.safetensors")
     write_tokenizer(folder, name)
-    return Written(npgemma.load(folder), IMAGES, [] if name == VIT else TEXTS)
+    return Written(npgemma.load(folder), IMAGES, [] if name in (VIT, SEVERAL) else TEXTS)
 
 
 def write_tokenizer(folder: Path, name: str) -> None:

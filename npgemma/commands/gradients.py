@@ -49,7 +49,8 @@ def add_gradients(golden: argparse.ArgumentParser) -> None:
         "--label",
         action="append",
         metavar="LABEL",
-        help="the right label of a picture, by name or number, for --gradients of a ViT; one for each picture",
+        help="the right label of a picture, by name or number, for --gradients of a ViT; once for each picture, with "
+        'several as "cat ; dog" if the model finds several',
     )
     golden.add_argument(
         "--train",

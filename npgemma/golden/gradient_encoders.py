@@ -13,7 +13,7 @@ from npgemma.golden.cases import PairCase, PictureCase, Recorded
 from npgemma.golden.gradient_options import Facts, GradientOptions, Named, Texts, refuse
 from npgemma.io.picture import Picture
 from npgemma.layers.activations import log_softmax
-from npgemma.layers.shapes import Array, Int
+from npgemma.layers.shapes import Array, Bool, Float, Int
 from npgemma.layers.taps import Tap
 from npgemma.models import clip_grad, siglip_grad, vit_grad
 from npgemma.models.siglip import Siglip
@@ -75,12 +75,12 @@ class MatchCase:
 
 @dataclass(frozen=True)
 class LabelCase:
-    """Pictures, and the number of the right label of each."""
+    """Pictures, and the number of the right label of each; for a model that finds several, whether each label fits."""
 
     table: ClassVar[str] = ""
     mean: ClassVar[str] = "picture"
     pictures: PictureCase
-    labels: Int[Array, "B"]
+    labels: Int[Array, "B"] | Bool[Array, "B V"]
     smoothing: float = 0.0
 
     @classmethod
@@ -93,20 +93,20 @@ class LabelCase:
         options: GradientOptions,
         tap: Tap,
     ) -> "LabelCase":
-        refuse(model, options, "mean")
-        if model.config.multi_label:
-            raise BadPrompt(f"{model.folder} gives a picture several labels; only the loss of a single one is recorded")
+        several = model.config.multi_label
+        refuse(model, options, *["mean", "smoothing"] if several else ["mean"])
         if len(answers) != len(images):
             raise BadPrompt(f"there are {len(images)} pictures and {len(answers)} labels; give one for each picture")
-        labels = np.array([number_of(model, answer) for answer in answers])
+        labels = np.array([fitting(model, answer) if several else number_of(model, answer) for answer in answers])
         return cls(PictureCase.read(model, images, text, None, tap), labels, options.smoothing)
 
     @classmethod
     def recorded(cls, truth: Recorded, facts: Facts) -> "LabelCase":
-        return cls(PictureCase.recorded(truth), truth["labels"].astype(np.int64), facts["smoothing"])
+        labels = truth["labels"].astype(bool if truth["labels"].ndim == 2 else np.int64)
+        return cls(PictureCase.recorded(truth), labels, facts["smoothing"])
 
     def inputs(self) -> Named:
-        yield "labels", self.labels, "B"
+        yield "labels", self.labels.astype(np.int64), "B V" if self.labels.ndim == 2 else "B"
 
     def looked_up(self, model: Classifier, dx: Array) -> tuple[Array, Array]:
         raise NotImplementedError("a ViT reads no ids")
@@ -115,13 +115,28 @@ class LabelCase:
         def watch(name: str, x: Array, axes: str) -> Array:
             x = tap(name, x, axes)
             if name == "logits":
-                tap("log_probs", log_softmax(x)[np.arange(len(x)), self.labels], "B")
+                tap("log_probs", log_probs(x, self.labels), "B")
             return x
 
         pixels, weights = self.pictures.pixel_values.astype(model.dtype), np.ones(len(self.labels)) / len(self.labels)
         loss, gradient = vit_grad.loss_and_gradient(p, pixels, self.labels, weights, self.smoothing, tap=watch)
         tap("loss", np.array(loss, model.dtype), "")
         return gradient
+
+
+def log_probs(logits: Float[Array, "B V"], labels: Int[Array, "B"] | Bool[Array, "B V"]) -> Float[Array, "B"]:
+    """log p of the right label of each picture, or of all answers, whether each label fits."""
+    if labels.ndim == 1:
+        y: Array = log_softmax(logits)[np.arange(len(logits)), labels]
+        return y
+    return -np.logaddexp(0, np.where(labels, -logits, logits)).sum(-1)
+
+
+def fitting(model: Classifier, labels: str) -> Bool[Array, "V"]:
+    """Which labels fit a picture, of names or numbers between semicolons. BadPrompt if the model does not have one."""
+    fits = np.zeros(len(model.config.labels), bool)
+    fits[[number_of(model, each.strip()) for each in labels.split(";") if each.strip()]] = True
+    return fits
 
 
 def number_of(model: Classifier, label: str) -> int:

@@ -1,4 +1,5 @@
-"""Losses: the cross-entropy of tokens or classes, and two for towers that are trained on pairs.
+"""Losses: the cross-entropy of tokens or classes, that of labels of which several may fit, and two for towers that are
+trained on pairs.
 
 Row i of the pictures belongs to row i of the texts. The losses of pairs take rows of length 1 (see `norms.unit`), and
 compute in the dtype of the pictures.
@@ -7,7 +8,7 @@ compute in the dtype of the pictures.
 import numpy as np
 
 from npgemma.layers.activations import log_softmax, sigmoid, softmax
-from npgemma.layers.shapes import Array, Float, Int
+from npgemma.layers.shapes import Array, Bool, Float, Int
 
 # Texts whose scores are held at a time: with 32,768 pairs, all scores would take 4 GB.
 COLUMNS = 4096
@@ -44,6 +45,26 @@ def cross_entropy_backward(
     dlogits -= smoothing / (logits.shape[1] - 1)
     dlogits[at_target] = smoothing - others
     return dlogits * weights[:, None].astype(logits.dtype)
+
+
+def binary_cross_entropy(logits: Float[Array, "B V"], fits: Bool[Array, "B V"], weights: Float[Array, "B"]) -> float:
+    """L = 1/V sum over b, v of weights[b] (softplus(logits[b v]) - fits[b v] logits[b v]).
+
+    That is -log sigmoid(logit) of a label that fits, and -log (1 - sigmoid(logit)) of one that does not; see
+    `sigmoid_loss`. Weights of 1/B are the mean over a batch.
+
+    Source: torch.nn.BCEWithLogitsLoss, transformers' loss of "multi_label_classification".
+    """
+    each = np.logaddexp(0, logits) - np.where(fits, logits, 0)
+    return float((weights * each.mean(-1)).sum())
+
+
+def binary_cross_entropy_backward(
+    logits: Float[Array, "B V"], fits: Bool[Array, "B V"], weights: Float[Array, "B"]
+) -> Float[Array, "B V"]:
+    """dlogits[b v] = weights[b] / V (sigmoid(logit) - fits), computed as -sigmoid(-logit) where a label fits."""
+    sign = np.where(fits, -1, 1).astype(logits.dtype)
+    return sign * sigmoid(sign * logits) * (weights[:, None] / logits.shape[1]).astype(logits.dtype)
 
 
 def sigmoid_loss(

@@ -17,7 +17,12 @@ from npgemma.layers.linear import (
     total,
     unproject_backward,
 )
-from npgemma.layers.losses import cross_entropy, cross_entropy_backward
+from npgemma.layers.losses import (
+    binary_cross_entropy,
+    binary_cross_entropy_backward,
+    cross_entropy,
+    cross_entropy_backward,
+)
 from npgemma.layers.norms import layer_norm_backward
 from npgemma.layers.shapes import Array, Bool, Float, Int, Weight
 from npgemma.layers.taps import Kept, Tap, at, silent
@@ -196,7 +201,7 @@ def forward_backward(
 def loss_and_gradient(
     p: ViT,
     pixel_values: Float[Array, "B C Y X"],
-    labels: Int[Array, "B"],
+    labels: Int[Array, "B"] | Bool[Array, "B V"],
     weights: Float[Array, "B"],
     smoothing: float = 0.0,
     recompute: bool = False,
@@ -204,11 +209,16 @@ def loss_and_gradient(
 ) -> tuple[float, ViT]:
     """- sum over pictures of weight log p(label), and its gradient. Weights of 1/B are the mean over a batch.
 
+    `labels` has the number of the label of each picture, or whether each label fits, for a model that finds several.
     `tap` gets the tensors of the forward pass, and gradients under `grad.`. With `recompute`, only the results of
     blocks are kept, and each block is computed again on the way back: the same bits from less memory.
     """
     saw = Kept({"class", *encoder_needs(recompute)}, tap)
     logits = forward(p, pixel_values, saw)
-    loss = cross_entropy(logits, labels, weights, smoothing)
-    dlogits = cross_entropy_backward(logits, labels, weights, smoothing)
+    if labels.ndim == 1:
+        loss = cross_entropy(logits, labels, weights, smoothing)
+        dlogits = cross_entropy_backward(logits, labels, weights, smoothing)
+    else:
+        loss = binary_cross_entropy(logits, labels, weights)
+        dlogits = binary_cross_entropy_backward(logits, labels, weights)
     return loss, forward_backward(p, pixel_values, saw, dlogits, at(tap, "grad"))

@@ -10,7 +10,7 @@ from gradient_encoder_mutations import CLIP_BUGS, ENCODER_BENIGN, SIGLIP_BUGS, V
 from gradient_mutations import Mutation
 from gradient_study import GradientStudy, encoder, first_block
 from PIL import Image
-from random_encoders import CLIP, IMAGES, SIGLIP, VIT
+from random_encoders import CLIP, IMAGES, SEVERAL, SIGLIP, VIT
 
 from npgemma.commands.cli import main
 from npgemma.errors import BadPrompt
@@ -188,12 +188,28 @@ def test_a_replay_names_a_block_of_each_tower(studies: Studies) -> None:
         (VIT, IMAGES[:1], [], ["h"], {}, "no label 'h'; give its name, or a number from 0 to 6"),
         (VIT, IMAGES[:1], [], ["7"], {}, "no label '7'"),
         (VIT, IMAGES[:1], [], ["1"], {"mean": "token"}, "no mean"),
+        (SEVERAL, IMAGES[:1], [], ["a ; h"], {}, "no label 'h'; give its name, or a number from 0 to 6"),
+        (SEVERAL, IMAGES[:1], [], ["a"], {"smoothing": 0.1}, "no smoothing"),
     ],
 )
 def test_what_does_not_fit_a_model_is_refused(studies, name, images, texts, answers, loss, message) -> None:
     model = studies(name).model
     with pytest.raises(BadPrompt, match=message):
         KINDS[type(model)].read(model, images, texts, answers, GradientOptions(**loss), silent)
+
+
+def test_several_labels_of_a_picture(studies: Studies) -> None:
+    """The loss is the mean over pictures and labels of the cross-entropy of whether the label fits."""
+    study = studies(SEVERAL)
+    truth = study.golden.truth
+    wanted = np.zeros((3, 7))
+    wanted[0, [1, 3]] = wanted[2, [0, 1, 6]] = 1
+    np.testing.assert_array_equal(truth["labels"], wanted)
+    y = 1 / (1 + np.exp(-computing(study.model, "float64").forward(truth["pixel_values"].astype(np.float64))))
+    right = np.log(np.where(wanted == 1, y, 1 - y))
+    np.testing.assert_allclose(truth["log_probs"], right.sum(-1), rtol=FLOAT64_ERROR)
+    np.testing.assert_allclose(truth["loss"], -right.mean(), rtol=FLOAT64_ERROR)
+    assert judged(study, port(study)).status == 0
 
 
 def test_the_commands_record_and_compare(studies: Studies, tmp_path: Path, capsys) -> None:

@@ -104,6 +104,15 @@ def cross_entropy_case(smoothing: float) -> Case:
     )
 
 
+FITS = np.array([[1, 0, 0, 1, 1, 0], [0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1]], bool)
+
+
+def several_labels(logits):
+    """The binary cross-entropy, spelled for complex numbers."""
+    p = 1 / (1 + np.exp(-logits))
+    return -(WEIGHTS[:, None] * np.log(np.where(FITS, p, 1 - p))).sum() / 6
+
+
 def conv_case(kernel: int, padding: int, stride: int) -> Case:
     """Windows that overlap, lie apart, and leave pixels over."""
 
@@ -237,6 +246,11 @@ CASES = {
         lambda dy, **p: named(*PAIR)(scaled(dy, *losses.contrastive_loss_backward(**p))),
         PAIR,
     ),
+    "binary cross-entropy": Case(
+        several_labels,
+        lambda dy, logits: {"logits": losses.binary_cross_entropy_backward(logits, FITS, WEIGHTS) * dy},
+        {"logits": (3, 6)},
+    ),
     "cross-entropy": cross_entropy_case(0.0),
     "cross-entropy, smoothed": cross_entropy_case(0.3),
 }
@@ -287,6 +301,12 @@ def test_cross_entropy_is_what_its_backward_pass_was_held_against(smoothing: flo
     logits = drawn({"logits": (3, 6)})["logits"]
     found = losses.cross_entropy(logits, TARGETS, WEIGHTS, smoothing)
     np.testing.assert_allclose(found, cross_entropy_case(smoothing).forward(logits), rtol=EXACT)
+
+
+def test_binary_cross_entropy_is_what_its_backward_pass_was_held_against() -> None:
+    logits = drawn({"logits": (3, 6)})["logits"]
+    found = losses.binary_cross_entropy(logits, FITS, WEIGHTS)
+    np.testing.assert_allclose(found, several_labels(logits), rtol=EXACT)
 
 
 def test_losses_of_pairs_are_what_their_backward_passes_were_held_against() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gradient_curve_mutations import curve_study
 from gradient_study import adapted, encoder
-from random_encoders import CLIP, SIGLIP, VIT
+from random_encoders import CLIP, SEVERAL, SIGLIP, VIT
 from random_models import GEMMAS, write_model
 
 import npgemma
@@ -46,7 +46,7 @@ def check(report: Report, dtype: str, least: int) -> None:
     assert len(report.verdicts) > least
 
 
-@pytest.mark.parametrize(("name", "least"), [(SIGLIP, 210), (CLIP, 190), (VIT, 95)])
+@pytest.mark.parametrize(("name", "least"), [(SIGLIP, 210), (CLIP, 190), (VIT, 95), (SEVERAL, 95)])
 def test_an_encoder_is_explained(tmp_path: Path, name: str, least: int) -> None:
     study, case = encoder(name, tmp_path), tmp_path / "gradients.safetensors"
     for dtype in DTYPES:

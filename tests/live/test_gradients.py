@@ -79,6 +79,12 @@ def test_float32_gradients_are_as_near_to_those_in_float64_as_torchs(tmp_path: P
     assert_near(found)
 
 
+def test_gradients_of_a_vit_that_finds_several_labels_are_those_of_torch(tmp_path: Path) -> None:
+    config = vit_config("gelu", 1e-12, "multi_label_classification")
+    model = noisy(transformers.ViTForImageClassification(config), 1)
+    assert_exact(Pair(model, vit, tmp_path), vit_batch(model.config, 1))
+
+
 def test_gradients_of_a_vit_with_the_tanh_form_of_gelu_are_those_of_torch(tmp_path: Path) -> None:
     model = noisy(transformers.ViTForImageClassification(vit_config("gelu_pytorch_tanh", 1e-6)), 1)
     assert_exact(Pair(model, vit, tmp_path), vit_batch(model.config, 1))
