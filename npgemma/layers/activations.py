@@ -27,12 +27,12 @@ def gelu(x: Float[Array, "*R"]) -> Float[Array, "*R"]:
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
 
 
+@by_rows
 def gelu_backward(x: Float[Array, "*R"], dy: Float[Array, "*R"]) -> Float[Array, "*R"]:
     """dx = dy gelu'(x)."""
     return dy * gelu_and_slope(x)[1]
 
 
-@partial(by_rows, results=2)
 def gelu_and_slope(x: Float[Array, "*R"]) -> tuple[Float[Array, "*R"], Float[Array, "*R"]]:
     """forward: y = x s, where s = (1 + tanh u) / 2 and u = c (x + 0.044715 x^3), c = sqrt(2/pi).
 
@@ -54,6 +54,7 @@ def gelu_erf(x: Float[Array, "*R"]) -> Float[Array, "*R"]:
     return 0.5 * x * (1 + erf(x * math.sqrt(0.5)))
 
 
+@by_rows
 def gelu_erf_backward(x: Float[Array, "*R"], dy: Float[Array, "*R"]) -> Float[Array, "*R"]:
     """forward: y = x Phi(x), where Phi'(x) = e^(-x^2 / 2) / sqrt(2 pi).   dx = dy (Phi(x) + x Phi'(x))."""
     phi = 0.5 * (1 + erf(x * math.sqrt(0.5)))
@@ -69,6 +70,7 @@ def quick_gelu(x: Float[Array, "*R"]) -> Float[Array, "*R"]:
     return x / (1 + np.exp(np.clip(-1.702 * x, -80, 80)))
 
 
+@by_rows
 def quick_gelu_backward(x: Float[Array, "*R"], dy: Float[Array, "*R"]) -> Float[Array, "*R"]:
     """forward: y = x s, where s = 1 / (1 + exp(-1.702 x)).   dx = dy (s + 1.702 x s (1 - s))."""
     s = 1 / (1 + np.exp(np.clip(-1.702 * x, -80, 80)))
@@ -169,8 +171,16 @@ def geglu_backward(
     gate: Float[Array, "T F"], up: Float[Array, "T F"], dy: Float[Array, "T F"], tap: Tap = silent
 ) -> tuple[Float[Array, "T F"], Float[Array, "T F"]]:
     """forward: y = gelu(gate) up.   dgate = dy up gelu'(gate),  dup = dy gelu(gate)."""
+    return through_gelu(gate, dy, tap("act", dy * up, "T F"))
+
+
+@partial(by_rows, results=2)
+def through_gelu(
+    gate: Float[Array, "T F"], dy: Float[Array, "T F"], dact: Float[Array, "T F"]
+) -> tuple[Float[Array, "T F"], Float[Array, "T F"]]:
+    """dact gelu'(gate) and dy gelu(gate)."""
     act, slope = gelu_and_slope(gate)
-    return tap("act", dy * up, "T F") * slope, dy * act
+    return dact * slope, dy * act
 
 
 def soft_cap(x: Float[Array, "T V"], cap: float, tap: Tap = silent) -> Float[Array, "T V"]:

@@ -87,6 +87,10 @@ class Kept:
     def __contains__(self, name: str) -> bool:
         return self.scope + name in self.tensors
 
+    def take(self, name: str) -> Array:
+        """The tensor, which is forgotten: nobody else needs it, and its memory is free once it has been used."""
+        return self.tensors.pop(self.scope + name)
+
     def inside(self, scope: str, **letters: str) -> "Kept":
         """What was kept of a part of the model, and the tap of that part."""
         part = copy(self)

@@ -169,21 +169,25 @@ ROW_BLOCK = 1 << 17
 def by_rows(f: Callable[P, Result], results: int = 1) -> Callable[P, Result]:
     """`f`, which computes each row of its last argument x [*R D] separately, on blocks of rows in parallel.
 
-    It returns an array of the shape of x, or a tuple of so many `results`.
+    Other arguments that are arrays of the shape of x are cut like it. `f` returns an array of that shape, or a tuple of
+    so many `results`.
     """
 
     @functools.wraps(f)
     def blocked(*arguments: Any) -> Any:
-        *before, x = arguments
+        x = arguments[-1]
         if x.size <= ROW_BLOCK:
             return f(*arguments)  # type: ignore[call-arg]
         made = tuple(np.empty(x.shape, x.dtype) for _ in range(results))
         rows, width = x.reshape(-1, x.shape[-1]).shape
         height = max(1, ROW_BLOCK // width)
+        cut = [isinstance(each, np.ndarray) and each.shape == x.shape for each in arguments]
+        flat = [each.reshape(rows, width) if like_x else each for each, like_x in zip(arguments, cut, strict=True)]
 
         def block(start: int) -> None:
             part = slice(start, start + height)
-            blocks: Any = f(*before, x.reshape(rows, width)[part])  # type: ignore[call-arg]
+            own = [each[part] if like_x else each for each, like_x in zip(flat, cut, strict=True)]
+            blocks: Any = f(*own)  # type: ignore[call-arg]
             for y, of_block in zip(made, blocks if results > 1 else [blocks], strict=True):
                 y.reshape(rows, width)[part] = of_block
 

@@ -69,8 +69,8 @@ def mlp_backward(
     p: MLP, x: Float[Array, "T D"], saw: Kept, dy: Float[Array, "T D"], tap: Tap = silent
 ) -> tuple[Float[Array, "T D"], MLP]:
     """forward: y = down(gelu(gate x) * up x)."""
-    dhidden, down = linear_backward(saw["hidden"], p.down, tap("out", dy, "T D"))
-    dgate, dup = geglu_backward(saw["gate"], saw["up"], tap("hidden", dhidden, "T F"), tap)
+    dhidden, down = linear_backward(saw.take("hidden"), p.down, tap("out", dy, "T D"))
+    dgate, dup = geglu_backward(saw.take("gate"), saw.take("up"), tap("hidden", dhidden, "T F"), tap)
     dx_gate, gate = linear_backward(x, p.gate, tap("gate", dgate, "T F"))
     dx_up, up = linear_backward(x, p.up, tap("up", dup, "T F"))
     return dx_gate + dx_up, MLP(gate, up, down)

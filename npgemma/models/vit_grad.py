@@ -92,8 +92,8 @@ def mlp_backward(
 ) -> tuple[Float[Array, "B P D"], MLP]:
     """forward: y = fc2(act(fc1(x)))."""
     dy = tap("out", dy, "B P D")
-    dhidden, fc2 = linear_backward(saw["hidden"], p.fc2, dy)
-    dfc1 = tap("fc1", activation_backward(act, saw["fc1"], tap("hidden", dhidden, "B P F")), "B P F")
+    dhidden, fc2 = linear_backward(saw.take("hidden"), p.fc2, dy)
+    dfc1 = tap("fc1", activation_backward(act, saw.take("fc1"), tap("hidden", dhidden, "B P F")), "B P F")
     dx, fc1 = linear_backward(x, p.fc1, dfc1)
     return dx, MLP(fc1, total(p.fc1_bias, dfc1), fc2, total(p.fc2_bias, dy))
 

@@ -1,11 +1,13 @@
 """Norms and gelu work on blocks of rows in parallel: the blocks change no result."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import one_page
 import pytest
 from agreement import assert_agrees, f32, normal
 
-from npgemma.layers.activations import gelu, gelu_and_slope
+from npgemma.layers.activations import geglu_backward, gelu, gelu_backward
 from npgemma.layers.norms import LayerNorm, RMSNorm, layer_norm, rms_norm
 from npgemma.layers.threads import ROW_BLOCK
 
@@ -18,13 +20,21 @@ def blocked(x: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         (layer_norm(LayerNorm(weight, bias, 1e-6), x), one_page.layer_norm(wide, weight, bias, 1e-6)),
         (rms_norm(RMSNorm(weight, 1e-6), x), one_page.rms_norm(wide, weight.astype(np.float64), 1e-6)),
         (gelu(x), one_page.gelu(wide)),
-        *zip(gelu_and_slope(x), gelu_with_slope(wide), strict=True),
+        (gelu_backward(x, x), slope_of_gelu(wide) * wide),
+        *(gated(x, wide) if x.ndim == 2 else []),
     ]
 
 
-def gelu_with_slope(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The slope is that of the second spelling, by a complex step."""
-    return one_page.gelu(x), one_page.gelu(x + 1e-200j).imag / 1e-200
+def gated(x: np.ndarray, wide: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Both results of the backward pass of a geglu, each of whose arguments is x."""
+    yield from zip(
+        geglu_backward(x, x, x), (slope_of_gelu(wide) * wide * wide, one_page.gelu(wide) * wide), strict=True
+    )
+
+
+def slope_of_gelu(x: np.ndarray) -> np.ndarray:
+    """That of the second spelling, by a complex step."""
+    return one_page.gelu(x + 1e-200j).imag / 1e-200
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
