@@ -5,7 +5,7 @@
 writes files of lines into the folder `examples`, beside their pictures:
 
     new.jsonl              200 pictures with a heart or something grey, 4 questions each
-    train.jsonl            the same, and 400 pictures of what the model knows, 2 questions each
+    train.jsonl            the same, and 400 pictures of what the model knows, a caption, all boxes, often a question
     held-out.jsonl         200 other pictures with something new: a caption of each, and the box of what is new
     known.jsonl            100 other pictures of what the model knows: a caption of each, and all boxes
     right.jsonl            200 pictures of what the model knows, with a caption from the right and one from the left
@@ -82,9 +82,9 @@ def ask_new(scene: Scene, rng: Random) -> list[Question]:
 
 
 def ask_known(scene: Scene, rng: Random) -> list[Question]:
-    """For a caption, and for something else as in the training of the model: not for what has an empty answer."""
-    others = [q for q in ask(scene, rng, 4) if q.suffix and q.family != "caption"]
-    return [ask_caption(scene, rng), others[0]]
+    """The same, and for something else as in the training of the model: not for what has an empty answer."""
+    others = [q for q in ask(scene, rng, 4) if q.suffix and q.family not in ("caption", "detect")]
+    return [*ask_held_out(scene, rng), *others[:1]]
 
 
 def ask_right(scene: Scene, rng: Random) -> list[Question]:
