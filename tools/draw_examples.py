@@ -5,7 +5,8 @@
 writes files of lines into the folder `examples`, beside their pictures:
 
     new.jsonl              200 pictures with a heart or something grey, 4 questions each
-    train.jsonl            the same, and 400 pictures of what the model knows, a caption, all boxes, often a question
+    train.jsonl            the same, and 400 pictures of what the model knows, 2 questions each
+    adapter.jsonl          the same, but for each of the 400 a caption, all boxes, and often another question
     held-out.jsonl         200 other pictures with something new: a caption of each, and the box of what is new
     known.jsonl            100 other pictures of what the model knows: a caption of each, and all boxes
     right.jsonl            200 pictures of what the model knows, with a caption from the right and one from the left
@@ -82,7 +83,13 @@ def ask_new(scene: Scene, rng: Random) -> list[Question]:
 
 
 def ask_known(scene: Scene, rng: Random) -> list[Question]:
-    """The same, and for something else as in the training of the model: not for what has an empty answer."""
+    """For a caption, and for something else as in the training of the model: not for what has an empty answer."""
+    others = [q for q in ask(scene, rng, 4) if q.suffix and q.family != "caption"]
+    return [ask_caption(scene, rng), others[0]]
+
+
+def ask_more(scene: Scene, rng: Random) -> list[Question]:
+    """For a caption, for all boxes, and if one of some questions is about neither, for that."""
     others = [q for q in ask(scene, rng, 4) if q.suffix and q.family not in ("caption", "detect")]
     return [*ask_held_out(scene, rng), *others[:1]]
 
@@ -123,6 +130,7 @@ def write_examples(folder: Path, count: int = 200) -> None:
     files = {
         "new": new,
         "train": new + write_lines(folder, "old", 2 * count, known_scene, ask_known),
+        "adapter": new + write_lines(folder, "old", 2 * count, known_scene, ask_more),
         "held-out": write_lines(folder, "held-out", count, new_scene, ask_held_out),
         "known": write_lines(folder, "known", half, known_scene, ask_held_out),
         "right": write_lines(folder, "right", count, known_scene, ask_both),
