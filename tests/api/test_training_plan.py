@@ -58,6 +58,7 @@ def test_activations_grow_with_the_batch_and_shrink_when_computed_twice(model, e
     ("checkpointing", "options"), [("off", {"lora": 8}), ("on", {"lora": 8}), ("off", {"train": ("all",)})]
 )
 def test_activations_need_no_more_than_planned(model, examples, checkpointing: str, options: dict) -> None:
+    """With the gradients, which take the place of activations on the way back."""
     plan = plan_of(model, examples, checkpointing, batch=4, **options)
     transfer = plan.transfer
     batch = batch_of(examples, transfer.plain_encoder())
@@ -65,9 +66,9 @@ def test_activations_need_no_more_than_planned(model, examples, checkpointing: s
     transfer.batch_gradient(tree, batch, how, silent)
     tracemalloc.start()
     transfer.batch_gradient(tree, batch, how, silent)
-    peak = tracemalloc.get_traced_memory()[1] - ITEM * plan.numbers
+    peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < plan.needed.activations < 2 * peak
+    assert peak < plan.needed.activations + ITEM * plan.numbers < 2 * peak
 
 
 @pytest.mark.parametrize("options", [{"lora": 4}, {"train": ("vision", "attention")}])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from random_encoders import CLIP, CONFIGS, SIGLIP, VIT, Written, write_encoder
+from random_encoders import CLIP, SIGLIP, VIT, Written, write_encoder
 
 import npgemma
 from npgemma.golden import Dump, Golden, Report, compare, preset, read_dump, read_golden, replay
@@ -91,7 +91,7 @@ def test_every_tap_of_transformers_is_explained(encoder, tmp_path, dtype, kind, 
     assert len(report.verdicts) == verdicts
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", [SIGLIP, CLIP, VIT])
 def test_preset_maps_every_name_of_the_hooks_to_a_tap(encoder, tmp_path, kind) -> None:
     case = encoder(kind)
     pairing = pair(preset("transformers", case.golden), case.dump(tmp_path, "float32"), case.golden.taps)
@@ -99,7 +99,7 @@ def test_preset_maps_every_name_of_the_hooks_to_a_tap(encoder, tmp_path, kind) -
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", [SIGLIP, CLIP, VIT])
 def test_emulation_equals_transformers_to_the_bit(encoder, tmp_path, kind, attention) -> None:
     """Where each operation receives transformers' own tensors."""
     case = encoder(kind, f"hf_{attention}")
