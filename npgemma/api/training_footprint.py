@@ -77,7 +77,7 @@ def footprint(transfer: Transfer, recompute: bool, processes: int = 1) -> Traini
 PROCESS = 40_000_000  # bytes of Python, NumPy and what a process has loaded, measured
 LOGITS = 6  # arrays of logits and of their gradients that are held at a time
 MOMENTS = {"adamw": 2, "sgd": 1, "adafactor": 0}  # numbers for each number; the last has some for each matrix
-SUMS = 6  # arrays of partial sums of a tall matrix's product, and of what two of its blocks add to them
+SUMS = 8  # arrays of partial sums of a tall matrix's product, and of what four of its blocks add to them
 
 
 def decoder_numbers(p: Decoder, recompute: bool) -> int:

@@ -2,7 +2,7 @@
 
     AnswerCase   pictures, a prompt, suffixes -> the cross-entropy of the suffixes
     MatchCase    pictures, a text for each    -> the loss of pairs: SigLIP's of sigmoids, CLIP's of two softmaxes
-    LabelCase    pictures, a label for each   -> the cross-entropy of the labels
+    LabelCase    pictures, a label for each   -> the cross-entropy of the labels, of each if several fit
 
 A new kind of model is a class and a line here, and a table in `gradient_taps`.
 """

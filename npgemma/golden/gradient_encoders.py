@@ -95,8 +95,12 @@ class LabelCase:
     ) -> "LabelCase":
         several = model.config.multi_label
         refuse(model, options, *["mean", "smoothing"] if several else ["mean"])
+        if len(model.config.labels) == 1:
+            raise BadPrompt(f"{model.folder} has a single label, on whose loss implementations disagree")
         if len(answers) != len(images):
-            raise BadPrompt(f"there are {len(images)} pictures and {len(answers)} labels; give one for each picture")
+            more = '; several labels of a picture stand in one text, as "a ; b"' if several else ""
+            found = f"{len(images)} pictures and {len(answers)} labels"
+            raise BadPrompt(f"there are {found}; give one for each picture{more}")
         labels = np.array([fitting(model, answer) if several else number_of(model, answer) for answer in answers])
         return cls(PictureCase.read(model, images, text, None, tap), labels, options.smoothing)
 
@@ -134,8 +138,10 @@ def log_probs(logits: Float[Array, "B V"], labels: Int[Array, "B"] | Bool[Array,
 
 def fitting(model: Classifier, labels: str) -> Bool[Array, "V"]:
     """Which labels fit a picture, of names or numbers between semicolons. BadPrompt if the model does not have one."""
-    fits = np.zeros(len(model.config.labels), bool)
-    fits[[number_of(model, each.strip()) for each in labels.split(";") if each.strip()]] = True
+    names = model.config.labels
+    each = [labels] if labels in names else [part.strip() for part in labels.split(";") if part.strip()]
+    fits = np.zeros(len(names), bool)
+    fits[[number_of(model, label) for label in each]] = True
     return fits
 
 

@@ -92,7 +92,7 @@ ANSWERED = (
 LABELLED = (
     Entry("labels", "B", "io", "the number of the right label of each picture"),
     Entry("labels", "B V", "io", "whether each label fits, 1 or 0, in a model that finds several"),
-    Entry("log_probs", "B", "io", "log p of the right label of each picture, or of all answers"),
+    Entry("log_probs", "B", "io", "log p of the right label of each picture, or the sum over its labels"),
     Entry(LOSS, "", "io", "minus the mean of log p over pictures and, if several may fit, labels; may be smoothed"),
     *(gradient_of(entry) for entry in VIT if entry.pattern == "logits"),
 )

@@ -1,5 +1,5 @@
-"""Losses: the cross-entropy of tokens or classes, that of labels of which several may fit, and two for towers that are
-trained on pairs.
+"""Losses: the cross-entropy of tokens or classes, the binary cross-entropy of labels, of which several may fit, and two
+for towers that are trained on pairs.
 
 Row i of the pictures belongs to row i of the texts. The losses of pairs take rows of length 1 (see `norms.unit`), and
 compute in the dtype of the pictures.
@@ -48,15 +48,13 @@ def cross_entropy_backward(
 
 
 def binary_cross_entropy(logits: Float[Array, "B V"], fits: Bool[Array, "B V"], weights: Float[Array, "B"]) -> float:
-    """L = 1/V sum over b, v of weights[b] (softplus(logits[b v]) - fits[b v] logits[b v]).
+    """L = - 1/V sum over b, v of weights[b] log sigmoid(z[b v] logits[b v]), z = 1 where a label fits, else -1.
 
-    That is -log sigmoid(logit) of a label that fits, and -log (1 - sigmoid(logit)) of one that does not; see
-    `sigmoid_loss`. Weights of 1/B are the mean over a batch.
+    -log sigmoid(x) is softplus(-x) = log(1 + e^-x). Weights of 1/B are the mean over a batch.
 
     Source: torch.nn.BCEWithLogitsLoss, transformers' loss of "multi_label_classification".
     """
-    each = np.logaddexp(0, logits) - np.where(fits, logits, 0)
-    return float((weights * each.mean(-1)).sum())
+    return float((weights * np.logaddexp(0, np.where(fits, -logits, logits)).mean(-1)).sum())
 
 
 def binary_cross_entropy_backward(

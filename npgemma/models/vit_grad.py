@@ -209,7 +209,8 @@ def loss_and_gradient(
 ) -> tuple[float, ViT]:
     """- sum over pictures of weight log p(label), and its gradient. Weights of 1/B are the mean over a batch.
 
-    `labels` has the number of the label of each picture, or whether each label fits, for a model that finds several.
+    `labels` has the number of the label of each picture; or whether each label fits, of which the loss is the binary
+    cross-entropy, without smoothing.
     `tap` gets the tensors of the forward pass, and gradients under `grad.`. With `recompute`, only the results of
     blocks are kept, and each block is computed again on the way back: the same bits from less memory.
     """

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ from gradient_encoder_mutations import CLIP_BUGS, ENCODER_BENIGN, SIGLIP_BUGS, V
 from gradient_mutations import Mutation
 from gradient_study import GradientStudy, encoder, first_block
 from PIL import Image
-from random_encoders import CLIP, IMAGES, SEVERAL, SIGLIP, VIT
+from random_encoders import CLIP, CONFIGS, IMAGES, LABELS, SEVERAL, SIGLIP, VIT, write_encoder
 
+from npgemma.checkpoints import vit
 from npgemma.commands.cli import main
 from npgemma.errors import BadPrompt
 from npgemma.golden import Dump, Report, read_golden
@@ -190,12 +192,21 @@ def test_a_replay_names_a_block_of_each_tower(studies: Studies) -> None:
         (VIT, IMAGES[:1], [], ["1"], {"mean": "token"}, "no mean"),
         (SEVERAL, IMAGES[:1], [], ["a ; h"], {}, "no label 'h'; give its name, or a number from 0 to 6"),
         (SEVERAL, IMAGES[:1], [], ["a"], {"smoothing": 0.1}, "no smoothing"),
+        (SEVERAL, IMAGES[:1], [], ["a", "b"], {}, 'several labels of a picture stand in one text, as "a ; b"'),
     ],
 )
 def test_what_does_not_fit_a_model_is_refused(studies, name, images, texts, answers, loss, message) -> None:
     model = studies(name).model
     with pytest.raises(BadPrompt, match=message):
         KINDS[type(model)].read(model, images, texts, answers, GradientOptions(**loss), silent)
+
+
+def test_a_model_with_a_single_label_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its loss is a squared error in transformers, unless problem_type says otherwise."""
+    monkeypatch.setitem(CONFIGS, VIT, (vit, replace(LABELS, labels=("a",))))
+    model = write_encoder(tmp_path, VIT).model
+    with pytest.raises(BadPrompt, match="a single label, on whose loss implementations disagree"):
+        KINDS[type(model)].read(model, IMAGES[:1], [], ["a"], GradientOptions(), silent)
 
 
 def test_several_labels_of_a_picture(studies: Studies) -> None:
@@ -217,10 +228,10 @@ def test_the_commands_record_and_compare(studies: Studies, tmp_path: Path, capsy
     for path, pixels in zip(pictures, IMAGES[1:], strict=True):
         Image.fromarray(pixels).save(path)
     case, dump = str(tmp_path / "case.safetensors"), str(tmp_path / "dump.safetensors")
-    vit, clip = (str(studies(name).model.folder) for name in (VIT, CLIP))
+    vit_folder, clip = (str(studies(name).model.folder) for name in (VIT, CLIP))
     flags = ["--gradients", "--level", "io", "-o", case]
     labels = ["--label", "b", "--smoothing", "0.1", "--steps", "2", "--train", "classifier.*"]
-    assert main(["golden", pictures[0], "-m", vit, *labels, *flags]) == 0
+    assert main(["golden", pictures[0], "-m", vit_folder, *labels, *flags]) == 0
     golden = read_golden(case)
     assert (golden.truth["labels"].tolist(), golden.metadata["gradients"]["mean"]) == ([1], "picture")
     assert golden.truth["curve.loss"].shape == (2,)

@@ -335,6 +335,12 @@ def test_the_gradient_at_a_sure_target_keeps_its_digits() -> None:
     np.testing.assert_allclose(found, wide, rtol=1e-6)
 
 
+def test_the_loss_of_sure_labels_keeps_its_digits() -> None:
+    """log (1 + e^-20) is 2e-9: a difference of softplus and logit is 0 in float32."""
+    found = losses.binary_cross_entropy(np.array([[20, -18]], np.float32), np.array([[True, False]]), np.ones(1))
+    assert found == pytest.approx((np.log1p(np.exp(-20.0)) + np.log1p(np.exp(-18.0))) / 2, rel=1e-6)
+
+
 def test_the_slope_of_an_rms_norm_of_small_rows_has_eps_under_the_root() -> None:
     """Rows of size 1e-3, where eps is as large as their mean square."""
     x = drawn({"x": (5, 3)})["x"] * 1e-3

@@ -25,10 +25,11 @@ def test_attention_in_blocks_has_the_gradients_of_one_block() -> None:
         np.testing.assert_allclose(found, wanted, atol=1e-13)
 
 
-def test_gradients_have_the_same_bits_on_any_number_of_threads(use_threads) -> None:
+@pytest.mark.parametrize("shape", [(1200, 1200), (4000, 600)], ids=["wide", "tall"])
+def test_gradients_have_the_same_bits_on_any_number_of_threads(shape: tuple[int, int], use_threads) -> None:
     rng = np.random.default_rng(0)
-    x, dy = rng.standard_normal((2, 300, 1200)).astype(np.float32)
-    w = rng.standard_normal((1200, 1200)).astype(np.float32)
+    w = rng.standard_normal(shape).astype(np.float32)
+    x, dy = (rng.standard_normal((300, width)).astype(np.float32) for width in (w.shape[1], len(w)))
     q, keys, values, dheads = rng.standard_normal((4, 300, 8, 16)).astype(np.float32)
     mask = np.tri(300, dtype=bool)
     found = []

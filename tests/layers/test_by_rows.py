@@ -20,16 +20,16 @@ def blocked(x: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         (layer_norm(LayerNorm(weight, bias, 1e-6), x), one_page.layer_norm(wide, weight, bias, 1e-6)),
         (rms_norm(RMSNorm(weight, 1e-6), x), one_page.rms_norm(wide, weight.astype(np.float64), 1e-6)),
         (gelu(x), one_page.gelu(wide)),
-        (gelu_backward(x, x), slope_of_gelu(wide) * wide),
+        (gelu_backward(x, x[::-1]), slope_of_gelu(wide) * wide[::-1]),
         *(gated(x, wide) if x.ndim == 2 else []),
     ]
 
 
 def gated(x: np.ndarray, wide: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Both results of the backward pass of a geglu, each of whose arguments is x."""
-    yield from zip(
-        geglu_backward(x, x, x), (slope_of_gelu(wide) * wide * wide, one_page.gelu(wide) * wide), strict=True
-    )
+    """Both results of the backward pass of a geglu, whose arguments are x in other orders."""
+    up, dy = wide[::-1], 2 * wide
+    expected = dy * up * slope_of_gelu(wide), dy * one_page.gelu(wide)
+    yield from zip(geglu_backward(x, x[::-1], 2 * x), expected, strict=True)
 
 
 def slope_of_gelu(x: np.ndarray) -> np.ndarray:
