@@ -28,9 +28,9 @@ def second_level_cache(file: Path = Path("/sys/devices/system/cpu/cpu0/cache/ind
 # second-level cache when its odd columns are widened. Where that cache is smaller, blocks of any size that threads do
 # not wait for too often are in the third: with twice as many elements, a step takes 0.92 of the time.
 BLOCK = 1 << 19 if second_level_cache() >= 1 << 20 else 1 << 20
-# The same for many rows, or if nothing is widened, where a block has at least so many rows of W: BLAS copies x into
-# tiles for each block. With a quarter as many rows, the last product of an MLP takes 1.2 to 1.4 times as long.
-LARGE_BLOCK, TALL = 1 << 20, 256
+# The same for many rows, or if nothing is widened, where a block has so many rows of W, if that is not more than so many
+# elements: BLAS copies x into tiles for each block. With a quarter as many rows, the last product of an MLP takes 1.2 to 1.4 times as long.
+LARGE_BLOCK, TALL, LARGEST_BLOCK = 1 << 20, 256, 1 << 22
 # A matrix of at most this many elements is one block: sharing it would take longer than multiplying it, with many rows
 # of x and with few. A thread that waits for work starts 0.1 to 0.2 ms after there is some.
 SMALL, SMALL_FOR_FEW = 1 << 18, 1 << 19
@@ -164,7 +164,7 @@ def piece_count(multiply_adds: int, piece: int = PIECE) -> int:
 
 def large_blocks(w: Weight[Array, "O I"]) -> list[slice]:
     """The rows of W in blocks for products with many rows."""
-    return row_blocks(w, max(LARGE_BLOCK, TALL * w.shape[1]))
+    return row_blocks(w, max(LARGE_BLOCK, min(TALL * w.shape[1], LARGEST_BLOCK)))
 
 
 def row_blocks(w: Weight[Array, "O I"], size: int, small: int = SMALL) -> list[slice]:
