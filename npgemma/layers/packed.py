@@ -28,8 +28,9 @@ def second_level_cache(file: Path = Path("/sys/devices/system/cpu/cpu0/cache/ind
 # second-level cache when its odd columns are widened. Where that cache is smaller, blocks of any size that threads do
 # not wait for too often are in the third: with twice as many elements, a step takes 0.92 of the time.
 BLOCK = 1 << 19 if second_level_cache() >= 1 << 20 else 1 << 20
-# The same for many rows, or if nothing is widened, where a block has so many rows of W, if that is not more than so many
-# elements: BLAS copies x into tiles for each block. With a quarter as many rows, the last product of an MLP takes 1.2 to 1.4 times as long.
+# The same for many rows, or if nothing is widened: BLAS copies x into tiles for each block, so a block has at least so
+# many rows of W, if they have no more than so many elements. With a quarter as many rows, the last product of an MLP
+# takes 1.2 to 1.4 times as long.
 LARGE_BLOCK, TALL, LARGEST_BLOCK = 1 << 20, 256, 1 << 22
 # A matrix of at most this many elements is one block: sharing it would take longer than multiplying it, with many rows
 # of x and with few. A thread that waits for work starts 0.1 to 0.2 ms after there is some.
