@@ -57,9 +57,9 @@ def dump_encoder_gradients(model, case):
         before = lambda _, args, name=name: args and keep(f"{name}.input", args[0])  # noqa: E731
         after = lambda _, args, y, name=name: keep(name, y[0] if isinstance(y, tuple) else y)  # noqa: E731
         hooks += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
-    labels = {"labels": golden["labels"].long()} if "labels" in golden else {"return_loss": True}
-    if labels.get("labels", torch.empty(0)).ndim == 2:  # whether each label fits
-        labels["labels"] = labels["labels"].to(model.dtype)
+    labels = {"return_loss": True}
+    if "labels" in golden:  # a number of each picture, or whether each label fits
+        labels = {"labels": golden["labels"].to(torch.long if golden["labels"].ndim == 1 else model.dtype)}
     ids = {"input_ids": golden["input_ids"].long()} if "input_ids" in golden else {}
     out = model(pixel_values=golden["pixel_values"].to(model.dtype), **ids, **labels)
     for name in ("image_embeds", "text_embeds"):

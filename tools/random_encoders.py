@@ -31,7 +31,7 @@ IMAGES: list[Picture] = [npgemma.sample_picture(), *NOISE_PICTURES]
 TEXTS = ["a red cat", "two", "star on it"]
 LOG_SCALE = 2.5  # as in a trained model, it makes of cosines scores that differ
 QUICK = {"layer_norm_eps": 1e-5, "hidden_act": "quick_gelu"}
-LABELS = ViTConfig(replace(VISION, layer_norm_eps=1e-12, hidden_act="gelu"), tuple("abcdefg"))
+VIT_CONFIG = ViTConfig(replace(VISION, layer_norm_eps=1e-12, hidden_act="gelu"), tuple("abcdefg"))
 CONFIGS: dict[str, tuple[ModuleType, Any]] = {
     SIGLIP: (siglip, DualEncoderConfig(siglip.MODEL_TYPE, VISION, TEXT, VISION.hidden_size, eos_token_id=1)),
     CLIP: (
@@ -45,8 +45,8 @@ CONFIGS: dict[str, tuple[ModuleType, Any]] = {
             pixels=CLIP_PIXELS,
         ),
     ),
-    VIT: (vit, LABELS),
-    SEVERAL: (vit, replace(LABELS, multi_label=True)),
+    VIT: (vit, VIT_CONFIG),
+    SEVERAL: (vit, replace(VIT_CONFIG, multi_label=True)),
 }
 
 

@@ -143,10 +143,12 @@ def counts(golden: Golden) -> Mapping[str, float]:
     """What gradients are multiplied by where a mean is over something else than it should be."""
     mean, pictures = golden.metadata["gradients"]["mean"], float(len(golden.truth.get("pixel_values", ())))
     if mean == "picture":
-        labels = golden.truth["labels"].shape[-1] if golden.truth["labels"].ndim == 2 else 1
         found = {"the number of pictures: the loss is a sum over pictures": pictures}
-        found |= {"the number of labels: the loss is a sum over labels": float(labels)} if labels > 1 else {}
-        return found | ({"pictures times labels: the loss is a sum": pictures * labels} if labels > 1 else {})
+        if golden.truth["labels"].ndim == 2:
+            width = float(golden.truth["labels"].shape[1])
+            found |= {"the number of labels: the loss is a sum over labels": width}
+            found |= {"pictures times labels: the loss is a sum": pictures * width}
+        return found
     if mean == "pair":
         found = {"1 / the number of pairs: the mean is over all scores": 1 / pictures}
         return found | {

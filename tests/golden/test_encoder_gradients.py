@@ -11,7 +11,7 @@ from gradient_encoder_mutations import CLIP_BUGS, ENCODER_BENIGN, SIGLIP_BUGS, V
 from gradient_mutations import Mutation
 from gradient_study import GradientStudy, encoder, first_block
 from PIL import Image
-from random_encoders import CLIP, CONFIGS, IMAGES, LABELS, SEVERAL, SIGLIP, VIT, write_encoder
+from random_encoders import CLIP, CONFIGS, IMAGES, SEVERAL, SIGLIP, VIT, VIT_CONFIG, write_encoder
 
 from npgemma.checkpoints import vit
 from npgemma.commands.cli import main
@@ -203,7 +203,7 @@ def test_what_does_not_fit_a_model_is_refused(studies, name, images, texts, answ
 
 def test_a_model_with_a_single_label_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its loss is a squared error in transformers, unless problem_type says otherwise."""
-    monkeypatch.setitem(CONFIGS, VIT, (vit, replace(LABELS, labels=("a",))))
+    monkeypatch.setitem(CONFIGS, VIT, (vit, replace(VIT_CONFIG, labels=("a",))))
     model = write_encoder(tmp_path, VIT).model
     with pytest.raises(BadPrompt, match="a single label, on whose loss implementations disagree"):
         KINDS[type(model)].read(model, IMAGES[:1], [], ["a"], GradientOptions(), silent)
