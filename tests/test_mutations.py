@@ -42,6 +42,7 @@ def test_planted_bug_is_not_explained_and_its_block_is_named(study_of: Studies, 
     bug = PLANTED[model][0][name]
     report = study_of(model).judge(bug)
     assert (report.status, first_block(report)) == (4 if name in FAINT else 1, bug.block)
+    assert not any("TF32" in hint for hint in report.hints)
 
 
 @pytest.mark.parametrize("model", PLANTED)

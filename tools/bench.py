@@ -51,10 +51,11 @@ def environment() -> dict[str, str]:
 
 def in_a_process(task: str, folder: Path, **arguments: Any) -> dict[str, Any]:
     """What a task finds, and `whole`: the seconds from starting its process to its end."""
-    print(f"  {task} {' '.join(map(str, arguments.values()))}", file=sys.stderr, flush=True)
+    print(f"  {task} {' '.join(map(str, arguments.values()))}", end="", file=sys.stderr, flush=True)
     read_once(folder)
     command = [sys.executable, str(TASKS), str(folder), task, json.dumps(arguments)]
     whole, done = timed(lambda: subprocess.run(command, env=environment(), capture_output=True, text=True, check=False))
+    print(f": {whole:.0f} s", file=sys.stderr, flush=True)
     if done.returncode:
         raise SystemExit(f"{task} failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1]) | {"whole": whole}
@@ -135,16 +136,15 @@ def measure(folder: Path, rounds: int, repeats: int, quick: bool) -> dict[str, A
         figures[f"alone {size}"] = in_a_process("alone", folder, dtype="float32", steps=3, image_size=size)
     if not quick:
         figures["float64"] = in_a_process("alone", folder, dtype="float64", steps=1, image_size=224)
-    figures["golden"] = in_a_process("golden", EMBEDDED, level="blocks")
+    figures["golden"] = in_a_process("golden", EMBEDDED)
     if (folder / TOKENIZER).exists():
-        for in_flight in (1, 8):
-            figures[f"batch {in_flight}"] = in_a_process("batch", folder, pictures=8, in_flight=in_flight)
-        if not quick:
-            figures["golden ops"] = in_a_process("golden", folder, level="ops")
+        for in_flight, pictures in ((1, 2), (8, 8)):
+            figures[f"batch {in_flight}"] = in_a_process("batch", folder, pictures=pictures, in_flight=in_flight)
     figures["train"] = in_a_process("train", folder, repeats=2)
     for dtype in ("float32", "bfloat16"):
         if find_spec("peft") and not quick:
             figures[f"peft {dtype}"] = in_a_process("peft", folder, dtype=dtype, repeats=2)
+    figures["steps"] = in_a_process("steps", EMBEDDED, batch=8, rounds=10 if quick else 20)
     print("  start-up", file=sys.stderr, flush=True)
     figures["import"] = {"seconds": import_seconds()}
     figures["help"] = {"seconds": seconds_of("-m", "npgemma", "--help")}
@@ -234,7 +234,14 @@ def training(f: dict[str, Any]) -> list[str]:
             times = found["both"] / found["forward"]
             figures = f"{found['forward']:.3g} | {found['both']:.3g} | {times:.2f} | {found['peak_gb']:.2f}"
             lines.append(f"| {'npgemma' if name == 'train' else name} | {figures} |")
+    steps = f["steps"]
+    times = ", ".join(f"{name} {1000 * steps[name]:.3g} ms" for name in CONTESTANTS if name in steps)
+    ratios = ", ".join(f"{name} {steps[name]:.2f}" for name in steps if "/" in name)
+    lines += ["", f"step of the embedded model, batch of 8: {times}{f' ({ratios})' if ratios else ''}"]
     return lines
+
+
+CONTESTANTS = ("npgemma", "torch eager", "torch sdpa")
 
 
 def report(f: dict[str, Any]) -> str:
@@ -256,12 +263,10 @@ def report(f: dict[str, Any]) -> str:
         f"import npgemma, beyond NumPy: {f['import']['seconds']:.3f} s",
         f"npgemma --help: {f['help']['seconds']:.2f} s; npgemma demo: {f['demo']['seconds']:.2f} s",
     ]
-    for name, of in (("golden", "blocks of the embedded model"), ("golden ops", "ops of this model")):
-        if golden := f.get(name):
-            size, gb = f"{golden['bytes'] / 1e6:.1f} MB", f"peak memory {golden['peak_gb']:.2f} GB"
-            lines.append(
-                f"golden, {of}: write {golden['write']:.2f} s, compare {golden['compare']:.2f} s, {size}, {gb}"
-            )
+    golden = f["golden"]
+    seconds = f"write {golden['write']:.2f} s, compare {golden['compare']:.2f} s"
+    size = f"{golden['bytes'] / 1e6:.1f} MB, peak memory {golden['peak_gb']:.2f} GB"
+    lines.append(f"golden, blocks of the embedded model: {seconds}, {size}")
     if several := f.get("batch 8"):
         one = f["batch 1"]["a minute"]
         rates = f"{several['a minute']:.3g} a minute, one at a time {one:.3g}: {several['a minute'] / one:.2f} times"

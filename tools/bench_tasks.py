@@ -226,13 +226,13 @@ def task_batch(folder: Path, pictures: int, in_flight: int) -> dict[str, Any]:
     return {"a minute": 60 * pictures / seconds, "tokens": tokens} | memory()
 
 
-def task_golden(folder: Path, level: str) -> dict[str, Any]:
+def task_golden(folder: Path) -> dict[str, Any]:
     """Recording a golden file, and holding the file against itself as a dump."""
     model = npgemma.load(folder)
     picture = npgemma.sample_picture()
     with TemporaryDirectory() as written:
         path = Path(written) / "golden.safetensors"
-        write, _ = timed(lambda: record(model, [picture], "caption en", path, level))
+        write, _ = timed(lambda: record(model, [picture], "caption en", path))
         golden_memory = memory()
         times = [timed(lambda: compare(read_golden(path), read_truth(path)))[0] for _ in range(3)]
         return golden_memory | {"write": write, "compare": median(times), "bytes": path.stat().st_size}
@@ -277,7 +277,7 @@ TASKS = {
 
 if __name__ == "__main__":
     _, folder, task, arguments = sys.argv
-    if task in ("train", "peft"):
+    if task in ("train", "peft", "steps"):
         import bench_training
 
         run = getattr(bench_training, f"task_{task}")

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 
 def dump_gradients(model, case):
-    golden, kept, hooks = load_file(case), {}, []
+    golden, kept, hooks = load_file(case, str(model.device)), {}, []
 
     def keep(name, x):
         if isinstance(x, torch.Tensor) and x.requires_grad:
@@ -46,7 +46,7 @@ def dump_gradients(model, case):
 
 def dump_encoder_gradients(model, case):
     """The same for an encoder: of its loss of pairs, or of labels, and of the rows that it returns."""
-    golden, kept, hooks = load_file(case), {}, []
+    golden, kept, hooks = load_file(case, str(model.device)), {}, []
 
     def keep(name, x):
         if isinstance(x, torch.Tensor) and x.requires_grad:
@@ -107,8 +107,9 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="a .safetensors file")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--attention", choices=("eager", "sdpa"), default="eager")
+    parser.add_argument("--device", default="cpu", help="a torch device, such as cuda (default: cpu)")
     a = parser.parse_args()
-    model = load_model(a.model, getattr(torch, a.dtype), a.attention)
+    model = load_model(a.model, getattr(torch, a.dtype), a.attention).to(a.device)
     encodes = model.config.model_type in ("siglip", "clip", "vit")
     save_file((dump_encoder_gradients if encodes else dump_gradients)(model, a.case), a.output)
 

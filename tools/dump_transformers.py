@@ -79,15 +79,17 @@ def make_inputs(folder: Path, pictures: Sequence[Picture], prompt: str) -> dict[
 @torch.no_grad()
 def dump(model: PreTrainedModel, inputs: dict[str, Tensor], ids: Sequence[int] = ()) -> dict[str, Tensor]:
     """Every tensor of the prefill, and of a step for each of `ids` under `steps.{n}.`."""
-    found, cache = dict(inputs), None
+    inputs = {name: x.to(model.device) for name, x in inputs.items()}
+    found = dict(inputs)
     for n, token in enumerate([None, *ids]):
         scope = f"steps.{n}." if n else ""
         if n:
-            inputs = {"input_ids": torch.tensor([[token]])}
+            cache = "cache" if "cache" in out else "past_key_values"  # its name before transformers 5.24
+            inputs = {"input_ids": torch.tensor([[token]], device=model.device), cache: out[cache]}
             found[f"{scope}input_ids"] = inputs["input_ids"]
         with recording(model, found, scope):
-            out = model(**inputs, cache=cache, use_cache=True, logits_to_keep=1)
-        cache, found[f"{scope}logits"] = out.cache, out.logits
+            out = model(**inputs, use_cache=True, logits_to_keep=1)
+        found[f"{scope}logits"] = out.logits
     return {name: x.detach().clone().contiguous() for name, x in found.items()}
 
 
@@ -102,6 +104,7 @@ def make_encoder_inputs(model: Encoder, pictures: Sequence[Picture], texts: Sequ
 @torch.no_grad()
 def dump_encoder(model: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Every tensor of a run of an encoder, with the loss if there is a text for each picture."""
+    inputs = {name: x.to(model.device) for name, x in inputs.items()}
     found = dict(inputs)
     pairs = "input_ids" in inputs and len(inputs["input_ids"]) == len(inputs["pixel_values"])
     with hooked(model, Hooks(found, "")):
@@ -213,12 +216,13 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="a .safetensors file")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--attention", choices=("eager", "sdpa"), default="eager")
+    parser.add_argument("--device", default="cpu", help="a torch device, such as cuda (default: cpu)")
     parser.add_argument(
         "--ids", type=int, nargs="*", default=[], help="tokens to decode after the prefill, a step each"
     )
     parser.add_argument("--bug", choices=ALL_BUGS, help="plant this mistake first")
     a = parser.parse_args()
-    model = load_model(a.model, getattr(torch, a.dtype), a.attention)
+    model = load_model(a.model, getattr(torch, a.dtype), a.attention).to(a.device)
     a.steps = None
     with ExitStack() as stack:
         bug = ALL_BUGS[a.bug] if a.bug else Bug("")

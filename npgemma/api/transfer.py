@@ -126,7 +126,7 @@ class Transfer:
         """The number of numbers of each trained array."""
         return [leaf.value.size for leaf in leaves(self.adapted) if leaf.path in self.paths]
 
-    @property
+    @cached_property
     def layer_numbers(self) -> int:
         """The number of numbers of all layers, which each row of a batch meets."""
         return sum(leaf.value.size for leaf in leaves(self.model.weights) if "blocks[" in leaf.path)

@@ -77,7 +77,7 @@ def add_golden(add_parser: AddParser) -> None:
     )
     golden.add_argument(
         "--rounding",
-        choices=[name for name in SCHEDULES if name != "float32"],
+        choices=SCHEDULES,
         default="hf_eager",
         help="emulate bfloat16 as transformers computes it with eager (default) or with sdpa attention",
     )
@@ -117,7 +117,7 @@ def add_compare(add_parser: AddParser) -> None:
     add_names(parser)
     parser.add_argument(
         "--dtype",
-        choices=("float32", "bfloat16", "float16"),
+        choices=("float32", "tf32", "bfloat16", "float16"),
         help="the precision the port computes in (default: the one that holds most of the dump's numbers)",
     )
     parser.add_argument(

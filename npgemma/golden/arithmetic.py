@@ -20,7 +20,7 @@ from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
-from npgemma.golden.rounding import GRIDS, Schedule, rounding
+from npgemma.golden.rounding import GRIDS, Schedule, cut_to_tf32, round_to_tf32, rounding
 from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import Tap
 
@@ -134,6 +134,22 @@ class InEightSums(Looped):
     rounds: ClassVar[Schedule] = {"frequencies": "powers of e"}
 
 
+class Tf32Rounded(Arithmetic):
+    """Tensor cores multiply in TF32: they read 10 bits of each factor, here rounded to them, and add in float32."""
+
+    @classmethod
+    def product(cls, a: Array, b: Array) -> Array:
+        return round_to_tf32(a) @ round_to_tf32(b)
+
+
+class Tf32Cut(Arithmetic):
+    """The same where the core cuts off the other bits."""
+
+    @classmethod
+    def product(cls, a: Array, b: Array) -> Array:
+        return cut_to_tf32(a) @ cut_to_tf32(b)
+
+
 class RoundedOperations(Arithmetic):
     """A linear layer and a norm are operations of their own, each of which rounds.
 
@@ -190,11 +206,18 @@ class Float16Operations(RoundedOperations):
 # The runs whose largest errors are the envelope of a dtype; golden files hold these names. None is NumPy's arithmetic.
 USUAL: dict[str, type[Arithmetic] | None] = {"NumPy's sums in pairs, BLAS's products": None}
 OPERATIONS = "linear layers and norms are several operations, which round"
-ARITHMETICS = {
+ARITHMETICS: dict[str, dict[str, type[Arithmetic] | None]] = {
     "float32": USUAL | {"one running sum, powers of 2 in RoPE": InOneSum, "eight, powers of e": InEightSums},
+    "tf32": {"factors rounded to TF32": Tf32Rounded, "factors cut off to TF32": Tf32Cut},
     "bfloat16": USUAL | {OPERATIONS: Bfloat16Operations},
     "float16": USUAL | {OPERATIONS: Float16Operations},
 }
+
+
+def arithmetics_of(dtype: str) -> list[type[Arithmetic] | None]:
+    """Those of all runs that an honest run in a precision may be like: in TF32 those in float32, too."""
+    more = ARITHMETICS["float32"].values() if dtype == "tf32" else ()
+    return [*more, *ARITHMETICS[dtype].values()]
 
 
 def computing_as(tap: Tap, kind: type[Arithmetic] | None) -> Tap:

@@ -26,8 +26,8 @@ from npgemma.layers.shapes import Array
 # What taps that are not floats are stored as.
 WHOLE = re.compile(r"(.*\.)?(input_ids|token_type_ids|generated_ids|positions|pictures|labels)")
 BYTES = re.compile(r"(.*\.)?(mask|near|resized)")
-# The dtypes of envelopes; only float16 may overflow and have none.
-REQUIRED, ENVELOPES = ("float32", "bfloat16"), ("float32", "bfloat16", "float16")
+# The precisions of envelopes. Older files have none in TF32; in float16 a run may overflow.
+REQUIRED, ENVELOPES = ("float32", "bfloat16"), ("float32", "tf32", "bfloat16", "float16")
 PRECISIONS = ("float64", *ENVELOPES)
 # What every file of gradients holds, by the type of an encoder, and that of a model that answers.
 GRADIENT_INPUTS = {

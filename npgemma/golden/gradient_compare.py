@@ -24,7 +24,7 @@ import numpy as np
 
 from npgemma.api.finite import quiet
 from npgemma.errors import BadGolden, listed
-from npgemma.golden.compare import Report, check_envelope
+from npgemma.golden.compare import Report, check_envelope, tf32
 from npgemma.golden.dump import Dump
 from npgemma.golden.file import Golden
 from npgemma.golden.gradient_curve import judged_steps
@@ -69,7 +69,11 @@ def compare_gradients(
     verdicts = [judged(port, tap, dtype) for tap in golden.taps if port.has(tap) and tap not in CURVE]
     verdicts += in_steps(port, dtype)
     sent = sorted(theirs for tap, (theirs, _) in found.pairs.items() if tap in frozen)
-    report = Report(dtype, verdicts, port.complete(), hints=[FROZEN.format(listed(sent, 2))] if sent else [])
+    hints = [FROZEN.format(listed(sent, 2))] if sent else []
+    if dtype == "float32" and "tf32" in golden.envelopes:
+        recorded = [verdict for verdict in verdicts if verdict.name in golden.taps]
+        hints += tf32(recorded, lambda tap: judged(port, tap, "tf32"))
+    report = Report(dtype, verdicts, port.complete(), hints=hints)
     return diagnosed(report, golden, port.find)
 
 
@@ -131,6 +135,7 @@ class GradientPort:
         self.matrices = [matrix_of(tap) for tap in golden.taps if tap.startswith(ROWS)]
         vectors = {tap for tap in golden.taps if tap.startswith(WEIGHT)}
         self.weights = vectors | {WEIGHT + name for name in self.matrices}
+        self.sketched: dict[str, tuple[Array, Array]] = {}
 
     def has(self, tap: str) -> bool:
         """Whether the port has a tap, or what it is computed from."""
@@ -152,11 +157,17 @@ class GradientPort:
         if tap == "gradient_norm":
             squares = (np.square(self.whole(name), dtype=np.float64).sum() for name in sorted(self.weights))
             return Fitted(np.sqrt(np.array(math.fsum(squares))))
-        shape = tuple(len(self.golden.truth[start + matrix_of(tap)]) for start in SKETCHES)
-        g = self.whole(WEIGHT + matrix_of(tap))
-        if not is_foldable(g.shape, shape):
-            raise Misfit(f"shape {list(g.shape)}, expected {list(shape)} (O I)")
-        return Fitted(sketches(g.reshape(shape), self.golden.truth[SIGNS])[0 if tap.startswith(ROWS) else 1])
+        return Fitted(self.sketches_of(matrix_of(tap))[0 if tap.startswith(ROWS) else 1])
+
+    def sketches_of(self, matrix: str) -> tuple[Array, Array]:
+        """The two sketches of a matrix that the port has whole. Misfit if it does not fit."""
+        if matrix not in self.sketched:
+            shape = tuple(len(self.golden.truth[start + matrix]) for start in SKETCHES)
+            g = self.whole(WEIGHT + matrix)
+            if not is_foldable(g.shape, shape):
+                raise Misfit(f"shape {list(g.shape)}, expected {list(shape)} (O I)")
+            self.sketched[matrix] = sketches(g.reshape(shape), self.golden.truth[SIGNS])
+        return self.sketched[matrix]
 
     def find(self, tap: str) -> Array | None:
         """The tensor of a tap, or None if none fits."""

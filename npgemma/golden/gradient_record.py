@@ -52,7 +52,7 @@ from npgemma.golden.gradient_taps import (
 )
 from npgemma.golden.names import is_in_level, is_tap
 from npgemma.golden.provenance import SMALL, describe, dtype_of_truth, schedules
-from npgemma.golden.record import check_schedule, checked_path, computing, measuring
+from npgemma.golden.record import check_schedule, checked_path, computing, measuring, put_envelope
 from npgemma.golden.rounding import GRIDS, SIXTEEN_BITS, Schedule, rounding, schedule_in
 from npgemma.golden.sketches import signs
 from npgemma.io.picture import Picture
@@ -60,7 +60,7 @@ from npgemma.layers.shapes import Array, Float
 from npgemma.layers.taps import Tap, silent
 
 # The precisions that gradients are judged in: many are too small for float16, where training scales the loss.
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "tf32", "bfloat16")
 
 
 def record_gradients(
@@ -214,7 +214,7 @@ def record_errors(
         run_curve(case, computing(model, dtype), facts, dtype, tap, measure)
     errors |= {name: growing(errors[name]) for name in CURVE if name in errors}
     for name, found in errors.items():
-        spool.put(f"envelope.{dtype}/{name}", (found * pooled(name, errors, spool)).astype(np.float32))
+        put_envelope(spool, name, dtype, found * pooled(name, errors, spool))
 
 
 def pooled(name: str, errors: Mapping[str, Float[Array, "2 R"]], spool: Spool) -> float:

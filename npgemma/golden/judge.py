@@ -45,7 +45,7 @@ TINY_VALUES, TINY_FACTOR = 16, 10.0
 MOST_CONSTANT = 16.0
 CONSTANT = "differs from the golden logits by a constant in each row, as log-softmax does; harmless"
 # Half the distance of neighbouring numbers near 1.
-ROUNDOFF = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
+ROUNDOFF = {"float32": 2.0**-24, "tf32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 
 
 @dataclass(frozen=True)

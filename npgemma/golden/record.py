@@ -121,8 +121,17 @@ def record_envelope(spool: Spool, model: AnyModel, case: Case, schedule: str, dt
         except Overflow as error:
             return error.tap
     for name, found in errors.items():
-        spool.put(f"envelope.{dtype}/{name}", found.astype(np.float32))
+        put_envelope(spool, name, dtype, found)
     return ""
+
+
+def put_envelope(spool: Spool, name: str, dtype: str, errors: Float[Array, "2 R"]) -> None:
+    """Put the errors of a tap into `spool`. Runs in TF32 add up in one order alone: they count as no more exact than
+    those in float32, which were put there before.
+    """
+    if dtype == "tf32":
+        errors = np.maximum(errors, spool[f"envelope.float32/{name}"])
+    spool.put(f"envelope.{dtype}/{name}", errors.astype(np.float32))
 
 
 class Overflow(Exception):

@@ -46,6 +46,17 @@ def round_to_float16(x: Float[Array, "*R"]) -> Float[Array, "*R"]:
         return x.astype(np.float16).astype(x.dtype)
 
 
+def round_to_tf32(x: Float[Array, "*R"]) -> Float[Array, "*R"]:
+    """Float32 `x` with each number rounded to the 10 bits of fraction of NVIDIA's TF32, ties to even."""
+    bits = x.view(np.uint32)
+    return ((bits + (0xFFF + (bits >> 13 & 1))) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+def cut_to_tf32(x: Float[Array, "*R"]) -> Float[Array, "*R"]:
+    """Float32 `x` without the 13 bits that TF32 lacks."""
+    return (x.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
 def powers_of_2(x: Float[Array, "J"]) -> Float[Array, "J"]:
     """RoPE's frequencies theta^(-j/J) as 2^(-j/J log2(theta)), each operation in float32."""
     if len(x) < 2:
@@ -95,13 +106,13 @@ HF_SDPA: Schedule = FLOAT32 | dict.fromkeys((*_MODULES, *ENCODERS, "exp"), "bflo
 LATER = ("attn_post_norm", "mlp_post_norm", "uncapped", "over_cap", "tanh", "capped")
 HEAD_NORMS = ("q_norm", "k_norm")
 
-SCHEDULES: dict[str, Schedule] = {"float32": FLOAT32, "hf_eager": HF_EAGER, "hf_sdpa": HF_SDPA}
+SCHEDULES: dict[str, Schedule] = {"hf_eager": HF_EAGER, "hf_sdpa": HF_SDPA}
 
 
 def schedule_in(schedule: str, dtype: str) -> Schedule:
     """What a run in `dtype` rounds, if it rounds to 16 bits what the schedule of this name does."""
     if dtype not in SIXTEEN_BITS:
-        return SCHEDULES[dtype]
+        return FLOAT32
     return {name: to if to == "float32" else dtype for name, to in SCHEDULES[schedule].items()}
 
 

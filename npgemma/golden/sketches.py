@@ -28,6 +28,8 @@ from npgemma.layers.shapes import Array, Weight
 SEED = 0
 # The part of a weight that a probe changes: less than half a unit in the last place of float64.
 TINY = 2.0**-60
+# Numbers of a matrix that are float64 at a time: they stay in the cache.
+BLOCK = 1 << 17
 
 
 def signs(count: int) -> Array:
@@ -38,8 +40,14 @@ def signs(count: int) -> Array:
 
 def sketches(g: Array, s: Array) -> tuple[Array, Array]:
     """G s and s' G of a weight as a matrix, in float64 whatever the dtype of G is."""
-    wide = g.reshape(sides(g.shape)).astype(np.float64)
-    return wide @ s[: wide.shape[1]].astype(np.float64), s[: len(wide)].astype(np.float64) @ wide
+    g, s = g.reshape(sides(g.shape)), s.astype(np.float64)
+    rows, columns = np.empty(len(g)), np.zeros(g.shape[1])
+    height = max(1, BLOCK // g.shape[1])
+    for top in range(0, len(g), height):
+        wide = g[top : top + height].astype(np.float64)
+        rows[top : top + height] = wide @ s[: wide.shape[1]]
+        columns += s[top : top + len(wide)] @ wide
+    return rows, columns
 
 
 def probe(w: Weight[Array, "*R"], of_columns: Array, of_rows: Array) -> AdaptedWeight:

@@ -127,7 +127,7 @@ def test_honest_runs_of_a_large_model_are_near_the_truth(study: GradientStudy, d
     assert len(taps) == 46
     name = "grad.rows.language_model.model.layers.3.mlp.down_proj.weight"
     error = np.linalg.norm(taps[name] - truth[name]) / np.linalg.norm(truth[name])
-    assert error < {"float32": 1e-5, "bfloat16": 0.1}[dtype]
+    assert error < {"float32": 1e-5, "tf32": 1e-2, "bfloat16": 0.1}[dtype]
 
 
 def test_signs_do_not_depend_on_their_number() -> None:
@@ -331,7 +331,9 @@ SAMPLE |= {name: LATER_BUGS[name] for name in ("slope of the cap of the scores m
 
 @pytest.mark.parametrize("name", SAMPLE)
 def test_a_planted_mistake_is_found_in_its_block(study: GradientStudy, name: str) -> None:
-    assert first_block(study.judge(SAMPLE[name])) == SAMPLE[name].block
+    report = study.judge(SAMPLE[name])
+    assert first_block(report) == SAMPLE[name].block
+    assert report.hints == []
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import pytest
 import npgemma
 from npgemma.api.vision_language import VisionLanguageModel
 from npgemma.golden import Golden, read_golden, record
+from npgemma.golden.judge import limits_of
 from npgemma.golden.record import by_row, in_sixteen_bits, row_errors
 from npgemma.golden.rounding import ENCODERS, HF_EAGER
 from npgemma.layers.bits import round_to_bfloat16
@@ -65,11 +66,12 @@ def test_envelope_is_the_rms_and_the_largest_error_of_each_row(golden: Golden, f
 
 
 def test_envelope_of_bfloat16_is_at_least_that_of_the_emulated_run(golden: Golden, bfloat16_port) -> None:
+    """The other run has errors of the same size: their ratio stays below the limit by which ports are judged."""
     for name in ("text.layers.2.out", "projector", "steps.2.logits"):
         own = row_errors(golden.taps[name], bfloat16_port[name], golden.truth[name]).astype(np.float32)
         found = golden.envelopes["bfloat16"][name]
         assert (found >= own).all()
-        assert found.mean() < 2 * own.mean()
+        assert found.mean() < limits_of(golden.truth[name].size, own.shape[1])["rms"] * own.mean()
 
 
 def test_rows_are_flattened_in_order() -> None:
@@ -81,7 +83,7 @@ def test_rows_are_flattened_in_order() -> None:
 
 def test_every_float_and_nothing_else_has_envelopes(golden: Golden) -> None:
     floats = {name for name in golden.taps if golden.truth[name].dtype.kind == "f"}
-    assert set(golden.envelopes) == {"float32", "bfloat16", "float16"}
+    assert set(golden.envelopes) == {"float32", "tf32", "bfloat16", "float16"}
     assert all(set(each) == floats for each in golden.envelopes.values())
 
 

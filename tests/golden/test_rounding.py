@@ -47,7 +47,7 @@ def test_float64_tensor_cannot_be_rounded_to_bfloat16() -> None:
 
 
 def test_two_bfloat16_schedules_differ_inside_attention_alone() -> None:
-    assert SCHEDULES == {"float32": FLOAT32, "hf_eager": HF_EAGER, "hf_sdpa": HF_SDPA}
+    assert SCHEDULES == {"hf_eager": HF_EAGER, "hf_sdpa": HF_SDPA}
     leaves = ("dots", "scores", "capped", "probs", "exp")
     assert HF_EAGER.items() ^ HF_SDPA.items() == {(leaf, "bfloat16") for leaf in leaves}
 
