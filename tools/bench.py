@@ -12,7 +12,7 @@ are taken out of the environment: a user's machine has neither.
 - Bare products: np.matmul of every matrix with as many rows as the prompt has, in float32 and in memory; for a step, of
   every matrix that one token reads, with one row.
 - Packed: bfloat16 as it is in the file. Resident: widened once.
-- 448 and 896 pixels: the same weights with a longer table of positions.
+- Other sizes of pictures: the same weights with a longer table of positions.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -115,7 +116,7 @@ def medians(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def measure(folder: Path, rounds: int, repeats: int, quick: bool) -> dict[str, Any]:
+def measure(folder: Path, rounds: int, repeats: int, quick: bool, sizes: Sequence[int]) -> dict[str, Any]:
     """Every figure, by the name of its task; if it has to be quick, those of npgemma at one size."""
     others = [f"transformers {dtype}" for dtype in ("float32", "bfloat16") if find_spec("transformers") and not quick]
     found: dict[str, list[dict[str, Any]]] = {}
@@ -132,7 +133,7 @@ def measure(folder: Path, rounds: int, repeats: int, quick: bool) -> dict[str, A
         for name, task, arguments in turns:
             found.setdefault(name, []).append(in_a_process(task, folder, **arguments))
     figures = {name: medians(each) for name, each in found.items()}
-    for size in () if quick else (448, 896):
+    for size in sizes:
         figures[f"alone {size}"] = in_a_process("alone", folder, dtype="float32", steps=3, image_size=size)
     if not quick:
         figures["float64"] = in_a_process("alone", folder, dtype="float64", steps=1, image_size=224)
@@ -252,8 +253,9 @@ def report(f: dict[str, Any]) -> str:
         cells = (f"{figures[row]:.3g}" if row in figures else "" for figures in found.values())
         lines.append(f"| {row} | {' | '.join(cells)} |")
     lines += ["", *roofline(f), "", *training(f), ""]
-    for size in (448, 896):
-        if big := f.get(f"alone {size}"):
+    for name, big in f.items():
+        if name.startswith("alone "):
+            size = name.removeprefix("alone ")
             lines.append(f"{size} pixels: first token {big['cold']:.1f} s, peak memory {big['peak_gb']:.2f} GB")
     alone = f["alone"]
     if exact := f.get("float64"):
@@ -286,9 +288,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1, help="processes of each kind (default: 1)")
     parser.add_argument("--repeats", type=int, default=3, help="first tokens in a process (default: 3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep every figure")
+    parser.add_argument(
+        "--sizes", type=int, nargs="*", metavar="PIXELS", help="other sizes of pictures (default: 448, none if quick)"
+    )
     a = parser.parse_args()
+    sizes = [448] * (not a.quick) if a.sizes is None else a.sizes
     begin = time.perf_counter()
-    figures = measure(a.folder, a.rounds, a.repeats, a.quick)
+    figures = measure(a.folder, a.rounds, a.repeats, a.quick, sizes)
     print(f"{machine()}; {(time.perf_counter() - begin) / 60:.0f} minutes\n\n{report(figures)}")
     if a.json:
         a.json.write_text(json.dumps({"machine": machine(), "figures": figures}, indent=1))

@@ -101,8 +101,8 @@ def compare(
     names : NameMap
         Gives the port's names those of taps.
     dtype : str, optional
-        The precision the port computes in, whose envelope it is judged by: 'float32', 'bfloat16' or 'float16'. By
-        default the one that holds the numbers of most of the dump, however they are stored.
+        The precision the port computes in, whose envelope it is judged by: 'float32', 'tf32', 'bfloat16' or 'float16'.
+        By default the one that holds the numbers of most of the dump, however they are stored.
     allow_missing : sequence of str
         Globs of taps that the dump may lack.
 
