@@ -144,7 +144,7 @@ def read_weights(path):
             dtype, size = {"BF16": "<u2", "F16": "<f2", "F32": "<f4"}[entry["dtype"]], int(np.prod(entry["shape"]))
             x = np.frombuffer(data, dtype, size, start + entry["data_offsets"][0]).reshape(entry["shape"])
             x = (x.astype("<u4") << 16).view("<f4") if dtype == "<u2" else x  # BF16 is the upper half of F32
-            w[name.replace("vision_model.", "").replace("language_model.lm_head", "lm_head")] = x.astype(np.float64)
+            w[name.replace("language_model.lm_head", "lm_head")] = x.astype(np.float64)
     return w
 
 

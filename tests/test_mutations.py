@@ -42,7 +42,8 @@ def test_planted_bug_is_not_explained_and_its_block_is_named(study_of: Studies, 
     bug = PLANTED[model][0][name]
     report = study_of(model).judge(bug)
     assert (report.status, first_block(report)) == (4 if name in FAINT else 1, bug.block)
-    assert not any("TF32" in hint for hint in report.hints)
+    # the erf gelu has errors of the size of TF32's behind an exact convolution, as a GPU may have it
+    assert any("TF32" in hint for hint in report.hints) == (name == "erf gelu in the tower")
 
 
 @pytest.mark.parametrize("model", PLANTED)

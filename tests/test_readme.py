@@ -29,6 +29,11 @@ def test_the_first_python_block_runs(monkeypatch, capsys):
     assert shape == "(40, 4, 32) T N H"
 
 
+def test_the_file_to_start_with_describes_the_sample_picture() -> None:
+    done = subprocess.run([sys.executable, ROOT / "tests" / "one_page.py"], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("a blue star, an orange ring and a green circle\n", "")
+
+
 ROWS = re.findall(r"^\| `npgemma (.*?)` \| (`.*`) \|$", README, re.MULTILINE)
 
 

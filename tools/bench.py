@@ -40,6 +40,7 @@ from npgemma.io.tokenizers import TOKENIZER
 from npgemma.layers.threads import numpy_library
 
 TASKS = Path(__file__).with_name("bench_tasks.py")
+IMPLEMENTATIONS = ("npgemma", "torch eager", "torch sdpa")  # of a step of training
 NOT_A_USERS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 
 
@@ -236,13 +237,10 @@ def training(f: dict[str, Any]) -> list[str]:
             figures = f"{found['forward']:.3g} | {found['both']:.3g} | {times:.2f} | {found['peak_gb']:.2f}"
             lines.append(f"| {'npgemma' if name == 'train' else name} | {figures} |")
     steps = f["steps"]
-    times = ", ".join(f"{name} {1000 * steps[name]:.3g} ms" for name in CONTESTANTS if name in steps)
+    times = ", ".join(f"{name} {1000 * steps[name]:.3g} ms" for name in IMPLEMENTATIONS if name in steps)
     ratios = ", ".join(f"{name} {steps[name]:.2f}" for name in steps if "/" in name)
     lines += ["", f"step of the embedded model, batch of 8: {times}{f' ({ratios})' if ratios else ''}"]
     return lines
-
-
-CONTESTANTS = ("npgemma", "torch eager", "torch sdpa")
 
 
 def report(f: dict[str, Any]) -> str:

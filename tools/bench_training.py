@@ -99,6 +99,7 @@ def task_steps(folder: Path, batch: int, rounds: int) -> dict[str, Any]:
         drawn = Path(written) / "examples"
         write_examples(drawn, batch)
         model = npgemma.load(folder)
+        # one example of each picture: npgemma takes a picture through the tower once, however many examples show it
         of_pictures = {each.images: each for each in read_examples(drawn / "new.jsonl", encoder_of(model)).examples}
         examples = tuple(of_pictures.values())
         transfer = Transfer(model, Lines(examples, {}), TrainingOptions(batch=batch, epochs=1000))

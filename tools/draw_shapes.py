@@ -3,7 +3,7 @@
 python tools/draw_shapes.py shapes 200
 """
 
-import sys
+import argparse
 from pathlib import Path
 from random import Random
 
@@ -13,10 +13,13 @@ SIDE = 168
 
 
 def main() -> None:
-    folder, count = Path(sys.argv[1]), int(sys.argv[2])
-    folder.mkdir(parents=True, exist_ok=True)
-    for i in range(count):
-        draw_scene(Random(f"shapes {i}"), SIDE, worded=False).image.save(folder / f"{i:03}.png")
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("count", type=int, help="how many pictures to draw")
+    a = parser.parse_args()
+    a.folder.mkdir(parents=True, exist_ok=True)
+    for i in range(a.count):
+        draw_scene(Random(f"shapes {i}"), SIDE, worded=False).image.save(a.folder / f"{i:03}.png")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from npgemma.commands.flags import (
 from npgemma.commands.notes import note_embedded
 from npgemma.commands.output import INTERRUPTED, model_name, score_fields
 from npgemma.commands.progress import Progress
-from npgemma.errors import shortened
+from npgemma.errors import BadJobs, shortened
 from npgemma.io.jobs import InvalidJob, Job, read_jobs, require_jobs
 from npgemma.io.picture_folder import folder_jobs
 from npgemma.io.results import open_results
@@ -106,6 +106,8 @@ def asked(a: argparse.Namespace) -> tuple[list[Job | InvalidJob], str]:
     """
     if "-" in (str(a.jobs), str(a.output)):
         raise WrongUsage("batch reads jobs from a file and writes results to a file, to continue it later; name them")
+    if a.prompt is not None and not a.jobs.exists():
+        raise BadJobs(f"{a.jobs} was not found; give a folder of pictures")
     if a.jobs.is_dir() != (a.prompt is not None):
         raise WrongUsage("batch takes a folder and a prompt, or a file of jobs, which hold their own prompts")
     if a.jobs.is_dir():

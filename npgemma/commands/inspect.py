@@ -107,7 +107,7 @@ def inspect(model: Path, checkpoint: ModuleType, config: Config) -> Inspected:
         mask_decoder=(folder / CODEC).exists(),
         memory_needed={
             "float32": needed(mapped, 4),
-            "float32 with what steps widen": needed(mapped + 4 * numbers_of_steps(config, tensors.values()), 4),
+            "float32 auto": needed(mapped + 4 * numbers_of_steps(config, tensors.values()), 4),
             "float32 resident": needed(4 * parameters, 4),
             "float64": needed(mapped, 8),
         },

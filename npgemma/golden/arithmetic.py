@@ -135,7 +135,7 @@ class InEightSums(Looped):
 
 
 class Tf32Rounded(Arithmetic):
-    """Tensor cores multiply in TF32: they read 10 bits of each factor, here rounded to them, and add in float32."""
+    """Tensor cores multiply in TF32, which keeps 10 bits of the mantissa of each factor, and add up in float32."""
 
     @classmethod
     def product(cls, a: Array, b: Array) -> Array:
@@ -143,7 +143,7 @@ class Tf32Rounded(Arithmetic):
 
 
 class Tf32Cut(Arithmetic):
-    """The same where the core cuts off the other bits."""
+    """The same where the other bits are cut off instead of rounded."""
 
     @classmethod
     def product(cls, a: Array, b: Array) -> Array:
@@ -215,7 +215,7 @@ ARITHMETICS: dict[str, dict[str, type[Arithmetic] | None]] = {
 
 
 def arithmetics_of(dtype: str) -> list[type[Arithmetic] | None]:
-    """Those of all runs that an honest run in a precision may be like: in TF32 those in float32, too."""
+    """The arithmetics of honest runs in a precision. In TF32, those of float32 belong to them: their sums differ."""
     more = ARITHMETICS["float32"].values() if dtype == "tf32" else ()
     return [*more, *ARITHMETICS[dtype].values()]
 

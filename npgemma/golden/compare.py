@@ -12,9 +12,8 @@ the port that no rule knows, makes the comparison incomplete.
     (1, 'logits', ('it is the truth times 2, which is 2',))
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import median
 from typing import Any
 
 from npgemma.api.finite import quiet
@@ -28,16 +27,9 @@ from npgemma.golden.judge import Verdict, failed, judge, logit_facts, passed
 from npgemma.golden.mapping import SAME_NAMES, NameMap, Pairing, pair
 from npgemma.golden.port import Misfit, Port
 from npgemma.golden.rounding import SIXTEEN_BITS
+from npgemma.golden.tf32 import tf32_hint
 
-# Errors look like TF32's if at least this share of the floats is not explained in float32 and all are in TF32, where
-# the median of the rms errors is no less than this ratio: mistakes that TF32 would hide are usually much smaller.
-MOST_TAPS, LIKELY_RATIO = 0.5, 0.1
-TF32 = (
-    "the errors look like those of products in TF32, which read 10 bits of each factor: in it, rounding explains all "
-    "{} taps. Dump with TF32 off, where smaller mistakes show (torch.backends.cuda.matmul.allow_tf32 and "
-    "torch.backends.cudnn.allow_tf32 = False, jax_default_matmul_precision = 'highest', or NVIDIA_TF32_OVERRIDE=0), or "
-    "use --dtype tf32"
-)
+FLOAT32_TOO = "rounding in float32 explains all of it, too; leave out --dtype tf32"
 
 
 @dataclass(frozen=True)
@@ -136,6 +128,8 @@ def compare(
 
 def check_envelope(golden: Golden, dtype: str) -> None:
     """BadGolden if the golden file has no honest errors in a dtype."""
+    if dtype == "float16" and "gradients" in golden.metadata:
+        raise BadGolden("a golden file of gradients has no errors of runs in float16, where training scales the loss")
     if dtype not in golden.envelopes:
         tap = golden.metadata["schedules"].get(dtype, {}).get("overflows")
         why = f"{tap} overflows in it, in a port too" if tap else "it was recorded by an older release; record it again"
@@ -143,7 +137,12 @@ def check_envelope(golden: Golden, dtype: str) -> None:
 
 
 def hints(port: Port, verdicts: Sequence[Verdict], dtype: str, grids: Mapping[str, str]) -> Iterator[str]:
-    """What the grids of the port's numbers say: its precision, if it was not named, and another that explains it."""
+    """What the port's numbers say: its precision, if it was not named, and another that explains its errors."""
+    if dtype == "tf32" and all(measured(port, verdict.name, "float32").explained for verdict in verdicts):
+        yield FLOAT32_TOO
+    if dtype == "float32" and (hint := tf32_hint(port.golden, verdicts, lambda tap: measured(port, tap, "tf32"))):
+        yield from hint
+        return
     on = {grid: [tap for tap, found in grids.items() if found == grid] for grid in SIXTEEN_BITS}
     for grid, taps in on.items():
         found = f"the numbers of {len(taps)} of {len(grids)} taps are {grid} numbers"
@@ -152,20 +151,6 @@ def hints(port: Port, verdicts: Sequence[Verdict], dtype: str, grids: Mapping[st
         if dtype == "float32" and taps and any(verdict.wrong for verdict in verdicts) and grid in port.golden.envelopes:
             explained = sum(measured(port, verdict.name, grid).explained for verdict in verdicts)
             yield f"{found}; as {grid}, rounding explains {explained} of {len(verdicts)}: use --dtype {grid}"
-    if dtype == "float32" and "tf32" in port.golden.envelopes and not any(on.values()):
-        yield from tf32(verdicts, lambda tap: measured(port, tap, "tf32"))
-
-
-def tf32(verdicts: Sequence[Verdict], judged_in_tf32: Callable[[str], Verdict]) -> Iterator[str]:
-    """That a float32 port multiplies in TF32, if its errors look like it."""
-    floats = [verdict for verdict in verdicts if verdict.ratios]
-    wrong = [verdict.name for verdict in floats if not verdict.explained]
-    if not wrong or len(wrong) < MOST_TAPS * len(floats):
-        return
-    found = {verdict.name: judged_in_tf32(verdict.name) for verdict in verdicts}
-    ratios = [found[name].ratios["rms"] for name in wrong]
-    if all(verdict.explained for verdict in found.values()) and median(ratios) >= LIKELY_RATIO:
-        yield TF32.format(len(verdicts))
 
 
 def measured(port: Port, tap: str, dtype: str) -> Verdict:

@@ -69,6 +69,8 @@ class Dump(Mapping[str, Array]):
 def read_dump(path: str | Path) -> Dump:
     """Read the dump at `path`. BadGolden if it is missing, damaged, empty, or holds anything but numbers."""
     path = Path(path)
+    if not path.exists():
+        raise BadGolden(f"{path} does not exist; give the file or folder of a dump")
     try:
         if path.is_dir():
             trees = sorted(path.glob(f"*{TREE}"))
@@ -77,10 +79,8 @@ def read_dump(path: str | Path) -> Dump:
             tensors = npz_arrays(path)
         elif path.suffix == ".safetensors":
             tensors = open_file(path, DTYPES)
-        elif path.exists():
-            raise BadGolden(f"{path} is not a dump that npgemma reads: {KINDS}; {HOW_TO_SAVE.get(path.suffix, SAVE)}")
         else:
-            raise BadGolden(f"{path} does not exist; give the file or folder of a dump")
+            raise BadGolden(f"{path} is not a dump that npgemma reads: {KINDS}; {HOW_TO_SAVE.get(path.suffix, SAVE)}")
     except BadModel as error:
         raise BadGolden(str(error)) from None
     if any(name.startswith(ENVELOPE) for name in tensors):  # a golden file: its truth is compared

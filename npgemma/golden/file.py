@@ -3,8 +3,8 @@
     <tap>                     the float64 truth: F64 for a small model, rounded once to F32 for a real one; ids,
                               types and positions I32, masks and 8-bit pictures U8
     envelope.<dtype>/<tap>    [2 R] F32: for each of the R rows of the tap, the rms and the largest absolute error, the
-                              larger of several runs in that dtype: float32, bfloat16, or float16 if it overflows
-                              nowhere
+                              larger of several runs in that precision: float32, tf32, bfloat16, or float16 if it
+                              overflows nowhere
     __metadata__              one string of JSON, "npgemma.golden": format, case, model, preprocessing, tokenizer,
                               policy, schedules, taps (in execution order, with axes), versions, and the sha256 of
                               all this. It is one string because safetensors writes several in random order

@@ -24,7 +24,7 @@ import numpy as np
 
 from npgemma.api.finite import quiet
 from npgemma.errors import BadGolden, listed
-from npgemma.golden.compare import Report, check_envelope, tf32
+from npgemma.golden.compare import Report, check_envelope
 from npgemma.golden.dump import Dump
 from npgemma.golden.file import Golden
 from npgemma.golden.gradient_curve import judged_steps
@@ -37,6 +37,7 @@ from npgemma.golden.layout import Fitted, Place, is_foldable, lay
 from npgemma.golden.mapping import SAME_NAMES, NameMap, Pairing, Rule, pair
 from npgemma.golden.port import Misfit
 from npgemma.golden.sketches import sketches
+from npgemma.golden.tf32 import tf32_hint
 from npgemma.layers.shapes import Array
 
 PADDED = "its examples are rows of a batch, padded; harmless"
@@ -70,9 +71,8 @@ def compare_gradients(
     verdicts += in_steps(port, dtype)
     sent = sorted(theirs for tap, (theirs, _) in found.pairs.items() if tap in frozen)
     hints = [FROZEN.format(listed(sent, 2))] if sent else []
-    if dtype == "float32" and "tf32" in golden.envelopes:
-        recorded = [verdict for verdict in verdicts if verdict.name in golden.taps]
-        hints += tf32(recorded, lambda tap: judged(port, tap, "tf32"))
+    if dtype == "float32":
+        hints += tf32_hint(golden, verdicts, lambda tap: judged(port, tap, "tf32"))
     report = Report(dtype, verdicts, port.complete(), hints=hints)
     return diagnosed(report, golden, port.find)
 

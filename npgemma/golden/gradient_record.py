@@ -1,7 +1,9 @@
-"""Record a golden file of gradients: those of a run in float64, and the errors of runs in float32 and in bfloat16.
+"""Record a golden file of gradients: those of a run in float64, and the errors of runs in float32, TF32 and bfloat16.
 
     pictures, prompt, suffixes --> float64 loss, backward --> truth
                                --> float32 runs           --> |error| --> envelope.float32
+                               --> the same, factors      --> |error| --> envelope.tf32
+                                   of products rounded
                                --> float32 runs, tensors  --> |error| --> envelope.bfloat16
                                    rounded as a schedule says, and each gradient rounded once
 

@@ -23,8 +23,8 @@ def gradients_as_text(report: Report, golden: Golden, verbose: bool = False) -> 
     what = recorded(case) + (f", then {answers}" if answers else "")
     head = [
         f"golden   {what}: loss {float(golden.truth['loss']):.6g}, the mean over {facts['mean']}s{smoothed}{trained}",
-        f"judged   as {report.dtype}: errors in multiples of honest runs'; limits {limits}, {FEW_FACTOR:g} times that "
-        f"for fewer than {FEW_VALUES} values, {TINY_FACTOR:g} times for fewer than {TINY_VALUES}",
+        f"judged   as {report.dtype}, in multiples of the errors of honest runs; allowed are {limits}, {FEW_FACTOR:g} "
+        f"times that for fewer than {FEW_VALUES} values, {TINY_FACTOR:g} times for fewer than {TINY_VALUES}",
         "",
         f"{'block, from the loss backwards':<32} taps    rms    row    max   finds errors above",
     ]

@@ -1,7 +1,8 @@
-"""Record a golden file: a run in float64, and the errors of runs in float32 and in emulated bfloat16.
+"""Record a golden file: a run in float64, and the errors of runs in float32, and in emulated TF32 and bfloat16.
 
     pictures, texts --> float64 run --> truth
                     --> float32 runs                     --> |error| by row --> envelope.float32
+                    --> float32 runs, factors rounded    --> |error| by row --> envelope.tf32
                     --> float32 runs, tensors rounded    --> |error| by row --> envelope.bfloat16, envelope.float16
                         as a schedule says
 

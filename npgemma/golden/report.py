@@ -68,7 +68,7 @@ def as_text(report: Report, golden: Golden, verbose: bool = False) -> str:
     limits = ", ".join(f"{kind} {limit:g}" for kind, limit in LIMITS.items())
     head = [
         f"golden   {recorded(golden.metadata['case'])}, truth in {golden.metadata['model']['truth_stored_as']}",
-        f"judged   as {report.dtype}: errors in multiples of honest runs'; limits {limits}, "
+        f"judged   as {report.dtype}, in multiples of the errors of honest runs; allowed are {limits}, "
         f"{FEW_FACTOR:g} times that for taps with one row or fewer than {FEW_VALUES} values, {TINY_FACTOR:g} times for "
         f"fewer than {TINY_VALUES}",
         "",
@@ -147,7 +147,7 @@ def next_dump(blocks: Sequence[str]) -> str:
 def wrong_taps(verdicts: Sequence[Verdict]) -> Iterator[str]:
     """The first wrong taps: name, reason, wrong rows and diagnosis."""
     for verdict in verdicts[:MOST]:
-        yield f"  {verdict.name} ({one_line(verdict.theirs)}): {one_line(verdict.reason)}"
+        yield f"  {both_names(verdict)}: {one_line(verdict.reason)}"
         if verdict.bad_rows:
             yield f"      {'rows' if len(verdict.bad_rows) > 1 else 'row'} {ranges(verdict.bad_rows)}"
         yield from (f"      {sentence}" for sentence in verdict.diagnosis)
@@ -155,12 +155,18 @@ def wrong_taps(verdicts: Sequence[Verdict]) -> Iterator[str]:
         yield f"  and {len(verdicts) - MOST} more"
 
 
+def both_names(verdict: Verdict) -> str:
+    """The name of a tap, and that of the port if it has another."""
+    theirs = one_line(verdict.theirs)
+    return verdict.name if theirs == verdict.name else f"{verdict.name} ({theirs})"
+
+
 def notes(report: Report) -> Iterator[str]:
     """What was left out of the comparison because it is harmless."""
     found: dict[str, list[str]] = {}
     for verdict in report.verdicts:
         for note in verdict.note.splitlines():
-            found.setdefault(note, []).append(f"{verdict.name} ({one_line(verdict.theirs)})")
+            found.setdefault(note, []).append(both_names(verdict))
     yield from (f"{listed(names, MOST)}: {note}" for note, names in found.items())
 
 
@@ -197,10 +203,11 @@ def summary(report: Report) -> str:
     if report.culprits:
         return f"{line}, and {len(report.culprits)} do not follow from the port's own tensors"
     if report.status == 4:
-        few = f"{len(report.borderline)} are beyond that by up to {BORDERLINE:g} times"
+        few = f"{len({verdict.name for verdict in report.borderline})} are beyond that by up to {BORDERLINE:g} times"
         return f"{line}; {few}, which an unusual order of sums may cause, or a small mistake"
     if report.status == 1 and report.dtype != "float32":
-        return f"{line}. A dump in float32 would show smaller mistakes"
+        where = "with TF32 off" if report.dtype == "tf32" else "in float32"
+        return f"{line}. A dump {where} would show smaller mistakes"
     return line
 
 

@@ -114,6 +114,9 @@ def find_folder(name: str | Path, *needed: str) -> Path | None:
     return snapshot(repo, revision or "main", *needed) if is_repo_id(repo) else None
 
 
+OWNER = "a name on the Hugging Face hub begins with its owner, as in google/paligemma-3b-mix-224"
+
+
 def not_found(name: str | Path, tried: str, kind: str = "") -> BadModel:
     """The error for a name that matches nothing: what was tried, and what would help."""
     text = str(name)
@@ -128,7 +131,9 @@ def not_found(name: str | Path, tried: str, kind: str = "") -> BadModel:
     cache = f"no such repository in the Hugging Face cache {cache_folder()}"
     cached = similar(repo)
     like = f", which contains {', '.join(cached)}" if cached else ""
-    hint = f"; {download_first(repo, revision or 'main')} first" if is_repo_id(repo) else ""
+    hint = ""
+    if is_repo_id(repo):
+        hint = f"; {download_first(repo, revision or 'main')} first" if "/" in repo else f"; {OWNER}"
     return BadModel(f"{kind}{name} was not found: there is {tried}, and {cache}{like}{hint}")
 
 

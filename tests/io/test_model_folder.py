@@ -117,6 +117,10 @@ def test_an_unknown_name_lists_what_was_tried(here, tmp_path):
         find_model("org/name@bfloat16")
     hint = "; npgemma does not download models: run 'hf download org/name --revision bfloat16' first"
     assert str(error.value) == f"org/name@bfloat16 was not found: {tried}{hint}"
+    with pytest.raises(BadModel) as error:
+        find_model("paligemma-3b-mix-224")
+    hint = "; a name on the Hugging Face hub begins with its owner, as in google/paligemma-3b-mix-224"
+    assert str(error.value) == f"paligemma-3b-mix-224 was not found: {tried}{hint}"
     for path in ("./org/name", "/nowhere/at/all", "../name", "a/b/c", "gone.git", "a\0b", "x" * 5000):
         with pytest.raises(BadModel) as error:
             find_model(path)
