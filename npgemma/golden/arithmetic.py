@@ -214,10 +214,9 @@ ARITHMETICS: dict[str, dict[str, type[Arithmetic] | None]] = {
 }
 
 
-def arithmetics_of(dtype: str) -> list[type[Arithmetic] | None]:
-    """The arithmetics of honest runs in a precision. In TF32, those of float32 belong to them: their sums differ."""
-    more = ARITHMETICS["float32"].values() if dtype == "tf32" else ()
-    return [*more, *ARITHMETICS[dtype].values()]
+def precisions_of(dtype: str) -> tuple[str, ...]:
+    """The precisions whose runs a port is judged by. Those in TF32 add up in one order, those in float32 in others."""
+    return ("float32", dtype) if dtype == "tf32" else (dtype,)
 
 
 def computing_as(tap: Tap, kind: type[Arithmetic] | None) -> Tap:

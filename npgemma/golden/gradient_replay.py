@@ -16,6 +16,7 @@ import numpy as np
 from npgemma.api.load import AnyModel
 from npgemma.api.trainable import beside, digest_of
 from npgemma.errors import BadGolden
+from npgemma.golden.arithmetic import precisions_of
 from npgemma.golden.compare import Report
 from npgemma.golden.dump import Dump
 from npgemma.golden.file import Golden
@@ -58,7 +59,8 @@ def replay_gradients(
         exact, tap = computing(model, "float64"), replayed.exactly()
         for _ in run(case, exact, golden.truth[SIGNS], facts["whole"], tap, facts.get("train", ())):
             pass
-        honest_runs(model, case, facts, schedule, dtype, replayed.honestly())
+        for precision in precisions_of(dtype):
+            honest_runs(model, case, facts, schedule, precision, replayed.honestly())
     taps = [tap for tap in golden.taps if tap in replayed.exact]
     return replace(report, replayed=[replayed.verdict(tap, dtype) for tap in taps])
 

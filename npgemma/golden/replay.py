@@ -37,7 +37,7 @@ import numpy as np
 from npgemma.api.generative import GenerativeModel
 from npgemma.api.load import AnyModel
 from npgemma.errors import BadGolden
-from npgemma.golden.arithmetic import Arithmetic, arithmetics_of, computing_as
+from npgemma.golden.arithmetic import ARITHMETICS, Arithmetic, computing_as, precisions_of
 from npgemma.golden.cases import case_of
 from npgemma.golden.compare import Report
 from npgemma.golden.contents import check_replayable
@@ -145,7 +145,7 @@ def honest_runs(model: AnyModel, golden: Golden, given: Given, dtype: str, exact
                 found.sizes[tap] = np.maximum(found.sizes.get(tap, sizes), sizes)
 
     other = computing(model, dtype)
-    for arithmetic in arithmetics_of(dtype):
+    for arithmetic in (each for precision in precisions_of(dtype) for each in ARITHMETICS[precision].values()):
         follow(other, golden, given, dtype, arithmetic, measure)
     return replace(found, rows=pooled(found.rows))
 

@@ -15,18 +15,18 @@ import npgemma
 from npgemma.errors import BadGolden
 from npgemma.golden import Dump, Golden, Report, compare, read_golden
 from npgemma.golden.arithmetic import (
-    ARITHMETICS,
     Arithmetic,
     InOneSum,
     Tf32Cut,
     Tf32Rounded,
-    arithmetics_of,
     computing_as,
+    precisions_of,
 )
 from npgemma.golden.cases import case_of
 from npgemma.golden.file import EMBEDDED
 from npgemma.golden.gradient_case import case_of as gradient_case_of
 from npgemma.golden.gradient_compare import compare_gradients
+from npgemma.golden.gradient_replay import replay_gradients
 from npgemma.golden.gradient_run import run
 from npgemma.golden.gradient_taps import SIGNS
 from npgemma.golden.record import computing
@@ -106,7 +106,7 @@ def test_runs_in_tf32_count_as_no_more_exact_than_those_in_float32(golden: Golde
     """A norm of text rows meets no product before it, and another order of sums is all that moves it."""
     for tap, errors in golden.envelopes["float32"].items():
         assert (golden.envelopes["tf32"][tap] >= errors).all(), tap
-    assert {*ARITHMETICS["float32"].values(), *ARITHMETICS["tf32"].values()} == {*arithmetics_of("tf32")}
+    assert precisions_of("tf32") == ("float32", "tf32")
 
 
 # -------------------------------------------------------------------------------------------------------- forward pass
@@ -209,7 +209,9 @@ def test_gradients_of_products_in_tf32_are_explained_in_tf32_and_told_so_in_floa
     found = judged(study, dump, "float32")
     assert found.status == 1
     assert [HINT in hint for hint in found.hints] == [True]
-    assert judged(study, dump, "tf32").status == 0
+    report = judged(study, dump, "tf32")
+    assert report.status == 0
+    assert replay_gradients(study.model, study.golden, dump, report).status == 0
 
 
 def test_gradients_in_float32_are_told_nothing(study: GradientStudy) -> None:
