@@ -37,9 +37,22 @@ IDS = [f"{name}, {adapter}" for name in EVERY for adapter in ADAPTERS] + [f"{nam
 MOVED = 0.1
 
 
+def reaction(model: npgemma.LanguageModel, inputs: dict) -> float:
+    """How far the logits move if every tensor of a run is rounded once more, up or down at random."""
+    ids, rng = inputs["input_ids"][0].numpy(), np.random.default_rng(0)
+
+    def rounded(name: str, x: np.ndarray, axes: str) -> np.ndarray:
+        return x * (1 + 2.0**-53 * rng.choice([-1, 1], x.shape)) if x.ndim and x.dtype == np.float64 else x
+
+    exact = model.forward(ids)
+    return float(max(np.abs(model.forward(ids, tap=rounded) - exact).max() for _ in range(4)))
+
+
 @pytest.mark.parametrize(("name", "adapter"), CASES, ids=IDS)
 def test_logits_equal_peft(name: str, adapter: dict, tmp_path: Path) -> None:
-    """Up to the rounding of float64. The head is a matrix of its own where the adapter replaces it."""
+    """Up to the rounding of float64, which some of these random models amplify. The head is a matrix of its own where
+    the adapter replaces it.
+    """
     own_head = UNTIED if "lm_head" in adapter.get("modules_to_save", ()) else {}
     case, generator = EVERY[name].changed(**own_head), torch.Generator().manual_seed(5)
     folder, inputs = save(case, tmp_path / "model", generator), inputs_of(random_ids(case, 12, generator))
@@ -47,6 +60,7 @@ def test_logits_equal_peft(name: str, adapter: dict, tmp_path: Path) -> None:
     model = adapted(config, wide=True, folder=folder, kind=case.kind)
     expected = logits_of(model, inputs, wide=True)
     model.to(torch.float32).save_pretrained(tmp_path / "adapter")
-    found = logits(npgemma.load(folder, "float64", adapter=tmp_path / "adapter"), inputs)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance(expected), strict=True)
+    adapted_model = npgemma.load(folder, "float64", adapter=tmp_path / "adapter")
+    allowed = max(tolerance(expected), reaction(adapted_model, inputs))
+    np.testing.assert_allclose(logits(adapted_model, inputs), expected, rtol=0, atol=allowed, strict=True)
     assert np.abs(logits(npgemma.load(folder, "float64"), inputs) - expected).max() > MOVED
