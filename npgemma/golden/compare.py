@@ -129,7 +129,10 @@ def compare(
 def check_envelope(golden: Golden, dtype: str) -> None:
     """BadGolden if the golden file has no honest errors in a dtype."""
     if dtype == "float16" and "gradients" in golden.metadata:
-        raise BadGolden("a golden file of gradients has no errors of runs in float16, where training scales the loss")
+        raise BadGolden(
+            "a golden file of gradients has no errors of runs in float16, where training scales the loss; dump "
+            "float32, TF32 or bfloat16"
+        )
     if dtype not in golden.envelopes:
         tap = golden.metadata["schedules"].get(dtype, {}).get("overflows")
         why = f"{tap} overflows in it, in a port too" if tap else "it was recorded by an older release; record it again"
