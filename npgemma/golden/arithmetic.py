@@ -215,7 +215,7 @@ ARITHMETICS: dict[str, dict[str, type[Arithmetic] | None]] = {
 
 
 def precisions_of(dtype: str) -> tuple[str, ...]:
-    """The precisions whose runs a port is judged by. Those in TF32 add up in one order, those in float32 in others."""
+    """The precisions whose runs a port is judged by, its own last. Runs in float32 have more orders of sums."""
     return ("float32", dtype) if dtype == "tf32" else (dtype,)
 
 

@@ -33,7 +33,7 @@ from npgemma.api.generative import GenerativeModel
 from npgemma.api.language import LanguageModel
 from npgemma.api.load import AnyModel
 from npgemma.errors import BadGolden
-from npgemma.golden.arithmetic import ARITHMETICS, computing_as
+from npgemma.golden.arithmetic import ARITHMETICS, computing_as, precisions_of
 from npgemma.golden.cases import KINDS, TYPES, Case
 from npgemma.golden.file import Spool, write_golden
 from npgemma.golden.names import is_in_level, row_axes
@@ -127,11 +127,11 @@ def record_envelope(spool: Spool, model: AnyModel, case: Case, schedule: str, dt
 
 
 def put_envelope(spool: Spool, name: str, dtype: str, errors: Float[Array, "2 R"]) -> None:
-    """Put the errors of a tap into `spool`. Runs in TF32 add up in one order alone: they count as no more exact than
-    those in float32, which were put there before.
+    """Put the errors of a tap into `spool`, no less than those of the other precisions whose runs a port is judged by,
+    which were put there before.
     """
-    if dtype == "tf32":
-        errors = np.maximum(errors, spool[f"envelope.float32/{name}"])
+    for other in precisions_of(dtype)[:-1]:
+        errors = np.maximum(errors, spool[f"envelope.{other}/{name}"])
     spool.put(f"envelope.{dtype}/{name}", errors.astype(np.float32))
 
 

@@ -36,10 +36,10 @@ def tf32_hint(golden: Golden, verdicts: Sequence[Verdict], judge: Callable[[str]
     exact = {verdict.block for verdict in sharp if verdict.explained}
     if len(wrong) < FEWEST or exact - {*PATCHES}:
         return []
-    found = [judge(verdict.name) for verdict in verdicts if verdict.name in golden.taps]
-    ratios = {verdict.name: verdict.ratios.get("rms", 0.0) for verdict in found}
-    left = [verdict for verdict in found if not verdict.explained]
-    if ratios[wrong[0].name] < LEAST_RATIO or len(left) > (1 - MOST) * len(wrong) or wrong[0].name in names(left):
+    found = {verdict.name: judge(verdict.name) for verdict in verdicts if verdict.name in golden.taps}
+    first = found[wrong[0].name]
+    left = [verdict for verdict in found.values() if not verdict.explained]
+    if not first.explained or first.ratios["rms"] < LEAST_RATIO or len(left) > (1 - MOST) * len(wrong):
         return []
     rest = f", and {left[0].name} is the first that it does not explain" if left else ""
     return [HINT.format(explained=len(found) - len(left), count=len(found), rest=rest)]
@@ -51,7 +51,3 @@ def is_sharp(golden: Golden, tap: str) -> bool:
         return False
     tf32, float32 = (np.square(golden.envelopes[dtype][tap][0]).mean() for dtype in ("tf32", "float32"))
     return bool(tf32 > SHARP**2 * float32)
-
-
-def names(verdicts: Sequence[Verdict]) -> set[str]:
-    return {verdict.name for verdict in verdicts}
